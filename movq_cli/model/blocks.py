@@ -1,0 +1,213 @@
+"""The layers of the published encoder and decoder, under their published names (CogVideo, movq_enc_3d.py, movq_dec_3d.py).
+
+Each takes (B, C, T, H, W), and a cache where it streams; without one a call is a whole clip.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .causal import LAYOUT, CausalConv3d, StreamCache, fold_frames, unfold_frames, upsample_space
+from .norms import GroupNorm, Moments, SpatialNorm3D
+from .stages import Carry, Stage
+
+Norm = GroupNorm | SpatialNorm3D
+
+
+class DownSample3D(nn.Module):
+    """Halves height and width; with compress_time also time, the stream's first frame apart.
+
+    (B, C, T, H, W) to (B, C, T', H / 2, W / 2), T' = 1 + (T - 1) // 2 for the first chunk of a stream and T // 2 for later
+    ones. Space is a 3x3 convolution of stride 2 padded on the right and below, or without `with_conv` an average.
+    """
+
+    def __init__(self, in_channels: int, with_conv: bool, compress_time: bool = False) -> None:
+        super().__init__()
+        self.compress_time = compress_time
+        self.conv = nn.Conv2d(in_channels, in_channels, kernel_size=3, stride=2) if with_conv else None
+
+    def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
+        b, c, t, h, w = x.shape
+        alone = 1 if self.compress_time and (cache is None or cache.first) else 0
+        pairs = (t - alone) // 2 if self.compress_time else t
+        edge = 0 if self.conv is None else 1
+        shape = (b, c, alone + pairs, h + edge, w + edge)
+        # Averages are written into the convolution's padded input: no copy in between.
+        padded = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=LAYOUT)
+        if edge:
+            padded[..., h:, :].zero_()
+            padded[..., w:].zero_()
+        body = padded[..., :h, :w]
+        if self.compress_time:
+            body[:, :, :alone] = x[:, :, :alone]
+            even, odd = (x[:, :, alone + i : alone + 2 * pairs : 2] for i in (0, 1))
+            if torch.is_grad_enabled():
+                body[:, :, alone:] = (even + odd) * 0.5
+            else:
+                torch.add(even, odd, out=body[:, :, alone:]).mul_(0.5)
+        else:
+            body.copy_(x)
+        frames = fold_frames(padded)
+        y = F.avg_pool2d(frames, 2) if self.conv is None else self.conv(frames)
+        return unfold_frames(y, b)
+
+
+class Upsample3D(nn.Module):
+    """Doubles height and width (nearest, then a 3x3 convolution); with compress_time also time, the first frame apart.
+
+    (B, C, T, H, W) to (B, C, T', 2H, 2W), T' = 2T - 1 for the first chunk of a stream and 2T for later ones.
+    """
+
+    def __init__(self, in_channels: int, with_conv: bool, compress_time: bool = False) -> None:
+        super().__init__()
+        self.compress_time = compress_time
+        self.conv = nn.Conv2d(in_channels, in_channels, kernel_size=3, padding=1) if with_conv else None
+
+    def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
+        y = upsample_space(fold_frames(x))
+        if not self.compress_time:
+            return unfold_frames(y if self.conv is None else self.conv(y), x.shape[0])
+        # The convolution is per frame, so a frame shown twice is convolved once.
+        y = unfold_frames(y if self.conv is None else self.conv(y), x.shape[0])
+        twice = y.repeat_interleave(2, dim=2)
+        return twice[:, :, 1:] if cache is None or cache.first else twice
+
+
+class ResnetBlock3D(nn.Module):
+    """norm1, SiLU, conv1, + temb_proj(SiLU(temb)), norm2, SiLU, dropout, conv2, + shortcut of x.
+
+    forward(x, temb): x (B, in_channels, T, H, W), temb (B, temb_channels) or None. Where the channels change, the shortcut
+    is a 1x1x1 convolution (`nin_shortcut`) or, with conv_shortcut, a causal 3x3x3 one. With zq_ch its norms are
+    SpatialNorm3D and forward needs zq too.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int | None = None,
+        conv_shortcut: bool = False,
+        dropout: float,
+        temb_channels: int = 512,
+        pad_mode: str = "constant",
+        norm_scope: str = "whole",
+        zq_ch: int | None = None,
+    ) -> None:
+        super().__init__()
+        out_channels = out_channels or in_channels
+
+        def norm(channels: int) -> Norm:
+            return GroupNorm(channels, norm_scope) if zq_ch is None else SpatialNorm3D(channels, zq_ch, norm_scope)
+
+        self.norm1 = norm(in_channels)
+        self.conv1 = CausalConv3d(in_channels, out_channels, 3, pad_mode)
+        self.temb_proj = nn.Linear(temb_channels, out_channels) if temb_channels > 0 else None
+        self.norm2 = norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = CausalConv3d(out_channels, out_channels, 3, pad_mode)
+        self.conv_shortcut: CausalConv3d | None = None
+        self.nin_shortcut: nn.Conv3d | None = None
+        if in_channels != out_channels:
+            if conv_shortcut:
+                self.conv_shortcut = CausalConv3d(in_channels, out_channels, 3, pad_mode)
+            else:
+                self.nin_shortcut = nn.Conv3d(in_channels, out_channels, kernel_size=1)
+
+    def forward(
+        self, x: Tensor, temb: Tensor | None = None, cache: StreamCache | None = None, *, zq: Tensor | None = None
+    ) -> Tensor:
+        cache = cache or StreamCache()
+        return self._second(self._first(Carry(x, zq=zq), cache, None, temb), cache, None).x
+
+    def stages(self, name: str) -> list[Stage]:
+        """Its two barriers apart: the first stage carries (x, h) on."""
+        return [
+            Stage(f"{name}.conv1", _group_norm(self.norm1), self._first),
+            Stage(f"{name}.conv2", _group_norm(self.norm2), self._second),
+        ]
+
+    def _first(
+        self, carry: Carry, cache: StreamCache, moments: Moments | None, temb: Tensor | None = None
+    ) -> Carry:
+        padded = self.conv1.buffer(carry.x)
+        _write_norm(self.norm1, carry.x, self.conv1.body(padded), carry.zq, cache, moments, silu=True)
+        carry.h = self.conv1.run(padded, cache)
+        if self.temb_proj is not None and temb is not None:
+            carry.h = carry.h + self.temb_proj(F.silu(temb))[:, :, None, None, None]
+        return carry
+
+    def _second(self, carry: Carry, cache: StreamCache, moments: Moments | None) -> Carry:
+        assert carry.h is not None
+        x, h, zq = carry.x, carry.h, carry.zq
+        carry.x, carry.h = None, None  # type: ignore[assignment]  # the caller's hold on them ends here
+        padded = self.conv2.buffer(h)
+        _write_norm(self.norm2, h, self.conv2.body(padded), zq, cache, moments, silu=True)
+        del h
+        if self.training and self.dropout.p > 0:
+            self.conv2.body(padded).copy_(self.dropout(self.conv2.body(padded)))
+        out = self.conv2.run(padded, cache)
+        del padded
+        if self.conv_shortcut is not None:
+            x = self.conv_shortcut(x, cache)
+        elif self.nin_shortcut is not None:
+            x = self.nin_shortcut(x)
+        return Carry(out.add_(x), zq=zq)
+
+
+class AttnBlock2D(nn.Module):
+    """Self-attention among the pixels of each frame, one head: x + proj_out(softmax(q k / sqrt(C)) v), of norm(x)."""
+
+    def __init__(self, in_channels: int, norm_scope: str = "whole", zq_ch: int | None = None) -> None:
+        super().__init__()
+        self.norm: Norm = (
+            GroupNorm(in_channels, norm_scope) if zq_ch is None else SpatialNorm3D(in_channels, zq_ch, norm_scope)
+        )
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(in_channels, in_channels, 1) for _ in range(4))
+
+    def forward(self, x: Tensor, cache: StreamCache | None = None, *, zq: Tensor | None = None) -> Tensor:
+        return self._run(Carry(x, zq=zq), cache or StreamCache(), None).x
+
+    def stages(self, name: str) -> list[Stage]:
+        return [Stage(name, _group_norm(self.norm), self._run)]
+
+    def _run(self, carry: Carry, cache: StreamCache, moments: Moments | None) -> Carry:
+        normed = torch.empty_like(carry.x, memory_format=LAYOUT)
+        _write_norm(self.norm, carry.x, normed, carry.zq, cache, moments, silu=False)
+        frames = fold_frames(normed)
+        n, c, h, w = frames.shape
+        q, k, v = (conv(frames).flatten(2).transpose(1, 2)[:, None] for conv in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v)  # (N, 1, HW, C); softmax in fp32, scaled by 1 / sqrt(C)
+        y = self.proj_out(y[:, 0].transpose(1, 2).reshape(n, c, h, w))
+        return Carry(carry.x + unfold_frames(y, carry.x.shape[0]), zq=carry.zq)
+
+
+def conv_stage(name: str, conv: CausalConv3d, norm: Norm | None = None) -> Stage:
+    """A causal convolution as a stage, behind norm and SiLU where a norm is given."""
+
+    def run(carry: Carry, cache: StreamCache, moments: Moments | None) -> Carry:
+        padded = conv.buffer(carry.x)
+        if norm is None:
+            conv.body(padded).copy_(carry.x)
+        else:
+            _write_norm(norm, carry.x, conv.body(padded), carry.zq, cache, moments, silu=True)
+        carry.x = None  # type: ignore[assignment]  # freed before the convolution makes its output
+        return Carry(conv.run(padded, cache), zq=carry.zq)
+
+    return Stage(name, None if norm is None else _group_norm(norm), run)
+
+
+def _group_norm(norm: Norm) -> GroupNorm:
+    return norm.norm_layer if isinstance(norm, SpatialNorm3D) else norm
+
+
+def _write_norm(
+    norm: Norm, x: Tensor, out: Tensor, zq: Tensor | None, cache: StreamCache, moments: Moments | None, *, silu: bool
+) -> None:
+    if isinstance(norm, GroupNorm):
+        norm.write(x, out, moments, silu=silu)
+        return
+    if zq is None:
+        raise ValueError("a SpatialNorm3D needs zq, the latents")
+    norm.write(x, out, zq, moments, silu=silu, first=cache.first)

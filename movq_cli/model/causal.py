@@ -1,0 +1,169 @@
+"""Streaming, and the convolution that needs it: one explicit cache per stream, and `CausalConv3d`.
+
+A whole clip is a stream of one chunk, so there is one code path. What is not here: norms (norms.py), which are the only
+layers that may look further than the cache remembers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import PAD_MODES
+
+LAYOUT = torch.channels_last_3d
+"""Memory layout of every activation: convolutions are fastest in it, and frames are slabs along its outermost axis."""
+
+
+class StreamCache:
+    """What one stream leaves behind between its chunks, made by the caller and passed down; modules hold nothing.
+
+    `past` maps each causal convolution to its last inputs; `first` says whether the chunk now being computed is the
+    stream's first, as told by whoever feeds the chunks.
+    """
+
+    def __init__(self) -> None:
+        self.first = True
+        self.past: dict[nn.Module, Tensor] = {}
+        self._frames = 0
+        self._over = ""
+
+    @property
+    def frames(self) -> int:
+        """Frames taken so far."""
+        return self._frames
+
+    def take(self, frames: int, *, factor: int, first_chunk_frames: int = 1) -> int:
+        """Books a chunk of the stream and returns how many outputs it gives.
+
+        The first chunk has 1 + n * factor frames, later ones n * factor. A chunk of any other length is floored as a
+        whole clip would be, and ends the stream. Raises ValueError for a chunk that cannot follow.
+        """
+        if self._over:
+            raise ValueError(self._over)
+        if frames < 1:
+            raise ValueError("a chunk needs at least one frame")
+        if 0 < self._frames < first_chunk_frames:
+            raise ValueError(f"pad_mode 'reflect' needs a first chunk of {first_chunk_frames} frames, got {self._frames}")
+        before, self._frames = self._frames, self._frames + frames
+        if (self._frames - 1) % factor:
+            self._over = f"the stream ended with a chunk of {frames} frames: only its last chunk may have such a length"
+        return (self._frames - 1) // factor - (before - 1) // factor
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """An exception inside leaves some layers a chunk ahead of others: the stream cannot go on."""
+        try:
+            yield
+        except BaseException as error:
+            self._over = f"the stream was spoiled by an earlier error: {error}"
+            raise
+
+
+class CausalConv3d(nn.Module):
+    """3-D convolution that sees no later frame: (B, chan_in, T, H, W) to (B, chan_out, T / stride, H, W).
+
+    Published as `CausalConv3d` (CogVideo, movq_enc_3d.py, after MAGVIT-v2). `kernel_size` is an int or (time, height,
+    width); `stride` and `dilation` act on time alone; height and width are padded with zeros to keep their size.
+
+    pad_mode names what stands before the first frame:
+    - `first`: the first frame, repeated;
+    - `constant`: zeros. (The published code hands F.pad its tuple in the wrong order here: it pads width instead of
+      time and sees a frame of the future. This does what the name says.)
+    - `reflect`: frames k .. 1 mirrored, so the first outputs do see that far ahead; with fewer frames, zeros in front.
+
+    Raises ValueError for a kernel that is even in space, an unknown pad mode, or a stride that would skip frames.
+    """
+
+    def __init__(
+        self,
+        chan_in: int,
+        chan_out: int,
+        kernel_size: int | tuple[int, int, int],
+        pad_mode: str = "constant",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        if pad_mode not in PAD_MODES:
+            raise ValueError(f"pad_mode must be one of {', '.join(PAD_MODES)}, got {pad_mode!r}")
+        kernel = (kernel_size,) * 3 if isinstance(kernel_size, int) else tuple(kernel_size)
+        if len(kernel) != 3 or kernel[1] % 2 == 0 or kernel[2] % 2 == 0:
+            raise ValueError(f"kernel_size must be odd in height and width, got {kernel_size!r}")
+        dilation, self.stride = kwargs.pop("dilation", 1), kwargs.pop("stride", 1)
+        self.time_pad = dilation * (kernel[0] - 1) + 1 - self.stride
+        if self.time_pad < 0:
+            raise ValueError(f"a stride of {self.stride} skips frames of a kernel of {kernel[0]} in time")
+        self.pad_mode = pad_mode
+        self.conv = nn.Conv3d(
+            chan_in,
+            chan_out,
+            kernel,
+            stride=(self.stride, 1, 1),
+            dilation=(dilation, 1, 1),
+            padding=(0, kernel[1] // 2, kernel[2] // 2),
+            **kwargs,
+        )
+
+    def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
+        """x (B, chan_in, T, H, W). With a cache, T is a multiple of the stride."""
+        if cache is not None and x.shape[2] % self.stride:
+            raise ValueError(f"a chunk of {x.shape[2]} frames is not a multiple of the stride {self.stride}")
+        if self.time_pad == 0:
+            return self.conv(x)
+        padded = self.buffer(x)
+        self.body(padded).copy_(x)
+        return self.run(padded, cache)
+
+    # The three steps of forward, apart, so that the layer in front can write its result where it is needed: causal
+    # padding then costs no copy of the whole chunk.
+
+    def buffer(self, x: Tensor) -> Tensor:
+        """An unfilled input for `run`, with room for the past in front of the frames of x."""
+        b, c, t, h, w = x.shape
+        return torch.empty((b, c, self.time_pad + t, h, w), dtype=x.dtype, device=x.device, memory_format=LAYOUT)
+
+    def body(self, padded: Tensor) -> Tensor:
+        """Where in a buffer the frames of the chunk belong."""
+        return padded[:, :, self.time_pad :]
+
+    def run(self, padded: Tensor, cache: StreamCache | None) -> Tensor:
+        """The convolution of a buffer whose body is filled."""
+        pad = self.time_pad
+        if pad:
+            if cache is not None and not cache.first:
+                padded[:, :, :pad] = cache.past[self]
+            else:
+                self._fill_before_first(padded[:, :, :pad], self.body(padded))
+            if cache is not None:
+                cache.past[self] = padded[:, :, -pad:].clone()
+        return self.conv(padded)
+
+    def _fill_before_first(self, past: Tensor, x: Tensor) -> None:
+        if self.pad_mode == "first":
+            past.copy_(x[:, :, :1].expand_as(past))
+            return
+        past.zero_()
+        if self.pad_mode == "reflect":
+            mirrored = x[:, :, 1 : self.time_pad + 1].flip(2)
+            past[:, :, past.shape[2] - mirrored.shape[2] :] = mirrored
+
+
+def fold_frames(x: Tensor) -> Tensor:
+    """(B, C, T, H, W) to (B * T, C, H, W): a view, in this project's layout."""
+    b, c, t, h, w = x.shape
+    return x.transpose(1, 2).reshape(b * t, c, h, w)
+
+
+def unfold_frames(x: Tensor, batch: int) -> Tensor:
+    """(B * T, C, H, W) back to (B, C, T, H, W)."""
+    return x.reshape(batch, -1, *x.shape[1:]).transpose(1, 2)
+
+
+def upsample_space(x: Tensor) -> Tensor:
+    """(N, C, H, W) to (N, C, 2H, 2W), nearest."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")

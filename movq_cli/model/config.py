@@ -1,0 +1,153 @@
+"""What an autoencoder is built from: one frozen dataclass, read from the flat JSON of a weights file. No torch here.
+
+It knows every key of `Encoder3D` and of `Decoder3D`; everyone who needs a factor of 4, 8 or 16 asks it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import MovqWarning
+
+PAD_MODES = ("first", "constant", "reflect")
+NORM_SCOPES = ("whole", "frame")
+NORM_GROUPS = 32
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """Constructor arguments of the published MoVQ encoder and decoder, and `norm_scope`.
+
+    Raises ValueError, with the reason, where no network can be built from them.
+    """
+
+    ch: int
+    out_ch: int
+    in_channels: int
+    resolution: int
+    z_channels: int
+    num_res_blocks: int
+    attn_resolutions: tuple[int, ...]
+    ch_mult: tuple[int, ...] = (1, 2, 4, 8)
+    dropout: float = 0.0
+    resamp_with_conv: bool = True
+    double_z: bool = True
+    pad_mode: str = "first"
+    temporal_compress_times: int = 4
+    norm_scope: str = "whole"
+    zq_ch: int | None = None
+    add_conv: bool = False
+    give_pre_end: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("attn_resolutions", "ch_mult"):
+            value = getattr(self, name)
+            if not isinstance(value, (list, tuple)) or not all(type(v) is int for v in value):
+                raise ValueError(f"{name} must be a list of whole numbers, got {value!r}")
+            object.__setattr__(self, name, tuple(value))
+        if not self.ch_mult:
+            raise ValueError("ch_mult is empty: there must be at least one level")
+        if self.zq_ch is None:
+            object.__setattr__(self, "zq_ch", self.z_channels)
+        for name in ("ch", "out_ch", "in_channels", "resolution", "z_channels", "num_res_blocks", "zq_ch"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} must be a whole number above 0, got {value!r}")
+        for mult in self.ch_mult:
+            if mult < 1 or (self.ch * mult) % NORM_GROUPS:
+                raise ValueError(
+                    f"every level needs a multiple of {NORM_GROUPS} channels (GroupNorm has {NORM_GROUPS} groups), "
+                    f"got ch {self.ch} x {mult}"
+                )
+        if self.pad_mode not in PAD_MODES:
+            raise ValueError(f"pad_mode must be one of {', '.join(PAD_MODES)}, got {self.pad_mode!r}")
+        if self.norm_scope not in NORM_SCOPES:
+            raise ValueError(f"norm_scope must be one of {', '.join(NORM_SCOPES)}, got {self.norm_scope!r}")
+        times = self.temporal_compress_times
+        if type(times) is not int or times < 1 or times & (times - 1):
+            raise ValueError(f"temporal_compress_times must be a power of two, got {times!r}")
+        if self.temporal_levels > self.levels - 1:
+            raise ValueError(
+                f"temporal_compress_times {times} needs {self.temporal_levels} downsampling levels, "
+                f"ch_mult of {self.levels} levels has {self.levels - 1}"
+            )
+        if self.add_conv:
+            raise ValueError("add_conv=True is not supported (no published model has it)")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> AutoencoderConfig:
+        """The config of these values. A key that neither network knows is warned about by name, as it changes nothing."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        for name in sorted(set(values) - known):
+            warnings.warn(f"unknown config key {name!r} is ignored", MovqWarning, stacklevel=3)
+        given = {k: v for k, v in values.items() if k in known}
+        missing = [
+            f.name for f in dataclasses.fields(cls) if f.name not in given and f.default is dataclasses.MISSING
+        ]
+        if missing:
+            raise ValueError(f"config lacks {', '.join(missing)}")
+        return cls(**given)
+
+    def to_json(self) -> str:
+        """Every key with its value, sorted, no spaces: equal configs give equal text."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+
+    def identity_json(self) -> str:
+        """`to_json` without what cannot change a latent: dropout, and resolution where there is no attention."""
+        values = dataclasses.asdict(self)
+        del values["dropout"]
+        if not self.attn_resolutions:
+            del values["resolution"]
+        return json.dumps(values, sort_keys=True, separators=(",", ":"))
+
+    @property
+    def levels(self) -> int:
+        return len(self.ch_mult)
+
+    @property
+    def temporal_levels(self) -> int:
+        """Levels that halve time (encoder) or double it (decoder): log2 of the temporal factor."""
+        return int(math.log2(self.temporal_compress_times))
+
+    @property
+    def temporal_factor(self) -> int:
+        """Frames per latent after the first, which stands for one frame."""
+        return self.temporal_compress_times
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per latent along height and width, which must be multiples of it."""
+        return int(2 ** (self.levels - 1))
+
+    @property
+    def moment_channels(self) -> int:
+        """Channels the encoder gives: mean and logvar with double_z, else the mean alone."""
+        return 2 * self.z_channels if self.double_z else self.z_channels
+
+    @property
+    def first_chunk_frames(self) -> int:
+        """The fewest frames a stream's first chunk needs if a second is to follow: `reflect` looks ahead."""
+        return 1 + 2 * self.temporal_factor if self.pad_mode == "reflect" else 1
+
+    def level_channels(self, level: int) -> int:
+        return self.ch * self.ch_mult[level]
+
+    def level_time(self, level: int) -> int:
+        """How many times fewer frames than the input the blocks of this level see."""
+        return int(2 ** min(level, self.temporal_levels))
+
+    def latent_frames(self, frames: int) -> int:
+        """T' of T frames, floored as the published encoder floors: 1 + (T - 1) // factor."""
+        return 1 + (frames - 1) // self.temporal_factor if frames > 0 else 0
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int, int]:
+        """(1, C, T', H', W') of the moments of one clip."""
+        s = self.spatial_factor
+        return 1, self.moment_channels, self.latent_frames(frames), height // s, width // s

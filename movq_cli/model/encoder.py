@@ -1,0 +1,108 @@
+"""`Encoder3D`: RGB video in [-1, 1] to the moments of its latents, a whole clip at once or chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .blocks import AttnBlock2D, DownSample3D, ResnetBlock3D, conv_stage
+from .causal import LAYOUT, CausalConv3d, StreamCache
+from .config import AutoencoderConfig
+from .norms import GroupNorm
+from .stages import Carry, Stage, run_window
+
+
+class Encoder3D(nn.Module):
+    """The published encoder of CogVideoX (CogVideo, movq_enc_3d.py), with its arguments, names and numbers.
+
+    x (B, in_channels, T, H, W) in [-1, 1] becomes (B, 2 * z_channels, 1 + (T - 1) // 4, H / 8, W / 8) with the published
+    arguments: mean, then log variance. `norm_scope` is "whole" (published) or "frame" (strictly causal; see norms.py).
+    Unknown arguments are ignored, as published, but warned about by name. Raises ValueError for arguments that make no
+    network, and for chunks that cannot follow.
+    """
+
+    def __init__(
+        self,
+        *,
+        ch: int,
+        out_ch: int,
+        ch_mult: Sequence[int] = (1, 2, 4, 8),
+        num_res_blocks: int,
+        attn_resolutions: Sequence[int],
+        dropout: float = 0.0,
+        resamp_with_conv: bool = True,
+        in_channels: int,
+        resolution: int,
+        z_channels: int,
+        double_z: bool = True,
+        pad_mode: str = "first",
+        temporal_compress_times: int = 4,
+        norm_scope: str = "whole",
+        **ignore_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__", "ignore_kwargs")}
+        self.config = config = AutoencoderConfig.from_dict({**arguments, **ignore_kwargs})
+
+        def block(in_channels: int, out_channels: int) -> ResnetBlock3D:
+            return ResnetBlock3D(
+                in_channels=in_channels,
+                out_channels=out_channels,
+                dropout=dropout,
+                temb_channels=0,
+                pad_mode=pad_mode,
+                norm_scope=norm_scope,
+            )
+
+        self.conv_in = CausalConv3d(in_channels, ch, 3, pad_mode)
+        self.down = nn.ModuleList()
+        channels = ch
+        for i in range(config.levels):
+            level = nn.Module()
+            level.block, level.attn = nn.ModuleList(), nn.ModuleList()
+            for _ in range(num_res_blocks):
+                level.block.append(block(channels, config.level_channels(i)))
+                channels = config.level_channels(i)
+                if resolution // 2**i in config.attn_resolutions:
+                    level.attn.append(AttnBlock2D(channels, norm_scope))
+            if i < config.levels - 1:
+                level.downsample = DownSample3D(channels, resamp_with_conv, compress_time=i < config.temporal_levels)
+            self.down.append(level)
+        self.mid = nn.Module()
+        self.mid.block_1 = block(channels, channels)
+        self.mid.block_2 = block(channels, channels)
+        self.norm_out = GroupNorm(channels, norm_scope)
+        self.conv_out = CausalConv3d(channels, config.moment_channels, 3, pad_mode)
+
+    def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
+        """x (B, in_channels, T, H, W), H and W multiples of the spatial factor, to (B, moments, T', H / 8, W / 8).
+
+        Without a cache, x is a whole clip. With one it is the stream's next chunk: 1 + n * factor frames, then n * factor
+        (see `StreamCache.take`), and with norm_scope "frame" the outputs, joined, are those of the whole clip.
+        """
+        cache = StreamCache() if cache is None else cache
+        config = self.config
+        first = cache.frames == 0
+        b, _, t, h, w = x.shape
+        if h % config.spatial_factor or w % config.spatial_factor:
+            raise ValueError(f"height and width must be multiples of {config.spatial_factor}, got {h}x{w}")
+        latents = cache.take(t, factor=config.temporal_factor, first_chunk_frames=config.first_chunk_frames)
+        if latents == 0:  # fewer frames than a latent needs, at the end of a stream
+            return x.new_empty(b, config.moment_channels, 0, h // config.spatial_factor, w // config.spatial_factor)
+        (z,) = run_window(self.stages(), [Carry(x.contiguous(memory_format=LAYOUT))], cache, first=first)
+        return z
+
+    def stages(self) -> list[Stage]:
+        """The layers in order, cut at every norm."""
+        stages = [conv_stage("conv_in", self.conv_in)]
+        for i, level in enumerate(self.down):
+            for j, block in enumerate(level.block):
+                stages += block.stages(f"down.{i}.block.{j}")
+                if level.attn:
+                    stages += level.attn[j].stages(f"down.{i}.attn.{j}")
+            if i < self.config.levels - 1:
+                stages[-1] = stages[-1].then(level.downsample)
+        stages += self.mid.block_1.stages("mid.block_1") + self.mid.block_2.stages("mid.block_2")
+        return [*stages, conv_stage("conv_out", self.conv_out, self.norm_out)]
