@@ -167,3 +167,9 @@ def unfold_frames(x: Tensor, batch: int) -> Tensor:
 def upsample_space(x: Tensor) -> Tensor:
     """(N, C, H, W) to (N, C, 2H, 2W), nearest."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def lay_out(weight: Tensor) -> Tensor:
+    """A weight in the memory layout that matches the activations'."""
+    formats = {4: torch.channels_last, 5: LAYOUT}
+    return weight.contiguous(memory_format=formats.get(weight.dim(), torch.contiguous_format))

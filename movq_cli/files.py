@@ -1,0 +1,249 @@
+"""Files that are whole or absent, and the outside of a safetensors file: its header, read and written.
+
+Every command that writes a file writes it here. No tensor library is imported.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .errors import MovqError
+
+BLOCK = 1 << 20
+"""Bytes moved at a time where whole files pass through."""
+
+ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8}
+"""Bytes per number of the safetensors dtypes that movq's own files may hold."""
+
+
+def require_file(path: str | os.PathLike[str]) -> os.stat_result:
+    """The stat of a regular file that can be read. Raises MovqError for anything else: devices and pipes would hang."""
+    name = os.fspath(path)
+    try:
+        found = os.stat(name)
+    except (OSError, ValueError) as error:
+        raise MovqError(_reason(error), name) from None
+    if stat.S_ISDIR(found.st_mode):
+        raise MovqError("is a folder, not a file", name)
+    if not stat.S_ISREG(found.st_mode):
+        raise MovqError("is not a regular file", name)
+    if not os.access(name, os.R_OK):
+        raise MovqError("permission denied", name)
+    return found
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Hex digest of a file's bytes."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise MovqError(_reason(error), os.fspath(path)) from None
+
+
+class WholeFile:
+    """A file that appears under its name all at once, synced to disk, or not at all.
+
+    `with WholeFile(path) as file: file.write(...); file.commit()`. Without a commit nothing stays behind. What is written
+    has no name until then where the file system allows it, so that not even SIGKILL leaves a trace. Raises MovqError,
+    on construction: before any work is done, for a path that exists (unless force) or cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        self.path = os.fspath(path)
+        self._force = force
+        self._folder, name = os.path.split(self.path)
+        self._folder = self._folder or "."
+        self._temp = os.path.join(self._folder, f".movq-{secrets.token_hex(8)}.tmp")
+        self._named = False
+        if not name or name in (".", ".."):
+            raise MovqError("is not a file name", self.path)
+        with self._named_errors():
+            if os.path.lexists(self.path):
+                self._refuse_existing()
+            self._fd = self._open()
+
+    def _refuse_existing(self) -> None:
+        mode = os.lstat(self.path).st_mode
+        if stat.S_ISDIR(mode):
+            raise MovqError("is a folder; name a file", self.path)
+        if not stat.S_ISREG(mode):
+            raise MovqError("exists and is not a regular file", self.path)
+        if not self._force:
+            raise MovqError("exists; --force overwrites it", self.path)
+
+    def _open(self) -> int:
+        if len(os.fsencode(os.path.basename(self.path))) > os.pathconf(self._folder, "PC_NAME_MAX"):
+            raise MovqError("the name is too long for this file system", self.path)
+        if hasattr(os, "O_TMPFILE"):
+            try:
+                return os.open(self._folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
+            except (IsADirectoryError, NotADirectoryError):
+                pass  # the folder is missing, or the kernel knows no O_TMPFILE: the next open tells
+            except OSError as error:
+                if error.errno not in _NO_TMPFILE:
+                    raise
+        fd = os.open(self._temp, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
+        self._named = True
+        return fd
+
+    def spool(self) -> int:
+        """The descriptor of another file in the same folder, without a name, for the caller to close."""
+        with self._named_errors():
+            if hasattr(os, "O_TMPFILE"):
+                try:
+                    return os.open(self._folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+                except OSError as error:
+                    if error.errno not in _NO_TMPFILE:
+                        raise
+            name = f"{self._temp}.spool"
+            fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            os.unlink(name)
+            return fd
+
+    def write(self, data: bytes | memoryview) -> None:
+        with self._named_errors():
+            write_all(self._fd, data)
+
+    def commit(self) -> None:
+        """Gives the file its name: data synced, then named, then the folder synced."""
+        with self._named_errors():
+            os.fsync(self._fd)
+            if not self._named:
+                # linkat of the descriptor; src_dir_fd makes Python follow the link in /proc.
+                os.link(f"/proc/self/fd/{self._fd}", self._temp, src_dir_fd=self._fd, follow_symlinks=True)
+                self._named = True
+            if not self._force and os.path.lexists(self.path):
+                self._refuse_existing()
+            os.rename(self._temp, self.path)
+            self._named = False
+            folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def __enter__(self) -> WholeFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._fd)
+        if self._named:
+            os.unlink(self._temp)
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise MovqError(_reason(error), self.path) from error
+
+
+_NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """All of `data` at the descriptor's position; os.write may write less."""
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _reason(error: OSError | ValueError) -> str:
+    known = {
+        FileNotFoundError: "no such file or folder",
+        PermissionError: "permission denied",
+        NotADirectoryError: "a part of the path is not a folder",
+    }
+    if type(error) in known:
+        return known[type(error)]
+    return (getattr(error, "strerror", None) or str(error)).lower()
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor of a safetensors file: dtype by its safetensors name, shape, and where its bytes are in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def numel(self) -> int:
+        n = 1
+        for size in self.shape:
+            n *= size
+        return n
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of a safetensors file."""
+
+    tensors: dict[str, TensorEntry]
+    metadata: dict[str, str]
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """The header alone. Raises MovqError for anything but a well-formed safetensors file."""
+    from safetensors import SafetensorError, safe_open
+
+    name = os.fspath(path)
+    require_file(name)
+    try:
+        with safe_open(name, framework="np") as checked:  # checks every offset, shape and the header's size
+            checked.keys()
+        with open(name, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header: dict[str, Any] = json.loads(file.read(size))
+        metadata = header.pop("__metadata__", None) or {}
+        tensors = {
+            key: TensorEntry(
+                entry["dtype"],
+                tuple(entry["shape"]),
+                8 + size + entry["data_offsets"][0],
+                8 + size + entry["data_offsets"][1],
+            )
+            for key, entry in header.items()
+        }
+    except SafetensorError as error:
+        raise MovqError(f"is not a safetensors file ({error})", name) from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise MovqError(f"is not a readable safetensors file ({error})", name) from None
+    return Header(tensors, metadata)
+
+
+def header_bytes(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    """The header of a safetensors file of these tensors (name: dtype, shape), laid out in the order given.
+
+    Metadata is sorted and the header padded with spaces to a multiple of 8, so equal contents give equal bytes and
+    tensors are aligned.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    at = 0
+    for name, (dtype, shape) in tensors.items():
+        size = TensorEntry(dtype, shape, 0, 0).numel * ITEM_SIZES[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def file_name(path: str | os.PathLike[str]) -> str:
+    """The base name, as text that can stand in JSON whatever bytes it has."""
+    return Path(path).name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

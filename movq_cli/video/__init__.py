@@ -1,0 +1,18 @@
+"""Video files to frames as a viewer shows them. Everything of PyAV is in here, and runs in a process of its own."""
+
+from .geometry import Geometry, Picture
+from .info import VideoInfo
+from .reader import Frame, FrameReader, count_frames, probe, read_frames
+from .selection import Selection
+
+__all__ = [
+    "Frame",
+    "FrameReader",
+    "Geometry",
+    "Picture",
+    "Selection",
+    "VideoInfo",
+    "count_frames",
+    "probe",
+    "read_frames",
+]

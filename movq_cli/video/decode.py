@@ -1,0 +1,255 @@
+"""Frames as a viewer shows them, one at a time, and the checks that none is missing. PyAV; runs in the decoding process."""
+
+from __future__ import annotations
+
+import array
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
+from typing import TypeVar
+
+import av
+import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from ..errors import MovqError
+from .colour import Colour, colour_of
+from .geometry import Geometry, Orientation, Picture, plan_geometry
+from .info import VideoInfo
+from .selection import Selection, Shown, select
+from .source import Source, av_errors
+
+T = TypeVar("T")
+
+FILTER = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+FILTER_NAME = "swscale bicubic, full chroma, accurate, bit-exact"
+_FALLBACK_RATE = Fraction(25)
+_CUTTABLE = ("mpegts", "mpeg")  # streams that are cut anywhere as a matter of course
+_END_TOLERANCE = Fraction(3, 2)  # frames by which the last one may fall short of a stream's stated end
+
+
+class Decoder:
+    """One open video, read once: first `info`, then frames.
+
+    `warnings` gathers, in the order met and each once, what was not handled.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.warnings: list[str] = []
+        self._shown = self._decode()
+        try:
+            self._first = next(self._shown)
+        except StopIteration:
+            raise MovqError("has no frame that can be shown") from None
+        frame = self._first.payload
+        self.colour = colour_of(frame)
+        self.orientation = self._orientation(frame)
+        self._size = frame.width, frame.height
+        self._colours: dict[tuple[object, ...], Colour] = {}
+        self._reformatter = VideoReformatter()
+
+    @property
+    def info(self) -> VideoInfo:
+        source, stream, frame = self.source, self.source.stream, self._first.payload
+        aspect = stream.sample_aspect_ratio or Fraction(1)
+        shown = plan_geometry(frame.width, frame.height, aspect, self.orientation, Picture(), 1).shown
+        duration = _duration(source)
+        return VideoInfo(
+            container=source.container.format.name,
+            codec=stream.codec_context.name,
+            pixel_format=frame.format.name,
+            width=frame.width,
+            height=frame.height,
+            shown_width=shown[0],
+            shown_height=shown[1],
+            rotation=self.orientation.rotation,
+            mirrored=self.orientation.mirrored,
+            pixel_aspect=aspect,
+            matrix=self.colour.matrix,
+            color_range=self.colour.color_range,
+            transfer=self.colour.transfer,
+            fps=None if source.picture else stream.average_rate,
+            frames_from_header=1 if source.picture else (stream.frames or None),
+            duration=None if source.picture else duration,
+            stream=stream.index,
+            bytes=source.container.size,
+            is_picture=source.picture,
+            warnings=tuple(self.warnings),
+        )
+
+    def geometry(self, picture: Picture, multiple: int) -> Geometry:
+        frame, aspect = self._first.payload, self.source.stream.sample_aspect_ratio or Fraction(1)
+        return plan_geometry(frame.width, frame.height, aspect, self.orientation, picture, multiple)
+
+    def frames(self, selection: Selection, passed: Callable[[], None]) -> Iterator[Shown[av.VideoFrame]]:
+        """The selected frames. Reading to the end of the file also checks that the file was whole."""
+
+        def all_frames() -> Iterator[Shown[av.VideoFrame]]:
+            yield self._first
+            yield from self._shown
+
+        return select(all_frames(), selection, passed)
+
+    def rgb(self, frame: av.VideoFrame, scaled: tuple[int, int]) -> np.ndarray:
+        """A stored frame as RGB uint8 (height, width, 3), resampled once to `scaled` (width, height)."""
+        colour = self._colour(frame)
+        width, height = scaled
+        if frame.format.has_palette or any(c.is_alpha for c in frame.format.components):
+            rgba = self._reformat(frame, colour, frame.width, frame.height, "rgba").to_ndarray()
+            alpha = rgba[..., 3:]
+            rgb = rgba[..., :3]
+            if alpha.min() < 255:
+                self._warn("has transparent pixels: laid over black")
+                rgb = ((rgb.astype(np.uint16) * alpha + 127) // 255).astype(np.uint8)
+            if (frame.width, frame.height) == scaled:
+                return rgb
+            opaque = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+            return self._reformatter.reformat(
+                opaque, width, height, "rgb24", interpolation=FILTER, threads=1
+            ).to_ndarray()
+        return self._reformat(frame, colour, width, height, "rgb24").to_ndarray()
+
+    def _reformat(self, frame: av.VideoFrame, colour: Colour, width: int, height: int, format: str) -> av.VideoFrame:
+        with av_errors("has colours that cannot be converted"):
+            return self._reformatter.reformat(
+                frame,
+                width,
+                height,
+                format,
+                src_colorspace=colour.matrix_number,
+                src_color_range=colour.range_number,
+                interpolation=FILTER,
+                threads=1,
+            )
+
+    def _colour(self, frame: av.VideoFrame) -> Colour:
+        key = frame.format.name, frame.colorspace, frame.color_range, frame.color_trc, frame.interlaced_frame
+        if key not in self._colours:
+            self._colours[key] = colour_of(frame)
+            for warning in self._colours[key].warnings:
+                self._warn(warning)
+        return self._colours[key]
+
+    def _warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def _orientation(self, frame: av.VideoFrame) -> Orientation:
+        data = frame.side_data.get("DISPLAYMATRIX")
+        if data is None:
+            return Orientation()
+        m = array.array("i", bytes(data))
+        if m.itemsize != 4 or len(m) != 9:
+            return Orientation()
+        if sys.byteorder != "little":
+            m.byteswap()
+        a, b, c, d = m[0], m[1], m[3], m[4]  # a stored point (p, q) is shown at (a p + c q, b p + d q)
+        one = 1 << 16
+        if b == c == 0 and abs(a) == abs(d) == one:
+            return Orientation(False, a < 0, d < 0)
+        if a == d == 0 and abs(b) == abs(c) == one:
+            return Orientation(True, c < 0, b < 0)
+        self._warn("is turned by an angle that is not a quarter turn: encoded as stored")
+        return Orientation()
+
+    def _decode(self) -> Iterator[Shown[av.VideoFrame]]:
+        source, stream = self.source, self.source.stream
+        rate = stream.average_rate or stream.guessed_rate or _FALLBACK_RATE
+        cuttable = source.container.format.name in _CUTTABLE
+        index, packets, end, size = 0, 0, Fraction(0), None
+        with av.logging.Capture(local=False) as log:
+            demuxed = source.container.demux(stream)
+            while True:
+                with av_errors(f"is damaged after {index} frames"):
+                    packet = next(demuxed, None)
+                    if packet is None:
+                        break
+                    packets += packet.size > 0
+                    if packet.is_corrupt and not cuttable:
+                        raise MovqError(f"is cut off or damaged after {index} frames")
+                    decoded = packet.decode()
+                if any("ended prematurely" in message for _, _, message in log):
+                    raise MovqError(f"is cut off: the file ends early, after about {index} frames")
+                log.clear()
+                for frame in decoded:
+                    if frame.is_corrupt:
+                        if not cuttable:
+                            raise MovqError(f"is damaged at frame {index}")
+                        self._warn("has damaged frames")
+                    size = size or (frame.width, frame.height)
+                    if size != (frame.width, frame.height):
+                        raise MovqError(
+                            f"changes its picture size from {size[0]}x{size[1]} to {frame.width}x{frame.height} "
+                            f"at frame {index}"
+                        )
+                    if frame.pts is None:
+                        if not source.picture:
+                            self._warn(f"has frames without times: taken as {float(rate):g} frames per second")
+                        time = end
+                    else:
+                        time = frame.pts * Fraction(frame.time_base)
+                    length = frame.duration * Fraction(frame.time_base) if frame.duration else 1 / rate
+                    end = time + length
+                    yield Shown(index, time, end, frame)
+                    index += 1
+        self._check_whole(index, packets, end, rate)
+
+    def _check_whole(self, frames: int, packets: int, end: Fraction, rate: Fraction) -> None:
+        source = self.source
+        expected = source.stream.frames
+        if not source.picture and packets < expected:
+            raise MovqError(f"is cut off: {packets} of {expected} frames are there")
+        stated = _stated_end(source)
+        if stated is not None and end + _END_TOLERANCE / rate < stated:
+            raise MovqError(f"is cut off: it ends at {float(end):.2f} s of {float(stated):.2f} s")
+
+
+def count_frames(source: Source, selection: Selection, passed: Callable[[], None]) -> int:
+    """How many frames the selection has, from the times of packets, without decoding them.
+
+    Right for every file whose packets are frames; decoding has the last word.
+    """
+    if source.picture:
+        return 1
+    stream = source.stream
+    rate = stream.average_rate or stream.guessed_rate or _FALLBACK_RATE
+    spans: list[tuple[Fraction, Fraction]] = []
+    with av_errors("is damaged"):
+        for packet in source.container.demux(stream):
+            passed()
+            if packet.size == 0 or packet.is_discard:
+                continue
+            time = len(spans) / rate if packet.pts is None else packet.pts * Fraction(packet.time_base)
+            length = packet.duration * Fraction(packet.time_base) if packet.duration else 1 / rate
+            spans.append((time, time + length))
+    return _length(select((Shown(i, t, end, None) for i, (t, end) in enumerate(sorted(spans))), selection))
+
+
+def _length(items: Iterable[T]) -> int:
+    return sum(1 for _ in items)
+
+
+def _duration(source: Source) -> Fraction | None:
+    stream = source.stream
+    if stream.duration is not None and stream.time_base is not None:
+        return stream.duration * Fraction(stream.time_base)
+    if source.container.duration is not None:
+        return Fraction(source.container.duration, av.time_base)
+    return None
+
+
+def _stated_end(source: Source) -> Fraction | None:
+    """Where Matroska says the video ends, in its own clock; other formats count frames."""
+    if "matroska" not in source.container.format.name:
+        return None
+    text = source.stream.metadata.get("DURATION", "")
+    try:
+        hours, minutes, seconds = text.split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
+    except ValueError:
+        pass
+    alone = len(source.container.streams) == 1
+    if alone and source.container.duration is not None:
+        return Fraction(source.container.duration, av.time_base)
+    return None

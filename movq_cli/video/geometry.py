@@ -1,0 +1,175 @@
+"""From the picture a file stores to the picture encoded: turning, square pixels, scale, crop and edge padding. No PyAV."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from ..errors import MovqError, MovqUsageError
+
+FITS = ("cover", "contain", "stretch")
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """What turns the stored picture into the shown one: transpose, then mirror columns, then rows."""
+
+    transpose: bool = False
+    mirror_columns: bool = False
+    mirror_rows: bool = False
+
+    @property
+    def rotation(self) -> int:
+        """Quarter turns in degrees clockwise, after a mirror of columns if `mirrored`."""
+        if self.transpose:
+            return 90 if self.mirror_columns else 270
+        return 180 if self.mirror_rows else 0
+
+    @property
+    def mirrored(self) -> bool:
+        return self.transpose ^ self.mirror_columns ^ self.mirror_rows
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        """A view of (H, W, 3) as shown."""
+        if self.transpose:
+            image = image.transpose(1, 0, 2)
+        return image[:: -1 if self.mirror_rows else 1, :: -1 if self.mirror_columns else 1]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Which picture is asked for: `height`, `width` or `short_side` keeps the aspect; height and width go with `fit`.
+
+    Raises MovqUsageError for a combination that says two things.
+    """
+
+    height: int | None = None
+    width: int | None = None
+    short_side: int | None = None
+    fit: str = "cover"
+    upscale: bool = False
+
+    def __post_init__(self) -> None:
+        if self.short_side is not None and (self.height or self.width):
+            raise MovqUsageError("goes without --height and --width", "--short-side")
+        if self.fit not in FITS:
+            raise MovqUsageError(f"must be one of {', '.join(FITS)}, got {self.fit!r}", "--fit")
+        for name in ("height", "width", "short_side"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise MovqUsageError(f"must be above 0, got {value}", "--" + name.replace("_", "-"))
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How each stored frame becomes the picture encoded. All sizes (width, height) in pixels.
+
+    `scaled` is what one resampling makes of the stored frame, square pixels included, before turning; `crop` is
+    (left, top, width, height) of the turned picture; padding repeats its right and bottom edge.
+    """
+
+    stored: tuple[int, int]
+    shown: tuple[int, int]
+    orientation: Orientation
+    scaled: tuple[int, int]
+    crop: tuple[int, int, int, int]
+    pad_right: int
+    pad_bottom: int
+
+    @property
+    def width(self) -> int:
+        """Of the picture encoded, without padding."""
+        return self.crop[2]
+
+    @property
+    def height(self) -> int:
+        return self.crop[3]
+
+    @property
+    def padded_width(self) -> int:
+        return self.width + self.pad_right
+
+    @property
+    def padded_height(self) -> int:
+        return self.height + self.pad_bottom
+
+    @property
+    def resamples(self) -> bool:
+        return self.scaled != self.stored
+
+    @property
+    def crops(self) -> bool:
+        turned = self.scaled[::-1] if self.orientation.transpose else self.scaled
+        return (self.width, self.height) != turned
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Geometry:
+        lists = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**{**lists, "orientation": Orientation(**values["orientation"])})
+
+    def place(self, image: np.ndarray, out: np.ndarray) -> None:
+        """Turns and crops a scaled frame (H, W, 3) into out (padded_height, padded_width, 3), and pads."""
+        left, top, width, height = self.crop
+        out[:height, :width] = self.orientation.apply(image)[top : top + height, left : left + width]
+        out[:height, width:] = out[:height, width - 1 : width]
+        out[height:] = out[height - 1 : height]
+
+
+def plan_geometry(
+    width: int, height: int, pixel_aspect: Fraction, orientation: Orientation, picture: Picture, multiple: int
+) -> Geometry:
+    """The geometry for stored frames of width x height. Padding reaches the next `multiple`.
+
+    `contain` leaves the picture in the upper left of its box: what is missing to the box is padding like any other.
+    Raises MovqError where the picture would have to be enlarged and may not be.
+    """
+    turn = orientation.transpose
+    upright = max(1, round(width * pixel_aspect)), height
+    shown = upright[::-1] if turn else upright
+    size, box = _target(shown, picture)
+    if not picture.upscale and (size[0] > shown[0] or size[1] > shown[1]):
+        raise MovqError(
+            f"shows {shown[0]}x{shown[1]}, which would be enlarged to {size[0]}x{size[1]}; --upscale allows it"
+        )
+    crop_width, crop_height = min(size[0], box[0]), min(size[1], box[1])
+    return Geometry(
+        stored=(width, height),
+        shown=shown,
+        orientation=orientation,
+        scaled=size[::-1] if turn else size,
+        crop=((size[0] - crop_width) // 2, (size[1] - crop_height) // 2, crop_width, crop_height),
+        pad_right=_up(box[0], multiple) - crop_width,
+        pad_bottom=_up(box[1], multiple) - crop_height,
+    )
+
+
+def _target(shown: tuple[int, int], picture: Picture) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The size to scale to and the box it has to fill, both (width, height)."""
+    w, h = shown
+    if picture.width is not None and picture.height is not None:
+        box = picture.width, picture.height
+        if picture.fit == "stretch":
+            return box, box
+        choose = max if picture.fit == "cover" else min
+        scale = choose(Fraction(box[0], w), Fraction(box[1], h))
+        return (max(1, round(w * scale)), max(1, round(h * scale))), box
+    if picture.width is not None:
+        scale = Fraction(picture.width, w)
+    elif picture.height is not None:
+        scale = Fraction(picture.height, h)
+    elif picture.short_side is not None:
+        scale = Fraction(picture.short_side, min(w, h))
+    else:
+        return shown, shown
+    size = max(1, round(w * scale)), max(1, round(h * scale))
+    return size, size
+
+
+def _up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

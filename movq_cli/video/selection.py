@@ -1,0 +1,102 @@
+"""Which frames of a video: `--stream`, `--start`, `--duration`, `--fps`, `--frames`, in this order. Times only, no pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+from typing import Generic, TypeVar
+
+from ..errors import MovqError, MovqUsageError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """`start` and `duration` in seconds from the first frame shown; `fps` frames per second; `frames` at most.
+
+    Raises MovqUsageError for values that no video could satisfy.
+    """
+
+    stream: int | None = None
+    start: Fraction = Fraction(0)
+    duration: Fraction | None = None
+    fps: Fraction | None = None
+    fps_repeat: bool = False
+    frames: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.start < 0:
+            raise MovqUsageError(f"must not be negative, got {float(self.start):g}", "--start")
+        for name in ("duration", "fps", "frames"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise MovqUsageError(f"must be above 0, got {float(value):g}", f"--{name}")
+        if self.fps_repeat and self.fps is None:
+            raise MovqUsageError("needs --fps", "--fps-repeat")
+
+
+@dataclass(frozen=True)
+class Shown(Generic[T]):
+    """A frame as the video shows it: its place among those shown, its time and end in seconds, and whatever goes along."""
+
+    index: int
+    time: Fraction
+    end: Fraction
+    payload: T
+
+
+def select(shown: Iterable[Shown[T]], selection: Selection, passed: Callable[[], None] = lambda: None) -> Iterator[Shown[T]]:
+    """The frames of the selection, in order. Takes no more of `shown` than it needs; `passed` is called for each it takes.
+
+    Raises MovqError where `fps` would need a frame twice and repeating is not allowed.
+    """
+    kept = _span(shown, selection, passed)
+    if selection.fps is not None:
+        kept = _nearest(kept, selection.fps, selection.fps_repeat)
+    return kept if selection.frames is None else islice(kept, selection.frames)
+
+
+def _span(shown: Iterable[Shown[T]], selection: Selection, passed: Callable[[], None]) -> Iterator[Shown[T]]:
+    start: Fraction | None = None
+    stop: Fraction | None = None
+    for frame in shown:
+        passed()
+        if start is None:
+            start = frame.time + selection.start
+            stop = None if selection.duration is None else start + selection.duration
+        if stop is not None and frame.time >= stop:
+            return
+        if frame.time >= start:
+            end = frame.end if stop is None else min(frame.end, stop)
+            yield Shown(frame.index, frame.time, end, frame.payload)
+
+
+def _nearest(frames: Iterable[Shown[T]], fps: Fraction, repeat: bool) -> Iterator[Shown[T]]:
+    """Frame k is the one whose time is nearest to the first frame's time + k / fps; between two, the earlier."""
+    k = 0
+    origin: Fraction | None = None
+    here: Shown[T] | None = None
+    for following in frames:
+        if here is None or origin is None:
+            here, origin = following, following.time
+            continue
+        times = 0
+        while origin + k / fps <= (here.time + following.time) / 2:
+            if times and not repeat:
+                gap = float(following.time - here.time)
+                raise MovqError(
+                    f"is slower than {float(fps):g} frames per second: at {float(here.time):.3f} s the next frame comes "
+                    f"after {gap:.3f} s; lower --fps, or show frames twice with --fps-repeat"
+                )
+            yield here
+            k, times = k + 1, times + 1
+        here = following
+    if here is None or origin is None:
+        return
+    times = 0
+    while origin + k / fps < here.end and (repeat or not times):
+        yield here
+        k, times = k + 1, times + 1
