@@ -2,7 +2,64 @@
 
     from movq_cli import encode_video, open_latents
 
+    result = encode_video("clip.mp4", "clip.safetensors")
+    latents = open_latents("clip.safetensors")
+
 Importing this package imports no torch; using it does.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .encode import EncodeResult, encode_video
+    from .errors import MovqError, MovqUsageError, MovqWarning
+    from .latents import Latents, open_latents
+    from .plan import EncodeOptions, Plan, plan_encode
+    from .video import Picture, Selection, VideoInfo, probe, read_frames
+
+_HOMES = {
+    "EncodeOptions": "plan",
+    "EncodeResult": "encode",
+    "Plan": "plan",
+    "encode_video": "encode",
+    "plan_encode": "plan",
+    "MovqError": "errors",
+    "MovqUsageError": "errors",
+    "MovqWarning": "errors",
+    "Latents": "latents",
+    "open_latents": "latents",
+    "Picture": "video",
+    "Selection": "video",
+    "VideoInfo": "video",
+    "probe": "video",
+    "read_frames": "video",
+}
+
+__all__ = [
+    "EncodeOptions",
+    "EncodeResult",
+    "Latents",
+    "MovqError",
+    "MovqUsageError",
+    "MovqWarning",
+    "Picture",
+    "Plan",
+    "Selection",
+    "VideoInfo",
+    "encode_video",
+    "open_latents",
+    "plan_encode",
+    "probe",
+    "read_frames",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

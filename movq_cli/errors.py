@@ -5,6 +5,9 @@ Everything else that escapes is a bug of movq (exit 3). Nothing here prints.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class MovqError(Exception):
     """Something the user gave was refused or failed: one line, naming what it is about and what to do.
@@ -28,6 +31,17 @@ class MovqUsageError(MovqError):
 
 class MovqWarning(UserWarning):
     """Something the user should know about a result that was made all the same."""
+
+
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """Inside, a MovqError that names nothing is about `name`."""
+    try:
+        yield
+    except MovqError as error:
+        if error.about:
+            raise
+        raise type(error)(error.reason, name) from error
 
 
 def printable(text: str) -> str:

@@ -128,9 +128,7 @@ class ResnetBlock3D(nn.Module):
             Stage(f"{name}.conv2", _group_norm(self.norm2), self._second),
         ]
 
-    def _first(
-        self, carry: Carry, cache: StreamCache, moments: Moments | None, temb: Tensor | None = None
-    ) -> Carry:
+    def _first(self, carry: Carry, cache: StreamCache, moments: Moments | None, temb: Tensor | None = None) -> Carry:
         padded = self.conv1.buffer(carry.x)
         _write_norm(self.norm1, carry.x, self.conv1.body(padded), carry.zq, cache, moments, silu=True)
         carry.h = self.conv1.run(padded, cache)

@@ -49,7 +49,9 @@ class StreamCache:
         if frames < 1:
             raise ValueError("a chunk needs at least one frame")
         if 0 < self._frames < first_chunk_frames:
-            raise ValueError(f"pad_mode 'reflect' needs a first chunk of {first_chunk_frames} frames, got {self._frames}")
+            raise ValueError(
+                f"pad_mode 'reflect' needs a first chunk of {first_chunk_frames} frames, got {self._frames}"
+            )
         before, self._frames = self._frames, self._frames + frames
         if (self._frames - 1) % factor:
             self._over = f"the stream ended with a chunk of {frames} frames: only its last chunk may have such a length"

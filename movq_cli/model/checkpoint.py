@@ -91,9 +91,9 @@ class Checkpoint:
 
         Raises MovqError naming the tensor where one is missing, unexpected, of another shape or not finite.
         """
-        from .encoder import Encoder3D
-
         import torch
+
+        from .encoder import Encoder3D
 
         with torch.device("meta"):
             encoder = Encoder3D(**dataclasses.asdict(self.config))

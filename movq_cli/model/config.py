@@ -88,9 +88,7 @@ class AutoencoderConfig:
         for name in sorted(set(values) - known):
             warnings.warn(f"unknown config key {name!r} is ignored", MovqWarning, stacklevel=3)
         given = {k: v for k, v in values.items() if k in known}
-        missing = [
-            f.name for f in dataclasses.fields(cls) if f.name not in given and f.default is dataclasses.MISSING
-        ]
+        missing = [f.name for f in dataclasses.fields(cls) if f.name not in given and f.default is dataclasses.MISSING]
         if missing:
             raise ValueError(f"config lacks {', '.join(missing)}")
         return cls(**given)

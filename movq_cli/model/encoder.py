@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -82,17 +82,31 @@ class Encoder3D(nn.Module):
         Without a cache, x is a whole clip. With one it is the stream's next chunk: 1 + n * factor frames, then n * factor
         (see `StreamCache.take`), and with norm_scope "frame" the outputs, joined, are those of the whole clip.
         """
-        cache = StreamCache() if cache is None else cache
-        config = self.config
-        first = cache.frames == 0
-        b, _, t, h, w = x.shape
-        if h % config.spatial_factor or w % config.spatial_factor:
-            raise ValueError(f"height and width must be multiples of {config.spatial_factor}, got {h}x{w}")
-        latents = cache.take(t, factor=config.temporal_factor, first_chunk_frames=config.first_chunk_frames)
-        if latents == 0:  # fewer frames than a latent needs, at the end of a stream
-            return x.new_empty(b, config.moment_channels, 0, h // config.spatial_factor, w // config.spatial_factor)
-        (z,) = run_window(self.stages(), [Carry(x.contiguous(memory_format=LAYOUT))], cache, first=first)
+        (z,) = self.encode_window([x], StreamCache() if cache is None else cache)
         return z
+
+    def encode_window(self, chunks: Iterable[Tensor], cache: StreamCache) -> Iterator[Tensor]:
+        """The next chunks of a stream, which share the statistics of their norms: for each, what becomes of it.
+
+        With norm_scope "whole" a stream is one window if its outputs are to be those of the whole clip; with "frame" the
+        windows make no difference.
+        """
+        config, s = self.config, self.config.spatial_factor
+        first = cache.frames == 0
+        short: list[Tensor] = []
+
+        def admitted() -> Iterator[Carry]:
+            for x in chunks:
+                b, _, t, h, w = x.shape
+                if h % s or w % s:
+                    raise ValueError(f"height and width must be multiples of {s}, got {h}x{w}")
+                if cache.take(t, factor=config.temporal_factor, first_chunk_frames=config.first_chunk_frames):
+                    yield Carry(x.contiguous(memory_format=LAYOUT))
+                else:  # fewer frames than a latent needs, at the end of a stream
+                    short.append(x.new_empty(b, config.moment_channels, 0, h // s, w // s))
+
+        yield from run_window(self.stages(), admitted(), cache, first=first)
+        yield from short
 
     def stages(self) -> list[Stage]:
         """The layers in order, cut at every norm."""

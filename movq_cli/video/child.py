@@ -91,7 +91,9 @@ def _serve(talk: _Talk, request: dict[str, Any]) -> None:
         size = geometry.padded_width * geometry.padded_height * 3
         slots = max(2, min(request["ahead"], request["ahead_bytes"] // size))
         os.ftruncate(request["memory"], slots * size)
-        talk.say("opened", info=_plain(asdict(decoder.info)), geometry=geometry.to_dict(), slots=slots, filter=FILTER_NAME)
+        talk.say(
+            "opened", info=_plain(asdict(decoder.info)), geometry=geometry.to_dict(), slots=slots, filter=FILTER_NAME
+        )
         import numpy as np
 
         with mmap.mmap(request["memory"], slots * size) as memory:

@@ -54,7 +54,13 @@ class FrameReader:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], selection: Selection, picture: Picture, multiple: int, ahead: int, threads: int
+        self,
+        path: str | os.PathLike[str],
+        selection: Selection,
+        picture: Picture,
+        multiple: int,
+        ahead: int,
+        threads: int,
     ) -> None:
         self.path = os.fspath(path)
         self.warnings: tuple[str, ...] = ()

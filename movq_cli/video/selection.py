@@ -48,7 +48,9 @@ class Shown(Generic[T]):
     payload: T
 
 
-def select(shown: Iterable[Shown[T]], selection: Selection, passed: Callable[[], None] = lambda: None) -> Iterator[Shown[T]]:
+def select(
+    shown: Iterable[Shown[T]], selection: Selection, passed: Callable[[], None] = lambda: None
+) -> Iterator[Shown[T]]:
     """The frames of the selection, in order. Takes no more of `shown` than it needs; `passed` is called for each it takes.
 
     Raises MovqError where `fps` would need a frame twice and repeating is not allowed.

@@ -1,0 +1,125 @@
+"""Where and how exactly to compute: device, precision, threads, and how much memory there is.
+
+What `auto` becomes is decided here and recorded in every file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from .errors import MovqError, MovqUsageError
+
+if TYPE_CHECKING:
+    import torch
+
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+ITEM_SIZE = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
+MEMORY_MARGIN = 0.9
+"""Of the memory that is free, the part a run may plan with."""
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N`. Raises MovqUsageError for another name, MovqError for one that is not there."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()) or (kind == "cpu" and number):
+        raise MovqUsageError(f"must be auto, cpu, cuda or cuda:N, got {name!r}", "--device")
+    if kind == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = int(number or 0)
+    if index >= count:
+        raise MovqError(f"{name} is not there: torch sees {count} CUDA devices", "--device")
+    return torch.device("cuda", index)
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """`auto` is bf16 where the device computes it natively, else fp32. Raises MovqUsageError for what it cannot do."""
+    import torch
+
+    if name == "auto":
+        if device.type == "cuda":
+            native = torch.cuda.get_device_capability(device) >= (8, 0)
+        else:
+            # oneDNN's own check also passes where bf16 is emulated, which is slower than fp32.
+            native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return "bf16" if native else "fp32"
+    if name not in PRECISIONS:
+        raise MovqUsageError(f"must be auto, {', '.join(PRECISIONS)}, got {name!r}", "--precision")
+    if device.type == "cpu" and name in ("tf32", "fp16"):
+        raise MovqUsageError(f"{name} is for CUDA devices; a CPU computes fp32 or bf16", "--precision")
+    return name
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+
+
+@contextmanager
+def computing(precision: str, threads: int | None) -> Iterator[None]:
+    """Sets torch up for a run and puts it back after: TF32 on for `tf32` alone, threads, deterministic cuDNN choices."""
+    import torch
+
+    before = (
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cudnn.benchmark,
+        torch.get_num_threads(),
+    )
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.benchmark = False
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[:2]
+        torch.backends.cudnn.benchmark = before[2]
+        torch.set_num_threads(before[3])
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes a run may plan with: what the device has free, less a margin; for a CPU within its control group's limit."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * MEMORY_MARGIN)
+    return int(_host_memory() * MEMORY_MARGIN)
+
+
+def _host_memory() -> int:
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        with open("/proc/meminfo") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    free = int(line.split()[1]) * 1024
+        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
+            free = min(free, int(limit.read()) - int(used.read()))
+    except (OSError, ValueError):
+        pass  # no control group, or no limit in it ("max")
+    return free
+
+
+def parse_bytes(text: str) -> int:
+    """'64MB', '2.5 GB', '512MiB' or a number of bytes. Raises MovqUsageError."""
+    units = {"": 1, "B": 1}
+    for i, letter in enumerate("KMGT", 1):
+        units |= {letter: 1000**i, f"{letter}B": 1000**i, f"{letter}IB": 1024**i}
+    text = text.strip().upper()
+    number = text.rstrip("BIKMGT ")
+    try:
+        value = float(number) * units[text[len(number) :].strip()]
+    except (KeyError, ValueError):
+        raise MovqUsageError(f"is not a size like 64MB or 2GiB: {text!r}", "--memory-budget") from None
+    if value <= 0:
+        raise MovqUsageError("must be above 0", "--memory-budget")
+    return int(value)

@@ -1,0 +1,248 @@
+"""One video to one latents file: where video, codec, weights and the file format meet. plan.py decides, this does."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings as python_warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from .codec import Chunker, Draw, encode
+from .device import choose_device, choose_precision, computing, dtype_of
+from .errors import MovqError, MovqWarning, about
+from .files import file_name, require_file, sha256_file
+from .latents import LatentsWriter, Metadata
+from .model.checkpoint import Checkpoint
+from .plan import EncodeOptions, Plan, make_plan, open_weights, start_reader
+from .video import FrameReader, Selection, VideoInfo, count_frames
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class EncodeResult:
+    """What was written. `seconds` of wall time from the call to the file in its place; `warnings` are also in the file."""
+
+    path: str
+    shape: tuple[int, int, int, int, int]
+    dtype: str
+    bytes: int
+    width: int
+    height: int
+    frames: int
+    frames_padded: int
+    frames_dropped: int
+    source_bytes: int
+    precision: str
+    device: str
+    chunk_frames: int
+    seconds: float
+    warnings: tuple[str, ...]
+
+    @property
+    def raw_bytes(self) -> int:
+        """Of the encoded frames as RGB, one byte per value."""
+        return self.frames * self.width * self.height * 3
+
+
+Progress = Callable[[int, int | None], None]
+"""Called with frames encoded so far and in all (None: unknown)."""
+
+
+def encode_video(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    options: EncodeOptions | None = None,
+    *,
+    progress: Progress = lambda done, total: None,
+    **overrides: Any,
+) -> EncodeResult:
+    """Encodes a video file to a latents file, which appears whole or not at all.
+
+    Options come as an EncodeOptions, or by name: `encode_video("a.mp4", "a.safetensors", chunk_frames=8, save="mean")`.
+    Raises MovqError for an input, weights or output that is refused, before any work where that can be known, and
+    MovqUsageError for options that cannot be.
+    """
+    started = time.perf_counter()
+    options = replace(options or EncodeOptions(), **overrides)
+    before = require_file(source)
+    with python_warnings.catch_warnings(record=True) as caught:
+        python_warnings.simplefilter("always", MovqWarning)
+        checkpoint = open_weights(options)
+    notes = [str(w.message) for w in caught if issubclass(w.category, MovqWarning)]
+    _refuse_overwriting(output, source, checkpoint.path)
+    with (
+        about(os.fspath(source)),
+        LatentsWriter(output, force=options.force) as writer,
+        start_reader(source, options, checkpoint.config) as reader,  # its process starts while torch is imported
+        ThreadPoolExecutor(2) as background,
+    ):
+        source_sha256 = background.submit(sha256_file, source)
+        weights_digest = background.submit(lambda: checkpoint.digest)
+        device = choose_device(options.device)
+        precision = choose_precision(options.precision, device)
+        with computing(precision, options.threads), _memory_errors():
+            encoder = checkpoint.load_encoder(device, dtype_of(precision))
+            frames = None
+            if options.tail == "error" or checkpoint.config.norm_scope == "whole":
+                frames = count_frames(source, options.selection)
+            plan = make_plan(source, reader, frames, options, checkpoint, device, precision)
+            total = plan.frames or _expected_frames(plan.info, options.selection)
+            chunker = Chunker(reader, plan.chunk_frames, options.tail, checkpoint.config)
+            windows = ([chunk] for chunk in chunker.chunks())
+            progress(0, total)
+            for latents in encode(encoder, windows, device, dtype_of(precision)):
+                if options.save == "sample":
+                    draw = Draw(options.seed, source_sha256.result(), chunker.indices[0])
+                    latents = draw(latents, writer.shape[2])
+                elif options.save == "mean":
+                    latents = latents[:, : checkpoint.config.z_channels]
+                writer.append(latents.to("cpu", _store_dtype(options, precision)))
+                progress(len(chunker.times), total)
+        if _changed(before, os.stat(source)):
+            raise MovqError("changed while it was read")
+        warnings = tuple(dict.fromkeys([*notes, *plan.warnings, *reader.warnings, *_shortfall(chunker, options)]))
+        metadata = _metadata(
+            source,
+            options,
+            checkpoint,
+            reader,
+            plan,
+            chunker,
+            source_sha256.result(),
+            weights_digest.result(),
+            warnings,
+        )
+        size = writer.finish(metadata, chunker.times, chunker.indices)
+    return EncodeResult(
+        path=os.fspath(output),
+        shape=writer.shape,
+        dtype=writer.dtype,
+        bytes=size,
+        width=metadata.width,
+        height=metadata.height,
+        frames=metadata.frames,
+        frames_padded=chunker.padded,
+        frames_dropped=chunker.dropped,
+        source_bytes=before.st_size,
+        precision=precision,
+        device=str(device),
+        chunk_frames=plan.chunk_frames,
+        seconds=time.perf_counter() - started,
+        warnings=warnings,
+    )
+
+
+def _refuse_overwriting(output: str | os.PathLike[str], *inputs: str | os.PathLike[str]) -> None:
+    for path in inputs:
+        if os.path.exists(output) and os.path.samefile(output, path):
+            raise MovqError(f"is the same file as the input {os.fspath(path)}", os.fspath(output))
+
+
+def _metadata(
+    source: str | os.PathLike[str],
+    options: EncodeOptions,
+    checkpoint: Checkpoint,
+    reader: FrameReader,
+    plan: Plan,
+    chunker: Chunker,
+    source_sha256: str,
+    weights_digest: str,
+    warnings: tuple[str, ...],
+) -> Metadata:
+    info, geometry, config = plan.info, plan.geometry, checkpoint.config
+    said = checkpoint.metadata
+    preprocessing = {
+        "stored": list(geometry.stored),
+        "shown": list(geometry.shown),
+        "rotation": geometry.orientation.rotation,
+        "mirrored": geometry.orientation.mirrored,
+        "pixel_aspect": str(info.pixel_aspect),
+        "scaled": list(geometry.scaled) if geometry.resamples else None,
+        "filter": reader.filter,
+        "matrix": info.matrix,
+        "range": info.color_range,
+        "transfer": info.transfer,
+        "values": "x / 127.5 - 1",
+        "warnings": list(warnings),
+    }
+    return Metadata(
+        representation=options.save if config.double_z else "mean",
+        seed=options.seed if options.save == "sample" else None,
+        semantics="frame" if config.norm_scope == "frame" else "whole",
+        model=checkpoint.name,
+        config=json.loads(config.to_json()),
+        weights_digest=weights_digest,
+        weights_licence=said.get("licence", ""),
+        scaling_factor=said.get("scaling_factor", ""),
+        shift_factor=said.get("shift_factor", ""),
+        invert_scale_latents=said.get("invert_scale_latents", ""),
+        temporal_factor=config.temporal_factor,
+        spatial_factor=config.spatial_factor,
+        precision=plan.precision,
+        width=geometry.width,
+        height=geometry.height,
+        pad_right=geometry.pad_right,
+        pad_bottom=geometry.pad_bottom,
+        crop=list(geometry.crop) if geometry.crops else None,
+        frames=len(chunker.times),
+        frames_padded=chunker.padded,
+        frames_dropped=chunker.dropped,
+        fps=options.selection.fps or info.fps,
+        duration=float(chunker.end) - chunker.times[0],
+        preprocessing=preprocessing,
+        source_name=file_name(source),
+        source_sha256=source_sha256,
+        movq_version=__version__,
+    )
+
+
+def _store_dtype(options: EncodeOptions, precision: str) -> torch.dtype:
+    return dtype_of(precision if options.store_dtype == "auto" else options.store_dtype)
+
+
+def _expected_frames(info: VideoInfo, selection: Selection) -> int | None:
+    """How many frames the header promises of a selection; for a progress bar."""
+    count, fps = info.frames_from_header, info.fps
+    if count is None and fps and info.duration:
+        count = round(fps * info.duration)
+    if count is None:
+        return selection.frames
+    if fps and not info.is_picture:
+        seconds = max(Fraction(0), Fraction(count) / fps - selection.start)
+        if selection.duration is not None:
+            seconds = min(seconds, selection.duration)
+        count = round(seconds * (selection.fps or fps))
+    return count if selection.frames is None else min(count, selection.frames)
+
+
+def _shortfall(chunker: Chunker, options: EncodeOptions) -> Iterator[str]:
+    wanted, found = options.selection.frames, len(chunker.times) + chunker.dropped
+    if wanted is not None and found < wanted:
+        yield f"has {found} of the {wanted} frames asked for"
+    if chunker.dropped:
+        yield f"the last {chunker.dropped} frames were dropped (--tail drop)"
+
+
+def _changed(before: os.stat_result, after: os.stat_result) -> bool:
+    return any(getattr(before, n) != getattr(after, n) for n in ("st_dev", "st_ino", "st_size", "st_mtime_ns"))
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Turns out-of-memory errors, torch's own among them, into a line that says what to try."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        words = str(error)
+        if isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words:
+            raise MovqError("ran out of memory; try a smaller --chunk-frames or picture (--short-side)") from error
+        raise

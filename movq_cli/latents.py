@@ -1,0 +1,284 @@
+"""The latents file, format_version 1: written whole or not at all, read lazily. See docs/format.md.
+
+safetensors with `latents` (1, C, T', H', W'), never scaled; `frame_times` float64 (frames,), seconds in the source's own
+clock; `frame_indices` int64 (frames,), places among the frames the source shows; and metadata that says the rest. What is
+not here: how latents are computed. torch is imported only where tensors are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from .errors import MovqError
+from .files import BLOCK, ITEM_SIZES, Header, WholeFile, header_bytes, read_header, write_all
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = "movq-latents"
+FORMAT_VERSION = "1"
+REPRESENTATIONS = ("moments", "mean", "sample")
+DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+"""Names of `--store-dtype` and what safetensors calls them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """What a latents file says of itself; `to_strings` and `from_strings` are its safetensors metadata.
+
+    `width` and `height` are of the picture encoded, without `pad_right` and `pad_bottom`; `frames` never counts
+    `frames_padded`; `frames_dropped` counts `--tail drop` alone. Scaling factors are text, as their source has them, ""
+    if unknown. `seed` is there only where latents were drawn.
+    """
+
+    representation: str
+    seed: int | None = None
+    semantics: str
+    model: str
+    config: dict[str, Any]
+    weights_digest: str
+    weights_licence: str
+    scaling_factor: str
+    shift_factor: str
+    invert_scale_latents: str
+    temporal_factor: int
+    spatial_factor: int
+    precision: str
+    width: int
+    height: int
+    pad_right: int
+    pad_bottom: int
+    crop: list[int] | None
+    frames: int
+    frames_padded: int
+    frames_dropped: int
+    fps: Fraction | None
+    duration: float
+    preprocessing: dict[str, Any]
+    source_name: str
+    source_sha256: str
+    movq_version: str
+
+    def to_strings(self) -> dict[str, str]:
+        strings = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in _JSON:
+                strings[field.name] = json.dumps(value, sort_keys=True, separators=(",", ":"))
+            elif field.name != "seed" or value is not None:
+                strings[field.name] = "" if value is None else str(value)
+        return strings
+
+    @classmethod
+    def from_strings(cls, strings: Mapping[str, str]) -> Metadata:
+        """Raises KeyError or ValueError for what is missing or cannot be."""
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            if field.name == "seed" and "seed" not in strings:
+                continue
+            text = strings[field.name]
+            read = _READERS.get(field.name, str)
+            values[field.name] = read(text)
+        if values["representation"] not in REPRESENTATIONS:
+            raise ValueError(f"representation {values['representation']!r}")
+        return cls(**values)
+
+
+_JSON = ("config", "crop", "preprocessing")
+_INTS = ("temporal_factor", "spatial_factor", "width", "height", "pad_right", "pad_bottom", "seed")
+_READERS: dict[str, Any] = {name: json.loads for name in _JSON}
+_READERS |= {name: int for name in (*_INTS, "frames", "frames_padded", "frames_dropped")}
+_READERS |= {"duration": float, "fps": lambda text: Fraction(text) if text else None}
+
+
+class LatentsWriter:
+    """Writes one latents file: `append` chunks in time order, then `finish`. Use it in a `with`.
+
+    Memory does not grow with what is appended: chunks go to a nameless file beside the output, and from there, channel by
+    channel, into their final order. Constructing it refuses, before any work, an output that cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        self._file = WholeFile(path, force=force)
+        self._spool = self._file.spool()
+        self._frames: list[int] = []
+        self._shape: tuple[int, int, int] | None = None
+        self.dtype = ""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """(1, C, T', H', W') of what was appended so far."""
+        c, h, w = self._shape or (0, 0, 0)
+        return 1, c, sum(self._frames), h, w
+
+    def append(self, latents: torch.Tensor) -> None:
+        """latents (1, C, n, H', W') on the CPU; every chunk in the same dtype. Raises MovqError if they are not finite."""
+        import torch
+
+        _, c, n, h, w = latents.shape
+        names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+        dtype = names[latents.dtype]
+        if self._shape not in (None, (c, h, w)) or self.dtype not in ("", dtype):
+            raise ValueError(f"a chunk of {tuple(latents.shape)} {dtype} cannot follow {self.shape} {self.dtype}")
+        if not bool(torch.isfinite(latents).all()):
+            raise MovqError(
+                f"latents {sum(self._frames)} to {sum(self._frames) + n - 1} are not finite: nothing was written; "
+                "try --precision fp32"
+            )
+        self._shape, self.dtype = (c, h, w), dtype
+        self._frames.append(n)
+        try:
+            write_all(self._spool, memoryview(latents.contiguous().view(torch.uint8).numpy()))
+        except OSError as error:
+            raise MovqError((error.strerror or str(error)).lower(), self._file.path) from error
+
+    def finish(self, metadata: Metadata, frame_times: array[float], frame_indices: array[int]) -> int:
+        """Puts the file in its place and returns its size in bytes."""
+        frames = (len(frame_times),)
+        tensors = {
+            "frame_times": ("F64", frames),
+            "frame_indices": ("I64", frames),
+            "latents": (self.dtype, self.shape),
+        }
+        header = header_bytes(tensors, metadata.to_strings())
+        self._file.write(header)
+        self._file.write(memoryview(frame_times))
+        self._file.write(memoryview(frame_indices))
+        self._write_latents()
+        self._file.commit()
+        return len(header) + 16 * frames[0] + _size(self.shape) * ITEM_SIZES[self.dtype]
+
+    def _write_latents(self) -> None:
+        _, channels, _, h, w = self.shape
+        plane = h * w * ITEM_SIZES[self.dtype]  # one channel of one latent frame
+        for channel in range(channels):
+            chunk_start = 0
+            for n in self._frames:
+                at, left = chunk_start + channel * n * plane, n * plane
+                while left:
+                    block = os.pread(self._spool, min(left, BLOCK), at)
+                    if not block:
+                        raise MovqError("the spool beside it was cut", self._file.path)
+                    self._file.write(block)
+                    at, left = at + len(block), left - len(block)
+                chunk_start += channels * n * plane
+
+    def __enter__(self) -> LatentsWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._spool)
+        self._file.__exit__(kind, error, trace)
+
+
+@dataclass(frozen=True)
+class Latents:
+    """An open latents file: what it says at once, its tensors when asked. Make one with `open_latents`."""
+
+    path: str
+    metadata: Metadata
+    header: Header
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(1, C, T', H', W'); C is 2z for moments (mean, then log variance), else z."""
+        return self.header.tensors["latents"].shape
+
+    @property
+    def dtype(self) -> str:
+        """By its safetensors name: F32, F16 or BF16."""
+        return self.header.tensors["latents"].dtype
+
+    @cached_property
+    def latents(self) -> torch.Tensor:
+        """The tensor, as stored: (1, C, T', H', W'), unscaled."""
+        return self._tensor("latents")
+
+    @cached_property
+    def mean(self) -> torch.Tensor:
+        """The posterior's mean, (1, z, T', H', W'); of a file of draws, MovqError."""
+        if self.metadata.representation == "sample":
+            raise MovqError("holds draws, not the mean", self.path)
+        if self.metadata.representation == "mean":
+            return self.latents
+        return self.latents[:, : self.shape[1] // 2]
+
+    @cached_property
+    def frame_times(self) -> torch.Tensor:
+        """float64 (frames,): when each frame is shown, in seconds of the source's own clock."""
+        return self._tensor("frame_times")
+
+    @cached_property
+    def frame_indices(self) -> torch.Tensor:
+        """int64 (frames,): the place of each frame among those the source shows."""
+        return self._tensor("frame_indices")
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                return file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise MovqError(f"cannot be read ({error})", self.path) from None
+
+
+def open_latents(path: str | os.PathLike[str]) -> Latents:
+    """Opens a latents file; reads its header alone. Raises MovqError for anything else, and for a newer format."""
+    name = os.fspath(path)
+    header = read_header(name)
+    if header.metadata.get("format") != FORMAT:
+        raise MovqError("is not a movq latents file", name)
+    version = header.metadata.get("format_version", "")
+    if version != FORMAT_VERSION:
+        raise MovqError(f"has format_version {version!r}; this movq reads {FORMAT_VERSION}: update movq", name)
+    try:
+        metadata = Metadata.from_strings(header.metadata)
+        _check(header, metadata)
+    except KeyError as error:
+        raise MovqError(f"lacks {error.args[0]!r}", name) from None
+    except (ValueError, TypeError, ZeroDivisionError, RecursionError) as error:
+        raise MovqError(f"says what cannot be: {error}", name) from None
+    return Latents(name, metadata, header)
+
+
+def _check(header: Header, metadata: Metadata) -> None:
+    latents = header.tensors["latents"]
+    if latents.dtype not in DTYPES.values() or len(latents.shape) != 5 or latents.shape[0] != 1:
+        raise ValueError(f"latents of {latents.dtype} {list(latents.shape)}")
+    for name, dtype in (("frame_times", "F64"), ("frame_indices", "I64")):
+        entry = header.tensors[name]
+        if entry.dtype != dtype or entry.shape != (metadata.frames,):
+            raise ValueError(f"{name} of {entry.dtype} {list(entry.shape)} for {metadata.frames} frames")
+    padded = metadata.frames + metadata.frames_padded
+    m = metadata
+    counts = (m.width, m.height, m.frames, m.temporal_factor, m.spatial_factor)
+    if min(counts) < 1 or min(m.frames_padded, m.frames_dropped, m.pad_right, m.pad_bottom) < 0:
+        raise ValueError("a size or count that is too small")
+    expected = (
+        1 + (padded - 1) // m.temporal_factor,
+        (m.height + m.pad_bottom) // m.spatial_factor,
+        (m.width + m.pad_right) // m.spatial_factor,
+    )
+    if latents.shape[2:] != expected:
+        raise ValueError(f"latents of {list(latents.shape[2:])} where the metadata say {list(expected)}")
+    if m.representation == "moments" and latents.shape[1] % 2:
+        raise ValueError(f"moments of {latents.shape[1]} channels")
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    n = 1
+    for size in shape:
+        n *= size
+    return n
