@@ -32,10 +32,14 @@ WHOLE_CLIP = 0
 class TimedImage(Protocol):
     """A frame: image RGB uint8 (H, W, 3), time and end in seconds, index in the source."""
 
-    image: np.ndarray
-    time: Fraction
-    end: Fraction
-    index: int
+    @property
+    def image(self) -> np.ndarray: ...
+    @property
+    def time(self) -> Fraction: ...
+    @property
+    def end(self) -> Fraction: ...
+    @property
+    def index(self) -> int: ...
 
 
 def check_chunk_frames(chunk_frames: int, config: AutoencoderConfig) -> None:

@@ -172,6 +172,7 @@ def _metadata(
         "range": info.color_range,
         "transfer": info.transfer,
         "values": "x / 127.5 - 1",
+        "source_bytes": info.bytes,
         "warnings": list(warnings),
     }
     return Metadata(

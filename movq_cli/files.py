@@ -163,7 +163,7 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
 
 
 def _reason(error: OSError | ValueError) -> str:
-    known = {
+    known: dict[type[Exception], str] = {
         FileNotFoundError: "no such file or folder",
         PermissionError: "permission denied",
         NotADirectoryError: "a part of the path is not a folder",
@@ -225,6 +225,15 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise MovqError(f"is not a readable safetensors file ({error})", name) from None
     return Header(tensors, metadata)
+
+
+def looks_like_safetensors(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as safetensors files do: a length, then JSON. Says nothing of the rest."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(9)[8:] == b"{"
+    except OSError as error:
+        raise MovqError(_reason(error), os.fspath(path)) from None
 
 
 def header_bytes(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:

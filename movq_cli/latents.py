@@ -137,7 +137,7 @@ class LatentsWriter:
         self._shape, self.dtype = (c, h, w), dtype
         self._frames.append(n)
         try:
-            write_all(self._spool, memoryview(latents.contiguous().view(torch.uint8).numpy()))
+            write_all(self._spool, latents.contiguous().view(torch.uint8).numpy().data)
         except OSError as error:
             raise MovqError((error.strerror or str(error)).lower(), self._file.path) from error
 
@@ -214,6 +214,21 @@ class Latents:
             return self.latents
         return self.latents[:, : self.shape[1] // 2]
 
+    def channel_stats(self) -> list[tuple[float, float, float, float]]:
+        """(mean, standard deviation, least, greatest) of each channel, one channel in memory at a time."""
+        from safetensors import SafetensorError, safe_open
+
+        stats = []
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                whole = file.get_slice("latents")
+                for channel in range(self.shape[1]):
+                    x = whole[:, channel : channel + 1].double()
+                    stats.append((float(x.mean()), float(x.std(correction=0)), float(x.min()), float(x.max())))
+        except (SafetensorError, OSError) as error:
+            raise MovqError(f"cannot be read ({error})", self.path) from None
+        return stats
+
     @cached_property
     def frame_times(self) -> torch.Tensor:
         """float64 (frames,): when each frame is shown, in seconds of the source's own clock."""
@@ -229,7 +244,8 @@ class Latents:
 
         try:
             with safe_open(self.path, framework="pt") as file:
-                return file.get_tensor(name)
+                tensor: torch.Tensor = file.get_tensor(name)
+                return tensor
         except (SafetensorError, OSError) as error:
             raise MovqError(f"cannot be read ({error})", self.path) from None
 

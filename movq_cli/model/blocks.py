@@ -181,6 +181,32 @@ class AttnBlock2D(nn.Module):
         return Carry(carry.x + unfold_frames(y, carry.x.shape[0]), zq=carry.zq)
 
 
+class Level(nn.Module):
+    """One resolution: its residual blocks, an attention behind each or none, and what leads to the next level."""
+
+    downsample: DownSample3D
+    upsample: Upsample3D
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.ModuleList()
+        self.attn = nn.ModuleList()
+
+    def pairs(self) -> list[tuple[ResnetBlock3D, AttnBlock2D | None]]:
+        """Blocks in order, each with the attention behind it."""
+        attn: list[AttnBlock2D | None] = [*self.attn] if self.attn else [None] * len(self.block)  # type: ignore[list-item]
+        return list(zip(self.block, attn, strict=True))  # type: ignore[arg-type]
+
+
+class Middle(nn.Module):
+    """The two residual blocks at the lowest resolution."""
+
+    def __init__(self, block_1: ResnetBlock3D, block_2: ResnetBlock3D) -> None:
+        super().__init__()
+        self.block_1 = block_1
+        self.block_2 = block_2
+
+
 def conv_stage(name: str, conv: CausalConv3d, norm: Norm | None = None) -> Stage:
     """A causal convolution as a stage, behind norm and SiLU where a norm is given."""
 

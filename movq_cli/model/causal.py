@@ -116,7 +116,7 @@ class CausalConv3d(nn.Module):
         if cache is not None and x.shape[2] % self.stride:
             raise ValueError(f"a chunk of {x.shape[2]} frames is not a multiple of the stride {self.stride}")
         if self.time_pad == 0:
-            return self.conv(x)
+            return self._conv(x)
         padded = self.buffer(x)
         self.body(padded).copy_(x)
         return self.run(padded, cache)
@@ -143,7 +143,11 @@ class CausalConv3d(nn.Module):
                 self._fill_before_first(padded[:, :, :pad], self.body(padded))
             if cache is not None:
                 cache.past[self] = padded[:, :, -pad:].clone()
-        return self.conv(padded)
+        return self._conv(padded)
+
+    def _conv(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(x)
+        return out
 
     def _fill_before_first(self, past: Tensor, x: Tensor) -> None:
         if self.pad_mode == "first":

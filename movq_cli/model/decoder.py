@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import AttnBlock2D, ResnetBlock3D, Upsample3D
+from .blocks import AttnBlock2D, Level, Middle, ResnetBlock3D, Upsample3D
 from .causal import LAYOUT, CausalConv3d
 from .config import AutoencoderConfig
 from .norms import SpatialNorm3D
@@ -59,13 +59,9 @@ class Decoder3D(nn.Module):
 
         channels = config.level_channels(config.levels - 1)
         self.conv_in = CausalConv3d(z_channels, channels, 3, pad_mode)
-        self.mid = nn.Module()
-        self.mid.block_1 = block(channels, channels)
-        self.mid.block_2 = block(channels, channels)
-        self.up = nn.ModuleList(nn.Module() for _ in range(config.levels))
-        for i in reversed(range(config.levels)):
-            level = self.up[i]
-            level.block, level.attn = nn.ModuleList(), nn.ModuleList()
+        self.mid = Middle(block(channels, channels), block(channels, channels))
+        levels = [Level() for _ in range(config.levels)]
+        for i, level in reversed(list(enumerate(levels))):
             for _ in range(num_res_blocks + 1):
                 level.block.append(block(channels, config.level_channels(i)))
                 channels = config.level_channels(i)
@@ -74,6 +70,7 @@ class Decoder3D(nn.Module):
             if i > 0:
                 doubles_time = i >= config.levels - config.temporal_levels
                 level.upsample = Upsample3D(channels, resamp_with_conv, compress_time=doubles_time)
+        self.up = nn.ModuleList(levels)
         assert config.zq_ch is not None
         self.norm_out = SpatialNorm3D(channels, config.zq_ch, norm_scope)
         self.conv_out = CausalConv3d(channels, out_ch, 3, pad_mode)
@@ -81,20 +78,21 @@ class Decoder3D(nn.Module):
     def forward(self, z: Tensor, zq: Tensor | None = None) -> Tensor:
         """z (B, z_channels, L, H, W) of a whole clip; zq, what the norms read, is z unless given."""
         zq = z if zq is None else zq
-        h = self.conv_in(z.contiguous(memory_format=LAYOUT))
+        h: Tensor = self.conv_in(z.contiguous(memory_format=LAYOUT))
         h = self.mid.block_1(h, zq=zq)
         h = self.mid.block_2(h, zq=zq)
-        for i in reversed(range(self.config.levels)):
-            level = self.up[i]
-            for j, block in enumerate(level.block):
+        for i, level in reversed(list(enumerate(self.up))):
+            assert isinstance(level, Level)
+            for block, attn in level.pairs():
                 h = block(h, zq=zq)
-                if level.attn:
-                    h = level.attn[j](h, zq=zq)
+                if attn is not None:
+                    h = attn(h, zq=zq)
             if i > 0:
                 h = level.upsample(h)
         if self.config.give_pre_end:
             return h
-        return self.conv_out(F.silu(self.norm_out(h, zq)))
+        h = self.conv_out(F.silu(self.norm_out(h, zq)))
+        return h
 
 
 MOVQDecoder3D = Decoder3D

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .blocks import AttnBlock2D, DownSample3D, ResnetBlock3D, conv_stage
+from .blocks import AttnBlock2D, DownSample3D, Level, Middle, ResnetBlock3D, conv_stage
 from .causal import LAYOUT, CausalConv3d, StreamCache
 from .config import AutoencoderConfig
 from .norms import GroupNorm
@@ -60,8 +60,7 @@ class Encoder3D(nn.Module):
         self.down = nn.ModuleList()
         channels = ch
         for i in range(config.levels):
-            level = nn.Module()
-            level.block, level.attn = nn.ModuleList(), nn.ModuleList()
+            level = Level()
             for _ in range(num_res_blocks):
                 level.block.append(block(channels, config.level_channels(i)))
                 channels = config.level_channels(i)
@@ -70,9 +69,7 @@ class Encoder3D(nn.Module):
             if i < config.levels - 1:
                 level.downsample = DownSample3D(channels, resamp_with_conv, compress_time=i < config.temporal_levels)
             self.down.append(level)
-        self.mid = nn.Module()
-        self.mid.block_1 = block(channels, channels)
-        self.mid.block_2 = block(channels, channels)
+        self.mid = Middle(block(channels, channels), block(channels, channels))
         self.norm_out = GroupNorm(channels, norm_scope)
         self.conv_out = CausalConv3d(channels, config.moment_channels, 3, pad_mode)
 
@@ -112,10 +109,11 @@ class Encoder3D(nn.Module):
         """The layers in order, cut at every norm."""
         stages = [conv_stage("conv_in", self.conv_in)]
         for i, level in enumerate(self.down):
-            for j, block in enumerate(level.block):
+            assert isinstance(level, Level)
+            for j, (block, attn) in enumerate(level.pairs()):
                 stages += block.stages(f"down.{i}.block.{j}")
-                if level.attn:
-                    stages += level.attn[j].stages(f"down.{i}.attn.{j}")
+                if attn is not None:
+                    stages += attn.stages(f"down.{i}.attn.{j}")
             if i < self.config.levels - 1:
                 stages[-1] = stages[-1].then(level.downsample)
         stages += self.mid.block_1.stages("mid.block_1") + self.mid.block_2.stages("mid.block_2")

@@ -68,7 +68,8 @@ class GroupNorm(nn.GroupNorm):
         # torch's only reduction over a channels-last block that is exact (two passes, fp32 from bf16) and fast. It
         # returns fp32 only where it has fp32 running statistics to update; those are not used.
         unused = [torch.zeros(c, dtype=_sum_dtype(x), device=x.device) for _ in range(2)]
-        pairs = [torch.batch_norm_update_stats(x[i : i + 1, :, j, r], *unused, 0.0) for i, j, r in _blocks(x, rows)]
+        measure = torch.ops.aten.batch_norm_update_stats
+        pairs = [measure(x[i : i + 1, :, j, r], *unused, 0.0) for i, j, r in _blocks(x, rows)]
         mean = torch.stack([m for m, _ in pairs]).double().view(b, t, -1, self.num_groups, c // self.num_groups)
         var = torch.stack([v for _, v in pairs]).double().view_as(mean)
         sizes = [len(range(h)[r]) * w for r in _row_slices(h, rows)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -68,7 +69,7 @@ def run_window(
     moments: Moments | None = None
     carries: Iterable[Carry] = window
     with cache.guard():
-        for stage, following in zip(stages[:-1], stages[1:], strict=True):
+        for stage, following in pairwise(stages):
             done: list[Carry] = []
             gathered: Moments | None = None
             for carry in _opening(carries, cache, first):

@@ -1,6 +1,6 @@
 """Video files to frames as a viewer shows them. Everything of PyAV is in here, and runs in a process of its own."""
 
-from .geometry import Geometry, Picture
+from .geometry import Geometry, Picture, plan_geometry
 from .info import VideoInfo
 from .reader import Frame, FrameReader, count_frames, probe, read_frames
 from .selection import Selection
@@ -13,6 +13,7 @@ __all__ = [
     "Selection",
     "VideoInfo",
     "count_frames",
+    "plan_geometry",
     "probe",
     "read_frames",
 ]

@@ -6,10 +6,11 @@ import array
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import av
 import numpy as np
+from av.buffer import Buffer
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from ..errors import MovqError
@@ -104,7 +105,7 @@ class Decoder:
                 rgb = ((rgb.astype(np.uint16) * alpha + 127) // 255).astype(np.uint8)
             if (frame.width, frame.height) == scaled:
                 return rgb
-            opaque = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+            opaque = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb, np.uint8), format="rgb24")
             return self._reformatter.reformat(
                 opaque, width, height, "rgb24", interpolation=FILTER, threads=1
             ).to_ndarray()
@@ -139,7 +140,7 @@ class Decoder:
         data = frame.side_data.get("DISPLAYMATRIX")
         if data is None:
             return Orientation()
-        m = array.array("i", bytes(data))
+        m = array.array("i", bytes(cast(Buffer, data)))
         if m.itemsize != 4 or len(m) != 9:
             return Orientation()
         if sys.byteorder != "little":
@@ -183,13 +184,14 @@ class Decoder:
                             f"changes its picture size from {size[0]}x{size[1]} to {frame.width}x{frame.height} "
                             f"at frame {index}"
                         )
+                    base = Fraction(frame.time_base or 0)
                     if frame.pts is None:
                         if not source.picture:
                             self._warn(f"has frames without times: taken as {float(rate):g} frames per second")
                         time = end
                     else:
-                        time = frame.pts * Fraction(frame.time_base)
-                    length = frame.duration * Fraction(frame.time_base) if frame.duration else 1 / rate
+                        time = frame.pts * base
+                    length = frame.duration * base if frame.duration else 1 / rate
                     end = time + length
                     yield Shown(index, time, end, frame)
                     index += 1

@@ -110,7 +110,7 @@ class Geometry:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Geometry:
-        lists = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**{**lists, "orientation": Orientation(**values["orientation"])})
 
     def place(self, image: np.ndarray, out: np.ndarray) -> None:

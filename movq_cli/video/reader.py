@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from types import TracebackType
@@ -216,10 +217,8 @@ class _Worker:
 
     def _send(self, data: bytes) -> None:
         assert self._process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # then the process is over, and what it said last is still to be read
             self._process.stdin.write(data)
-        except BrokenPipeError:
-            pass  # the process is over; what it said last is still to be read
 
     def receive(self) -> dict[str, Any]:
         """The next message that matters. Raises MovqError for what went wrong with the file, RuntimeError for a bug."""

@@ -1,0 +1,85 @@
+"""The command line: `movq`. One module per command; each parses, makes one library call, prints.
+
+stdout is for results, stderr for talk and progress. Exit codes: 0 done; 1 an input was refused or failed; 2 usage; 3 a bug
+of ours; 128+n on signal n. No torch is imported before a command needs tensors.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from .. import __version__
+from ..errors import MovqError, MovqWarning
+from . import encode, info
+from .show import complain
+
+app = typer.Typer(
+    name="movq",
+    help="Turns video files into latents, by CogVideo's causal MoVQ encoder.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("encode")(encode.encode)
+app.command("info")(info.info)
+
+
+class _Stopped(BaseException):
+    """A signal asked the process to end; open files are cleaned up on its way out."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of a bug.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(f"movq {__version__}")
+        raise typer.Exit
+
+
+def main() -> NoReturn:
+    """Runs the command line and exits with its code."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
+    warnings.showwarning = _show_warning
+    warnings.simplefilter("always", MovqWarning)
+    try:
+        app()
+        code = 0
+    except MovqError as error:
+        complain(error)
+        code = error.exit_code
+    except _Stopped as stopped:
+        complain(MovqError(f"stopped by {signal.Signals(stopped.number).name}; nothing unfinished was left behind"))
+        sys.stdout.flush()
+        os._exit(128 + stopped.number)  # threads still reading are not waited for
+    except BrokenPipeError:
+        os._exit(128 + signal.SIGPIPE)  # whoever read our output is gone
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        complain(MovqError(f"a bug of movq: {type(error).__name__}: {error} (movq --debug ... shows where)"))
+        code = 3
+    sys.exit(code)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+    raise _Stopped(number)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+    complain(f"warning: {message}")

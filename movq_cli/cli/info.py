@@ -1,0 +1,272 @@
+"""`movq info PATH...`: latents, videos, weights, or a folder of latents: what each is. Headers alone, unless --stats."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from fractions import Fraction
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import MovqError
+from . import options as o
+from .show import complain, duration, name_of, plural, ratio, shape, size
+
+if TYPE_CHECKING:
+    from ..latents import Latents
+    from ..model.checkpoint import Checkpoint
+
+
+def info(
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH...", help="Latents, videos, weights, folders of latents.")
+    ],
+    stats: Annotated[bool, typer.Option("--stats", help="Read the latents: mean, std, min, max per channel.")] = False,
+    weights: o.Weights = None,
+    as_json: o.Json = False,
+) -> None:
+    """Say what a file is: latents, a video (and the latents it would become), weights, or a folder of latents."""
+    described, failed = [], False
+    for path in paths:
+        try:
+            values, show = _describe(path, stats, weights)
+        except MovqError as error:
+            complain(error)
+            failed = True
+            continue
+        described.append(values)
+        if not as_json:
+            show()
+    if as_json:
+        print(json.dumps(described[0] if len(paths) == 1 and described else described, indent=2, default=str))
+    if failed:
+        raise typer.Exit(1)
+
+
+_Described = tuple[dict[str, Any], Callable[[], None]]
+
+
+def _describe(path: str, stats: bool, weights: str | None) -> _Described:
+    """What JSON says of a path, and what prints it for people."""
+    from ..files import looks_like_safetensors, require_file
+
+    if os.path.isdir(path):
+        return _folder(path)
+    require_file(path)
+    if not looks_like_safetensors(path):
+        return _video(path, weights)
+    from ..files import read_header
+
+    kind = read_header(path).metadata.get("format")
+    if kind == "movq-latents":
+        return _latents(path, stats)
+    if kind == "movq-weights":
+        return _weights(path)
+    raise MovqError("is a safetensors file, but neither latents nor weights of movq", path)
+
+
+def _latents(path: str, stats: bool) -> _Described:
+    from ..latents import open_latents
+    from .tables import print_rows
+
+    latents = open_latents(path)
+    values: dict[str, Any] = _latents_json(latents)
+    columns = ("mean", "std", "min", "max")
+    if stats:
+        values["stats"] = [dict(zip(columns, row, strict=True)) for row in latents.channel_stats()]
+
+    def show() -> None:
+        _show_latents(latents, values)
+        if stats:
+            rows = [[str(i), *(f"{row[name]:.4f}" for name in columns)] for i, row in enumerate(values["stats"])]
+            print_rows(["channel", *columns], rows)
+
+    return values, show
+
+
+def _latents_json(latents: Latents) -> dict[str, Any]:
+    return {
+        "kind": "latents",
+        "path": latents.path,
+        "bytes": os.path.getsize(latents.path),
+        "shape": list(latents.shape),
+        "dtype": latents.dtype,
+        **asdict(latents.metadata),
+    }
+
+
+def _show_latents(latents: Latents, values: dict[str, Any]) -> None:
+    from .tables import print_pairs
+
+    m = latents.metadata
+    raw = m.frames * m.width * m.height * 3
+    source_bytes = m.preprocessing.get("source_bytes")
+    against = f", {ratio(source_bytes, values['bytes'])} of the source file" if isinstance(source_bytes, int) else ""
+    counts = [plural(m.frames, "frame")]
+    counts += [f"{m.frames_padded} repeated at the end"] if m.frames_padded else []
+    counts += [f"{m.frames_dropped} dropped"] if m.frames_dropped else []
+    rate = f" at {float(m.fps):g} fps" if m.fps else ""
+    padding = f", padded by {m.pad_right} right and {m.pad_bottom} below" if m.pad_right or m.pad_bottom else ""
+    seed = f", seed {m.seed}" if m.seed is not None else ""
+    scaling = f"{m.scaling_factor} (not applied)" if m.scaling_factor else "unknown"
+    print_pairs(
+        {
+            "kind": f"latents: {m.representation}{seed}",
+            "shape": f"{shape(latents.shape)} {latents.dtype}",
+            "size": f"{size(values['bytes'])}, {ratio(raw, values['bytes'])} of RGB{against}",
+            "source": f"{m.source_name}, sha256 {m.source_sha256[:16]}…",
+            "picture": f"{m.width}x{m.height}{padding}" + (f", cropped at {m.crop[:2]}" if m.crop else ""),
+            "frames": f"{', '.join(counts)}; {duration(m.duration)}{rate}",
+            "model": f"{m.model}, weights {m.weights_digest[:16]}…, {m.weights_licence or 'licence unknown'}",
+            "computed": f"in {m.precision}, semantics {m.semantics}, movq {m.movq_version}",
+            "scaling": scaling,
+            "colour": " / ".join(str(m.preprocessing.get(k, "?")) for k in ("matrix", "range", "transfer")),
+            "warnings": "\n".join(map(str, m.preprocessing.get("warnings", []))),
+        },
+        title=latents.path,
+    )
+
+
+def _folder(path: str) -> _Described:
+    """All latents below a folder; what else is there is not looked at."""
+    from ..latents import open_latents
+    from .tables import print_rows
+
+    opened, refused = [], []
+    for file in _latents_below(path):
+        try:
+            opened.append(open_latents(file))
+        except MovqError as error:
+            refused.append(error)
+    if not opened and not refused:
+        raise MovqError("has no latents in it", path)
+    items = [_latents_json(latents) for latents in opened]
+    frames = sum(item["frames"] for item in items)
+    total = sum(item["bytes"] for item in items)
+    errors = [str(error) for error in refused]
+    values = {"kind": "folder", "path": path, "frames": frames, "bytes": total, "latents": items, "refused": errors}
+
+    def show() -> None:
+        rows = [
+            [
+                os.path.relpath(latents.path, path),
+                shape(latents.shape[1:]),
+                latents.dtype,
+                str(latents.metadata.frames),
+                f"{latents.metadata.width}x{latents.metadata.height}",
+                latents.metadata.representation,
+                size(item["bytes"]),
+            ]
+            for latents, item in zip(opened, items, strict=True)
+        ]
+        print_rows(["latents", "shape", "dtype", "frames", "picture", "saved", "size"], rows)
+        print(f"{plural(len(items), 'file')}, {plural(frames, 'frame')}, {size(total)}")
+        for error in refused:
+            complain(error)
+
+    return values, show
+
+
+def _latents_below(path: str) -> Iterator[str]:
+    for folder, subfolders, names in os.walk(path):
+        subfolders.sort()
+        yield from (os.path.join(folder, name) for name in sorted(names) if name.endswith(".safetensors"))
+
+
+def _video(path: str, weights: str | None) -> _Described:
+    from ..codec import fit_tail
+    from ..model.checkpoint import open_checkpoint
+    from ..video import count_frames, plan_geometry, probe
+    from ..video.geometry import Orientation, Picture
+    from .tables import print_pairs
+
+    video = probe(path)
+    frames = video.frames_from_header or count_frames(path)
+    checkpoint = open_checkpoint(weights)
+    config = checkpoint.config
+    shown = video.shown_width, video.shown_height
+    geometry = plan_geometry(*shown, Fraction(1), Orientation(), Picture(), config.spatial_factor)
+    padded, _ = fit_tail(frames, "pad", config.temporal_factor)
+    latents = config.latent_shape(frames + padded, geometry.padded_height, geometry.padded_width)
+    values = {
+        "kind": "picture" if video.is_picture else "video",
+        "path": path,
+        **asdict(video),
+        "frames": frames,
+        "latents": {"model": checkpoint.name, "shape": list(latents), "frames_padded": padded},
+    }
+
+    def show() -> None:
+        numbers = 1
+        for n in latents:
+            numbers *= n
+        turned = f", turned by {video.rotation} degrees" if video.rotation else ""
+        turned += ", mirrored" if video.mirrored else ""
+        turned += f", pixels of {video.pixel_aspect}" if video.pixel_aspect != 1 else ""
+        stored = f", stored as {video.width}x{video.height}{turned}" if turned else ""
+        rate = f" at {float(video.fps):.6g} fps" if video.fps else ""
+        length = f"; {duration(float(video.duration))}" if video.duration else ""
+        raw = frames * shown[0] * shown[1] * 3
+        print_pairs(
+            {
+                "kind": f"{values['kind']}: {video.codec} in {video.container.split(',')[0]}, {video.pixel_format}",
+                "size": f"{size(video.bytes)}, {ratio(raw, video.bytes)} of RGB",
+                "picture": f"{shown[0]}x{shown[1]}{stored}",
+                "frames": f"{frames:,}{rate}{length}",
+                "colour": f"{video.matrix} / {video.color_range} / {video.transfer}",
+                "latents": f"{shape(latents)} by {checkpoint.name}",
+                "": f"{size(2 * numbers)} in 2 bytes each: {ratio(raw, 2 * numbers)} of RGB, "
+                f"{ratio(video.bytes, 2 * numbers)} of the file",
+                "warnings": "\n".join(video.warnings),
+            },
+            title=path,
+        )
+
+    return values, show
+
+
+def _weights(path: str) -> _Described:
+    from ..model.checkpoint import open_checkpoint
+    from .tables import print_pairs
+
+    checkpoint = open_checkpoint(path)
+    values = {
+        "kind": "weights",
+        "path": path,
+        "bytes": os.path.getsize(path),
+        "name": checkpoint.name,
+        "digest": checkpoint.digest,
+        "parameters": checkpoint.parameters,
+        "tensors": len(checkpoint.tensors),
+        "dtypes": sorted({entry.dtype for entry in checkpoint.tensors.values()}),
+        "config": asdict(checkpoint.config),
+        **{k: checkpoint.metadata.get(k, "") for k in ("semantics", "licence", "scaling_factor", "source", "version")},
+    }
+
+    def show() -> None:
+        _show_weights(checkpoint, values)
+
+    def _show_weights(checkpoint: Checkpoint, values: dict[str, Any]) -> None:
+        config = checkpoint.config
+        parameters = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in checkpoint.parameters.items())
+        print_pairs(
+            {
+                "kind": f"weights: {checkpoint.name}",
+                "size": f"{size(values['bytes'])}, {values['tensors']} tensors, {', '.join(values['dtypes'])}",
+                "parameters": parameters,
+                "factors": f"{config.temporal_factor} in time, {config.spatial_factor} in height and width; "
+                f"{config.z_channels} channels",
+                "norms": f"over the {'frame' if config.norm_scope == 'frame' else 'whole clip'}",
+                "config": config.to_json(),
+                "digest": values["digest"],
+                "licence": values["licence"] or "unknown",
+                "scaling": values["scaling_factor"] or "unknown",
+                "source": values["source"],
+            },
+            title=name_of(path),
+        )
+
+    return values, show

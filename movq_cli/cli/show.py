@@ -1,0 +1,52 @@
+"""How movq talks: complaints in one line, sizes, durations and ratios in the units people read."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from ..errors import MovqError, printable
+
+
+def complain(what: MovqError | str, about: str = "") -> None:
+    """One line on stderr, `movq: NAME: reason`, that no file name can break out of."""
+    text = str(what) if not about else f"{about}: {what}"
+    sys.stderr.write(f"movq: {printable(text)}\n")
+
+
+def name_of(path: str | os.PathLike[str]) -> str:
+    return printable(os.fspath(path))
+
+
+def size(count: float) -> str:
+    """Bytes: 912 kB, 7.1 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.5 else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def duration(seconds: float) -> str:
+    """4.8 s, 2 min 05 s, 1 h 02 min."""
+    if seconds < 99.5:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def ratio(bytes_before: float, bytes_after: float) -> str:
+    """1/11.6 where the second is smaller, 7.8 times where it is larger."""
+    if not bytes_before or not bytes_after:
+        return "-"
+    factor = bytes_before / bytes_after
+    return f"1/{factor:.1f}" if factor >= 1 else f"{1 / factor:.1f} times"
+
+
+def shape(sizes: Sequence[int]) -> str:
+    return " x ".join(str(n) for n in sizes)
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count:,} {word}{'' if count == 1 else 's'}"

@@ -1,0 +1,36 @@
+"""Tables for people, drawn by rich."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..errors import printable
+
+
+def print_pairs(pairs: Mapping[str, str], title: str = "") -> None:
+    """Names on the left, values on the right; empty values are left out."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in pairs.items():
+        if value:
+            table.add_row(name, Text(printable(value)))
+    console = Console(highlight=False)
+    if title:
+        console.print(Text(printable(title), style="bold"), soft_wrap=True)
+    console.print(table)
+
+
+def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table; all columns but the first are aligned to the right."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0)
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    Console(highlight=False).print(table)
