@@ -28,6 +28,8 @@ TAILS = ("pad", "drop", "error")
 WHOLE_CLIP = 0
 """A `chunk_frames` that means: all frames in one chunk."""
 
+_WHOLE_STEP = 64  # frames that a buffer for all of them begins with
+
 
 class TimedImage(Protocol):
     """A frame: image RGB uint8 (H, W, 3), time and end in seconds, index in the source."""
@@ -92,27 +94,37 @@ class Chunker:
         self.end = Fraction(0)
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """Each chunk is a new array: the one before may still be on its way to a device."""
-        room = first_chunk(self.chunk_frames, self.config) if self.chunk_frames != WHOLE_CLIP else None
-        held: list[TimedImage] = []
+        """Each chunk is a view of one buffer, which the next chunk overwrites; all frames in one chunk have their own."""
+        if self.chunk_frames == WHOLE_CLIP:
+            room, size = None, _WHOLE_STEP
+        else:
+            room = size = first_chunk(self.chunk_frames, self.config)
+        buffer: np.ndarray | None = None
+        held = 0
         for frame in self.frames:
-            held.append(frame)
-            if len(held) == room:
-                yield self._chunk(held)
-                held, room = [], self.chunk_frames
-        if not self.times and not held:
+            if buffer is None:
+                buffer = np.empty((size, *frame.image.shape), np.uint8)
+            elif held == len(buffer):
+                buffer.resize((2 * held, *frame.image.shape), refcheck=False)
+            buffer[held] = frame.image
+            self.times.append(float(frame.time))
+            self.indices.append(frame.index)
+            self.end = frame.end
+            held += 1
+            if held == room:
+                yield buffer[:held]
+                held, room = 0, self.chunk_frames
+        if buffer is None:
             raise MovqError("has no frame in the range asked for")
-        taken = len(self.times) + len(held)
-        self.padded, self.dropped = fit_tail(taken, self.tail, self.config.temporal_factor)
-        held = held[: len(held) - self.dropped]
+        self.padded, self.dropped = fit_tail(len(self.times), self.tail, self.config.temporal_factor)
+        if self.dropped:
+            held -= self.dropped
+            self.end = Fraction(self.times[-self.dropped])
+            del self.times[-self.dropped :], self.indices[-self.dropped :]
+        if self.padded:
+            buffer = np.concatenate([buffer[:held], np.repeat(buffer[held - 1 : held], self.padded, axis=0)])
         if held:
-            yield self._chunk(held, self.padded)
-
-    def _chunk(self, held: list[TimedImage], repeats: int = 0) -> np.ndarray:
-        self.times.extend(float(f.time) for f in held)
-        self.indices.extend(f.index for f in held)
-        self.end = held[-1].end
-        return np.stack([f.image for f in held] + [held[-1].image] * repeats)
+            yield buffer[: held + self.padded]
 
 
 def to_input(frames: np.ndarray, device: torch.device, dtype: torch.dtype) -> torch.Tensor:

@@ -194,7 +194,7 @@ class Level(nn.Module):
 
     def pairs(self) -> list[tuple[ResnetBlock3D, AttnBlock2D | None]]:
         """Blocks in order, each with the attention behind it."""
-        attn: list[AttnBlock2D | None] = [*self.attn] if self.attn else [None] * len(self.block)  # type: ignore[list-item]
+        attn: list[AttnBlock2D | None] = [*self.attn] if self.attn else [None] * len(self.block)
         return list(zip(self.block, attn, strict=True))  # type: ignore[arg-type]
 
 
