@@ -96,19 +96,17 @@ def _serve(talk: _Talk, request: dict[str, Any]) -> None:
         )
         import numpy as np
 
-        with mmap.mmap(request["memory"], slots * size) as memory:
-            ring = np.frombuffer(memory, np.uint8)
-            ring = ring.reshape(slots, geometry.padded_height, geometry.padded_width, 3)
-            sent = 0
-            for shown in decoder.frames(selection, talk.alive):
-                if sent >= slots:
-                    talk.wait_for_slot()
-                slot = sent % slots
-                geometry.place(decoder.rgb(shown.payload, geometry.scaled), ring[slot])
-                talk.say("frame", slot=slot, time=str(shown.time), end=str(shown.end), index=shown.index)
-                sent += 1
-            talk.say("end", warnings=decoder.warnings, frames=sent)
-            os._exit(0)
+        ring = np.frombuffer(mmap.mmap(request["memory"], slots * size), np.uint8)
+        ring = ring.reshape(slots, geometry.padded_height, geometry.padded_width, 3)
+        sent = 0
+        for shown in decoder.frames(selection, talk.alive):
+            if sent >= slots:
+                talk.wait_for_slot()
+            slot = sent % slots
+            geometry.place(decoder.rgb(shown.payload, geometry.scaled), ring[slot])
+            talk.say("frame", slot=slot, time=str(shown.time), end=str(shown.end), index=shown.index)
+            sent += 1
+        talk.say("end", warnings=decoder.warnings, frames=sent)
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

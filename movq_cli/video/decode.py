@@ -26,6 +26,7 @@ FILTER = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.AC
 FILTER_NAME = "swscale bicubic, full chroma, accurate, bit-exact"
 _FALLBACK_RATE = Fraction(25)
 _CUTTABLE = ("mpegts", "mpeg")  # streams that are cut anywhere as a matter of course
+_TIMELESS = ("avi",)  # holds a rate and no times; with B-frames, those libav gives are out of order
 _END_TOLERANCE = Fraction(3, 2)  # frames by which the last one may fall short of a stream's stated end
 
 
@@ -158,11 +159,13 @@ class Decoder:
         source, stream = self.source, self.source.stream
         rate = stream.average_rate or stream.guessed_rate or _FALLBACK_RATE
         cuttable = source.container.format.name in _CUTTABLE
+        timed = source.container.format.name not in _TIMELESS
+        before: Fraction | None = None
         index, packets, end, size = 0, 0, Fraction(0), None
         with av.logging.Capture(local=False) as log:
             demuxed = source.container.demux(stream)
             while True:
-                with av_errors(f"is damaged after {index} frames"):
+                with av_errors(f"cannot be decoded after {index} frames"):
                     packet = next(demuxed, None)
                     if packet is None:
                         break
@@ -185,14 +188,16 @@ class Decoder:
                             f"at frame {index}"
                         )
                     base = Fraction(frame.time_base or 0)
-                    if frame.pts is None:
-                        if not source.picture:
+                    if frame.pts is None or not timed:
+                        if timed and not source.picture:
                             self._warn(f"has frames without times: taken as {float(rate):g} frames per second")
                         time = end
                     else:
                         time = frame.pts * base
                     length = frame.duration * base if frame.duration else 1 / rate
-                    end = time + length
+                    if before is not None and time <= before:
+                        self._warn(f"has frame times that do not grow, first at frame {index}")
+                    before, end = time, time + length
                     yield Shown(index, time, end, frame)
                     index += 1
         self._check_whole(index, packets, end, rate)

@@ -1,0 +1,221 @@
+"""The streaming contract, checked on every layer that streams: whole clip = chunk by chunk, and no look at the future."""
+
+import pytest
+import torch
+
+from movq_cli.model import CausalConv3d, DownSample3D, Encoder3D, ResnetBlock3D, StreamCache, Upsample3D
+
+from .tolerance import AGREE, SAME, off
+
+pytestmark = pytest.mark.usefixtures("no_grad")
+
+
+@pytest.fixture
+def no_grad():
+    torch.manual_seed(0)
+    with torch.no_grad():
+        yield
+
+
+def tiny(**changes):
+    arguments = dict(
+        ch=32,
+        out_ch=3,
+        ch_mult=(1, 2, 2),
+        num_res_blocks=1,
+        attn_resolutions=[],
+        in_channels=3,
+        resolution=32,
+        z_channels=4,
+        norm_scope="frame",
+    )
+    return Encoder3D(**(arguments | changes)).double().eval()
+
+
+class Stream:
+    """A layer under test: its whole-clip call and its call for one chunk, told whether it is the first."""
+
+    def __init__(self, name, layer, channels, spare=lambda n: n):
+        self.name, self.layer, self.channels, self.spare = name, layer.double().eval(), channels, spare
+
+    def __repr__(self):
+        return self.name
+
+    def chunks(self, x, lengths):
+        cache, out = StreamCache(), []
+        for i, piece in enumerate(x.split(lengths, dim=2)):
+            cache.first = i == 0
+            if isinstance(self.layer, ResnetBlock3D):
+                out.append(self.layer(piece, None, cache))
+            else:
+                out.append(self.layer(piece, cache))
+        return torch.cat(out, dim=2)
+
+
+def layers():
+    for mode in ("first", "constant", "reflect"):
+        for dilation in (1, 2):
+            conv = CausalConv3d(4, 8, 3, mode, dilation=dilation)
+            yield Stream(f"conv-{mode}-dilation{dilation}", conv, 4)
+        yield Stream(f"conv-{mode}-tuple", CausalConv3d(4, 8, (4, 1, 3), mode), 4)
+        yield Stream(f"conv-{mode}-1", CausalConv3d(4, 8, 1, mode), 4)
+        block = ResnetBlock3D(
+            in_channels=32, out_channels=64, dropout=0.0, temb_channels=0, pad_mode=mode, norm_scope="frame"
+        )
+        yield Stream(f"resnet-{mode}", block, 32)
+    block = ResnetBlock3D(
+        in_channels=32, out_channels=64, conv_shortcut=True, dropout=0.0, temb_channels=0, norm_scope="frame"
+    )
+    yield Stream("resnet-conv_shortcut", block, 32)
+    yield Stream("down", DownSample3D(32, True, compress_time=True), 32)
+    yield Stream("down-average", DownSample3D(32, False, compress_time=True), 32)
+    yield Stream("down-space", DownSample3D(32, True), 32)
+    yield Stream("up", Upsample3D(32, True, compress_time=True), 32)
+
+
+@pytest.mark.parametrize("lengths", [(5, 2, 2, 4), (7, 6), (9, 4), (13,)], ids=str)
+@pytest.mark.parametrize("stream", list(layers()), ids=str)
+def test_chunks_are_the_whole_clip(stream, lengths):
+    x = torch.randn(2, stream.channels, 13, 8, 8, dtype=torch.float64)
+    assert off(stream.chunks(x, lengths), stream.layer(x)) < SAME
+
+
+@pytest.mark.parametrize("mode", ["first", "constant"])
+def test_short_chunks_use_older_cache(mode):
+    """Chunks shorter than the past a convolution remembers."""
+    stream = Stream("conv", CausalConv3d(4, 8, (5, 3, 3), mode), 4)
+    x = torch.randn(1, 4, 9, 8, 8, dtype=torch.float64)
+    assert off(stream.chunks(x, [1] * 9), stream.layer(x)) < SAME
+
+
+def test_stride_in_time():
+    conv = Stream("conv", CausalConv3d(4, 8, 3, "first", stride=2), 4)
+    x = torch.randn(1, 4, 8, 8, 8, dtype=torch.float64)
+    assert conv.layer(x).shape[2] == 4
+    assert off(conv.chunks(x, [2, 4, 2]), conv.layer(x)) < SAME
+    with pytest.raises(ValueError, match="multiple of the stride"):
+        conv.chunks(x, [3, 5])
+    with pytest.raises(ValueError, match="stride"):
+        CausalConv3d(4, 8, 1, stride=2)
+
+
+def test_constant_padding_is_zeros_in_the_past_and_reflect_mirrors():
+    """Against torch's own padding, done by hand."""
+    x = torch.randn(1, 4, 5, 8, 8, dtype=torch.float64)
+    for mode in ("constant", "reflect"):
+        layer = CausalConv3d(4, 8, 3, mode).double()
+        past = torch.zeros_like(x[:, :, :2]) if mode == "constant" else x[:, :, [2, 1]]
+        by_hand = torch.nn.functional.conv3d(
+            torch.nn.functional.pad(torch.cat([past, x], 2), (1, 1, 1, 1)), layer.conv.weight, layer.conv.bias
+        )
+        assert off(layer(x), by_hand) < SAME
+    short = CausalConv3d(4, 8, 3, "reflect").double()
+    with_zero = torch.cat([torch.zeros_like(x[:, :, :1]), x[:, :, [1, 0, 1]]], 2)
+    by_hand = torch.nn.functional.conv3d(
+        torch.nn.functional.pad(with_zero, (1, 1, 1, 1)), short.conv.weight, short.conv.bias
+    )
+    assert off(short(x[:, :, :2]), by_hand) < SAME
+
+
+@pytest.mark.parametrize("lengths", [(5, 4, 4, 4), (9, 8), (13, 4), (17,)], ids=str)
+@pytest.mark.parametrize("mode", ["first", "constant", "reflect"])
+def test_encoder_chunks_are_the_whole_clip(mode, lengths):
+    encoder = tiny(pad_mode=mode, attn_resolutions=[16])
+    x = torch.randn(1, 3, 17, 32, 32, dtype=torch.float64)
+    if mode == "reflect" and lengths[0] < 9:
+        with pytest.raises(ValueError, match="reflect"):
+            stream(encoder, x, lengths)
+        return
+    assert off(stream(encoder, x, lengths), encoder(x)) < SAME
+
+
+def stream(encoder, x, lengths):
+    cache = StreamCache()
+    return torch.cat([encoder(piece, cache) for piece in x.split(lengths, dim=2)], dim=2)
+
+
+@pytest.mark.parametrize("lengths", [(5, 4, 4, 4), (9, 8), (5, 12), (17,)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_whole_norm_window_may_be_cut_into_chunks(lengths, dtype):
+    """Statistics accumulated over the chunks of a window are those of the window in one piece."""
+    encoder = tiny(norm_scope="whole", attn_resolutions=[16]).to(dtype)
+    x = torch.randn(2, 3, 17, 32, 32, dtype=dtype)
+    pieces = list(encoder.encode_window(x.split(lengths, dim=2), StreamCache()))
+    assert off(torch.cat(pieces, 2), encoder(x)) < (AGREE if dtype == torch.float32 else SAME)
+
+
+def test_frame_norms_are_strictly_causal_and_whole_norms_are_not():
+    x = torch.randn(1, 3, 17, 32, 32, dtype=torch.float64)
+    spoiled = x.clone()
+    spoiled[:, :, 9:] = float("nan")
+    frame = tiny()
+    assert torch.equal(frame(spoiled)[:, :, :3], frame(x)[:, :, :3])
+    assert frame(spoiled)[:, :, 3:].isnan().all()
+    assert tiny(norm_scope="whole")(spoiled).isnan().all()
+
+
+@pytest.mark.parametrize("frames", range(1, 14))
+def test_any_length_is_floored_and_ends_the_stream(frames):
+    encoder = tiny()
+    x = torch.randn(1, 3, frames, 32, 32, dtype=torch.float64)
+    whole = encoder(x)
+    assert whole.shape == (1, 8, 1 + (frames - 1) // 4, 8, 8)
+    cache = StreamCache()
+    first = encoder(x[:, :, :1], cache)
+    rest = [encoder(x[:, :, 1:], cache)] if frames > 1 else []
+    assert off(torch.cat([first, *rest], 2), whole) < SAME
+    if (frames - 1) % 4:
+        with pytest.raises(ValueError, match="stream ended"):
+            encoder(x, cache)
+
+
+def test_an_exception_spoils_the_stream():
+    encoder, cache = tiny(), StreamCache()
+    encoder(torch.randn(1, 3, 5, 32, 32, dtype=torch.float64), cache)
+    with pytest.raises(ValueError, match="multiples of 4"):
+        encoder(torch.randn(1, 3, 4, 30, 32, dtype=torch.float64), cache)
+    with pytest.raises(ValueError, match="spoiled"):
+        encoder(torch.randn(1, 3, 4, 32, 32, dtype=torch.float64), cache)
+
+
+def test_two_streams_do_not_meet():
+    encoder = tiny()
+    x, y = torch.randn(2, 1, 3, 9, 32, 32, dtype=torch.float64)
+    one, two = StreamCache(), StreamCache()
+    parts = [[], []]
+    for piece in (slice(0, 5), slice(5, 9)):
+        parts[0].append(encoder(x[:, :, piece], one))
+        parts[1].append(encoder(y[:, :, piece], two))
+    assert off(torch.cat(parts[0], 2), encoder(x)) < SAME
+    assert off(torch.cat(parts[1], 2), encoder(y)) < SAME
+
+
+def test_documented_example():
+    """CogVideo's: (1, 3, 16, 256, 256) becomes (1, 8, 4, 32, 32)."""
+    encoder = Encoder3D(
+        ch=128,
+        out_ch=3,
+        ch_mult=(1, 2, 4, 4),
+        num_res_blocks=2,
+        attn_resolutions=[],
+        in_channels=3,
+        resolution=256,
+        z_channels=4,
+    )
+    assert encoder.bfloat16()(torch.zeros(1, 3, 16, 256, 256).bfloat16()).shape == (1, 8, 4, 32, 32)
+
+
+def test_gradients_are_those_of_the_published_operations():
+    from . import published
+
+    encoder = tiny(norm_scope="whole", attn_resolutions=[16])
+    x = torch.randn(1, 3, 5, 32, 32, dtype=torch.float64)
+    grads = []
+    for forward in (encoder, lambda v: published.encode(encoder, v)):
+        with torch.enable_grad():
+            encoder.zero_grad()
+            forward(x).pow(2).sum().backward()
+        grads.append({n: p.grad.clone() for n, p in encoder.named_parameters()})
+    for name, grad in grads[1].items():
+        # A bias behind which a norm takes the mean away again has no gradient but rounding.
+        assert (grads[0][name] - grad).abs().max() < 1e-9 * max(grad.abs().max(), 1e-3), name

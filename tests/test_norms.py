@@ -1,0 +1,81 @@
+"""Statistics of norms against torch's, and merging."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from movq_cli.model import GroupNorm, SpatialNorm3D
+
+from .tolerance import AGREE, SAME, off
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 5, 8, 8), (2, 64, 3, 16, 12), (1, 128, 2, 100, 128)], ids=str)
+@pytest.mark.parametrize("scope", ["whole", "frame"])
+def test_group_norm_is_torchs(shape, scope):
+    torch.manual_seed(0)
+    norm = GroupNorm(shape[1], scope).double()
+    x = torch.randn(shape, dtype=torch.float64) * 0.3 + 2
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+        norm.bias.uniform_(-1, 1)
+        if scope == "whole":
+            expected = F.group_norm(x, 32, norm.weight, norm.bias, 1e-6)
+        else:
+            frames = [F.group_norm(x[:, :, t], 32, norm.weight, norm.bias, 1e-6) for t in range(shape[2])]
+            expected = torch.stack(frames, 2)
+        assert off(norm(x), expected) < SAME
+        assert off(norm.float()(x.float()), expected) < AGREE / 10
+    with torch.enable_grad():
+        assert off(norm.double()(x).detach(), expected) < AGREE / 10
+
+
+def test_means_far_from_zero_keep_their_digits():
+    """Plain fp32 sums of squares lose them: a mean of 100 standard deviations, half a million numbers per group."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 32, 8, 256, 256) + 100
+    with torch.no_grad():
+        moments = GroupNorm(32).measure(x)
+    true = x.double().reshape(32, -1)
+    assert ((moments.m2[0, 0] / moments.count) / true.var(1, correction=0) - 1).abs().max() < 1e-5
+    assert (moments.mean[0, 0] / true.mean(1) - 1).abs().max() < 2e-6
+
+
+def test_half_precision_statistics_are_fp32():
+    torch.manual_seed(0)
+    x = (torch.randn(1, 64, 4, 32, 32) + 3).bfloat16()
+    with torch.no_grad():
+        moments = GroupNorm(64).measure(x)
+    true = x.double().reshape(32, -1)
+    assert (moments.mean[0, 0] - true.mean(1)).abs().max() < 1e-5  # bf16 itself would be off by 4e-3
+
+
+def test_merging_moments_is_measuring_together():
+    torch.manual_seed(0)
+    x = torch.randn(2, 64, 7, 8, 8, dtype=torch.float64) + torch.arange(7.0).view(7, 1, 1)
+    norm = GroupNorm(64).double()
+    with torch.no_grad():
+        whole = norm.measure(x)
+        merged = norm.measure(x[:, :, :1]).merge(norm.measure(x[:, :, 1:5])).merge(norm.measure(x[:, :, 5:]))
+    assert merged.count == whole.count
+    assert off(merged.mean, whole.mean) < SAME
+    assert off(merged.m2, whole.m2) < SAME
+
+
+def test_spatial_norm_against_its_formula():
+    """norm(f) * conv_y(up(zq)) + conv_b(up(zq)), with zq enlarged first, the first frame apart."""
+    torch.manual_seed(0)
+    norm = SpatialNorm3D(32, 4).double()
+    f, zq = torch.randn(2, 32, 5, 8, 8, dtype=torch.float64), torch.randn(2, 4, 3, 4, 4, dtype=torch.float64)
+    up = torch.cat(
+        [
+            F.interpolate(zq[:, :, :1], size=(1, 8, 8), mode="nearest"),
+            F.interpolate(zq[:, :, 1:], size=(4, 8, 8), mode="nearest"),
+        ],
+        2,
+    )
+    with torch.no_grad():
+        expected = F.group_norm(f, 32, norm.norm_layer.weight, norm.norm_layer.bias, 1e-6)
+        expected = expected * norm.conv_y.conv(up) + norm.conv_b.conv(up)
+        assert off(norm(f, zq), expected) < SAME
+    with torch.enable_grad():
+        assert off(norm(f, zq).detach(), expected) < SAME

@@ -1,0 +1,421 @@
+"""Reading videos: the right pixels, the right frames, the right times; and what is refused, in one line each."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from itertools import pairwise
+
+import av
+import numpy as np
+import pytest
+
+from movq_cli import MovqError, Picture, Selection, probe, read_frames
+from movq_cli.video import count_frames
+
+from . import clips
+
+CITY = os.path.join(os.path.dirname(__file__), "data", "city.mp4")
+
+
+def read(path, selection=None, picture=None, **more):
+    with read_frames(path, selection, picture, **more) as reader:
+        frames = list(reader)
+        return frames, reader
+
+
+def images(path, **more):
+    return [f.image for f in read(path, **more)[0]]
+
+
+# -- every frame once, in order, with its time
+
+
+def test_lossless_frames_come_back_bit_for_bit(tmp_path):
+    shown = clips.pictures(7)
+    path = clips.lossless(tmp_path / "a.mkv", shown)
+    assert all(np.array_equal(a, b) for a, b in zip(images(path), shown, strict=True))
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov", "avi", "ts", "webm"])
+def test_containers_and_b_frames(tmp_path, suffix):
+    codec = "libvpx-vp9" if suffix == "webm" else "libx264"
+    options = {} if suffix in ("webm", "avi") else {"bf": "3"}
+    path = clips.write(tmp_path / f"a.{suffix}", clips.pictures(20), codec=codec, options=options)
+    frames, _ = read(path)
+    assert [f.index for f in frames] == list(range(20))
+    gaps = {round(float(b.time - a.time), 3) for a, b in pairwise(frames)}
+    assert gaps == {0.04}
+    assert count_frames(path) == 20
+
+
+def test_variable_frame_times(tmp_path):
+    times = [0, 0.1, 0.15, 0.5, 0.52, 1.7]
+    path = clips.lossless(tmp_path / "a.mkv", clips.pictures(6), times=times)
+    frames, _ = read(path)
+    assert [float(f.time) for f in frames] == pytest.approx(times, abs=1e-3)
+
+
+def test_frames_without_times_are_said(tmp_path):
+    path = clips.write(tmp_path / "a.h264", clips.pictures(5), format="h264")
+    frames, reader = read(path)
+    assert len(frames) == 5
+    assert any("without times" in w for w in reader.warnings)
+
+
+def test_many_frames_stay_apart(tmp_path):
+    """More frames than the shared memory has slots for, taken slowly and quickly."""
+    shown = clips.pictures(40)
+    path = clips.lossless(tmp_path / "a.mkv", shown)
+    with read_frames(path, ahead=2) as reader:
+        for i, frame in enumerate(reader):
+            if i == 3:
+                time.sleep(0.3)
+            assert np.array_equal(frame.image, shown[i])
+
+
+# -- which frames
+
+
+def indices(path, **selection):
+    frames, _ = read(path, Selection(**selection))
+    assert count_frames(path, Selection(**selection)) == len(frames)
+    return [f.index for f in frames]
+
+
+@pytest.fixture(scope="module")
+def half_minute(tmp_path_factory):
+    """300 frames, 10 per second."""
+    path = tmp_path_factory.mktemp("clips") / "a.mp4"
+    return clips.write(path, clips.pictures(300, 32, 32), rate=10)
+
+
+def test_selection_in_its_order(half_minute):
+    assert indices(half_minute, start=Fraction(2), duration=Fraction(1)) == list(range(20, 30))
+    assert indices(half_minute, start=Fraction("29.7")) == [297, 298, 299]
+    assert indices(half_minute, frames=3) == [0, 1, 2]
+    assert indices(half_minute, fps=Fraction(5), frames=4) == [0, 2, 4, 6]
+    assert indices(half_minute, start=Fraction(1), duration=Fraction(1), fps=Fraction(5), frames=9) == [
+        10,
+        12,
+        14,
+        16,
+        18,
+    ]
+
+
+def test_fps_takes_the_nearest_frame(half_minute):
+    """4 per second of 10: times 0, .25, .5, .75 lie nearest to frames 0, 2 (the earlier of two), 5, 7."""
+    assert indices(half_minute, fps=Fraction(4), duration=Fraction(1)) == [0, 2, 5, 7]
+    assert indices(half_minute, fps=Fraction(10)) == list(range(300))
+
+
+def test_a_slower_video_is_refused_unless_repeating(half_minute):
+    with pytest.raises(MovqError, match=r"slower than 25 frames per second.*--fps-repeat"):
+        indices(half_minute, fps=Fraction(25))
+    repeated = indices(half_minute, fps=Fraction(20), fps_repeat=True, duration=Fraction(1))
+    assert len(repeated) == 20
+    assert repeated[:4] == [0, 0, 1, 1]
+
+
+def test_a_range_is_checked_alone(tmp_path):
+    """A cut file is refused, but not where only its whole part is asked for."""
+    whole = clips.write(tmp_path / "a.mp4", clips.pictures(60), options={"bf": "0", "g": "10"})
+    cut = tmp_path / "cut.mp4"
+    faststart(whole, cut)
+    cut.write_bytes(cut.read_bytes()[: int(cut.stat().st_size * 0.7)])
+    assert indices(cut, frames=20) == list(range(20))
+    with pytest.raises(MovqError, match=r"cut off|damaged"):
+        read(cut)
+
+
+def faststart(source, target):
+    """The same packets with the index in front, so that a cut file still opens."""
+    with av.open(str(source)) as a, av.open(str(target), "w", options={"movflags": "faststart"}) as b:
+        stream = b.add_stream_from_template(a.streams.video[0])
+        for packet in a.demux(a.streams.video[0]):
+            if packet.size:
+                packet.stream = stream
+                b.mux(packet)
+
+
+# -- the pixels a viewer shows
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("turn", [0, 90, 180, 270])
+def test_all_eight_orientations(tmp_path, turn, mirror):
+    """set_display_rotation turns counter-clockwise; av_display_matrix_flip then flips what is shown."""
+    stored = clips.picture(64, 48)
+    path = clips.lossless(tmp_path / "a.mov", [stored], rotation=turn, mirror=mirror)
+    shown = np.rot90(stored, turn // 90)[:, :: -1 if mirror else 1]
+    image = images(path)[0]
+    assert np.array_equal(image, shown)
+    info = probe(path)
+    assert (info.shown_width, info.shown_height) == (image.shape[1], image.shape[0])
+    assert info.mirrored == mirror
+
+
+def test_turning_and_scaling_are_one_step(tmp_path):
+    """A turned, scaled and cropped picture is the stored one scaled, then turned and cropped without resampling."""
+    path = clips.lossless(tmp_path / "a.mov", [clips.picture(96, 64)], rotation=90)
+    plain = clips.lossless(tmp_path / "b.mov", [clips.picture(96, 64)])
+    scaled = images(plain, picture=Picture(width=48, height=32, fit="stretch"))[0]
+    turned = images(path, picture=Picture(width=32, height=40))[0]
+    assert np.array_equal(turned, np.rot90(scaled)[4:44])
+
+
+def test_pixels_that_are_not_square(tmp_path):
+    path = clips.write(tmp_path / "a.mkv", clips.pictures(2, 64, 48), aspect=Fraction(4, 3))
+    assert images(path)[0].shape == (48, 85, 3)
+    assert probe(path).pixel_aspect == Fraction(4, 3)
+
+
+# Y'CbCr of RGB (200, 60, 30), by the definition of each matrix: Kr, Kb; 219/224 steps for limited range.
+MATRICES = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}
+
+
+def ycbcr(rgb, matrix, full, bits=8):
+    kr, kb = MATRICES[matrix]
+    r, g, b = (v / 255 for v in rgb)
+    y = kr * r + (1 - kr - kb) * g + kb * b
+    cb, cr = (b - y) / (2 - 2 * kb), (r - y) / (2 - 2 * kr)
+    scale, peak = 2 ** (bits - 8), 2**bits - 1
+    if full:
+        return round(y * peak), round(cb * peak + 128 * scale), round(cr * peak + 128 * scale)
+    return round((16 + 219 * y) * scale), round((128 + 224 * cb) * scale), round((128 + 224 * cr) * scale)
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv444p", "yuv420p", "yuv422p10le"])
+@pytest.mark.parametrize("full", [False, True], ids=["limited", "full"])
+@pytest.mark.parametrize(
+    ("matrix", "tag", "height"),
+    [("bt601", 6, 64), ("bt709", 1, 64), ("bt2020", 9, 64), ("bt601", None, 64), ("bt709", None, 720)],
+    ids=str,
+)
+def test_colour_as_tagged(tmp_path, matrix, tag, height, full, pix_fmt):
+    """Frames made without swscale. Untagged: BT.709 from 720 lines up, BT.601 below."""
+    rgb = (200, 60, 30)
+    numbers = ycbcr(rgb, matrix, full, 10 if "10" in pix_fmt else 8)
+    frame = clips.yuv(64, height, *numbers, pix_fmt=pix_fmt, colorspace=tag, color_range=2 if full else 1)
+    tags = {"color_range": 2 if full else 1} | ({"colorspace": tag} if tag else {})
+    path = clips.write(tmp_path / "a.mkv", None, frames=[frame], codec="ffv1", pix_fmt=pix_fmt, tags=tags)
+    middle = images(path)[0][height // 2, 32].astype(int)
+    assert abs(middle - rgb).max() <= 2
+
+
+def test_transparency_is_laid_over_black_and_said(tmp_path):
+    image = np.zeros((32, 32, 4), np.uint8)
+    image[..., 0], image[:, :16, 3] = 200, 255
+    path = clips.still(tmp_path / "a.png", image, "png", "rgba")
+    (frame,), reader = read(path)
+    assert frame.image[0, 0].tolist() == [200, 0, 0]
+    assert frame.image[0, 31].tolist() == [0, 0, 0]
+    assert any("transparent" in w for w in reader.warnings)
+
+
+def test_hdr_and_matrices_that_cannot_be_undone(tmp_path):
+    frame = clips.yuv(64, 64, 500, 512, 512, pix_fmt="yuv420p10le")
+    path = clips.write(
+        tmp_path / "a.mkv",
+        None,
+        frames=[frame],
+        codec="ffv1",
+        pix_fmt="yuv420p10le",
+        tags={"colorspace": 9, "color_trc": 16, "color_range": 1},
+    )
+    _, reader = read(path)
+    assert any("HDR" in w for w in reader.warnings)
+    frame = clips.yuv(64, 64, 100, 128, 128)
+    path = clips.write(
+        tmp_path / "b.mkv", None, frames=[frame], codec="ffv1", pix_fmt="yuv444p", tags={"colorspace": 10}
+    )
+    with pytest.raises(MovqError, match="colour matrix bt2020c"):
+        read(path)
+
+
+@pytest.mark.parametrize(("codec", "name"), [("png", "a.png"), ("mjpeg", "a.jpg"), ("libwebp", "a.webp")])
+def test_still_pictures_are_videos_of_one_frame(tmp_path, codec, name):
+    pix_fmt = {"png": "rgb24", "mjpeg": "yuvj444p", "libwebp": "bgra"}[codec]
+    path = clips.still(
+        tmp_path / name, clips.picture(64, 48), codec, pix_fmt, "webp" if codec == "libwebp" else "image2"
+    )
+    (frame,), _ = read(path)
+    assert abs(frame.image.astype(int) - clips.picture(64, 48)).mean() < 4
+    assert frame.time == 0
+    assert probe(path).is_picture
+    assert count_frames(path) == 1
+
+
+def test_a_pattern_in_a_name_opens_no_neighbours(tmp_path):
+    for name, shade in (("a%d.png", 10), ("a1.png", 99), ("a2.png", 99)):
+        clips.still(tmp_path / name, np.full((16, 16, 3), shade, np.uint8), "png", format="image2pipe")
+    (frame,), _ = read(tmp_path / "a%d.png")
+    assert frame.image.max() == 10
+
+
+# -- the picture asked for
+
+
+@pytest.mark.parametrize(
+    ("picture", "size", "padded"),
+    [
+        (Picture(), (90, 50), (96, 56)),
+        (Picture(height=25), (45, 25), (48, 32)),
+        (Picture(width=45), (45, 25), (48, 32)),
+        (Picture(short_side=40), (72, 40), (72, 40)),
+        (Picture(width=32, height=32), (32, 32), (32, 32)),
+        (Picture(width=32, height=32, fit="stretch"), (32, 32), (32, 32)),
+        (Picture(width=32, height=32, fit="contain"), (32, 18), (32, 32)),
+        (Picture(width=180, height=100, upscale=True), (180, 100), (184, 104)),
+    ],
+    ids=str,
+)
+def test_picture_options(tmp_path, picture, size, padded):
+    path = clips.lossless(tmp_path / "a.mkv", clips.pictures(1, 90, 50))
+    (frame,), _ = read(path, picture=picture, multiple=8)
+    with read_frames(path, None, picture, multiple=8) as reader:
+        geometry = reader.geometry
+    assert (geometry.width, geometry.height) == size
+    assert (geometry.padded_width, geometry.padded_height) == padded == frame.image.shape[1::-1]
+    inside = frame.image[: size[1], : size[0]]
+    assert np.array_equal(frame.image[: size[1], size[0] :], np.repeat(inside[:, -1:], padded[0] - size[0], 1))
+    assert (frame.image[size[1] :] == frame.image[size[1] - 1]).all()
+
+
+def test_enlarging_is_refused(tmp_path):
+    path = clips.lossless(tmp_path / "a.mkv", clips.pictures(1))
+    with pytest.raises(MovqError, match=r"64x48.*enlarged to 128x96; --upscale"):
+        read(path, picture=Picture(height=96))
+
+
+# -- what is refused
+
+
+def bad_files(folder):
+    """Name, what the reason says."""
+    clip = clips.write(folder / "clip.mp4", clips.pictures(30))
+    (folder / "folder").mkdir()
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mp4").write_text("not a video\n" * 100)
+    (folder / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    clips.sound_only(folder / "sound.mp4")
+    clips.gif_bomb(folder / "bomb.gif")
+    (folder / "list.m3u8").write_text(f"#EXTM3U\n#EXTINF:1,\n{clip}\n#EXT-X-ENDLIST\n")
+    (folder / "list.mp4").write_text("ffconcat version 1.0\nfile clip.mp4\n")
+    (folder / "noindex.mp4").write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+    os.mkfifo(folder / "pipe.mp4")
+    (folder / "link.mp4").symlink_to(folder / "nothing.mp4")
+    return {
+        "missing.mp4": "no such file",
+        "folder": "is a folder",
+        "empty.mp4": "is empty",
+        "text.mp4": "not a video",
+        "noise.mp4": "not a video",
+        "sound.mp4": "no video stream",
+        "bomb.gif": "8192x4320",
+        "list.m3u8": "not a video",
+        "list.mp4": "not a video",
+        "noindex.mp4": "not a video",
+        "pipe.mp4": "not a regular file",
+        "link.mp4": "no such file",
+    }
+
+
+def test_bad_files_are_refused_with_the_reason(tmp_path):
+    for name, reason in bad_files(tmp_path).items():
+        for ask in (read, probe) if name == "bomb.gif" else (read, probe, count_frames):
+            with pytest.raises(MovqError, match=reason) as caught:
+                ask(tmp_path / name)
+            assert caught.value.about == str(tmp_path / name)
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_a_cut_video_is_refused_wherever_it_is_cut(tmp_path, suffix):
+    whole = clips.write(tmp_path / f"whole.{suffix}", clips.pictures(40), options={"g": "8"})
+    if suffix == "mp4":
+        faststart(whole, tmp_path / "front.mp4")
+        whole = tmp_path / "front.mp4"
+    data = whole.read_bytes()
+    cut = tmp_path / f"cut.{suffix}"
+    for part in (0.35, 0.5, 0.65, 0.8, 0.9, 0.97):
+        cut.write_bytes(data[: int(len(data) * part)])
+        with pytest.raises(MovqError, match=r"cut off|damaged"):
+            read(cut)
+
+
+def test_size_change_in_mid_stream(tmp_path):
+    """Two elementary streams, joined: what a broken recorder leaves."""
+    a = clips.write(tmp_path / "a.h264", clips.pictures(5), format="h264")
+    b = clips.write(tmp_path / "b.h264", clips.pictures(5, 96, 64), format="h264")
+    joined = tmp_path / "c.h264"
+    joined.write_bytes(a.read_bytes() + b.read_bytes())
+    with pytest.raises(MovqError, match="changes its picture size from 64x48 to 96x64"):
+        read(joined)
+
+
+def test_streams(tmp_path):
+    path = clips.write(tmp_path / "a.mp4", clips.pictures(5), audio=True)
+    assert len(read(path, Selection(stream=0))[0]) == 5
+    with pytest.raises(MovqError, match="no video in stream 1; its video streams: 0"):
+        read(path, Selection(stream=1))
+
+
+# -- the process behind it
+
+
+def children():
+    pid = os.getpid()
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(p) for p in file.read().split()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
+def test_a_crash_of_the_decoder_is_an_error_of_its_file(number):
+    before = set(children())
+    with read_frames(CITY, ahead=2) as reader:
+        next(reader)
+        (child,) = set(children()) - before
+        os.kill(child, number)
+        with pytest.raises(MovqError, match=f"decoder crashed.*{number.name}"):
+            list(reader)
+
+
+def test_a_decoder_that_hangs_is_an_error_of_its_file(monkeypatch):
+    monkeypatch.setattr("movq_cli.video.reader.HANG_SECONDS", 1.0)
+    before = set(children())
+    with read_frames(CITY, ahead=2) as reader:
+        next(reader)
+        (child,) = set(children()) - before
+        os.kill(child, signal.SIGSTOP)
+        with pytest.raises(MovqError, match="decoder hung"):
+            list(reader)
+
+
+def test_no_process_outlives_its_reader():
+    before = set(children())
+    reader = read_frames(CITY)
+    next(reader)
+    reader.close()
+    assert set(children()) == before
+
+
+def test_only_the_named_file_is_opened(tmp_path):
+    """What the decoding process opens under the folder of the video, by strace."""
+    path = clips.write(tmp_path / "a.mp4", clips.pictures(3))
+    log = tmp_path / "strace"
+    script = f"from movq_cli import read_frames; list(read_frames({str(path)!r}))"
+    if not shutil.which("strace"):
+        pytest.skip("needs strace")
+    subprocess.run(
+        ["strace", "-f", "-qq", "-e", "trace=openat,socket,connect", "-o", log, sys.executable, "-c", script],
+        check=True,
+    )
+    lines = log.read_text().splitlines()
+    opened = {line.split('"')[1] for line in lines if str(tmp_path) in line and "openat" in line}
+    assert opened == {str(path)}
+    assert not [line for line in lines if "AF_INET" in line]
