@@ -174,5 +174,5 @@ class Draw:
         import torch
 
         key = f"{self.seed} {self.source_sha256} {self.first_index} {latent}".encode()
-        number = int.from_bytes(hashlib.sha256(key).digest()[:8], "little") >> 1
+        number = int.from_bytes(hashlib.sha256(key).digest(), "little") % 2**63  # a seed torch takes
         return torch.randn(shape, generator=torch.Generator().manual_seed(number))

@@ -68,7 +68,7 @@ class WholeFile:
         self._temp = os.path.join(self._folder, f".movq-{secrets.token_hex(8)}.tmp")
         self._named = False
         if not name or name in (".", ".."):
-            raise MovqError("is not a file name", self.path)
+            raise MovqError("is a folder; name a file", self.path)
         with self._named_errors():
             if os.path.lexists(self.path):
                 self._refuse_existing()

@@ -40,14 +40,20 @@ class _Stopped(BaseException):
         self.number = number
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"movq {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _root(
     debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of a bug.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
-    if version:
-        print(f"movq {__version__}")
-        raise typer.Exit
+    pass  # what the options do is done by main and by the callback
 
 
 def main() -> NoReturn:

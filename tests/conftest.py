@@ -1,0 +1,66 @@
+"""Shared fixtures: weights files of any shape, made and filled here, and the command line as a real process."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from movq_cli.model import AutoencoderConfig, Encoder3D
+from movq_cli.model.checkpoint import embedded_weights
+
+SMALL = dict(
+    ch=32,
+    out_ch=3,
+    ch_mult=(1, 1, 2, 2),
+    num_res_blocks=1,
+    attn_resolutions=(),
+    in_channels=3,
+    resolution=64,
+    z_channels=4,
+    norm_scope="frame",
+)
+
+
+@pytest.fixture
+def movq(tmp_path):
+    """Runs `movq` in an empty folder, away from the checkout: `movq("encode", path, ...)`."""
+
+    def run(*arguments, **more):
+        return subprocess.run(
+            [sys.executable, "-m", "movq_cli", *map(os.fspath, map(str, arguments))],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            **more,
+        )
+
+    return run
+
+
+@pytest.fixture
+def make_weights(tmp_path):
+    """Writes a movq weights file of a small encoder with random weights; `change` edits its tensors in place."""
+
+    def make(name="weights.safetensors", change=None, metadata=None, **config):
+        torch.manual_seed(0)
+        made = AutoencoderConfig(**SMALL | config)
+        encoder = Encoder3D(**dataclasses.asdict(made))
+        tensors = {f"encoder.{k}": v.contiguous() for k, v in encoder.state_dict().items()}
+        if change:
+            change(tensors)
+        said = {"format": "movq-weights", "format_version": "1", "config": made.to_json(), "name": "small"}
+        path = tmp_path / name
+        save_file(tensors, path, metadata=said | (metadata or {}))
+        return path
+
+    return make
+
+
+@pytest.fixture
+def embedded():
+    return embedded_weights()

@@ -1,0 +1,236 @@
+"""The command line, as real processes: what is printed where, exit codes, refusals, signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from movq_cli import __version__, open_latents
+
+from . import clips
+from .test_video import CITY, bad_files
+
+
+@pytest.fixture
+def clip(tmp_path):
+    return clips.write(tmp_path / "clip.mp4", clips.pictures(10))
+
+
+def listing(folder):
+    return sorted(os.listdir(folder))
+
+
+def test_encode_then_info(movq, tmp_path, clip):
+    result = movq("encode", clip, "-o", "out.safetensors")
+    assert result.returncode == 0
+    assert result.stdout.startswith("out.safetensors: 32 x 4 x 6 x 8 ")
+    assert result.stdout.count("\n") == 1
+    for part in ("of RGB", "of the source", "10 frames + 3 repeated of 64x48", "frames/s"):
+        assert part in result.stdout
+    assert "no public diffusion model reads" in result.stderr
+    info = movq("info", "out.safetensors", "clip.mp4", ".")
+    assert info.returncode == 0
+    for part in (
+        "latents: moments",
+        "movq-tiny-4x8x8",
+        "10 frames, 3 repeated at the end",
+        "h264 in mov",
+        "1 file, 10 frames",
+    ):
+        assert part in info.stdout
+
+
+def test_info_json(movq, tmp_path, clip, embedded):
+    movq("encode", clip, "-o", "out.safetensors")
+    one = json.loads(movq("info", "--json", "--stats", "out.safetensors").stdout)
+    assert one["shape"] == [1, 32, 4, 6, 8]
+    assert len(one["stats"]) == 32
+    assert one["frames_padded"] == 3
+    many = json.loads(movq("info", "--json", "clip.mp4", embedded, ".").stdout)
+    assert [m["kind"] for m in many] == ["video", "weights", "folder"]
+    assert many[0]["latents"]["shape"] == [1, 32, 4, 6, 8]
+    assert many[1]["parameters"] == {"encoder": 3860096, "decoder": 6475715}
+    assert many[2]["frames"] == 10
+
+
+def test_dry_run_does_nothing(movq, tmp_path, clip):
+    before = listing(tmp_path)
+    result = movq("encode", clip, "-o", "out.safetensors", "--dry-run", "--chunk-frames", "4")
+    assert result.returncode == 0
+    for part in ("1 x 32 x 4 x 6 x 8", "3, of 4 frames", "peak memory", "output size"):
+        assert part in result.stdout
+    assert listing(tmp_path) == before
+
+
+def test_quiet_prints_the_result_alone(movq, clip):
+    result = movq("encode", clip, "-o", "out.safetensors", "-q")
+    assert result.stderr == ""
+    assert result.stdout.count("\n") == 1
+
+
+def test_version_and_help(movq):
+    assert movq("--version").stdout == f"movq {__version__}\n"
+    for arguments in (["--help"], ["encode", "--help"], ["info", "-h"]):
+        result = movq(*arguments)
+        assert result.returncode == 0
+        assert "Usage" in result.stdout
+
+
+def test_usage_errors_exit_2(movq, clip):
+    for arguments in (
+        ["encode", clip],
+        ["encode", clip, "-o", "a", "--fps", "fast"],
+        ["encode", clip, "-o", "a", "--chunk-frames", "6"],
+        ["encode", clip, "-o", "a", "--tail", "loop"],
+        ["encode", clip, "-o", "a", "--height", "4", "--short-side", "4"],
+        ["encode", clip, "-o", "a", "--memory-budget", "much"],
+        ["encode", clip, "-o", "a", "--device", "cpu", "--precision", "fp16"],
+        ["frobnicate"],
+    ):
+        result = movq(*arguments)
+        assert result.returncode == 2, (arguments, result)
+        assert result.stdout == ""
+        assert "Traceback" not in result.stderr
+
+
+def refused(result, name, reason=""):
+    assert result.returncode == 1
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith(f"movq: {name}"), lines
+    assert reason in lines[0]
+
+
+def test_bad_inputs_are_one_line_and_leave_nothing(movq, tmp_path):
+    reasons = bad_files(tmp_path)
+    cut = tmp_path / "clip.mp4"
+    reasons[CITY + ".cut"] = "not a video"
+    whole = open(CITY, "rb").read()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 2 // 3])
+    del reasons[CITY + ".cut"]
+    reasons["cut.mp4"] = ""
+    before = listing(tmp_path)
+    for name, reason in reasons.items():
+        refused(movq("encode", name, "-o", "out.safetensors", "-q"), name, reason)
+        refused(movq("info", name), name) if name != "folder" and name != "cut.mp4" else None
+    assert listing(tmp_path) == before
+    assert cut.exists()
+
+
+def test_outputs_that_cannot_be_are_refused_at_once(movq, tmp_path, clip):
+    (tmp_path / "old.safetensors").write_bytes(b"precious")
+    for output, reason in (
+        ("old.safetensors", "exists; --force"),
+        ("no/such/folder/a", "no such file or folder"),
+        (".", "is a folder"),
+        ("/dev/null", "not a regular file"),
+        ("/proc/a", ""),
+    ):
+        started = time.perf_counter()
+        refused(movq("encode", clip, "-o", output, "-q"), output, reason)
+        assert time.perf_counter() - started < 5
+    assert (tmp_path / "old.safetensors").read_bytes() == b"precious"
+    result = movq("encode", clip, "-o", "old.safetensors", "-q", "--force")
+    assert result.returncode == 0
+    assert open_latents(tmp_path / "old.safetensors").metadata.frames == 10
+
+
+def test_bad_weights_are_one_line_and_leave_nothing(movq, tmp_path, clip, make_weights):
+    import torch
+
+    def nan(tensors):
+        tensors["encoder.conv_in.conv.bias"][:] = float("nan")
+
+    def shape(tensors):
+        tensors["encoder.conv_in.conv.bias"] = torch.zeros(7)
+
+    make_weights("nan.safetensors", nan)
+    make_weights("shape.safetensors", shape)
+    (tmp_path / "text.safetensors").write_text("hello")
+    before = listing(tmp_path)
+    for name in ("nan.safetensors", "shape.safetensors", "text.safetensors", "missing.safetensors", "clip.mp4"):
+        refused(movq("encode", clip, "-o", "out.safetensors", "--weights", name), name)
+    assert listing(tmp_path) == before
+
+
+def test_one_bad_path_does_not_hide_the_others(movq, clip):
+    result = movq("info", "missing", clip)
+    assert result.returncode == 1
+    assert "h264" in result.stdout
+    assert result.stderr == "movq: missing: no such file or folder\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["-dash.mp4", "a:b.mp4", "http:x.mp4", "new\nline.mp4", "\x1b[31mred.mp4", "ünï.mp4", "x" * 251 + ".mp4"]
+)
+def test_any_file_name_works_and_none_writes_to_the_terminal(movq, tmp_path, clip, name):
+    os.rename(clip, tmp_path / name)
+    result = movq("encode", "-q", "-o", "out.safetensors", "--", name)
+    assert result.returncode == 0, result.stderr
+    assert open_latents(tmp_path / "out.safetensors").metadata.source_name == name
+    shown = movq("info", "out.safetensors", "--", name)
+    assert "\x1b[31m" not in shown.stdout
+    (tmp_path / name).write_bytes(b"")
+    result = movq("encode", "-q", "-o", "b.safetensors", "--", name)
+    assert "\x1b" not in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_names_that_are_not_utf8(movq, tmp_path, clip):
+    name = os.fsdecode(b"\xff\xfe.mp4")
+    os.rename(clip, tmp_path / name)
+    result = subprocess.run(
+        [sys.executable, "-m", "movq_cli", "encode", b"\xff\xfe.mp4", "-o", "out.safetensors", "-q"],
+        cwd=tmp_path,
+        capture_output=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert open_latents(tmp_path / "out.safetensors").metadata.source_name == "\\xff\\xfe.mp4"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("after", [0.4, 3.0])
+def test_signals_leave_nothing(tmp_path, number, after):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "movq_cli", "encode", CITY, "-o", "out.safetensors", "-q"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    time.sleep(after)
+    os.killpg(process.pid, number)
+    started = time.perf_counter()
+    _, talk = process.communicate(timeout=30)
+    assert time.perf_counter() - started < 5
+    assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number)
+    assert listing(tmp_path) == []
+    assert "Traceback" not in talk
+
+
+def test_no_torch_where_no_tensors_are(tmp_path, clip, movq):
+    movq("encode", clip, "-o", "out.safetensors", "-q")
+    for arguments in (
+        ["--help"],
+        ["encode", "--help"],
+        ["info", "out.safetensors"],
+        ["info", str(clip)],
+        ["info", "."],
+    ):
+        script = (
+            f"import sys; sys.argv = ['movq', *{arguments!r}]\n"
+            "from movq_cli.cli import main\n"
+            "try: main()\nexcept SystemExit as e: assert not e.code, e.code\n"
+            "assert 'torch' not in sys.modules and 'av' not in sys.modules"
+        )
+        subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_importing_the_package_imports_no_torch():
+    script = "import movq_cli, movq_cli.model, movq_cli.plan, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)

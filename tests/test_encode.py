@@ -1,0 +1,255 @@
+"""One video to one file, through the library: exactness, selection, tails, draws, and what is refused."""
+
+import dataclasses
+import hashlib
+import os
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from movq_cli import (
+    EncodeOptions,
+    MovqError,
+    MovqUsageError,
+    Picture,
+    Selection,
+    encode_video,
+    open_latents,
+    plan_encode,
+)
+from movq_cli.codec import Draw, fit_tail
+from movq_cli.model.checkpoint import open_checkpoint
+from movq_cli.model.cost import chunk_cost
+
+from . import clips, published
+from .tolerance import AGREE, off, rms_off
+
+FP32 = EncodeOptions(precision="fp32")
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """23 frames of 64x48, kept bit for bit."""
+    return clips.lossless(tmp_path / "clip.mkv", clips.pictures(23))
+
+
+def as_input(images):
+    return torch.from_numpy(np.stack(images)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+
+
+def test_a_file_holds_what_the_network_gives_for_its_frames(tmp_path, clip, make_weights):
+    """The whole way, against the published operations on the same pixels, padded by hand."""
+    weights = make_weights(norm_scope="whole")
+    result = encode_video(clip, tmp_path / "a.safetensors", FP32, weights=str(weights))
+    shown = clips.pictures(23)
+    x = as_input([*shown, shown[-1], shown[-1]])
+    with torch.no_grad():
+        expected = published.encode(open_checkpoint(weights).load_encoder(dtype=torch.float32), x)
+    latents = open_latents(tmp_path / "a.safetensors")
+    assert rms_off(latents.latents, expected) < AGREE
+    assert (result.frames, result.frames_padded) == (23, 2) == (latents.metadata.frames, latents.metadata.frames_padded)
+    assert result.shape == tuple(latents.shape) == (1, 8, 7, 6, 8)
+
+
+@pytest.mark.parametrize("chunk", [4, 8, 32, 64])
+def test_chunks_are_a_memory_knob(tmp_path, clip, chunk):
+    for name, frames in (("one", 24), ("chunked", chunk)):
+        encode_video(clip, tmp_path / name, FP32, chunk_frames=frames)
+    one, chunked = open_latents(tmp_path / "one"), open_latents(tmp_path / "chunked")
+    assert off(chunked.latents, one.latents) < AGREE
+    assert chunked.metadata == one.metadata
+
+
+def test_strict_causality(tmp_path):
+    """Two videos that agree on their first 13 frames give latents that agree on the first 4."""
+    shown = clips.pictures(21)
+    clips.lossless(tmp_path / "a.mkv", shown)
+    clips.lossless(tmp_path / "b.mkv", shown[:13] + [255 - image for image in shown[13:]])
+    a, b = (open_latents(encode_video(tmp_path / f"{n}.mkv", tmp_path / n, FP32).path).latents for n in ("a", "b"))
+    assert torch.equal(a[:, :, :4], b[:, :, :4])
+    assert (a[:, :, 4:] != b[:, :, 4:]).any()
+
+
+def test_same_input_same_bytes(tmp_path, clip):
+    for name in ("a", "b"):
+        encode_video(clip, tmp_path / name, chunk_frames=8)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_what_the_file_says(tmp_path):
+    clip = clips.write(tmp_path / "clip.mp4", clips.pictures(40, 90, 50), rotation=90)
+    options = EncodeOptions(selection=Selection(start=1, frames=10), tail="drop", picture=Picture(width=40, height=60))
+    encode_video(clip, tmp_path / "a", options)
+    latents = open_latents(tmp_path / "a")
+    m = latents.metadata
+    assert (m.frames, m.frames_padded, m.frames_dropped) == (9, 0, 1)
+    assert latents.frame_indices.tolist() == list(range(25, 34))
+    assert latents.frame_times.tolist() == pytest.approx([1 + i / 25 for i in range(9)])
+    assert m.duration == pytest.approx(9 / 25)
+    assert (m.width, m.height, m.pad_right, m.pad_bottom) == (40, 60, 0, 4)
+    assert m.crop == [0, 6, 40, 60]  # 50x90 turned, scaled to 40x72, its middle
+    assert m.preprocessing["rotation"] == 270
+    assert (m.semantics, m.precision, m.fps) == ("frame", plan_encode(clip).precision, 25)
+    assert m.source_sha256 == hashlib.sha256(clip.read_bytes()).hexdigest()
+    assert m.weights_digest == open_checkpoint().digest
+    assert any("dropped" in w for w in m.preprocessing["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("frames", "tail", "expected"),
+    [(1, "error", (0, 0)), (17, "error", (0, 0)), (16, "pad", (1, 0)), (14, "pad", (3, 0)), (16, "drop", (0, 3))],
+)
+def test_tail(frames, tail, expected):
+    assert fit_tail(frames, tail, 4) == expected
+
+
+@pytest.mark.parametrize("tail", ["pad", "drop"])
+@pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 6, 8, 9, 12])
+def test_every_length_and_tail(tmp_path, frames, tail):
+    clip = clips.lossless(tmp_path / "clip.mkv", clips.pictures(frames))
+    result = encode_video(clip, tmp_path / "a", tail=tail, chunk_frames=4)
+    kept = frames if tail == "pad" else 1 + (frames - 1) // 4 * 4
+    assert (result.frames, result.frames_dropped) == (kept, frames - kept)
+    assert result.shape[2] == 1 + -(-(kept - 1) // 4)
+    assert len(open_latents(tmp_path / "a").frame_times) == kept
+
+
+def test_tail_error_refuses_before_the_work(tmp_path, clip):
+    with pytest.raises(MovqError, match=r"has 23 frames .* 21 and 25 fit"):
+        encode_video(clip, tmp_path / "a", tail="error", progress=lambda done, total: pytest.fail("encoding began"))
+    assert not (tmp_path / "a").exists()
+
+
+def test_mean_and_draws(tmp_path, clip):
+    encode_video(clip, tmp_path / "moments", FP32)
+    encode_video(clip, tmp_path / "mean", FP32, save="mean")
+    moments, mean = open_latents(tmp_path / "moments"), open_latents(tmp_path / "mean")
+    assert torch.equal(mean.latents, moments.mean)
+    draws = {}
+    for name, chunk, seed in (("a", 4, 0), ("b", 16, 0), ("c", 4, 1)):
+        encode_video(clip, tmp_path / name, FP32, save="sample", chunk_frames=chunk, seed=seed)
+        draws[name] = open_latents(tmp_path / name)
+    assert off(draws["b"].latents, draws["a"].latents) < AGREE
+    assert off(draws["c"].latents, draws["a"].latents) > 0.01
+    assert draws["c"].metadata.seed == 1
+    # What was drawn is standard normal: (sample - mean) / std.
+    std = (0.5 * moments.latents[:, 16:].clamp(-30, 20)).exp()
+    noise = (draws["a"].latents - moments.mean) / std
+    assert abs(noise.mean()) < 4 / noise.numel() ** 0.5
+    assert abs(noise.std() - 1) < 0.05
+    frames = noise[0].transpose(0, 1).flatten(1)
+    assert (torch.corrcoef(frames) - torch.eye(len(frames))).abs().max() < 0.15  # every latent frame its own
+
+
+def test_draws_are_keyed_by_content_and_place():
+    moments = torch.zeros(1, 4, 3, 8, 8)
+    draw = Draw(0, "ab" * 32, 0)
+    assert torch.equal(draw(moments, 0)[:, :, 1:], draw(moments[:, :, 1:], 1))
+    for other in (Draw(1, "ab" * 32, 0), Draw(0, "cd" * 32, 0), Draw(0, "ab" * 32, 8)):
+        assert not torch.equal(other(moments, 0), draw(moments, 0))
+
+
+def test_store_dtype(tmp_path, clip):
+    encode_video(clip, tmp_path / "a", FP32, store_dtype="fp16")
+    encode_video(clip, tmp_path / "b", FP32)
+    assert torch.equal(open_latents(tmp_path / "a").latents, open_latents(tmp_path / "b").latents.half())
+    assert open_latents(tmp_path / "a").metadata.precision == "fp32"
+
+
+def test_a_plan_keeps_its_word(tmp_path, clip):
+    options = EncodeOptions(chunk_frames=8, save="mean", store_dtype="fp32")
+    plan = plan_encode(clip, options)
+    counted = []
+    result = encode_video(clip, tmp_path / "a", options, progress=lambda done, total: counted.append((done, total)))
+    assert plan.latent_shape == result.shape
+    assert (plan.frames, plan.frames_padded) == (result.frames, result.frames_padded)
+    assert plan.chunks == len(counted) - 1 == 3
+    assert counted[0] == (0, 23)
+    assert counted[-1] == (23, 23)
+    assert abs(result.bytes - plan.output_bytes) < 8192
+
+
+def test_what_does_not_fit_is_lowered_or_refused(tmp_path, clip, make_weights):
+    small, large = (plan_encode(clip, EncodeOptions(chunk_frames=n, precision="fp32")).memory_bytes for n in (4, 64))
+    assert small < large
+    lowered = plan_encode(clip, EncodeOptions(precision="fp32", memory_budget=small + 1000))
+    assert lowered.chunk_frames == 4
+    assert any("instead of" in w for w in lowered.warnings)
+    with pytest.raises(MovqError, match=r"needs about .* GB where .* --chunk-frames 4 fits"):
+        plan_encode(clip, EncodeOptions(precision="fp32", chunk_frames=64, memory_budget=small + 1000))
+    with pytest.raises(MovqError, match="smaller picture"):
+        plan_encode(clip, EncodeOptions(memory_budget=1000))
+    whole = str(make_weights(norm_scope="whole"))
+    with pytest.raises(MovqError, match="norm over the whole clip, and one chunk of 64x48 needs about"):
+        encode_video(clip, tmp_path / "a", weights=whole, memory_budget=1000)
+
+
+@pytest.mark.parametrize("chunk", [0, 3, 10])
+def test_chunks_that_split_a_latent_name_their_neighbours(clip, chunk):
+    near = {0: "use 4", 3: "use 4", 10: "use 8 or 12"}[chunk]
+    with pytest.raises(MovqUsageError, match=near):
+        plan_encode(clip, EncodeOptions(chunk_frames=chunk))
+
+
+def test_options_that_cannot_be(clip):
+    with pytest.raises(MovqUsageError, match="--tail"):
+        EncodeOptions(tail="loop")
+    with pytest.raises(MovqUsageError, match="--short-side"):
+        Picture(short_side=4, height=4)
+    with pytest.raises(MovqUsageError, match="--precision"):
+        plan_encode(clip, EncodeOptions(precision="tf32", device="cpu"))
+    with pytest.raises(MovqUsageError, match="--device"):
+        plan_encode(clip, EncodeOptions(device="tpu"))
+
+
+def test_an_output_that_is_an_input_is_refused(tmp_path, clip, make_weights):
+    before = clip.read_bytes()
+    (tmp_path / "link").hardlink_to(clip)
+    weights = make_weights()
+    for output in (clip, tmp_path / "link", weights):
+        with pytest.raises(MovqError, match="same file as the input"):
+            encode_video(clip, output, weights=str(weights), force=True)
+    assert clip.read_bytes() == before
+
+
+def test_an_input_that_changes_meanwhile_is_refused(tmp_path, clip):
+    def touch(done, total):
+        os.utime(clip, ns=(0, 0))
+
+    with pytest.raises(MovqError, match="changed while it was read"):
+        encode_video(clip, tmp_path / "a", progress=touch)
+    assert not (tmp_path / "a").exists()
+
+
+def test_frames_fewer_than_asked_for_are_said(tmp_path, clip):
+    result = encode_video(clip, tmp_path / "a", selection=Selection(frames=49))
+    assert result.warnings == ("has 23 of the 49 frames asked for",)
+
+
+def test_any_thread_may_encode(tmp_path, clip):
+    """No signal handlers, no main-module tricks: a library call."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(encode_video(clip, tmp_path / "a")))
+    thread.start()
+    thread.join()
+    assert results[0].frames == 23
+
+
+def test_predicted_cost_counts_every_convolution():
+    """The caches of a real run, element for element."""
+    from movq_cli.model import StreamCache
+
+    checkpoint = open_checkpoint()
+    encoder, cache = checkpoint.load_encoder(dtype=torch.float32), StreamCache()
+    with torch.inference_mode():
+        encoder(torch.zeros(1, 3, 9, 64, 48), cache)
+    held = sum(past.numel() for past in cache.past.values())
+    assert chunk_cost(checkpoint.config, 9, 64, 48).caches == held
+
+
+def test_results_are_plain_values(tmp_path, clip):
+    result = encode_video(clip, tmp_path / "a")
+    assert dataclasses.asdict(result)["bytes"] == os.path.getsize(tmp_path / "a")
+    assert result.raw_bytes == 23 * 64 * 48 * 3

@@ -1,0 +1,151 @@
+"""The latents file: written in chunks, whole or not at all, read lazily, refused when it lies."""
+
+import os
+from array import array
+from fractions import Fraction
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from movq_cli import MovqError, open_latents
+from movq_cli.latents import LatentsWriter, Metadata
+
+
+def metadata(**changes):
+    values = dict(
+        representation="moments",
+        semantics="frame",
+        model="small",
+        config={"ch": 32},
+        weights_digest="ab" * 32,
+        weights_licence="",
+        scaling_factor="",
+        shift_factor="",
+        invert_scale_latents="",
+        temporal_factor=4,
+        spatial_factor=8,
+        precision="fp32",
+        width=45,
+        height=30,
+        pad_right=3,
+        pad_bottom=2,
+        crop=None,
+        frames=11,
+        frames_padded=2,
+        frames_dropped=0,
+        fps=Fraction(30000, 1001),
+        duration=0.367,
+        preprocessing={"filter": "none", "warnings": ["é\n"]},
+        source_name="a.mp4",
+        source_sha256="cd" * 32,
+        movq_version="0.1.0",
+    )
+    return Metadata(**values | changes)
+
+
+def write(path, latents, chunks=(1, 2, 1), force=False, **changes):
+    with LatentsWriter(path, force=force) as writer:
+        for piece in latents.split(chunks, dim=2):
+            writer.append(piece)
+        times, indices = array("d", [i / 30 for i in range(11)]), array("q", range(11))
+        size = writer.finish(metadata(**changes), times, indices)
+    assert size == os.path.getsize(path)
+    return path
+
+
+LATENTS = torch.randn(1, 8, 4, 4, 6, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("chunks", [(4,), (1, 2, 1), (1, 1, 1, 1)], ids=str)
+def test_safetensors_reads_what_was_appended(tmp_path, dtype, chunks):
+    latents = LATENTS.to(dtype)
+    path = write(tmp_path / "a.safetensors", latents, chunks)
+    tensors = load_file(path)
+    assert torch.equal(tensors["latents"], latents)
+    assert tensors["frame_indices"].tolist() == list(range(11))
+    assert tensors["frame_times"].dtype == torch.float64
+    opened = open_latents(path)
+    assert opened.metadata == metadata()
+    assert torch.equal(opened.latents, latents)
+    assert torch.equal(opened.mean, latents[:, :4])
+
+
+def test_same_bytes_whatever_the_chunks(tmp_path):
+    files = [write(tmp_path / f"{c}", LATENTS, c).read_bytes() for c in ((4,), (1, 2, 1), (3, 1))]
+    assert files[0] == files[1] == files[2]
+
+
+def test_stats(tmp_path):
+    path = write(tmp_path / "a.safetensors", LATENTS)
+    for channel, (mean, std, low, high) in enumerate(open_latents(path).channel_stats()):
+        x = LATENTS[:, channel].double()
+        assert (mean, low, high) == pytest.approx((x.mean().item(), x.min().item(), x.max().item()))
+        assert std == pytest.approx(x.std(correction=0).item())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_not_written(tmp_path, value):
+    bad = LATENTS.clone()
+    bad[0, 3, 2, 1, 1] = value
+    with pytest.raises(MovqError, match=r"latents 1 to 2 are not finite.*fp32"):
+        write(tmp_path / "a.safetensors", bad)
+    assert os.listdir(tmp_path) == []
+
+
+def test_memory_does_not_hold_what_was_appended(tmp_path):
+    """256 MB appended in 1 MB chunks, in a process whose peak is then asked for."""
+    import subprocess
+    import sys
+
+    script = f"""
+import resource, torch
+from array import array
+from movq_cli.latents import LatentsWriter
+from tests.test_latents import metadata
+chunk = torch.zeros(1, 8, 1, 128, 256)
+with LatentsWriter({str(tmp_path / "a.safetensors")!r}) as writer:
+    for i in range(8): writer.append(chunk)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for i in range(248): writer.append(chunk)
+    writer.finish(metadata(), array("d"), array("q"))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(result.stdout) < 20_000  # kB
+    assert os.path.getsize(tmp_path / "a.safetensors") > 256 << 20
+
+
+def rewritten(tmp_path, change):
+    """A whole file with one thing changed in its strings or tensors."""
+    path = write(tmp_path / "good.safetensors", LATENTS)
+    with safe_open(path, "pt") as file:
+        strings, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    change(strings, tensors)
+    save_file(tensors, tmp_path / "bad.safetensors", metadata=strings)
+    return tmp_path / "bad.safetensors"
+
+
+LIES = {
+    "newer": (lambda s, t: s.update(format_version="2"), "format_version '2'; this movq reads 1: update movq"),
+    "other": (lambda s, t: s.update(format="pt"), "not a movq latents file"),
+    "no width": (lambda s, t: s.pop("width"), "lacks 'width'"),
+    "no latents": (lambda s, t: t.pop("latents"), "lacks 'latents'"),
+    "words": (lambda s, t: s.update(frames="many"), "says what cannot be"),
+    "deep": (lambda s, t: s.update(preprocessing="[" * 100_000), "says what cannot be"),
+    "zero factor": (lambda s, t: s.update(temporal_factor="0"), "too small"),
+    "fps": (lambda s, t: s.update(fps="1/0"), "says what cannot be"),
+    "kind": (lambda s, t: s.update(representation="noise"), "representation"),
+    "frames": (lambda s, t: s.update(frames="12"), "for 12 frames"),
+    "time": (lambda s, t: t.update(latents=t["latents"][:, :, :3].contiguous()), "where the metadata say"),
+    "space": (lambda s, t: s.update(width="53"), "where the metadata say"),
+    "times": (lambda s, t: t.update(frame_times=t["frame_times"].float()), "frame_times of F32"),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), LIES.values(), ids=LIES)
+def test_files_that_lie_are_refused(tmp_path, change, reason):
+    with pytest.raises(MovqError, match=reason):
+        open_latents(rewritten(tmp_path, change))
