@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -108,18 +109,15 @@ def refused(result, name, reason=""):
 
 def test_bad_inputs_are_one_line_and_leave_nothing(movq, tmp_path):
     reasons = bad_files(tmp_path)
-    cut = tmp_path / "clip.mp4"
-    reasons[CITY + ".cut"] = "not a video"
-    whole = open(CITY, "rb").read()
+    whole = Path(CITY).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 2 // 3])
-    del reasons[CITY + ".cut"]
     reasons["cut.mp4"] = ""
     before = listing(tmp_path)
     for name, reason in reasons.items():
         refused(movq("encode", name, "-o", "out.safetensors", "-q"), name, reason)
-        refused(movq("info", name), name) if name != "folder" and name != "cut.mp4" else None
+        if name not in ("folder", "cut.mp4"):  # a folder of no latents says so; of a cut file, the header is whole
+            refused(movq("info", name), name)
     assert listing(tmp_path) == before
-    assert cut.exists()
 
 
 def test_outputs_that_cannot_be_are_refused_at_once(movq, tmp_path, clip):
@@ -165,9 +163,10 @@ def test_one_bad_path_does_not_hide_the_others(movq, clip):
     assert result.stderr == "movq: missing: no such file or folder\n"
 
 
-@pytest.mark.parametrize(
-    "name", ["-dash.mp4", "a:b.mp4", "http:x.mp4", "new\nline.mp4", "\x1b[31mred.mp4", "ünï.mp4", "x" * 251 + ".mp4"]
-)
+NAMES = ["-dash.mp4", "a:b.mp4", "http:x.mp4", "new\nline.mp4", "\x1b[31mred.mp4", "ünï.mp4", "x" * 251 + ".mp4"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_any_file_name_works_and_none_writes_to_the_terminal(movq, tmp_path, clip, name):
     os.rename(clip, tmp_path / name)
     result = movq("encode", "-q", "-o", "out.safetensors", "--", name)

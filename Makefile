@@ -1,0 +1,35 @@
+# Everything installs into .venv; .ci/constraints.txt pins what is installed.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-gpu lint bench install clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[test]'
+	touch $@
+
+demo: install
+	mkdir -p demo
+	$(BIN)/movq encode tests/data/city.mp4 -o demo/city.safetensors --force
+	$(BIN)/movq info demo/city.safetensors
+
+test: install lint
+	$(BIN)/python -m pytest -q
+
+test-gpu: install
+	$(BIN)/python -m pytest -q -m gpu
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python benchmarks/encoder.py
+	$(BIN)/python benchmarks/startup.py
+
+clean:
+	rm -rf .venv demo build dist *.egg-info
