@@ -1,0 +1,56 @@
+"""Every command and example of the README, run as it stands there, in an empty folder with a clip in it."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from . import clips
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    clips.write(tmp_path / "input.mp4", clips.pictures(60, 96, 64), rate=30)
+    return tmp_path
+
+
+def test_commands(folder):
+    lines = [line.split(" #")[0] for block in blocks("sh") for line in block.splitlines() if line.startswith("movq ")]
+    assert len(lines) >= 8
+    for line in lines:
+        command = [sys.executable, "-m", "movq_cli", *shlex.split(line)[1:]]
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert result.returncode == 0, (line, result.stderr)
+
+
+def test_examples(folder):
+    examples = blocks("python")
+    assert len(examples) >= 2
+    for example in examples:
+        result = subprocess.run([sys.executable, "-c", example], cwd=folder, capture_output=True, text=True)
+        assert result.returncode == 0, (example, result.stderr)
+
+
+def test_map_of_the_source():
+    """The map names every file of the package, and no file that is not there."""
+    package = Path(__file__).parents[1] / "movq_cli"
+    there = {str(p.relative_to(package)) for p in package.rglob("*.py") if p.name not in ("__init__.py", "__main__.py")}
+    section = README.split("## Where things are")[1].split("\n## ")[0]
+    named = set(re.findall(r"`([\w/]+\.py)`", section))
+    assert named == there
+
+
+def test_links_lead_somewhere():
+    root = Path(__file__).parents[1]
+    for link in re.findall(r"\]\((?!http)([^)#]+)", README):
+        assert os.path.exists(root / link), link
