@@ -61,6 +61,13 @@ def first_chunk(chunk_frames: int, config: AutoencoderConfig) -> int:
     return max(1 + chunk_frames, config.first_chunk_frames)
 
 
+def count_chunks(frames: int, chunk_frames: int, config: AutoencoderConfig) -> int:
+    """How many chunks so many frames, padding included, make."""
+    if chunk_frames == WHOLE_CLIP:
+        return 1
+    return 1 + max(0, -(-(frames - first_chunk(chunk_frames, config)) // chunk_frames))
+
+
 def fit_tail(frames: int, tail: str, factor: int) -> tuple[int, int]:
     """(frames to repeat at the end, frames to drop) so that 1 + n * factor remain. Raises MovqError for tail 'error'."""
     over = (frames - 1) % factor

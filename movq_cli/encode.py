@@ -7,10 +7,11 @@ import os
 import time
 import warnings as python_warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
@@ -83,10 +84,9 @@ def encode_video(
         about(os.fspath(source)),
         LatentsWriter(output, force=options.force) as writer,
         start_reader(source, options, checkpoint.config) as reader,  # its process starts while torch is imported
-        ThreadPoolExecutor(2) as background,
     ):
-        source_sha256 = background.submit(sha256_file, source)
-        weights_digest = background.submit(lambda: checkpoint.digest)
+        source_sha256 = _in_background(lambda: sha256_file(source))
+        weights_digest = _in_background(lambda: checkpoint.digest)
         device = choose_device(options.device)
         precision = choose_precision(options.precision, device)
         with computing(precision, options.threads), _memory_errors():
@@ -139,6 +139,20 @@ def encode_video(
         seconds=time.perf_counter() - started,
         warnings=warnings,
     )
+
+
+def _in_background(work: Callable[[], str]) -> Future[str]:
+    """Runs `work` in a thread that nobody waits for who does not want its result: digests of large files take a while."""
+    future: Future[str] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future
 
 
 def _refuse_overwriting(output: str | os.PathLike[str], *inputs: str | os.PathLike[str]) -> None:

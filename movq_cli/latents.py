@@ -132,7 +132,7 @@ class LatentsWriter:
         if not bool(torch.isfinite(latents).all()):
             raise MovqError(
                 f"latents {sum(self._frames)} to {sum(self._frames) + n - 1} are not finite: nothing was written; "
-                "try --precision fp32"
+                "try --precision fp32, or --store-dtype fp32 if it was fp16"
             )
         self._shape, self.dtype = (c, h, w), dtype
         self._frames.append(n)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .codec import TAILS, WHOLE_CLIP, check_chunk_frames, first_chunk, fit_tail
+from .codec import TAILS, WHOLE_CLIP, check_chunk_frames, count_chunks, first_chunk, fit_tail
 from .device import ITEM_SIZE, available_memory, choose_device, choose_precision
 from .errors import MovqError, MovqUsageError, about
 from .files import ITEM_SIZES
@@ -65,7 +65,7 @@ class EncodeOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do. `frames` is how many will be encoded before padding, None where only decoding can tell.
+    """What a run will do. `frames` is how many will be encoded before padding; None, and `chunks` too, if not counted.
 
     `chunk_frames` is 0 for all in one chunk. Bytes are predicted: `memory_bytes` of the encoding process at its peak,
     `output_bytes` of the file.
@@ -76,6 +76,7 @@ class Plan:
     precision: str
     device: str
     chunk_frames: int
+    chunks: int | None
     frames: int | None
     frames_padded: int
     frames_dropped: int
@@ -83,18 +84,6 @@ class Plan:
     memory_bytes: int
     output_bytes: int | None
     warnings: tuple[str, ...]
-
-    @property
-    def chunks(self) -> int | None:
-        """How many chunks the loop will take."""
-        if self.frames is None:
-            return None
-        total = self.frames + self.frames_padded
-        return (
-            1
-            if self.chunk_frames == WHOLE_CLIP
-            else 1 + max(0, -(-(total - 1 - self.chunk_frames) // self.chunk_frames))
-        )
 
 
 def plan_encode(source: str | os.PathLike[str], options: EncodeOptions | None = None) -> Plan:
@@ -180,6 +169,7 @@ def make_plan(
         precision=precision,
         device=str(device),
         chunk_frames=chunk,
+        chunks=None if frames is None else count_chunks(frames + padded, chunk, config),
         frames=frames,
         frames_padded=padded,
         frames_dropped=dropped,

@@ -44,7 +44,7 @@ def encode(
     quiet: o.Quiet = False,
 ) -> None:
     """Encode one video to one latents file."""
-    from ..device import parse_bytes
+    from ..device import keep_freed_memory, parse_bytes
     from ..plan import EncodeOptions, plan_encode
     from ..video import Picture, Selection
 
@@ -71,6 +71,7 @@ def encode(
             "the embedded movq-tiny-4x8x8 weights are for trying, testing and archiving: no public diffusion model reads "
             "their latents; --weights takes others"
         )
+    keep_freed_memory()
     result = _encode_with_bar(source, output, chosen, quiet)
     for warning in result.warnings:
         complain(f"warning: {warning}", source)
