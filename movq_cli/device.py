@@ -104,7 +104,11 @@ def _host_memory() -> int:
                 if line.startswith("MemAvailable:"):
                     free = int(line.split()[1]) * 1024
         with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
-            free = min(free, int(limit.read()) - int(used.read()))
+            most = int(limit.read())
+            taken = int(used.read())
+        with open("/sys/fs/cgroup/memory.stat") as file:  # files read lately count as used, and are given up at need
+            taken -= sum(int(line.split()[1]) for line in file if line.startswith("inactive_file "))
+            free = min(free, most - taken)
     except (OSError, ValueError):
         pass  # no control group, or no limit in it ("max")
     return free

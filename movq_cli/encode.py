@@ -18,7 +18,7 @@ from . import __version__
 from .codec import Chunker, Draw, encode
 from .device import choose_device, choose_precision, computing, dtype_of
 from .errors import MovqError, MovqWarning, about
-from .files import file_name, require_file, sha256_file
+from .files import check_output, file_name, require_file, sha256_file
 from .latents import LatentsWriter, Metadata
 from .model.checkpoint import Checkpoint
 from .plan import EncodeOptions, Plan, make_plan, open_weights, start_reader
@@ -79,7 +79,7 @@ def encode_video(
         python_warnings.simplefilter("always", MovqWarning)
         checkpoint = open_weights(options)
     notes = [str(w.message) for w in caught if issubclass(w.category, MovqWarning)]
-    _refuse_overwriting(output, source, checkpoint.path)
+    check_output(output, source, checkpoint.path, force=options.force)
     with (
         about(os.fspath(source)),
         LatentsWriter(output, force=options.force) as writer,
@@ -153,12 +153,6 @@ def _in_background(work: Callable[[], str]) -> Future[str]:
 
     Thread(target=run, daemon=True).start()
     return future
-
-
-def _refuse_overwriting(output: str | os.PathLike[str], *inputs: str | os.PathLike[str]) -> None:
-    for path in inputs:
-        if os.path.exists(output) and os.path.samefile(output, path):
-            raise MovqError(f"is the same file as the input {os.fspath(path)}", os.fspath(output))
 
 
 def _metadata(

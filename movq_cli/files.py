@@ -8,11 +8,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -122,8 +123,8 @@ class WholeFile:
             os.fsync(self._fd)
             if not self._named:
                 # linkat of the descriptor; src_dir_fd makes Python follow the link in /proc.
+                self._named = True  # before it is: a signal may come in between
                 os.link(f"/proc/self/fd/{self._fd}", self._temp, src_dir_fd=self._fd, follow_symlinks=True)
-                self._named = True
             if not self._force and os.path.lexists(self.path):
                 self._refuse_existing()
             os.rename(self._temp, self.path)
@@ -142,7 +143,8 @@ class WholeFile:
     ) -> None:
         os.close(self._fd)
         if self._named:
-            os.unlink(self._temp)
+            with suppress(FileNotFoundError):
+                os.unlink(self._temp)
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
@@ -150,6 +152,15 @@ class WholeFile:
             yield
         except OSError as error:
             raise MovqError(_reason(error), self.path) from error
+
+
+def check_output(output: str | os.PathLike[str], *inputs: str | os.PathLike[str], force: bool = False) -> None:
+    """Raises MovqError where an output cannot be written, or is one of the inputs, also by link. Leaves nothing behind."""
+    for path in inputs:
+        if os.path.exists(output) and os.path.exists(path) and os.path.samefile(output, path):
+            raise MovqError(f"is the same file as the input {os.fspath(path)}", os.fspath(output))
+    with WholeFile(output, force=force):
+        pass
 
 
 _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
@@ -184,10 +195,7 @@ class TensorEntry:
 
     @property
     def numel(self) -> int:
-        n = 1
-        for size in self.shape:
-            n *= size
-        return n
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from array import array
 from collections.abc import Mapping
@@ -109,7 +110,11 @@ class LatentsWriter:
 
     def __init__(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         self._file = WholeFile(path, force=force)
-        self._spool = self._file.spool()
+        try:
+            self._spool = self._file.spool()
+        except BaseException as error:
+            self._file.__exit__(type(error), error, None)
+            raise
         self._frames: list[int] = []
         self._shape: tuple[int, int, int] | None = None
         self.dtype = ""
@@ -137,7 +142,7 @@ class LatentsWriter:
         self._shape, self.dtype = (c, h, w), dtype
         self._frames.append(n)
         try:
-            write_all(self._spool, latents.contiguous().view(torch.uint8).numpy().data)
+            write_all(self._spool, latents.contiguous().flatten().view(torch.uint8).numpy().data)
         except OSError as error:
             raise MovqError((error.strerror or str(error)).lower(), self._file.path) from error
 
@@ -155,7 +160,7 @@ class LatentsWriter:
         self._file.write(memoryview(frame_indices))
         self._write_latents()
         self._file.commit()
-        return len(header) + 16 * frames[0] + _size(self.shape) * ITEM_SIZES[self.dtype]
+        return len(header) + 16 * frames[0] + math.prod(self.shape) * ITEM_SIZES[self.dtype]
 
     def _write_latents(self) -> None:
         _, channels, _, h, w = self.shape
@@ -291,10 +296,3 @@ def _check(header: Header, metadata: Metadata) -> None:
         raise ValueError(f"latents of {list(latents.shape[2:])} where the metadata say {list(expected)}")
     if m.representation == "moments" and latents.shape[1] % 2:
         raise ValueError(f"moments of {latents.shape[1]} channels")
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    n = 1
-    for size in shape:
-        n *= size
-    return n

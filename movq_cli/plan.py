@@ -18,7 +18,7 @@ from .latents import DTYPES, REPRESENTATIONS
 from .model.checkpoint import Checkpoint, open_checkpoint
 from .model.config import AutoencoderConfig
 from .model.cost import MAX_ELEMENTS, chunk_cost, default_chunk_frames
-from .video import FrameReader, Geometry, Picture, Selection, VideoInfo, count_frames, read_frames
+from .video import AHEAD_BYTES, FrameReader, Geometry, Picture, Selection, VideoInfo, count_frames, read_frames
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ PROCESS_BYTES = 330 << 20
 """Resident memory of a process with torch loaded, before it has computed anything (measured: benchmarks/memory.py)."""
 
 AHEAD_FRAMES = 32
-"""How far decoding may run ahead of encoding, memory permitting (video/reader.py)."""
+"""How far decoding may run ahead of encoding, within AHEAD_BYTES of shared memory."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def plan_encode(source: str | os.PathLike[str], options: EncodeOptions | None = 
     """
     options = options or EncodeOptions()
     checkpoint = open_weights(options)
-    with start_reader(source, options, checkpoint.config) as reader:
+    with about(os.fspath(source)), start_reader(source, options, checkpoint.config) as reader:
         device = choose_device(options.device)
         precision = choose_precision(options.precision, device)
         frames = count_frames(source, options.selection)
@@ -145,23 +145,45 @@ def make_plan(
             padded, dropped = fit_tail(frames, options.tail, config.temporal_factor)
         frames -= dropped
     budget = options.memory_budget or available_memory(device)
+    if config.norm_scope == "whole":
+        assert frames is not None  # one chunk of all frames: they were counted
+        most: int | None = frames + padded
+    else:  # as much as is known without counting, so that a plan and a run choose alike
+        most = 1 if reader.info.is_picture else options.selection.frames
+        most = most and most + fit_tail(most, "pad", config.temporal_factor)[0]
+
+    def longest(chunk: int) -> int:
+        """Frames of the longest chunk."""
+        if chunk == WHOLE_CLIP:
+            return most or 0
+        return first_chunk(chunk, config) if most is None else min(most, first_chunk(chunk, config))
 
     def memory(chunk: int) -> int:
-        """Bytes at the peak, with chunks of this many frames."""
-        longest = first_chunk(chunk, config)
-        if frames is not None:
-            longest = frames + padded if chunk == WHOLE_CLIP else min(longest, frames + padded)
-        cost = chunk_cost(config, longest, height, width)
-        item = ITEM_SIZE[precision]
-        images = (2 * longest + min(AHEAD_FRAMES, longest)) * height * width * 3
-        weights = checkpoint.parameters["encoder"] * item
-        return PROCESS_BYTES + weights + cost.bytes(item) + images
+        """Bytes at the peak, with chunks of this many frames: of the process, or of a CUDA device's own memory."""
+        item, pixels = ITEM_SIZE[precision], height * width * config.in_channels
+        computed = checkpoint.parameters["encoder"] * item + chunk_cost(config, longest(chunk), height, width).bytes(
+            item
+        )
+        if device.type == "cuda":
+            return computed + longest(chunk) * pixels * (
+                1 + ITEM_SIZE["fp32"]
+            )  # frames arrive as bytes and become fp32
+        return PROCESS_BYTES + computed + 2 * longest(chunk) * pixels + min(AHEAD_FRAMES * pixels, AHEAD_BYTES)
+
+    def indexable(chunk: int) -> bool:
+        return chunk_cost(config, longest(chunk), height, width).largest <= MAX_ELEMENTS
 
     def fits(chunk: int) -> bool:
-        longest = (frames or 0) + padded if chunk == WHOLE_CLIP else first_chunk(chunk, config)
-        return memory(chunk) <= budget and chunk_cost(config, longest, height, width).largest <= MAX_ELEMENTS
+        return memory(chunk) <= budget and indexable(chunk)
 
-    chunk, warnings = _choose_chunk(options, config, height, width, fits, memory, budget)
+    def refuse(chunk: int, what: str, advice: str) -> MovqError:
+        if indexable(chunk):
+            why = f"needs about {memory(chunk) / 1e9:.1f} GB where {budget / 1e9:.1f} GB may be used"
+        else:
+            why = f"has a tensor of more than {MAX_ELEMENTS:,} numbers"
+        return MovqError(f"{what} of {width}x{height} {why}; {advice}", os.fspath(source))
+
+    chunk, warnings = _choose_chunk(options, config, default_chunk_frames(config, height, width), fits, refuse)
     shape = None if frames is None else config.latent_shape(frames + padded, height, width)
     return Plan(
         info=reader.info,
@@ -183,20 +205,11 @@ def make_plan(
 def _choose_chunk(
     options: EncodeOptions,
     config: AutoencoderConfig,
-    height: int,
-    width: int,
+    default: int,
     fits: Callable[[int], bool],
-    memory: Callable[[int], int],
-    budget: int,
+    refuse: Callable[[int, str, str], MovqError],
 ) -> tuple[int, tuple[str, ...]]:
     """Frames per chunk, and what to say about it. Raises MovqError with the estimate where nothing fits."""
-
-    def refuse(chunk: int, what: str, advice: str) -> MovqError:
-        return MovqError(
-            f"{what} of {width}x{height} needs about {memory(chunk) / 1e9:.1f} GB where {budget / 1e9:.1f} GB may be "
-            f"used, or tensors of more than 2^30 numbers; {advice}"
-        )
-
     if config.norm_scope == "whole":
         if not fits(WHOLE_CLIP):
             raise refuse(
@@ -205,7 +218,7 @@ def _choose_chunk(
                 "take --frames or a smaller picture",
             )
         return WHOLE_CLIP, ()
-    wanted = options.chunk_frames or default_chunk_frames(config, height, width)
+    wanted = options.chunk_frames or default
     smaller = [n for n in range(wanted, 0, -config.temporal_factor) if fits(n)]
     if not smaller:
         raise refuse(
@@ -217,7 +230,7 @@ def _choose_chunk(
         return wanted, ()
     if options.chunk_frames is not None:
         raise refuse(wanted, f"a chunk of {wanted} frames", f"--chunk-frames {smaller[0]} fits")
-    return smaller[0], (f"chunks of {smaller[0]} frames instead of {wanted}: more do not fit in {budget / 1e9:.1f} GB",)
+    return smaller[0], (f"chunks of {smaller[0]} frames instead of {wanted}: more do not fit",)
 
 
 def _saved_shape(

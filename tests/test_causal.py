@@ -144,6 +144,12 @@ def test_a_whole_norm_window_may_be_cut_into_chunks(lengths, dtype):
     assert off(torch.cat(pieces, 2), encoder(x)) < (AGREE if dtype == torch.float32 else SAME)
 
 
+def test_a_window_of_several_chunks_has_no_gradient():
+    encoder, x = tiny(norm_scope="whole"), torch.randn(1, 3, 9, 32, 32, dtype=torch.float64)
+    with torch.enable_grad(), pytest.raises(ValueError, match="no gradient"):
+        list(encoder.encode_window(x.split((5, 4), dim=2), StreamCache()))
+
+
 def test_frame_norms_are_strictly_causal_and_whole_norms_are_not():
     x = torch.randn(1, 3, 17, 32, 32, dtype=torch.float64)
     spoiled = x.clone()

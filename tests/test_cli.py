@@ -67,6 +67,25 @@ def test_dry_run_does_nothing(movq, tmp_path, clip):
     assert listing(tmp_path) == before
 
 
+def test_dry_run_refuses_what_encode_would(movq, tmp_path, clip):
+    (tmp_path / "old.safetensors").write_bytes(b"precious")
+    for output, reason in (("old.safetensors", "exists; --force"), ("no/folder/a", "no such"), (clip, "same file")):
+        refused(movq("encode", clip, "-o", output, "--dry-run"), output, reason)
+    refused(movq("encode", clip, "-o", "a", "--dry-run", "--memory-budget", "1MB"), clip, "needs about")
+
+
+def test_a_folder_passes_over_what_is_no_latents_and_reports_what_is_damaged(movq, tmp_path, clip, make_weights):
+    make_weights()
+    movq("encode", clip, "-o", "good.safetensors", "-q")
+    assert movq("info", ".").returncode == 0
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "good.safetensors").read_bytes()[:-9])
+    for json_flag in ([], ["--json"]):
+        result = movq("info", ".", *json_flag)
+        assert result.returncode == 1
+        assert "good.safetensors" in result.stdout
+        assert result.stderr.startswith("movq: ./cut.safetensors: is not a safetensors file")
+
+
 def test_quiet_prints_the_result_alone(movq, clip):
     result = movq("encode", clip, "-o", "out.safetensors", "-q")
     assert result.stderr == ""

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import os
 import threading
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -226,6 +227,31 @@ def test_an_input_that_changes_meanwhile_is_refused(tmp_path, clip):
 def test_frames_fewer_than_asked_for_are_said(tmp_path, clip):
     result = encode_video(clip, tmp_path / "a", selection=Selection(frames=49))
     assert result.warnings == ("has 23 of the 49 frames asked for",)
+
+
+def test_duration_with_fps(tmp_path):
+    """A sampled frame stands until the next one would."""
+    clip = clips.write(tmp_path / "clip.mp4", clips.pictures(150, 32, 32))
+    encode_video(clip, tmp_path / "a", selection=Selection(fps=Fraction(1), frames=5))
+    assert open_latents(tmp_path / "a").metadata.duration == 5
+    encode_video(clip, tmp_path / "b", selection=Selection(fps=Fraction(1)), tail="drop")
+    assert open_latents(tmp_path / "b").metadata.duration == 5  # six samples, the last dropped
+
+
+def test_one_pixel_of_latents(tmp_path):
+    """Pictures of 8x8, one latent frame per chunk: layouts are ambiguous there."""
+    clip = clips.lossless(tmp_path / "clip.mkv", clips.pictures(9, 8, 8))
+    result = encode_video(clip, tmp_path / "a", chunk_frames=4)
+    assert result.shape == (1, 32, 3, 1, 1)
+
+
+def test_a_large_picture_is_planned_as_one_frame(tmp_path):
+    path = clips.still(tmp_path / "a.png", clips.picture(3000, 2000), "png")
+    plan = plan_encode(path, EncodeOptions(memory_budget=10**12))
+    assert plan.chunks == 1
+    clip = clips.write(tmp_path / "a.mp4", clips.pictures(2, 3840, 2160))
+    with pytest.raises(MovqError, match=r"has a tensor of more than 1,073,741,824 numbers.*--short-side"):
+        plan_encode(clip, EncodeOptions(memory_budget=10**12))
 
 
 def test_any_thread_may_encode(tmp_path, clip):

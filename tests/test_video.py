@@ -229,6 +229,7 @@ def test_hdr_and_matrices_that_cannot_be_undone(tmp_path):
     )
     _, reader = read(path)
     assert any("HDR" in w for w in reader.warnings)
+    assert any("HDR" in w for w in probe(path).warnings)
     frame = clips.yuv(64, 64, 100, 128, 128)
     path = clips.write(
         tmp_path / "b.mkv", None, frames=[frame], codec="ffv1", pix_fmt="yuv444p", tags={"colorspace": 10}

@@ -62,9 +62,9 @@ def main() -> NoReturn:
         signal.signal(number, _stop)
     warnings.showwarning = _show_warning
     warnings.simplefilter("always", MovqWarning)
+    code = 0
     try:
-        app()
-        code = 0
+        app()  # ends in SystemExit, with 2 for usage errors it finds itself
     except MovqError as error:
         complain(error)
         code = error.exit_code
@@ -72,8 +72,6 @@ def main() -> NoReturn:
         complain(MovqError(f"stopped by {signal.Signals(stopped.number).name}; nothing unfinished was left behind"))
         sys.stdout.flush()
         os._exit(128 + stopped.number)  # threads still reading are not waited for
-    except BrokenPipeError:
-        os._exit(128 + signal.SIGPIPE)  # whoever read our output is gone
     except Exception as error:
         if "--debug" in sys.argv:
             raise

@@ -45,6 +45,7 @@ def encode(
 ) -> None:
     """Encode one video to one latents file."""
     from ..device import keep_freed_memory, parse_bytes
+    from ..files import check_output
     from ..plan import EncodeOptions, plan_encode
     from ..video import Picture, Selection
 
@@ -64,6 +65,7 @@ def encode(
         force=force,
     )
     if dry_run:
+        check_output(output, source, force=force)
         _print_plan(plan_encode(source, chosen), output)
         return
     if weights is None and not quiet:
@@ -121,5 +123,5 @@ def _print_plan(plan: Plan, output: str) -> None:
             "output size": f"about {size(plan.output_bytes or 0)}",
         }
     )
-    for warning in plan.warnings:
+    for warning in (*plan.warnings, *plan.info.warnings):
         complain(f"warning: {warning}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -38,6 +39,9 @@ def info(
             failed = True
             continue
         described.append(values)
+        for reason in values.get("refused", []):
+            complain(reason)
+            failed = True
         if not as_json:
             show()
     if as_json:
@@ -131,14 +135,16 @@ def _show_latents(latents: Latents, values: dict[str, Any]) -> None:
 
 
 def _folder(path: str) -> _Described:
-    """All latents below a folder; what else is there is not looked at."""
-    from ..latents import open_latents
+    """All latents below a folder, hidden folders apart; other safetensors files are passed over."""
+    from ..files import read_header
+    from ..latents import FORMAT, open_latents
     from .tables import print_rows
 
     opened, refused = [], []
-    for file in _latents_below(path):
+    for file in _candidates_below(path):
         try:
-            opened.append(open_latents(file))
+            if read_header(file).metadata.get("format") == FORMAT:
+                opened.append(open_latents(file))
         except MovqError as error:
             refused.append(error)
     if not opened and not refused:
@@ -164,15 +170,13 @@ def _folder(path: str) -> _Described:
         ]
         print_rows(["latents", "shape", "dtype", "frames", "picture", "saved", "size"], rows)
         print(f"{plural(len(items), 'file')}, {plural(frames, 'frame')}, {size(total)}")
-        for error in refused:
-            complain(error)
 
     return values, show
 
 
-def _latents_below(path: str) -> Iterator[str]:
+def _candidates_below(path: str) -> Iterator[str]:
     for folder, subfolders, names in os.walk(path):
-        subfolders.sort()
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         yield from (os.path.join(folder, name) for name in sorted(names) if name.endswith(".safetensors"))
 
 
@@ -200,9 +204,7 @@ def _video(path: str, weights: str | None) -> _Described:
     }
 
     def show() -> None:
-        numbers = 1
-        for n in latents:
-            numbers *= n
+        numbers = math.prod(latents)
         turned = f", turned by {video.rotation} degrees" if video.rotation else ""
         turned += ", mirrored" if video.mirrored else ""
         turned += f", pixels of {video.pixel_aspect}" if video.pixel_aspect != 1 else ""

@@ -1,4 +1,4 @@
-"""Every option that more than one command takes, declared once, and the one place that turns them into EncodeOptions."""
+"""The options of commands that encode, declared once."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -10,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import printable
+
+_FILE_WIDTH = 200
 
 
 def print_pairs(pairs: Mapping[str, str], title: str = "") -> None:
@@ -20,7 +23,7 @@ def print_pairs(pairs: Mapping[str, str], title: str = "") -> None:
     for name, value in pairs.items():
         if value:
             table.add_row(name, Text(printable(value)))
-    console = Console(highlight=False)
+    console = _console()
     if title:
         console.print(Text(printable(title), style="bold"), soft_wrap=True)
     console.print(table)
@@ -30,7 +33,14 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table; all columns but the first are aligned to the right."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0)
+        table.add_column(
+            column, justify="left" if i == 0 else "right", overflow="fold", min_width=16 if i == 0 else None
+        )
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    Console(highlight=False).print(table)
+    _console().print(table)
+
+
+def _console() -> Console:
+    """As wide as the terminal; wide enough for everything where there is none."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)

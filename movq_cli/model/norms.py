@@ -79,7 +79,8 @@ class GroupNorm(nn.GroupNorm):
         center = (mean * weight).sum(dims, keepdim=True) / total
         m2 = ((var + (mean - center) ** 2) * weight).sum(dims, keepdim=True)
         shape = (b, t if self.scope == "frame" else 1, self.num_groups)
-        return Moments(int(total.flatten()[0]), center.view(shape), m2.view(shape))
+        count = sum(sizes) * (c // self.num_groups) * (1 if self.scope == "frame" else t)
+        return Moments(count, center.view(shape), m2.view(shape))
 
     def write(
         self,

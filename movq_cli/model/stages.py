@@ -73,6 +73,8 @@ def run_window(
             done: list[Carry] = []
             gathered: Moments | None = None
             for carry in _opening(carries, cache, first):
+                if done and torch.is_grad_enabled():
+                    raise ValueError("a window of several chunks has no gradient: use torch.no_grad()")
                 carry = stage.run(carry, cache, moments)
                 if following.norm is not None and following.norm.scope == "whole" and not torch.is_grad_enabled():
                     own = following.norm.measure(carry.head)

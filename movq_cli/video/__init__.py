@@ -2,10 +2,11 @@
 
 from .geometry import Geometry, Picture, plan_geometry
 from .info import VideoInfo
-from .reader import Frame, FrameReader, count_frames, probe, read_frames
+from .reader import AHEAD_BYTES, Frame, FrameReader, count_frames, probe, read_frames
 from .selection import Selection
 
 __all__ = [
+    "AHEAD_BYTES",
     "Frame",
     "FrameReader",
     "Geometry",

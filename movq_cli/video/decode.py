@@ -45,10 +45,9 @@ class Decoder:
         except StopIteration:
             raise MovqError("has no frame that can be shown") from None
         frame = self._first.payload
-        self.colour = colour_of(frame)
-        self.orientation = self._orientation(frame)
-        self._size = frame.width, frame.height
         self._colours: dict[tuple[object, ...], Colour] = {}
+        self.colour = self._colour(frame)
+        self.orientation = self._orientation(frame)
         self._reformatter = VideoReformatter()
 
     @property

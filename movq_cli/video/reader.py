@@ -30,7 +30,9 @@ from .selection import Selection
 HANG_SECONDS = 120.0
 """A decoder that neither gives a frame nor says that it is at work for so long is taken to hang."""
 
-_AHEAD_BYTES = 128 << 20
+AHEAD_BYTES = 128 << 20
+"""Shared memory that decoded frames may take, but for at least two of them."""
+
 _START = "import json,sys; sys.path[:] = json.loads(sys.argv[1]); from movq_cli.video.child import main; main()"
 
 
@@ -197,7 +199,7 @@ class _Worker:
             "picture": asdict(picture),
             "multiple": multiple,
             "ahead": ahead,
-            "ahead_bytes": _AHEAD_BYTES,
+            "ahead_bytes": AHEAD_BYTES,
             "threads": threads,
             "memory": memory,
         }

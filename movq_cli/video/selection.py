@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
 from typing import Generic, TypeVar
@@ -93,12 +93,12 @@ def _nearest(frames: Iterable[Shown[T]], fps: Fraction, repeat: bool) -> Iterato
                     f"is slower than {float(fps):g} frames per second: at {float(here.time):.3f} s the next frame comes "
                     f"after {gap:.3f} s; lower --fps, or show frames twice with --fps-repeat"
                 )
-            yield here
             k, times = k + 1, times + 1
+            yield replace(here, end=origin + k / fps)
         here = following
     if here is None or origin is None:
         return
     times = 0
     while origin + k / fps < here.end and (repeat or not times):
-        yield here
         k, times = k + 1, times + 1
+        yield replace(here, end=min(here.end, origin + k / fps))
