@@ -23,10 +23,9 @@ def print_pairs(pairs: Mapping[str, str], title: str = "") -> None:
     for name, value in pairs.items():
         if value:
             table.add_row(name, Text(printable(value)))
-    console = _console()
     if title:
-        console.print(Text(printable(title), style="bold"), soft_wrap=True)
-    console.print(table)
+        _print(Text(printable(title), style="bold", overflow="fold"))
+    _print(table)
 
 
 def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -38,9 +37,15 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         )
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    _console().print(table)
+    _print(table)
 
 
-def _console() -> Console:
-    """As wide as the terminal; wide enough for everything where there is none."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
+def _print(what: Table | Text) -> None:
+    """As wide as the terminal; where there is none, wide enough for everything and without trailing spaces."""
+    if sys.stdout.isatty():
+        Console(highlight=False).print(what)
+        return
+    console = Console(highlight=False, width=_FILE_WIDTH)
+    with console.capture() as captured:
+        console.print(what)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
