@@ -18,7 +18,7 @@ from . import __version__
 from .codec import Chunker, Draw, encode
 from .device import choose_device, choose_precision, computing, dtype_of
 from .errors import MovqError, MovqWarning, about
-from .files import check_output, file_name, require_file, sha256_file
+from .files import file_name, refuse_inputs, require_file, sha256_file
 from .latents import LatentsWriter, Metadata
 from .model.checkpoint import Checkpoint
 from .plan import EncodeOptions, Plan, make_plan, open_weights, start_reader
@@ -79,7 +79,7 @@ def encode_video(
         python_warnings.simplefilter("always", MovqWarning)
         checkpoint = open_weights(options)
     notes = [str(w.message) for w in caught if issubclass(w.category, MovqWarning)]
-    check_output(output, source, checkpoint.path, force=options.force)
+    refuse_inputs(output, source, checkpoint.path)
     with (
         about(os.fspath(source)),
         LatentsWriter(output, force=options.force) as writer,
@@ -94,7 +94,7 @@ def encode_video(
             frames = None
             if options.tail == "error" or checkpoint.config.norm_scope == "whole":
                 frames = count_frames(source, options.selection)
-            plan = make_plan(source, reader, frames, options, checkpoint, device, precision)
+            plan = make_plan(reader, frames, options, checkpoint, device, precision)
             total = plan.frames or _expected_frames(plan.info, options.selection)
             chunker = Chunker(reader, plan.chunk_frames, options.tail, checkpoint.config)
             windows = ([chunk] for chunk in chunker.chunks())

@@ -34,7 +34,7 @@ def require_file(path: str | os.PathLike[str]) -> os.stat_result:
     try:
         found = os.stat(name)
     except (OSError, ValueError) as error:
-        raise MovqError(_reason(error), name) from None
+        raise MovqError(os_reason(error), name) from None
     if stat.S_ISDIR(found.st_mode):
         raise MovqError("is a folder, not a file", name)
     if not stat.S_ISREG(found.st_mode):
@@ -50,7 +50,7 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise MovqError(_reason(error), os.fspath(path)) from None
+        raise MovqError(os_reason(error), os.fspath(path)) from None
 
 
 class WholeFile:
@@ -87,31 +87,28 @@ class WholeFile:
     def _open(self) -> int:
         if len(os.fsencode(os.path.basename(self.path))) > os.pathconf(self._folder, "PC_NAME_MAX"):
             raise MovqError("the name is too long for this file system", self.path)
-        if hasattr(os, "O_TMPFILE"):
-            try:
-                return os.open(self._folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
-            except (IsADirectoryError, NotADirectoryError):
-                pass  # the folder is missing, or the kernel knows no O_TMPFILE: the next open tells
-            except OSError as error:
-                if error.errno not in _NO_TMPFILE:
-                    raise
-        fd = os.open(self._temp, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
-        self._named = True
+        fd, self._named = self._create(self._temp, 0o666)
         return fd
 
     def spool(self) -> int:
         """The descriptor of another file in the same folder, without a name, for the caller to close."""
         with self._named_errors():
-            if hasattr(os, "O_TMPFILE"):
-                try:
-                    return os.open(self._folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-                except OSError as error:
-                    if error.errno not in _NO_TMPFILE:
-                        raise
             name = f"{self._temp}.spool"
-            fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            os.unlink(name)
+            fd, named = self._create(name, 0o600)
+            if named:
+                os.unlink(name)
             return fd
+
+    def _create(self, name: str, mode: int) -> tuple[int, bool]:
+        """A new file in the folder, and whether it had to be given the name because it cannot go without one."""
+        flags = os.O_RDWR | os.O_CLOEXEC
+        if hasattr(os, "O_TMPFILE"):
+            try:
+                return os.open(self._folder, os.O_TMPFILE | flags, mode), False
+            except OSError as error:
+                if error.errno not in _NO_TMPFILE:
+                    raise  # else the folder is missing or cannot have nameless files: the next open tells
+        return os.open(name, os.O_CREAT | os.O_EXCL | flags, mode), True
 
     def write(self, data: bytes | memoryview) -> None:
         with self._named_errors():
@@ -151,19 +148,17 @@ class WholeFile:
         try:
             yield
         except OSError as error:
-            raise MovqError(_reason(error), self.path) from error
+            raise MovqError(os_reason(error), self.path) from error
 
 
-def check_output(output: str | os.PathLike[str], *inputs: str | os.PathLike[str], force: bool = False) -> None:
-    """Raises MovqError where an output cannot be written, or is one of the inputs, also by link. Leaves nothing behind."""
+def refuse_inputs(output: str | os.PathLike[str], *inputs: str | os.PathLike[str]) -> None:
+    """Raises MovqError where an output is one of the inputs, also by link."""
     for path in inputs:
         if os.path.exists(output) and os.path.exists(path) and os.path.samefile(output, path):
             raise MovqError(f"is the same file as the input {os.fspath(path)}", os.fspath(output))
-    with WholeFile(output, force=force):
-        pass
 
 
-_NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
+_NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.ENOTDIR, errno.EINVAL}
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:
@@ -173,7 +168,8 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
         view = view[os.write(fd, view) :]
 
 
-def _reason(error: OSError | ValueError) -> str:
+def os_reason(error: OSError | ValueError) -> str:
+    """A system error in the words of a refusal."""
     known: dict[type[Exception], str] = {
         FileNotFoundError: "no such file or folder",
         PermissionError: "permission denied",
@@ -241,7 +237,7 @@ def looks_like_safetensors(path: str | os.PathLike[str]) -> bool:
         with open(path, "rb") as file:
             return file.read(9)[8:] == b"{"
     except OSError as error:
-        raise MovqError(_reason(error), os.fspath(path)) from None
+        raise MovqError(os_reason(error), os.fspath(path)) from None
 
 
 def header_bytes(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:

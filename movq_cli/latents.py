@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .errors import MovqError
-from .files import BLOCK, ITEM_SIZES, Header, WholeFile, header_bytes, read_header, write_all
+from .files import BLOCK, ITEM_SIZES, Header, WholeFile, header_bytes, os_reason, read_header, write_all
 
 if TYPE_CHECKING:
     import torch
@@ -144,7 +144,7 @@ class LatentsWriter:
         try:
             write_all(self._spool, latents.contiguous().flatten().view(torch.uint8).numpy().data)
         except OSError as error:
-            raise MovqError((error.strerror or str(error)).lower(), self._file.path) from error
+            raise MovqError(os_reason(error), self._file.path) from error
 
     def finish(self, metadata: Metadata, frame_times: array[float], frame_indices: array[int]) -> int:
         """Puts the file in its place and returns its size in bytes."""

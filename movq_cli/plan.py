@@ -97,7 +97,7 @@ def plan_encode(source: str | os.PathLike[str], options: EncodeOptions | None = 
         device = choose_device(options.device)
         precision = choose_precision(options.precision, device)
         frames = count_frames(source, options.selection)
-        return make_plan(source, reader, frames, options, checkpoint, device, precision)
+        return make_plan(reader, frames, options, checkpoint, device, precision)
 
 
 def open_weights(options: EncodeOptions) -> Checkpoint:
@@ -127,7 +127,6 @@ def start_reader(source: str | os.PathLike[str], options: EncodeOptions, config:
 
 
 def make_plan(
-    source: str | os.PathLike[str],
     reader: FrameReader,
     frames: int | None,
     options: EncodeOptions,
@@ -140,9 +139,8 @@ def make_plan(
     padded = dropped = 0
     if frames is not None:
         if frames == 0:
-            raise MovqError("has no frame in the range asked for", os.fspath(source))
-        with about(os.fspath(source)):
-            padded, dropped = fit_tail(frames, options.tail, config.temporal_factor)
+            raise MovqError("has no frame in the range asked for")
+        padded, dropped = fit_tail(frames, options.tail, config.temporal_factor)
         frames -= dropped
     budget = options.memory_budget or available_memory(device)
     if config.norm_scope == "whole":
@@ -181,7 +179,7 @@ def make_plan(
             why = f"needs about {memory(chunk) / 1e9:.1f} GB where {budget / 1e9:.1f} GB may be used"
         else:
             why = f"has a tensor of more than {MAX_ELEMENTS:,} numbers"
-        return MovqError(f"{what} of {width}x{height} {why}; {advice}", os.fspath(source))
+        return MovqError(f"{what} of {width}x{height} {why}; {advice}")
 
     chunk, warnings = _choose_chunk(options, config, default_chunk_frames(config, height, width), fits, refuse)
     shape = None if frames is None else config.latent_shape(frames + padded, height, width)

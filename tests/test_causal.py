@@ -5,6 +5,7 @@ import torch
 
 from movq_cli.model import CausalConv3d, DownSample3D, Encoder3D, ResnetBlock3D, StreamCache, Upsample3D
 
+from .test_config import GOOD
 from .tolerance import AGREE, SAME, off
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -18,17 +19,7 @@ def no_grad():
 
 
 def tiny(**changes):
-    arguments = dict(
-        ch=32,
-        out_ch=3,
-        ch_mult=(1, 2, 2),
-        num_res_blocks=1,
-        attn_resolutions=[],
-        in_channels=3,
-        resolution=32,
-        z_channels=4,
-        norm_scope="frame",
-    )
+    arguments = GOOD | {"norm_scope": "frame"}
     return Encoder3D(**(arguments | changes)).double().eval()
 
 

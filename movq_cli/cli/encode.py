@@ -45,7 +45,7 @@ def encode(
 ) -> None:
     """Encode one video to one latents file."""
     from ..device import keep_freed_memory, parse_bytes
-    from ..files import check_output
+    from ..files import WholeFile, refuse_inputs
     from ..plan import EncodeOptions, plan_encode
     from ..video import Picture, Selection
 
@@ -65,7 +65,9 @@ def encode(
         force=force,
     )
     if dry_run:
-        check_output(output, source, force=force)
+        refuse_inputs(output, source)
+        with WholeFile(output, force=force):
+            pass  # it can be written
         _print_plan(plan_encode(source, chosen), output)
         return
     if weights is None and not quiet:

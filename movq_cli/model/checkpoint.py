@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import MovqError
-from ..files import BLOCK, TensorEntry, file_name, read_header
+from ..files import BLOCK, TensorEntry, file_name, os_reason, read_header
 from .config import AutoencoderConfig
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Checkpoint:
                         digest.update(block)
                         left -= len(block)
         except OSError as error:
-            raise MovqError(str(error.strerror), self.path) from None
+            raise MovqError(os_reason(error), self.path) from None
         return digest.hexdigest()
 
     def load_encoder(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Encoder3D:

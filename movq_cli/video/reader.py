@@ -92,7 +92,7 @@ class FrameReader:
         return self
 
     def __next__(self) -> Frame:
-        opened = self._open()
+        self._open()
         if self._over:
             raise StopIteration
         message = self._worker.receive()
@@ -102,7 +102,6 @@ class FrameReader:
             raise StopIteration
         image = self._slots[message["slot"]].copy()
         self._worker.free_slot()
-        assert opened is not None
         return Frame(image, Fraction(message["time"]), Fraction(message["end"]), message["index"])
 
     def _open(self) -> dict[str, Any]:
