@@ -16,13 +16,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .decode import DecodeOptions, DecodeResult, decode_video
     from .encode import EncodeResult, encode_video
     from .errors import MovqError, MovqUsageError, MovqWarning
+    from .eval import Evaluation, evaluate_video
     from .latents import Latents, open_latents
     from .plan import EncodeOptions, Plan, plan_encode
     from .video import Picture, Selection, VideoInfo, probe, read_frames
 
 _HOMES = {
+    "DecodeOptions": "decode",
+    "DecodeResult": "decode",
+    "decode_video": "decode",
+    "Evaluation": "eval",
+    "evaluate_video": "eval",
     "EncodeOptions": "plan",
     "EncodeResult": "encode",
     "Plan": "plan",
@@ -41,8 +48,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "DecodeOptions",
+    "DecodeResult",
     "EncodeOptions",
     "EncodeResult",
+    "Evaluation",
     "Latents",
     "MovqError",
     "MovqUsageError",
@@ -51,7 +61,9 @@ __all__ = [
     "Plan",
     "Selection",
     "VideoInfo",
+    "decode_video",
     "encode_video",
+    "evaluate_video",
     "open_latents",
     "plan_encode",
     "probe",

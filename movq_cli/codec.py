@@ -1,34 +1,62 @@
-"""Frames to latents: chunk plans, the tail, and the one loop over windows. Tensors in, tensors out; no files, no video.
+"""Frames to latents and back: windows, chunk plans, the tail, the one loop. Tensors in, tensors out; no files, no video.
 
     for window: for stage: for chunk of the window        (the inner two are model/stages.py)
 
-With norms per frame, each chunk is a window. With norms over the whole clip there is one window, for now of one chunk.
+A window is the frames that share norm statistics: with norms per frame, each chunk is one; with norms over the whole clip
+there is one; in diffusers' way they are of 8 frames or 2 latents.
 """
 
 from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from .errors import MovqError, MovqUsageError
-from .model.config import AutoencoderConfig
+from .model.config import WINDOW_FRAMES, WINDOW_LATENTS, AutoencoderConfig
 
 if TYPE_CHECKING:
     import torch
 
+    from .model.decoder import Decoder3D
     from .model.encoder import Encoder3D
+    from .model.stages import Worked
+    from .model.store import Store
 
 TAILS = ("pad", "drop", "error")
-WHOLE_CLIP = 0
-"""A `chunk_frames` that means: all frames in one chunk."""
+SEMANTICS = ("auto", "whole", "diffusers")
+"""What weights with whole-clip norms can be run as; weights with norms per frame have one way, "frame"."""
+WHOLE_WINDOW = 0
+"""A `chunk_frames` that means: each window in one chunk."""
 
 _WHOLE_STEP = 64  # frames that a buffer for all of them begins with
+
+
+Progress = Callable[[int, int | None], None]
+"""Called with frames done so far and in all (None: unknown). Frames half way through the network count half."""
+
+
+def silent(done: int, total: int | None) -> None:
+    """A Progress that tells nobody."""
+
+
+class WorkDone:
+    """A `Worked` that adds up what it hears and reports it as frames, never more than `most` there are so far."""
+
+    def __init__(self, progress: Progress, total: int | None, most: Callable[[], int]) -> None:
+        self._progress, self._total, self._most = progress, total, most
+        self._done = 0.0
+        progress(0, total)
+
+    def __call__(self, frames: float) -> None:
+        self._done += frames
+        self._progress(min(round(self._done), self._most()), self._total)
 
 
 class TimedImage(Protocol):
@@ -61,11 +89,62 @@ def first_chunk(chunk_frames: int, config: AutoencoderConfig) -> int:
     return max(1 + chunk_frames, config.first_chunk_frames)
 
 
-def count_chunks(frames: int, chunk_frames: int, config: AutoencoderConfig) -> int:
-    """How many chunks so many frames, padding included, make."""
-    if chunk_frames == WHOLE_CLIP:
-        return 1
-    return 1 + max(0, -(-(frames - first_chunk(chunk_frames, config)) // chunk_frames))
+def encode_windows(
+    semantics: str, frames: int | None, chunk_frames: int, config: AutoencoderConfig
+) -> Iterator[Iterator[int | None]]:
+    """The windows of a clip, each as the frames of its chunks; None is all there are.
+
+    `frames`, tail included, is needed for `diffusers` alone; the other plans go on for as long as frames do.
+    """
+    first = first_chunk(chunk_frames, config) if chunk_frames else WHOLE_WINDOW
+    return _windows(semantics, frames, WINDOW_FRAMES, first, chunk_frames)
+
+
+def decode_windows(
+    semantics: str, latents: int, chunk_frames: int, config: AutoencoderConfig
+) -> Iterator[Iterator[int | None]]:
+    """The same of so many latents, in latents."""
+    first = config.latent_frames(first_chunk(chunk_frames, config)) if chunk_frames else WHOLE_WINDOW
+    return _windows(semantics, latents, WINDOW_LATENTS, first, chunk_frames // config.temporal_factor)
+
+
+def _windows(semantics: str, count: int | None, size: int, first: int, then: int) -> Iterator[Iterator[int | None]]:
+    if semantics == "frame":
+        yield from (iter([chunk]) for chunk in _chunks(None, first, then))
+    elif semantics == "whole":
+        yield _chunks(None, first, then)
+    else:
+        assert count is not None
+        for i, window in enumerate(window_lengths(count, size)):
+            yield _chunks(window, then if i else first, then)
+
+
+def window_lengths(count: int, size: int) -> list[int]:
+    """`count` in windows of `size`, of which the first takes what is over (diffusers, AutoencoderKLCogVideoX._encode)."""
+    windows = max(1, count // size)
+    return [count - (windows - 1) * size] + [size] * (windows - 1)
+
+
+def _chunks(window: int | None, first: int, then: int) -> Iterator[int | None]:
+    """A window, None if it has no end, cut into chunks."""
+    size = first
+    while window is None or window > 0:
+        chunk = window if size == WHOLE_WINDOW else size if window is None else min(size, window)
+        yield chunk
+        if chunk is None:
+            return
+        window = None if window is None else window - chunk
+        size = then
+
+
+def chunk_lengths(windows: Iterable[Iterable[int | None]], count: int) -> Iterator[int]:
+    """The chunks of so many frames or latents, without their windows."""
+    for chunk in chain.from_iterable(windows):
+        if count <= 0:
+            return
+        chunk = count if chunk is None else min(chunk, count)
+        yield chunk
+        count -= chunk
 
 
 def fit_tail(frames: int, tail: str, factor: int) -> tuple[int, int]:
@@ -81,16 +160,23 @@ def fit_tail(frames: int, tail: str, factor: int) -> tuple[int, int]:
     return (factor - over, 0) if tail == "pad" else (0, over)
 
 
+class WrongCount(Exception):
+    """A clip gave another number of frames, tail included, than its windows were planned for."""
+
+    def __init__(self, planned: int, found: int) -> None:
+        super().__init__(f"{found} frames where {planned} were counted")
+        self.found = found
+
+
 @dataclass
 class Chunker:
-    """Collects frames into chunks (T, H, W, 3) of 1 + chunk_frames, then chunk_frames, frames; the tail as told.
+    """Collects frames, the tail as told, into windows of chunks (T, H, W, 3).
 
     While its chunks are taken it records what happened to the frames: `times` and `indices` of those kept, how many were
     `padded` or `dropped`, and when the last kept one `end`s.
     """
 
     frames: Iterable[TimedImage]
-    chunk_frames: int
     tail: str
     config: AutoencoderConfig
 
@@ -99,39 +185,72 @@ class Chunker:
         self.indices: array[int] = array("q")
         self.padded = self.dropped = 0
         self.end = Fraction(0)
+        self._buffer: np.ndarray | None = None
 
-    def chunks(self) -> Iterator[np.ndarray]:
-        """Each chunk is a view of one buffer, which the next chunk overwrites; all frames in one chunk have their own."""
-        if self.chunk_frames == WHOLE_CLIP:
-            room, size = None, _WHOLE_STEP
-        else:
-            room = size = first_chunk(self.chunk_frames, self.config)
-        buffer: np.ndarray | None = None
-        held = 0
+    def windows(
+        self, plan: Iterable[Iterable[int | None]], planned: int | None = None
+    ) -> Iterator[Iterator[np.ndarray]]:
+        """Windows by the plan, each to be taken to its end before the next.
+
+        A chunk is a view of a buffer that the next chunk overwrites. Raises WrongCount after the last one if frames, tail
+        included, are not as many as `planned`.
+        """
+        images = self._kept()
+        for lengths in plan:
+            chunks = self._chunks(images, lengths)
+            opening = next(chunks, None)
+            if opening is None:
+                break
+            yield chain([opening], chunks)
+        if planned is not None:
+            left = sum(1 for _ in images)
+            found = len(self.times) + self.padded
+            if left or found != planned:
+                raise WrongCount(planned, found)
+
+    def _chunks(self, images: Iterator[np.ndarray], lengths: Iterable[int | None]) -> Iterator[np.ndarray]:
+        for length in lengths:
+            count = 0
+            while length is None or count < length:
+                image = next(images, None)
+                if image is None:
+                    break
+                if self._buffer is None:
+                    self._buffer = np.empty((length or _WHOLE_STEP, *image.shape), np.uint8)
+                elif count == len(self._buffer):
+                    self._buffer.resize((max(2 * count, length or 0), *image.shape), refcheck=False)
+                self._buffer[count] = image
+                count += 1
+            if self._buffer is None or not count:
+                return
+            yield self._buffer[:count]
+
+    def _kept(self) -> Iterator[np.ndarray]:
+        """The images of 1 + n * factor frames. Frames are held back until they fill a latent."""
+        held: list[TimedImage] = []
+        room = 1
         for frame in self.frames:
-            if buffer is None:
-                buffer = np.empty((size, *frame.image.shape), np.uint8)
-            elif held == len(buffer):
-                buffer.resize((2 * held, *frame.image.shape), refcheck=False)
-            buffer[held] = frame.image
+            held.append(frame)
+            if len(held) == room:
+                yield from self._keep(held)
+                room = self.config.temporal_factor
+        if not self.times:
+            raise MovqError("has no frame in the range asked for")
+        self.padded, self.dropped = fit_tail(len(self.times) + len(held), self.tail, self.config.temporal_factor)
+        if self.dropped:
+            self.end = held[0].time
+        elif held:
+            last = held[-1].image
+            yield from self._keep(held)
+            yield from [last] * self.padded
+
+    def _keep(self, held: list[TimedImage]) -> Iterator[np.ndarray]:
+        for frame in held:
             self.times.append(float(frame.time))
             self.indices.append(frame.index)
             self.end = frame.end
-            held += 1
-            if held == room:
-                yield buffer[:held]
-                held, room = 0, self.chunk_frames
-        if buffer is None:
-            raise MovqError("has no frame in the range asked for")
-        self.padded, self.dropped = fit_tail(len(self.times), self.tail, self.config.temporal_factor)
-        if self.dropped:
-            held -= self.dropped
-            self.end = Fraction(self.times[-self.dropped])
-            del self.times[-self.dropped :], self.indices[-self.dropped :]
-        if self.padded:
-            buffer = np.concatenate([buffer[:held], np.repeat(buffer[held - 1 : held], self.padded, axis=0)])
-        if held:
-            yield buffer[: held + self.padded]
+            yield frame.image
+        held.clear()
 
 
 def to_input(frames: np.ndarray, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
@@ -142,23 +261,62 @@ def to_input(frames: np.ndarray, device: torch.device, dtype: torch.dtype) -> to
     return x.to(torch.float32).div_(127.5).sub_(1).to(dtype)
 
 
-def encode(
-    encoder: Encoder3D, windows: Iterable[Iterable[np.ndarray]], device: torch.device, dtype: torch.dtype
-) -> Iterator[torch.Tensor]:
-    """The latents of a stream of windows of chunks uint8 (T, H, W, 3): for each chunk, (1, C, T', H', W') on the device."""
+def to_pixels(x: torch.Tensor) -> np.ndarray:
+    """What the decoder gives, (1, 3, T, H, W) in [-1, 1] or nearly, as uint8 (T, H, W, 3): the nearest."""
     import torch
 
+    pixels = (x.float() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+    return pixels[0].permute(1, 2, 3, 0).contiguous().cpu().numpy()
+
+
+def encode(
+    encoder: Encoder3D,
+    windows: Iterable[Iterable[np.ndarray]],
+    device: torch.device,
+    dtype: torch.dtype,
+    store: Store | None = None,
+    worked: Worked = lambda frames: None,
+) -> Iterator[torch.Tensor]:
+    """The latents of a stream of windows of chunks uint8 (T, H, W, 3): for each chunk, (1, C, T', H', W') on the device.
+
+    Chunks wait in the `store` between stages; `worked` hears of the work done, in frames.
+    """
     from .model.causal import StreamCache
 
     cache = StreamCache()
     for window in windows:
-        results = encoder.encode_window((to_input(chunk, device, dtype) for chunk in window), cache)
-        while True:
-            with torch.inference_mode():
-                latents = next(results, None)
-            if latents is None:
-                break
-            yield latents
+        chunks = (to_input(chunk, device, dtype) for chunk in window)
+        yield from _inferred(encoder.encode_window(chunks, cache, store, worked))
+
+
+def decode(
+    decoder: Decoder3D,
+    windows: Iterable[Iterable[torch.Tensor]],
+    device: torch.device,
+    dtype: torch.dtype,
+    store: Store | None = None,
+    worked: Worked = lambda frames: None,
+) -> Iterator[np.ndarray]:
+    """The frames of a stream of windows of chunks of latents (1, z, L, H', W'): for each chunk, uint8 (T, H, W, 3)."""
+    from .model.causal import StreamCache
+
+    cache = StreamCache()
+    for window in windows:
+        chunks = ((z, z) for z in (chunk.to(device, dtype) for chunk in window))
+        for x in _inferred(decoder.decode_window(chunks, cache, store, worked)):
+            yield to_pixels(x)
+
+
+def _inferred(results: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The same results; inference mode is on while they are computed, and not while they are used."""
+    import torch
+
+    while True:
+        with torch.inference_mode():
+            result = next(results, None)
+        if result is None:
+            return
+        yield result
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,18 @@ def computing(precision: str, threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before[3])
 
 
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turns out-of-memory errors, torch's own among them, into a line that says what to try."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        words = str(error)
+        if isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words:
+            raise MovqError("ran out of memory; try a smaller --chunk-frames or picture") from error
+        raise
+
+
 def available_memory(device: torch.device) -> int:
     """Bytes a run may plan with: what the device has free, less a margin; for a CPU within its control group's limit."""
     import torch

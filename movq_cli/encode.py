@@ -8,24 +8,25 @@ import time
 import warnings as python_warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .codec import Chunker, Draw, encode
-from .device import choose_device, choose_precision, computing, dtype_of
+from .codec import Chunker, Draw, Progress, WorkDone, WrongCount, encode, encode_windows, silent
+from .device import choose_device, choose_precision, computing, dtype_of, memory_errors
 from .errors import MovqError, MovqWarning, about
 from .files import file_name, refuse_inputs, require_file, sha256_file
 from .latents import LatentsWriter, Metadata
 from .model.checkpoint import Checkpoint
-from .plan import EncodeOptions, Plan, make_plan, open_weights, start_reader
+from .plan import EncodeOptions, Plan, make_plan, must_count, open_weights, start_reader
 from .video import FrameReader, Selection, VideoInfo, count_frames
 
 if TYPE_CHECKING:
     import torch
+
+    from .model.encoder import Encoder3D
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class EncodeResult:
     frames_padded: int
     frames_dropped: int
     source_bytes: int
+    semantics: str
     precision: str
     device: str
     chunk_frames: int
@@ -54,16 +56,12 @@ class EncodeResult:
         return self.frames * self.width * self.height * 3
 
 
-Progress = Callable[[int, int | None], None]
-"""Called with frames encoded so far and in all (None: unknown)."""
-
-
 def encode_video(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
     options: EncodeOptions | None = None,
     *,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
     **overrides: Any,
 ) -> EncodeResult:
     """Encodes a video file to a latents file, which appears whole or not at all.
@@ -74,71 +72,158 @@ def encode_video(
     """
     started = time.perf_counter()
     options = replace(options or EncodeOptions(), **overrides)
+    if options.spill_dir is None:
+        options = replace(options, spill_dir=os.path.dirname(os.fspath(output)) or ".")
     before = require_file(source)
     with python_warnings.catch_warnings(record=True) as caught:
         python_warnings.simplefilter("always", MovqWarning)
         checkpoint = open_weights(options)
-    notes = [str(w.message) for w in caught if issubclass(w.category, MovqWarning)]
-    refuse_inputs(output, source, checkpoint.path)
-    with (
-        about(os.fspath(source)),
-        LatentsWriter(output, force=options.force) as writer,
-        start_reader(source, options, checkpoint.config) as reader,  # its process starts while torch is imported
-    ):
-        source_sha256 = _in_background(lambda: sha256_file(source))
-        weights_digest = _in_background(lambda: checkpoint.digest)
-        device = choose_device(options.device)
-        precision = choose_precision(options.precision, device)
-        with computing(precision, options.threads), _memory_errors():
-            encoder = checkpoint.load_encoder(device, dtype_of(precision))
-            frames = None
-            if options.tail == "error" or checkpoint.config.norm_scope == "whole":
-                frames = count_frames(source, options.selection)
-            plan = make_plan(reader, frames, options, checkpoint, device, precision)
-            total = plan.frames or _expected_frames(plan.info, options.selection)
-            chunker = Chunker(reader, plan.chunk_frames, options.tail, checkpoint.config)
-            windows = ([chunk] for chunk in chunker.chunks())
-            progress(0, total)
-            for latents in encode(encoder, windows, device, dtype_of(precision)):
+    refuse_inputs(output, source, *checkpoint.files)
+    run = _Run(
+        source=source,
+        output=output,
+        options=options,
+        checkpoint=checkpoint,
+        progress=progress,
+        started=started,
+        before=before,
+        notes=[str(w.message) for w in caught if issubclass(w.category, MovqWarning)],
+        source_sha256=_in_background(lambda: sha256_file(source)),
+        weights_digest=_in_background(lambda: checkpoint.digest),
+    )
+    with about(os.fspath(source)):
+        try:
+            return run.encode(None)
+        except WrongCount as wrong:  # packets promised other frames than decoding gave, and windows depend on them
+            try:
+                return run.encode(wrong.found)
+            except WrongCount as again:
+                raise MovqError(f"gave {wrong.found} frames at first, then {again.found}") from None
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One encoding, begun at most twice."""
+
+    source: str | os.PathLike[str]
+    output: str | os.PathLike[str]
+    options: EncodeOptions
+    checkpoint: Checkpoint
+    progress: Progress
+    started: float
+    before: os.stat_result
+    notes: list[str]
+    source_sha256: Future[str]
+    weights_digest: Future[str]
+
+    def encode(self, frames: int | None) -> EncodeResult:
+        """`frames`: how many the selection has, if that is known. Raises WrongCount if windows depend on a wrong number."""
+        source, options, checkpoint = self.source, self.options, self.checkpoint
+        with (
+            LatentsWriter(self.output, force=options.force) as writer,
+            start_reader(source, options, checkpoint.config) as reader,  # its process starts while torch is imported
+        ):
+            device = choose_device(options.device)
+            precision = choose_precision(options.precision, device)
+            with computing(precision, options.threads), memory_errors():
+                encoder = checkpoint.load_encoder(device, dtype_of(precision))
+                if frames is None and must_count(options, checkpoint):
+                    frames = count_frames(source, options.selection)
+                plan = make_plan(reader, frames, options, checkpoint, device, precision)
+                chunker = Chunker(reader, options.tail, checkpoint.config)
+                self._append(encoder, plan, chunker, writer, device)
+            if _changed(self.before, os.stat(source)):
+                raise MovqError("changed while it was read")
+            warnings = tuple(
+                dict.fromkeys([*self.notes, *plan.budget.warnings, *reader.warnings, *_shortfall(chunker, options)])
+            )
+            metadata = self._metadata(reader, plan, chunker, warnings)
+            size = writer.finish(metadata, chunker.times, chunker.indices)
+        return EncodeResult(
+            path=os.fspath(self.output),
+            shape=writer.shape,
+            dtype=writer.dtype,
+            bytes=size,
+            width=metadata.width,
+            height=metadata.height,
+            frames=metadata.frames,
+            frames_padded=chunker.padded,
+            frames_dropped=chunker.dropped,
+            source_bytes=self.before.st_size,
+            semantics=plan.semantics,
+            precision=precision,
+            device=str(device),
+            chunk_frames=plan.budget.chunk_frames,
+            seconds=time.perf_counter() - self.started,
+            warnings=warnings,
+        )
+
+    def _append(
+        self, encoder: Encoder3D, plan: Plan, chunker: Chunker, writer: LatentsWriter, device: torch.device
+    ) -> None:
+        options, config = self.options, self.checkpoint.config
+        dtype, store_dtype = dtype_of(plan.precision), _store_dtype(options, plan.precision)
+        expected = plan.frames or _expected_frames(plan.info, options.selection)
+        worked = WorkDone(self.progress, expected, most=lambda: len(chunker.times))
+        lengths = encode_windows(plan.semantics, plan.padded_frames, plan.budget.chunk_frames, config)
+        windows = chunker.windows(lengths, plan.padded_frames if plan.windows else None)
+        with plan.budget.store() as store:
+            for latents in encode(encoder, windows, device, dtype, store, worked):
                 if options.save == "sample":
-                    draw = Draw(options.seed, source_sha256.result(), chunker.indices[0])
+                    draw = Draw(options.seed, self.source_sha256.result(), chunker.indices[0])
                     latents = draw(latents, writer.shape[2])
                 elif options.save == "mean":
-                    latents = latents[:, : checkpoint.config.z_channels]
-                writer.append(latents.to("cpu", _store_dtype(options, precision)))
-                progress(len(chunker.times), total)
-        if _changed(before, os.stat(source)):
-            raise MovqError("changed while it was read")
-        warnings = tuple(dict.fromkeys([*notes, *plan.warnings, *reader.warnings, *_shortfall(chunker, options)]))
-        metadata = _metadata(
-            source,
-            options,
-            checkpoint,
-            reader,
-            plan,
-            chunker,
-            source_sha256.result(),
-            weights_digest.result(),
-            warnings,
+                    latents = latents[:, : config.z_channels]
+                writer.append(latents.to("cpu", store_dtype))
+
+    def _metadata(self, reader: FrameReader, plan: Plan, chunker: Chunker, warnings: tuple[str, ...]) -> Metadata:
+        info, geometry, config = plan.info, plan.geometry, self.checkpoint.config
+        said, options = self.checkpoint.metadata, self.options
+        preprocessing = {
+            "stored": list(geometry.stored),
+            "shown": list(geometry.shown),
+            "rotation": geometry.orientation.rotation,
+            "mirrored": geometry.orientation.mirrored,
+            "pixel_aspect": str(info.pixel_aspect),
+            "scaled": list(geometry.scaled) if geometry.resamples else None,
+            "filter": reader.filter,
+            "matrix": info.matrix,
+            "range": info.color_range,
+            "transfer": info.transfer,
+            "values": "x / 127.5 - 1",
+            "source_bytes": info.bytes,
+            "warnings": list(warnings),
+        }
+        return Metadata(
+            representation=options.save if config.double_z else "mean",
+            seed=options.seed if options.save == "sample" else None,
+            semantics=plan.semantics,
+            windows=None if plan.windows is None else list(plan.windows),
+            model=self.checkpoint.name,
+            config=json.loads(config.to_json()),
+            weights_digest=self.weights_digest.result(),
+            weights_licence=said.get("licence", ""),
+            scaling_factor=said.get("scaling_factor", ""),
+            shift_factor=said.get("shift_factor", ""),
+            invert_scale_latents=said.get("invert_scale_latents", ""),
+            temporal_factor=config.temporal_factor,
+            spatial_factor=config.spatial_factor,
+            precision=plan.precision,
+            width=geometry.width,
+            height=geometry.height,
+            pad_right=geometry.pad_right,
+            pad_bottom=geometry.pad_bottom,
+            crop=list(geometry.crop) if geometry.crops else None,
+            frames=len(chunker.times),
+            frames_padded=chunker.padded,
+            frames_dropped=chunker.dropped,
+            fps=options.selection.fps or info.fps,
+            duration=float(chunker.end) - chunker.times[0],
+            preprocessing=preprocessing,
+            source_name=file_name(self.source),
+            source_sha256=self.source_sha256.result(),
+            movq_version=__version__,
         )
-        size = writer.finish(metadata, chunker.times, chunker.indices)
-    return EncodeResult(
-        path=os.fspath(output),
-        shape=writer.shape,
-        dtype=writer.dtype,
-        bytes=size,
-        width=metadata.width,
-        height=metadata.height,
-        frames=metadata.frames,
-        frames_padded=chunker.padded,
-        frames_dropped=chunker.dropped,
-        source_bytes=before.st_size,
-        precision=precision,
-        device=str(device),
-        chunk_frames=plan.chunk_frames,
-        seconds=time.perf_counter() - started,
-        warnings=warnings,
-    )
 
 
 def _in_background(work: Callable[[], str]) -> Future[str]:
@@ -153,65 +238,6 @@ def _in_background(work: Callable[[], str]) -> Future[str]:
 
     Thread(target=run, daemon=True).start()
     return future
-
-
-def _metadata(
-    source: str | os.PathLike[str],
-    options: EncodeOptions,
-    checkpoint: Checkpoint,
-    reader: FrameReader,
-    plan: Plan,
-    chunker: Chunker,
-    source_sha256: str,
-    weights_digest: str,
-    warnings: tuple[str, ...],
-) -> Metadata:
-    info, geometry, config = plan.info, plan.geometry, checkpoint.config
-    said = checkpoint.metadata
-    preprocessing = {
-        "stored": list(geometry.stored),
-        "shown": list(geometry.shown),
-        "rotation": geometry.orientation.rotation,
-        "mirrored": geometry.orientation.mirrored,
-        "pixel_aspect": str(info.pixel_aspect),
-        "scaled": list(geometry.scaled) if geometry.resamples else None,
-        "filter": reader.filter,
-        "matrix": info.matrix,
-        "range": info.color_range,
-        "transfer": info.transfer,
-        "values": "x / 127.5 - 1",
-        "source_bytes": info.bytes,
-        "warnings": list(warnings),
-    }
-    return Metadata(
-        representation=options.save if config.double_z else "mean",
-        seed=options.seed if options.save == "sample" else None,
-        semantics="frame" if config.norm_scope == "frame" else "whole",
-        model=checkpoint.name,
-        config=json.loads(config.to_json()),
-        weights_digest=weights_digest,
-        weights_licence=said.get("licence", ""),
-        scaling_factor=said.get("scaling_factor", ""),
-        shift_factor=said.get("shift_factor", ""),
-        invert_scale_latents=said.get("invert_scale_latents", ""),
-        temporal_factor=config.temporal_factor,
-        spatial_factor=config.spatial_factor,
-        precision=plan.precision,
-        width=geometry.width,
-        height=geometry.height,
-        pad_right=geometry.pad_right,
-        pad_bottom=geometry.pad_bottom,
-        crop=list(geometry.crop) if geometry.crops else None,
-        frames=len(chunker.times),
-        frames_padded=chunker.padded,
-        frames_dropped=chunker.dropped,
-        fps=options.selection.fps or info.fps,
-        duration=float(chunker.end) - chunker.times[0],
-        preprocessing=preprocessing,
-        source_name=file_name(source),
-        source_sha256=source_sha256,
-        movq_version=__version__,
-    )
 
 
 def _store_dtype(options: EncodeOptions, precision: str) -> torch.dtype:
@@ -243,15 +269,3 @@ def _shortfall(chunker: Chunker, options: EncodeOptions) -> Iterator[str]:
 
 def _changed(before: os.stat_result, after: os.stat_result) -> bool:
     return any(getattr(before, n) != getattr(after, n) for n in ("st_dev", "st_ino", "st_size", "st_mtime_ns"))
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Turns out-of-memory errors, torch's own among them, into a line that says what to try."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        words = str(error)
-        if isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words:
-            raise MovqError("ran out of memory; try a smaller --chunk-frames or picture (--short-side)") from error
-        raise

@@ -10,7 +10,9 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -53,6 +55,11 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         raise MovqError(os_reason(error), os.fspath(path)) from None
 
 
+def short(digest: str) -> str:
+    """As much of a hex digest as people compare."""
+    return digest[:16]
+
+
 class WholeFile:
     """A file that appears under its name all at once, synced to disk, or not at all.
 
@@ -66,11 +73,11 @@ class WholeFile:
         self._force = force
         self._folder, name = os.path.split(self.path)
         self._folder = self._folder or "."
-        self._temp = os.path.join(self._folder, f".movq-{secrets.token_hex(8)}.tmp")
+        self._temp = _temporary_name(self._folder)
         self._named = False
         if not name or name in (".", ".."):
             raise MovqError("is a folder; name a file", self.path)
-        with self._named_errors():
+        with _errors_about(self.path):
             if os.path.lexists(self.path):
                 self._refuse_existing()
             self._fd = self._open()
@@ -85,14 +92,13 @@ class WholeFile:
             raise MovqError("exists; --force overwrites it", self.path)
 
     def _open(self) -> int:
-        if len(os.fsencode(os.path.basename(self.path))) > os.pathconf(self._folder, "PC_NAME_MAX"):
-            raise MovqError("the name is too long for this file system", self.path)
+        _refuse_long_name(self.path, self._folder)
         fd, self._named = self._create(self._temp, 0o666)
         return fd
 
     def spool(self) -> int:
         """The descriptor of another file in the same folder, without a name, for the caller to close."""
-        with self._named_errors():
+        with _errors_about(self.path):
             name = f"{self._temp}.spool"
             fd, named = self._create(name, 0o600)
             if named:
@@ -111,26 +117,32 @@ class WholeFile:
         return os.open(name, os.O_CREAT | os.O_EXCL | flags, mode), True
 
     def write(self, data: bytes | memoryview) -> None:
-        with self._named_errors():
+        with _errors_about(self.path):
             write_all(self._fd, data)
+
+    @property
+    def place(self) -> str:
+        """A path by which libraries that open files themselves can write this one, until the commit."""
+        return self._temp if self._named else f"/proc/self/fd/{self._fd}"
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self._fd).st_size
 
     def commit(self) -> None:
         """Gives the file its name: data synced, then named, then the folder synced."""
-        with self._named_errors():
+        with _errors_about(self.path):
             os.fsync(self._fd)
             if not self._named:
                 # linkat of the descriptor; src_dir_fd makes Python follow the link in /proc.
+                nameless = self.place
                 self._named = True  # before it is: a signal may come in between
-                os.link(f"/proc/self/fd/{self._fd}", self._temp, src_dir_fd=self._fd, follow_symlinks=True)
+                os.link(nameless, self._temp, src_dir_fd=self._fd, follow_symlinks=True)
             if not self._force and os.path.lexists(self.path):
                 self._refuse_existing()
             os.rename(self._temp, self.path)
             self._named = False
-            folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            _sync(self._folder)
 
     def __enter__(self) -> WholeFile:
         return self
@@ -143,12 +155,100 @@ class WholeFile:
             with suppress(FileNotFoundError):
                 os.unlink(self._temp)
 
-    @contextmanager
-    def _named_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise MovqError(os_reason(error), self.path) from error
+
+class WholeFolder:
+    """A folder of files that appears under its name all at once, synced to disk, or not at all.
+
+    `with WholeFolder(path, names) as folder: folder.write(name, data); folder.commit()`. Without a commit nothing stays
+    behind; until then the folder has a hidden name beside `path`, which SIGKILL leaves there. With force, an older folder
+    is replaced if it holds nothing but files whose names match `names`. Raises MovqError, on construction: before any work
+    is done, for a path that exists (unless force) or cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], names: re.Pattern[str], *, force: bool = False) -> None:
+        self.path = os.fspath(path).rstrip(os.sep)
+        self._names, self._force = names, force
+        parent, name = os.path.split(self.path)
+        self._parent = parent or "."
+        self._temp = _temporary_name(self._parent)
+        self._old = f"{self._temp}.old"
+        if name in ("", ".", ".."):
+            raise MovqError("is not a name for a new folder", os.fspath(path))
+        with _errors_about(self.path):
+            if os.path.lexists(self.path):
+                self._refuse_existing()
+            _refuse_long_name(self.path, self._parent)
+            os.mkdir(self._temp)
+
+    def _refuse_existing(self) -> None:
+        if not stat.S_ISDIR(os.lstat(self.path).st_mode):
+            raise MovqError("exists and is not a folder", self.path)
+        if not self._force:
+            raise MovqError("exists; --force overwrites it", self.path)
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise MovqError("permission denied", self.path)
+        with os.scandir(self.path) as entries:
+            for entry in entries:
+                if not entry.is_file(follow_symlinks=False) or not self._names.fullmatch(entry.name):
+                    raise MovqError(f"holds something else ({entry.name}); name another folder", self.path)
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        """One new file of the folder."""
+        with _errors_about(self.path):
+            fd = os.open(os.path.join(self._temp, name), os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+            try:
+                write_all(fd, data)
+            finally:
+                os.close(fd)
+
+    def commit(self) -> None:
+        """Gives the folder its name: files and folder synced, then named, then the folder around it synced."""
+        with _errors_about(self.path):
+            for name in os.listdir(self._temp):
+                _sync(os.path.join(self._temp, name))
+            _sync(self._temp)
+            if os.path.lexists(self.path):
+                self._refuse_existing()
+                os.rename(self.path, self._old)
+            os.rename(self._temp, self.path)
+            _sync(self._parent)
+
+    def __enter__(self) -> WholeFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if os.path.lexists(self._old) and not os.path.lexists(self.path):  # stopped between the two renames
+            os.rename(self._old, self.path)
+        for left in (self._temp, self._old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _errors_about(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MovqError(os_reason(error), path) from error
+
+
+def _temporary_name(folder: str) -> str:
+    return os.path.join(folder, f".movq-{secrets.token_hex(8)}.tmp")
+
+
+def _refuse_long_name(path: str, folder: str) -> None:
+    if len(os.fsencode(os.path.basename(path))) > os.pathconf(folder, "PC_NAME_MAX"):
+        raise MovqError("the name is too long for this file system", path)
+
+
+def _sync(path: str) -> None:
+    """What is in a file, or the names in a folder, to disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def refuse_inputs(output: str | os.PathLike[str], *inputs: str | os.PathLike[str]) -> None:

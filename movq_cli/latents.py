@@ -38,12 +38,13 @@ class Metadata:
 
     `width` and `height` are of the picture encoded, without `pad_right` and `pad_bottom`; `frames` never counts
     `frames_padded`; `frames_dropped` counts `--tail drop` alone. Scaling factors are text, as their source has them, ""
-    if unknown. `seed` is there only where latents were drawn.
+    if unknown. `seed` is there only where latents were drawn, `windows` (frames each) only where semantics is "diffusers".
     """
 
     representation: str
     seed: int | None = None
     semantics: str
+    windows: list[int] | None = None
     model: str
     config: dict[str, Any]
     weights_digest: str
@@ -73,9 +74,9 @@ class Metadata:
         strings = {"format": FORMAT, "format_version": FORMAT_VERSION}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name in _JSON:
+            if field.name in _JSON and (value is not None or field.name not in _OPTIONAL):
                 strings[field.name] = json.dumps(value, sort_keys=True, separators=(",", ":"))
-            elif field.name != "seed" or value is not None:
+            elif field.name not in _OPTIONAL or value is not None:
                 strings[field.name] = "" if value is None else str(value)
         return strings
 
@@ -84,7 +85,7 @@ class Metadata:
         """Raises KeyError or ValueError for what is missing or cannot be."""
         values: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
-            if field.name == "seed" and "seed" not in strings:
+            if field.name in _OPTIONAL and field.name not in strings:
                 continue
             text = strings[field.name]
             read = _READERS.get(field.name, str)
@@ -94,7 +95,8 @@ class Metadata:
         return cls(**values)
 
 
-_JSON = ("config", "crop", "preprocessing")
+_OPTIONAL = ("seed", "windows")
+_JSON = ("config", "crop", "preprocessing", "windows")
 _INTS = ("temporal_factor", "spatial_factor", "width", "height", "pad_right", "pad_bottom", "seed")
 _READERS: dict[str, Any] = {name: json.loads for name in _JSON}
 _READERS |= {name: int for name in (*_INTS, "frames", "frames_padded", "frames_dropped")}
@@ -218,6 +220,23 @@ class Latents:
         if self.metadata.representation == "mean":
             return self.latents
         return self.latents[:, : self.shape[1] // 2]
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """Latent frames `start` to `stop`, (1, C, stop - start, H', W'): what of the file is needed for it.
+
+        Raises MovqError for numbers that are not finite.
+        """
+        import torch
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                part: torch.Tensor = file.get_slice("latents")[:, :, start:stop]
+        except (SafetensorError, OSError) as error:
+            raise MovqError(f"cannot be read ({error})", self.path) from None
+        if not bool(torch.isfinite(part).all()):
+            raise MovqError(f"latents {start} to {stop - 1} are not finite", self.path)
+        return part
 
     def channel_stats(self) -> list[tuple[float, float, float, float]]:
         """(mean, standard deviation, least, greatest) of each channel, one channel in memory at a time."""

@@ -6,40 +6,31 @@ Everything that can be refused without decoding is refused here.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .codec import TAILS, WHOLE_CLIP, check_chunk_frames, count_chunks, first_chunk, fit_tail
-from .device import ITEM_SIZE, available_memory, choose_device, choose_precision
+from .budget import Budget, ModelOptions, Task, make_budget, one_of
+from .codec import TAILS, chunk_lengths, encode_windows, first_chunk, fit_tail, window_lengths
+from .device import ITEM_SIZE, choose_device, choose_precision
 from .errors import MovqError, MovqUsageError, about
 from .files import ITEM_SIZES
 from .latents import DTYPES, REPRESENTATIONS
 from .model.checkpoint import Checkpoint, open_checkpoint
-from .model.config import AutoencoderConfig
-from .model.cost import MAX_ELEMENTS, chunk_cost, default_chunk_frames
+from .model.config import WINDOW_FRAMES, AutoencoderConfig
+from .model.cost import default_chunk_frames, encode_cost
 from .video import AHEAD_BYTES, FrameReader, Geometry, Picture, Selection, VideoInfo, count_frames, read_frames
 
 if TYPE_CHECKING:
     import torch
 
-PROCESS_BYTES = 330 << 20
-"""Resident memory of a process with torch loaded, before it has computed anything (measured: benchmarks/memory.py)."""
-
 AHEAD_FRAMES = 32
 """How far decoding may run ahead of encoding, within AHEAD_BYTES of shared memory."""
 
 
-@dataclass(frozen=True)
-class EncodeOptions:
+@dataclass(frozen=True, kw_only=True)
+class EncodeOptions(ModelOptions):
     """How to encode. The defaults are those of `movq encode`. Raises MovqUsageError for values that cannot be."""
 
-    weights: str | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    chunk_frames: int | None = None
-    memory_budget: int | None = None
-    threads: int | None = None
     selection: Selection = Selection()
     tail: str = "pad"
     picture: Picture = Picture()
@@ -49,41 +40,36 @@ class EncodeOptions:
     force: bool = False
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("tail", TAILS),
-            ("save", REPRESENTATIONS),
-            ("store_dtype", ("auto", *DTYPES)),
-        ):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise MovqUsageError(
-                    f"must be one of {', '.join(allowed)}, got {value!r}", "--" + name.replace("_", "-")
-                )
-        if self.threads is not None and self.threads < 1:
-            raise MovqUsageError(f"must be above 0, got {self.threads}", "--threads")
+        super().__post_init__()
+        one_of("--tail", self.tail, TAILS)
+        one_of("--save", self.save, REPRESENTATIONS)
+        one_of("--store-dtype", self.store_dtype, ("auto", *DTYPES))
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a run will do. `frames` is how many will be encoded before padding; None, and `chunks` too, if not counted.
 
-    `chunk_frames` is 0 for all in one chunk. Bytes are predicted: `memory_bytes` of the encoding process at its peak,
-    `output_bytes` of the file.
+    `windows` are the frames that share norm statistics, where `semantics` is "diffusers".
     """
 
     info: VideoInfo
     geometry: Geometry
     precision: str
     device: str
-    chunk_frames: int
+    semantics: str
+    budget: Budget
+    windows: tuple[int, ...] | None
     chunks: int | None
     frames: int | None
     frames_padded: int
     frames_dropped: int
     latent_shape: tuple[int, int, int, int, int] | None
-    memory_bytes: int
     output_bytes: int | None
-    warnings: tuple[str, ...]
+
+    @property
+    def padded_frames(self) -> int | None:
+        return None if self.frames is None else self.frames + self.frames_padded
 
 
 def plan_encode(source: str | os.PathLike[str], options: EncodeOptions | None = None) -> Plan:
@@ -102,15 +88,8 @@ def plan_encode(source: str | os.PathLike[str], options: EncodeOptions | None = 
 
 def open_weights(options: EncodeOptions) -> Checkpoint:
     checkpoint = open_checkpoint(options.weights)
-    config = checkpoint.config
-    if options.chunk_frames is not None:
-        if config.norm_scope == "whole":
-            raise MovqError(
-                "its norms span the whole clip, which is encoded as one chunk: leave --chunk-frames out",
-                checkpoint.path,
-            )
-        check_chunk_frames(options.chunk_frames, config)
-    if not config.double_z and options.save != "moments":
+    options.check_weights(checkpoint)
+    if not checkpoint.config.double_z and options.save != "moments":
         raise MovqUsageError(f"these weights give the mean alone: --save {options.save} needs moments", "--save")
     return checkpoint
 
@@ -126,6 +105,11 @@ def start_reader(source: str | os.PathLike[str], options: EncodeOptions, config:
     )
 
 
+def must_count(options: EncodeOptions, checkpoint: Checkpoint) -> bool:
+    """Whether a plan needs the number of frames: to place windows, to weigh one chunk, or to refuse a tail early."""
+    return options.tail == "error" or checkpoint.semantics != "frame"
+
+
 def make_plan(
     reader: FrameReader,
     frames: int | None,
@@ -136,99 +120,67 @@ def make_plan(
 ) -> Plan:
     config, geometry = checkpoint.config, reader.geometry
     height, width = geometry.padded_height, geometry.padded_width
+    semantics = checkpoint.semantics if options.semantics == "auto" else options.semantics
     padded = dropped = 0
+    total: int | None = None
     if frames is not None:
         if frames == 0:
             raise MovqError("has no frame in the range asked for")
         padded, dropped = fit_tail(frames, options.tail, config.temporal_factor)
         frames -= dropped
-    budget = options.memory_budget or available_memory(device)
-    if config.norm_scope == "whole":
-        assert frames is not None  # one chunk of all frames: they were counted
-        most: int | None = frames + padded
-    else:  # as much as is known without counting, so that a plan and a run choose alike
-        most = 1 if reader.info.is_picture else options.selection.frames
-        most = most and most + fit_tail(most, "pad", config.temporal_factor)[0]
+        total = frames + padded
+    # For norms per frame, as much as is known without counting, so that a plan and a run choose alike.
+    most = 1 if reader.info.is_picture else options.selection.frames
+    most = most and most + fit_tail(most, "pad", config.temporal_factor)[0]
+    window = 0
+    if semantics != "frame":
+        assert total is not None
+        most = total
+        window = total if semantics == "whole" else max(window_lengths(total, WINDOW_FRAMES))
 
     def longest(chunk: int) -> int:
-        """Frames of the longest chunk."""
-        if chunk == WHOLE_CLIP:
-            return most or 0
-        return first_chunk(chunk, config) if most is None else min(most, first_chunk(chunk, config))
+        if semantics == "frame":
+            return min(most or first_chunk(chunk, config), first_chunk(chunk, config))
+        assert most is not None
+        return max(chunk_lengths(encode_windows(semantics, most, chunk, config), most))
 
-    def memory(chunk: int) -> int:
-        """Bytes at the peak, with chunks of this many frames: of the process, or of a CUDA device's own memory."""
-        item, pixels = ITEM_SIZE[precision], height * width * config.in_channels
-        computed = checkpoint.parameters["encoder"] * item + chunk_cost(config, longest(chunk), height, width).bytes(
-            item
-        )
-        if device.type == "cuda":
-            return computed + longest(chunk) * pixels * (
-                1 + ITEM_SIZE["fp32"]
-            )  # frames arrive as bytes and become fp32
-        return PROCESS_BYTES + computed + 2 * longest(chunk) * pixels + min(AHEAD_FRAMES * pixels, AHEAD_BYTES)
+    def beside(frames: int) -> int:
+        pixels = height * width * config.in_channels
+        if device.type == "cuda":  # frames arrive as bytes and become fp32
+            return frames * pixels * (1 + ITEM_SIZE["fp32"])
+        return 2 * frames * pixels + min(AHEAD_FRAMES * pixels, AHEAD_BYTES)
 
-    def indexable(chunk: int) -> bool:
-        return chunk_cost(config, longest(chunk), height, width).largest <= MAX_ELEMENTS
-
-    def fits(chunk: int) -> bool:
-        return memory(chunk) <= budget and indexable(chunk)
-
-    def refuse(chunk: int, what: str, advice: str) -> MovqError:
-        if indexable(chunk):
-            why = f"needs about {memory(chunk) / 1e9:.1f} GB where {budget / 1e9:.1f} GB may be used"
-        else:
-            why = f"has a tensor of more than {MAX_ELEMENTS:,} numbers"
-        return MovqError(f"{what} of {width}x{height} {why}; {advice}")
-
-    chunk, warnings = _choose_chunk(options, config, default_chunk_frames(config, height, width), fits, refuse)
-    shape = None if frames is None else config.latent_shape(frames + padded, height, width)
+    task = Task(
+        config=config,
+        parameters=checkpoint.parameters["encoder"],
+        window=window,
+        longest=longest,
+        cost=lambda frames: encode_cost(config, frames, height, width),
+        beside=beside,
+        default=default_chunk_frames(config, height, width),
+        picture=f"{width}x{height}",
+        advice="take a smaller picture: --short-side",
+    )
+    budget = make_budget(task, options, device, precision)
+    shape = None if total is None else _saved_shape(config.latent_shape(total, height, width), options, config)
+    chunks = None
+    if total is not None:
+        chunks = len(list(chunk_lengths(encode_windows(semantics, total, budget.chunk_frames, config), total)))
     return Plan(
         info=reader.info,
         geometry=geometry,
         precision=precision,
         device=str(device),
-        chunk_frames=chunk,
-        chunks=None if frames is None else count_chunks(frames + padded, chunk, config),
+        semantics=semantics,
+        budget=budget,
+        windows=tuple(window_lengths(total, WINDOW_FRAMES)) if total and semantics == "diffusers" else None,
+        chunks=chunks,
         frames=frames,
         frames_padded=padded,
         frames_dropped=dropped,
-        latent_shape=shape and _saved_shape(shape, options, config),
-        memory_bytes=memory(chunk),
-        output_bytes=shape and _output_bytes(_saved_shape(shape, options, config), options, precision),
-        warnings=warnings,
+        latent_shape=shape,
+        output_bytes=shape and _output_bytes(shape, options, precision),
     )
-
-
-def _choose_chunk(
-    options: EncodeOptions,
-    config: AutoencoderConfig,
-    default: int,
-    fits: Callable[[int], bool],
-    refuse: Callable[[int, str, str], MovqError],
-) -> tuple[int, tuple[str, ...]]:
-    """Frames per chunk, and what to say about it. Raises MovqError with the estimate where nothing fits."""
-    if config.norm_scope == "whole":
-        if not fits(WHOLE_CLIP):
-            raise refuse(
-                WHOLE_CLIP,
-                "these weights norm over the whole clip, and one chunk",
-                "take --frames or a smaller picture",
-            )
-        return WHOLE_CLIP, ()
-    wanted = options.chunk_frames or default
-    smaller = [n for n in range(wanted, 0, -config.temporal_factor) if fits(n)]
-    if not smaller:
-        raise refuse(
-            config.temporal_factor,
-            f"a chunk of {config.temporal_factor} frames",
-            "take a smaller picture: --short-side",
-        )
-    if smaller[0] == wanted:
-        return wanted, ()
-    if options.chunk_frames is not None:
-        raise refuse(wanted, f"a chunk of {wanted} frames", f"--chunk-frames {smaller[0]} fits")
-    return smaller[0], (f"chunks of {smaller[0]} frames instead of {wanted}: more do not fit",)
 
 
 def _saved_shape(

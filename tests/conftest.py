@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -59,6 +60,29 @@ def make_weights(tmp_path):
         return path
 
     return make
+
+
+class Vae(NamedTuple):
+    """A model of diffusers, the judge, and the folder it saved itself in."""
+
+    model: torch.nn.Module
+    folder: str
+
+
+@pytest.fixture(scope="session")
+def vae(tmp_path_factory):
+    """A small AutoencoderKLCogVideoX with random weights, none of which is the 0 or 1 that would hide it."""
+    from diffusers import AutoencoderKLCogVideoX
+
+    torch.manual_seed(0)
+    model = AutoencoderKLCogVideoX(block_out_channels=(32, 64, 64, 128), layers_per_block=1).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    folder = str(tmp_path_factory.mktemp("model") / "vae")
+    model.save_pretrained(folder)
+    return Vae(model, folder)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import typer
 
 from .. import __version__
 from ..errors import MovqError, MovqWarning
-from . import encode, info
+from . import decode, encode, eval, info, weights
 from .show import complain
 
 app = typer.Typer(
@@ -30,7 +30,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("encode")(encode.encode)
+app.command("decode")(decode.decode)
+app.command("eval")(eval.eval)
 app.command("info")(info.info)
+app.add_typer(weights.app, name="weights")
 
 
 class _Stopped(BaseException):

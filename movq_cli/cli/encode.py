@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import options as o
-from .show import complain, duration, name_of, plural, ratio, shape, size
+from .show import complain, duration, name_of, plural, progress_bar, ratio, shape, size
 
 if TYPE_CHECKING:
     from ..encode import EncodeResult
-    from ..plan import EncodeOptions, Plan
+    from ..plan import Plan
 
 
 def encode(
     source: Annotated[str, typer.Argument(metavar="IN", help="A video file, or a picture (png, jpeg, webp).")],
     output: Annotated[str, typer.Option("--output", "-o", metavar="OUT", help="The latents file, .safetensors.")],
     weights: o.Weights = None,
+    semantics: o.Semantics = "auto",
     device: o.Device = "auto",
     precision: o.Precision = "auto",
     chunk_frames: o.ChunkFrames = "auto",
     memory_budget: o.MemoryBudget = None,
+    spill_dir: o.SpillDir = None,
     threads: o.Threads = None,
     stream: o.Stream = None,
     start: o.Start = None,
@@ -44,18 +48,23 @@ def encode(
     quiet: o.Quiet = False,
 ) -> None:
     """Encode one video to one latents file."""
-    from ..device import keep_freed_memory, parse_bytes
+    from ..device import keep_freed_memory
+    from ..encode import encode_video
     from ..files import WholeFile, refuse_inputs
     from ..plan import EncodeOptions, plan_encode
     from ..video import Picture, Selection
 
     chosen = EncodeOptions(
-        weights=weights,
-        device=device,
-        precision=precision,
-        chunk_frames=o.chunk_frames(chunk_frames),
-        memory_budget=None if memory_budget is None else parse_bytes(memory_budget),
-        threads=threads,
+        **o.model_options(
+            weights,
+            semantics,
+            device,
+            precision,
+            chunk_frames,
+            memory_budget,
+            spill_dir or os.path.dirname(output) or ".",
+            threads,
+        ),
         selection=Selection(stream, start or Fraction(0), duration, fps, fps_repeat, frames),
         tail=tail,
         picture=Picture(height, width, short_side, fit, upscale),
@@ -76,25 +85,11 @@ def encode(
             "their latents; --weights takes others"
         )
     keep_freed_memory()
-    result = _encode_with_bar(source, output, chosen, quiet)
+    with progress_bar(quiet) as progress:
+        result = encode_video(source, output, chosen, progress=progress)
     for warning in result.warnings:
         complain(f"warning: {warning}", source)
     print(_result_line(result))
-
-
-def _encode_with_bar(source: str, output: str, chosen: EncodeOptions, quiet: bool) -> EncodeResult:
-    from tqdm import tqdm
-
-    from ..encode import encode_video
-
-    # disable=None: no bar where stderr is not a terminal
-    with tqdm(unit=" frames", disable=True if quiet else None, leave=False, dynamic_ncols=True) as bar:
-
-        def progress(done: int, total: int | None) -> None:
-            bar.total = None if total is None else max(total, done)
-            bar.update(done - bar.n)
-
-        return encode_video(source, output, chosen, progress=progress)
 
 
 def _result_line(result: EncodeResult) -> str:
@@ -111,7 +106,10 @@ def _result_line(result: EncodeResult) -> str:
 def _print_plan(plan: Plan, output: str) -> None:
     from .tables import print_pairs
 
-    geometry, chunks = plan.geometry, plan.chunks
+    geometry, budget = plan.geometry, plan.budget
+    chunks = "all frames at once"
+    if plan.chunks != 1:
+        chunks = f"{plan.chunks}, of {f'{budget.chunk_frames} frames' if budget.chunk_frames else 'a window each'}"
     pad = f", padded to {geometry.padded_width}x{geometry.padded_height}"
     print_pairs(
         {
@@ -119,11 +117,13 @@ def _print_plan(plan: Plan, output: str) -> None:
             "picture": f"{geometry.width}x{geometry.height}{pad if geometry.pad_right or geometry.pad_bottom else ''}",
             "frames": f"{plan.frames} + {plan.frames_padded} repeated, {plan.frames_dropped} dropped",
             "latents": shape(plan.latent_shape or ()),
-            "chunks": "all frames at once" if chunks == 1 else f"{chunks}, of {plan.chunk_frames} frames",
-            "computed": f"in {plan.precision} on {plan.device}",
-            "peak memory": f"about {size(plan.memory_bytes)}",
+            "windows": ", ".join(f"{n} of {k}" for k, n in Counter(plan.windows or ()).items()),
+            "chunks": chunks,
+            "computed": f"in {plan.precision} on {plan.device}, semantics {plan.semantics}",
+            "peak memory": f"about {size(budget.memory_bytes)}",
+            "spilled": f"up to {size(budget.spill_bytes)} to {name_of(budget.spill_dir)}" if budget.spill_bytes else "",
             "output size": f"about {size(plan.output_bytes or 0)}",
         }
     )
-    for warning in (*plan.warnings, *plan.info.warnings):
+    for warning in (*budget.warnings, *plan.info.warnings):
         complain(f"warning: {warning}")

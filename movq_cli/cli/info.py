@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import MovqError
+from ..files import short
 from . import options as o
 from .show import complain, duration, name_of, plural, ratio, shape, size
 
@@ -29,7 +30,10 @@ def info(
     weights: o.Weights = None,
     as_json: o.Json = False,
 ) -> None:
-    """Say what a file is: latents, a video (and the latents it would become), weights, or a folder of latents."""
+    """Say what a file is: latents, a video (and the latents it would become), weights, or a folder of latents.
+
+    Weights may also be diffusers' or CogVideo's, a folder of them, or a model id in the Hugging Face cache.
+    """
     described, failed = [], False
     for path in paths:
         try:
@@ -55,21 +59,18 @@ _Described = tuple[dict[str, Any], Callable[[], None]]
 
 def _describe(path: str, stats: bool, weights: str | None) -> _Described:
     """What JSON says of a path, and what prints it for people."""
-    from ..files import looks_like_safetensors, require_file
+    from ..files import looks_like_safetensors, read_header, require_file
+    from ..model.locate import is_model_id, refuse_pytorch
 
     if os.path.isdir(path):
         return _folder(path)
+    if is_model_id(path):
+        return _weights(path)
     require_file(path)
+    refuse_pytorch(path)
     if not looks_like_safetensors(path):
         return _video(path, weights)
-    from ..files import read_header
-
-    kind = read_header(path).metadata.get("format")
-    if kind == "movq-latents":
-        return _latents(path, stats)
-    if kind == "movq-weights":
-        return _weights(path)
-    raise MovqError("is a safetensors file, but neither latents nor weights of movq", path)
+    return _latents(path, stats) if read_header(path).metadata.get("format") == "movq-latents" else _weights(path)
 
 
 def _latents(path: str, stats: bool) -> _Described:
@@ -121,10 +122,10 @@ def _show_latents(latents: Latents, values: dict[str, Any]) -> None:
             "kind": f"latents: {m.representation}{seed}",
             "shape": f"{shape(latents.shape)} {latents.dtype}",
             "size": f"{size(values['bytes'])}, {ratio(raw, values['bytes'])} of RGB{against}",
-            "source": f"{m.source_name}, sha256 {m.source_sha256[:16]}…",
+            "source": f"{m.source_name}, sha256 {short(m.source_sha256)}…",
             "picture": f"{m.width}x{m.height}{padding}" + (f", cropped at {m.crop[:2]}" if m.crop else ""),
             "frames": f"{', '.join(counts)}; {duration(m.duration)}{rate}",
-            "model": f"{m.model}, weights {m.weights_digest[:16]}…, {m.weights_licence or 'licence unknown'}",
+            "model": f"{m.model}, weights {short(m.weights_digest)}…, {m.weights_licence or 'licence unknown'}",
             "computed": f"in {m.precision}, semantics {m.semantics}, movq {m.movq_version}",
             "scaling": scaling,
             "colour": " / ".join(str(m.preprocessing.get(k, "?")) for k in ("matrix", "range", "transfer")),
@@ -135,9 +136,13 @@ def _show_latents(latents: Latents, values: dict[str, Any]) -> None:
 
 
 def _folder(path: str) -> _Described:
-    """All latents below a folder, hidden folders apart; other safetensors files are passed over."""
+    """All latents below a folder, hidden folders apart; other safetensors files are passed over.
+
+    Without any, a folder of weights is described as such.
+    """
     from ..files import read_header
     from ..latents import FORMAT, open_latents
+    from ..model.locate import holds_weights
     from .tables import print_rows
 
     opened, refused = [], []
@@ -147,8 +152,10 @@ def _folder(path: str) -> _Described:
                 opened.append(open_latents(file))
         except MovqError as error:
             refused.append(error)
+    if not opened and holds_weights(path):
+        return _weights(path)
     if not opened and not refused:
-        raise MovqError("has no latents in it", path)
+        raise MovqError("has no latents in it, nor weights", path)
     items = [_latents_json(latents) for latents in opened]
     frames = sum(item["frames"] for item in items)
     total = sum(item["bytes"] for item in items)
@@ -230,45 +237,51 @@ def _video(path: str, weights: str | None) -> _Described:
     return values, show
 
 
+_LAYOUTS = {"movq": "movq weights", "diffusers": "diffusers", "sat": "CogVideo names"}
+
+
 def _weights(path: str) -> _Described:
-    from ..model.checkpoint import open_checkpoint
-    from .tables import print_pairs
+    from ..model.checkpoint import SAID, open_checkpoint
 
     checkpoint = open_checkpoint(path)
     values = {
         "kind": "weights",
         "path": path,
-        "bytes": os.path.getsize(path),
-        "name": checkpoint.name,
+        "bytes": sum(map(os.path.getsize, checkpoint.files)),
+        "layout": checkpoint.layout,
         "digest": checkpoint.digest,
         "parameters": checkpoint.parameters,
         "tensors": len(checkpoint.tensors),
-        "dtypes": sorted({entry.dtype for entry in checkpoint.tensors.values()}),
+        "dtypes": checkpoint.dtypes,
         "config": asdict(checkpoint.config),
-        **{k: checkpoint.metadata.get(k, "") for k in ("semantics", "licence", "scaling_factor", "source", "version")},
+        **{key: checkpoint.metadata[key] for key in SAID},
+        "semantics": checkpoint.semantics,
     }
+    return values, lambda: _show_weights(checkpoint, values)
 
-    def show() -> None:
-        _show_weights(checkpoint, values)
 
-    def _show_weights(checkpoint: Checkpoint, values: dict[str, Any]) -> None:
-        config = checkpoint.config
-        parameters = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in checkpoint.parameters.items())
-        print_pairs(
-            {
-                "kind": f"weights: {checkpoint.name}",
-                "size": f"{size(values['bytes'])}, {values['tensors']} tensors, {', '.join(values['dtypes'])}",
-                "parameters": parameters,
-                "factors": f"{config.temporal_factor} in time, {config.spatial_factor} in height and width; "
-                f"{config.z_channels} channels",
-                "norms": f"over the {'frame' if config.norm_scope == 'frame' else 'whole clip'}",
-                "config": config.to_json(),
-                "digest": values["digest"],
-                "licence": values["licence"] or "unknown",
-                "scaling": values["scaling_factor"] or "unknown",
-                "source": values["source"],
-            },
-            title=name_of(path),
-        )
+def _show_weights(checkpoint: Checkpoint, values: dict[str, Any]) -> None:
+    from .tables import print_pairs
+    from .weights import scaling
 
-    return values, show
+    config, said = checkpoint.config, checkpoint.metadata
+    print_pairs(
+        {
+            "kind": f"weights: {checkpoint.name}",
+            "format": _LAYOUTS[checkpoint.layout],
+            "size": f"{size(values['bytes'])}, {values['tensors']} tensors, {', '.join(checkpoint.dtypes)}",
+            "parameters": ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in checkpoint.parameters.items()),
+            "factors": f"{config.temporal_factor} in time, {config.spatial_factor} in height and width; "
+            f"{config.z_channels} channels",
+            "norms": f"over the {'frame' if config.norm_scope == 'frame' else 'whole clip'}, "
+            f"semantics {checkpoint.semantics}",
+            "config": config.to_json(),
+            "digest": values["digest"],
+            "licence": said["licence"] or "unknown",
+            "scaling": scaling(checkpoint),
+            "shift": said["shift_factor"],
+            "invert scale": said["invert_scale_latents"],
+            "source": said["source"],
+        },
+        title=name_of(values["path"]),
+    )

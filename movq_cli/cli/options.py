@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,7 +18,7 @@ def _fraction(text: str) -> Fraction:
         raise typer.BadParameter(f"{text!r} is not a number like 25, 29.97 or 30000/1001") from None
 
 
-_MODEL, _WHAT, _PICTURE, _RESULT = "Model", "What is encoded, in this order", "Picture", "Result"
+MODEL, _WHAT, _PICTURE, RESULT = "Model", "What is encoded, in this order", "Picture", "Result"
 
 
 def _option(*names: str, panel: str, help: str, metavar: str | None = None) -> typer.models.OptionInfo:
@@ -35,14 +35,38 @@ def _number(name: str, *, panel: str, help: str, metavar: str) -> typer.models.O
 
 Weights = Annotated[
     str | None,
-    _option("--weights", panel=_MODEL, metavar="FILE", help="A movq weights file. (default: movq-tiny-4x8x8)"),
+    _option(
+        "--weights",
+        panel=MODEL,
+        metavar="WEIGHTS",
+        help="A weights file or vae folder of movq, diffusers or CogVideo, or the id of a model in the Hugging Face cache. "
+        "(default: movq-tiny-4x8x8)",
+    ),
 ]
-Device = Annotated[str, _option("--device", panel=_MODEL, metavar="auto|cpu|cuda[:N]", help="Where to compute.")]
+Semantics = Annotated[
+    str,
+    _option(
+        "--semantics",
+        panel=MODEL,
+        metavar="auto|whole|diffusers",
+        help="Of weights whose norms span frames: over the whole clip, or over diffusers' windows. (auto: as they come)",
+    ),
+]
+DecodeSemantics = Annotated[
+    str,
+    _option(
+        "--semantics",
+        panel=MODEL,
+        metavar="auto|whole|diffusers",
+        help="Of weights whose norms span frames: over windows of 2 latents, as published decoders do, or the whole clip.",
+    ),
+]
+Device = Annotated[str, _option("--device", panel=MODEL, metavar="auto|cpu|cuda[:N]", help="Where to compute.")]
 Precision = Annotated[
     str,
     _option(
         "--precision",
-        panel=_MODEL,
+        panel=MODEL,
         metavar="auto|fp32|tf32|bf16|fp16",
         help="auto is bf16 where the device has it, else fp32.",
     ),
@@ -50,17 +74,26 @@ Precision = Annotated[
 ChunkFrames = Annotated[
     str,
     _option(
-        "--chunk-frames", panel=_MODEL, metavar="auto|N", help="Frames computed at once: costs memory, never quality."
+        "--chunk-frames", panel=MODEL, metavar="auto|N", help="Frames computed at once: costs memory, never quality."
     ),
 ]
 MemoryBudget = Annotated[
     str | None,
     _option(
-        "--memory-budget", panel=_MODEL, metavar="SIZE", help="Memory to stay within, like 4GB. (default: what is free)"
+        "--memory-budget", panel=MODEL, metavar="SIZE", help="Memory to stay within, like 4GB. (default: what is free)"
+    ),
+]
+SpillDir = Annotated[
+    str | None,
+    _option(
+        "--spill-dir",
+        panel=MODEL,
+        metavar="DIR",
+        help="Where activations wait that exceed it, where norms span frames. (default: beside the output)",
     ),
 ]
 Threads = Annotated[
-    int | None, _option("--threads", panel=_MODEL, metavar="N", help="CPU threads. (default: all cores)")
+    int | None, _option("--threads", panel=MODEL, metavar="N", help="CPU threads. (default: all cores)")
 ]
 
 Stream = Annotated[
@@ -109,23 +142,48 @@ Upscale = Annotated[bool, _option("--upscale", panel=_PICTURE, help="Allow enlar
 
 Save = Annotated[
     str,
-    _option("--save", panel=_RESULT, metavar="moments|mean|sample", help="Mean and log variance, the mean, or a draw."),
+    _option("--save", panel=RESULT, metavar="moments|mean|sample", help="Mean and log variance, the mean, or a draw."),
 ]
-Seed = Annotated[int, _option("--seed", panel=_RESULT, metavar="N", help="Of --save sample.")]
+Seed = Annotated[int, _option("--seed", panel=RESULT, metavar="N", help="Of --save sample.")]
 StoreDtype = Annotated[
     str,
-    _option("--store-dtype", panel=_RESULT, metavar="auto|fp32|fp16|bf16", help="Of the latents; auto is as computed."),
+    _option("--store-dtype", panel=RESULT, metavar="auto|fp32|fp16|bf16", help="Of the latents; auto is as computed."),
 ]
-Force = Annotated[bool, _option("--force", panel=_RESULT, help="Overwrite the output.")]
-DryRun = Annotated[bool, _option("--dry-run", panel=_RESULT, help="Print what would be done, and do nothing.")]
-Quiet = Annotated[bool, _option("--quiet", "-q", panel=_RESULT, help="No progress, no remarks.")]
+Force = Annotated[bool, _option("--force", panel=RESULT, help="Overwrite the output.")]
+DryRun = Annotated[bool, _option("--dry-run", panel=RESULT, help="Print what would be done, and do nothing.")]
+Quiet = Annotated[bool, _option("--quiet", "-q", panel=RESULT, help="No progress, no remarks.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def chunk_frames(text: str) -> int | None:
+def _chunk_frames(text: str) -> int | None:
     """None for auto. Raises MovqUsageError."""
     if text == "auto":
         return None
     if not text.isdigit():
         raise MovqUsageError(f"must be auto or a number of frames, got {text!r}", "--chunk-frames")
     return int(text)
+
+
+def model_options(
+    weights: str | None,
+    semantics: str,
+    device: str,
+    precision: str,
+    chunk_frames: str,
+    memory_budget: str | None,
+    spill_dir: str | None,
+    threads: int | None,
+) -> dict[str, Any]:
+    """The fields of ModelOptions. Raises MovqUsageError."""
+    from ..device import parse_bytes
+
+    return {
+        "weights": weights,
+        "semantics": semantics,
+        "device": device,
+        "precision": precision,
+        "chunk_frames": _chunk_frames(chunk_frames),
+        "memory_budget": None if memory_budget is None else parse_bytes(memory_budget),
+        "spill_dir": spill_dir,
+        "threads": threads,
+    }

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from ..errors import MovqError, printable
+
+if TYPE_CHECKING:
+    from ..codec import Progress
 
 
 def complain(what: MovqError | str, about: str = "") -> None:
@@ -50,3 +55,17 @@ def shape(sizes: Sequence[int]) -> str:
 
 def plural(count: int, word: str) -> str:
     return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator[Progress]:
+    """A bar on stderr, counting frames; none where stderr is not a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(unit=" frames", disable=True if quiet else None, leave=False, dynamic_ncols=True) as bar:
+
+        def progress(done: int, total: int | None) -> None:
+            bar.total = None if total is None else max(total, done)
+            bar.update(done - bar.n)
+
+        yield progress

@@ -121,11 +121,13 @@ class ResnetBlock3D(nn.Module):
         cache = cache or StreamCache()
         return self._second(self._first(Carry(x, zq=zq), cache, None, temb), cache, None).x
 
-    def stages(self, name: str) -> list[Stage]:
-        """Its two barriers apart: the first stage carries (x, h) on."""
+    def stages(self, name: str, pixels: float) -> list[Stage]:
+        """Its two barriers apart: the first stage carries (x, h) on. `pixels` per frame, against other layers'."""
+        first, second = (weights(conv) for conv in (self.conv1, self.conv2))
+        second += weights(self.conv_shortcut) + weights(self.nin_shortcut)
         return [
-            Stage(f"{name}.conv1", _group_norm(self.norm1), self._first),
-            Stage(f"{name}.conv2", _group_norm(self.norm2), self._second),
+            Stage(f"{name}.conv1", _group_norm(self.norm1), self._first, first * pixels),
+            Stage(f"{name}.conv2", _group_norm(self.norm2), self._second, second * pixels),
         ]
 
     def _first(self, carry: Carry, cache: StreamCache, moments: Moments | None, temb: Tensor | None = None) -> Carry:
@@ -167,8 +169,8 @@ class AttnBlock2D(nn.Module):
     def forward(self, x: Tensor, cache: StreamCache | None = None, *, zq: Tensor | None = None) -> Tensor:
         return self._run(Carry(x, zq=zq), cache or StreamCache(), None).x
 
-    def stages(self, name: str) -> list[Stage]:
-        return [Stage(name, _group_norm(self.norm), self._run)]
+    def stages(self, name: str, pixels: float) -> list[Stage]:
+        return [Stage(name, _group_norm(self.norm), self._run, weights(self) * pixels)]
 
     def _run(self, carry: Carry, cache: StreamCache, moments: Moments | None) -> Carry:
         normed = torch.empty_like(carry.x, memory_format=LAYOUT)
@@ -207,7 +209,12 @@ class Middle(nn.Module):
         self.block_2 = block_2
 
 
-def conv_stage(name: str, conv: CausalConv3d, norm: Norm | None = None) -> Stage:
+def weights(module: nn.Module | None) -> int:
+    """Numbers in a module: its work per pixel, or nearly."""
+    return 0 if module is None else sum(p.numel() for p in module.parameters())
+
+
+def conv_stage(name: str, conv: CausalConv3d, pixels: float, norm: Norm | None = None) -> Stage:
     """A causal convolution as a stage, behind norm and SiLU where a norm is given."""
 
     def run(carry: Carry, cache: StreamCache, moments: Moments | None) -> Carry:
@@ -219,7 +226,7 @@ def conv_stage(name: str, conv: CausalConv3d, norm: Norm | None = None) -> Stage
         carry.x = None  # type: ignore[assignment]  # freed before the convolution makes its output
         return Carry(conv.run(padded, cache), zq=carry.zq)
 
-    return Stage(name, None if norm is None else _group_norm(norm), run)
+    return Stage(name, None if norm is None else _group_norm(norm), run, weights(conv) * pixels)
 
 
 def _group_norm(norm: Norm) -> GroupNorm:

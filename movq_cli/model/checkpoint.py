@@ -1,36 +1,47 @@
-"""Weights files: what they say, their identity, and networks made of them. The header is read without torch.
+"""Checkpoints: what they say, their identity, and networks made of them. Headers are read without torch.
 
 A movq weights file is safetensors: tensors `encoder.*` and (usually) `decoder.*`; metadata `format` = "movq-weights",
-`format_version` = "1", `name`, `config` (JSON), `scaling_factor`, `semantics`, `licence`, `source`. Other people's
-checkpoints are not read here yet.
+`format_version` = "1", `name`, `config` (JSON), `scaling_factor`, `semantics`, `licence`, `source`. Other people's files are
+read in place: locate.py finds them, layouts.py knows their names.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from ..errors import MovqError
-from ..files import BLOCK, TensorEntry, file_name, os_reason, read_header
+from ..errors import MovqError, about
+from ..files import BLOCK, Header, TensorEntry, os_reason, read_header
 from .config import AutoencoderConfig
+from .layouts import describe, parse_object, some
+from .locate import Located, locate, refuse_pytorch
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
+    from .decoder import Decoder3D
     from .encoder import Encoder3D
+
+Network = TypeVar("Network", bound="nn.Module")
 
 FORMAT = "movq-weights"
 FORMAT_VERSION = "1"
-_CONFIG_BYTES = 1 << 20
-_DTYPES = ("F64", "F32", "F16", "BF16")
+SEMANTICS = {"movq": "whole", "sat": "whole", "diffusers": "diffusers"}
+"""How weights with whole-clip norms are run where their file does not say, by layout."""
+
+SAID = ("name", "licence", "source", "semantics", "scaling_factor", "shift_factor", "invert_scale_latents")
+"""What a checkpoint's metadata holds, "" where it is unknown."""
+
+DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 def embedded_weights() -> Path:
@@ -42,125 +53,262 @@ def embedded_weights() -> Path:
 
 
 @dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor is: its file, its name there, and what the file's header says of it."""
+
+    file: str
+    key: str
+    entry: TensorEntry
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """A weights file whose header has been read and found sound. Make one with `open_checkpoint`."""
+    """Weights whose headers have been read and found sound. Make one with `open_checkpoint`.
+
+    `path` is what they were opened as: a file, or the folder of several; `files` every file read. `layout` is "movq",
+    "diffusers" or "sat" (CogVideo's own). `metadata` has the keys SAID; `tensors` goes by our names whatever the layout.
+    """
 
     path: str
+    files: tuple[str, ...]
+    layout: str
     config: AutoencoderConfig
     metadata: Mapping[str, str]
-    tensors: Mapping[str, TensorEntry]
+    tensors: Mapping[str, StoredTensor]
 
     @property
     def name(self) -> str:
-        return self.metadata.get("name") or Path(file_name(self.path)).stem
+        return self.metadata["name"]
+
+    @property
+    def semantics(self) -> str:
+        """How they are meant to be run: "frame" for frame norms, else "whole" or "diffusers"."""
+        if self.config.norm_scope == "frame":
+            return "frame"
+        return self.metadata["semantics"] or SEMANTICS[self.layout]
 
     @property
     def parameters(self) -> dict[str, int]:
         """Numbers per network: {"encoder": n, "decoder": m}, without the networks that are not in the file."""
         counts: dict[str, int] = {}
-        for name, entry in self.tensors.items():
+        for name, stored in self.tensors.items():
             network = name.split(".", 1)[0]
-            counts[network] = counts.get(network, 0) + entry.numel
+            counts[network] = counts.get(network, 0) + stored.entry.numel
         return counts
+
+    @property
+    def dtypes(self) -> list[str]:
+        return sorted({stored.entry.dtype for stored in self.tensors.values()})
 
     @cached_property
     def digest(self) -> str:
-        """The model's identity: sha256 over its config and, in order of name, each tensor's name, dtype, shape and bytes.
+        """The model's identity: sha256 over its config and, in order of our names, each one's name, dtype, shape and bytes.
 
-        Neither the file's name nor its other metadata take part.
+        Neither files nor layout nor other metadata take part.
         """
         digest = hashlib.sha256(self.config.identity_json().encode())
         try:
-            with open(self.path, "rb") as file:
-                for name, entry in sorted(self.tensors.items()):
+            with ExitStack() as stack:
+                files = {stored.file: None for stored in self.tensors.values()}
+                opened = {path: stack.enter_context(open(path, "rb")) for path in files}
+                for name, stored in sorted(self.tensors.items()):
+                    entry, file = stored.entry, opened[stored.file]
                     digest.update(f"\n{name} {entry.dtype} {list(entry.shape)}\n".encode())
                     file.seek(entry.start)
                     left = entry.end - entry.start
                     while left:
                         block = file.read(min(left, BLOCK))
                         if not block:
-                            raise MovqError("the file shrank while it was read", self.path)
+                            raise MovqError("the file shrank while it was read", stored.file)
                         digest.update(block)
                         left -= len(block)
         except OSError as error:
             raise MovqError(os_reason(error), self.path) from None
         return digest.hexdigest()
 
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of these names of ours, one in memory at a time, as they are stored; they must have numbers.
+
+        Raises MovqError for a number that is not finite.
+        """
+        import torch
+
+        dtypes = torch_dtypes()
+        with ExitStack() as stack:
+            opened: dict[str, BufferedReader] = {}
+            for name in names:
+                stored = self.tensors[name]
+                data = bytearray(stored.entry.end - stored.entry.start)
+                try:
+                    if stored.file not in opened:
+                        opened[stored.file] = stack.enter_context(open(stored.file, "rb"))
+                    opened[stored.file].seek(stored.entry.start)
+                    count = opened[stored.file].readinto(data)
+                except OSError as error:
+                    raise MovqError(os_reason(error), stored.file) from None
+                if count < len(data):
+                    raise MovqError("the file shrank while it was read", stored.file)
+                tensor = torch.frombuffer(data, dtype=dtypes[stored.entry.dtype]).reshape(stored.entry.shape)
+                require_finite(name, tensor, self.path)
+                yield name, tensor
+
     def load_encoder(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Encoder3D:
         """The encoder, in evaluation mode, its weights in `dtype` (default: as stored) and laid out for speed.
 
         Raises MovqError naming the tensor where one is missing, unexpected, of another shape or not finite.
         """
-        import torch
-
         from .encoder import Encoder3D
 
-        with torch.device("meta"):
-            encoder = Encoder3D(**dataclasses.asdict(self.config))
-        self._fill(encoder, "encoder.", device, dtype)
-        return encoder
+        return self._load(Encoder3D, "encoder", device, dtype)
 
-    def _fill(self, network: nn.Module, prefix: str, device: torch.device | str, dtype: torch.dtype | None) -> None:
-        import torch
-        from safetensors import SafetensorError, safe_open
+    def load_decoder(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Decoder3D:
+        """The decoder, as `load_encoder` the encoder. Raises MovqError where the file has none, too."""
+        from .decoder import Decoder3D
 
+        if "decoder" not in self.parameters:
+            raise MovqError("has no decoder: these weights can encode, not decode", self.path)
+        return self._load(Decoder3D, "decoder", device, dtype)
+
+    def _load(self, kind: type[Network], part: str, device: torch.device | str, dtype: torch.dtype | None) -> Network:
         from .causal import lay_out
 
-        shapes = {prefix + name: tuple(value.shape) for name, value in network.state_dict().items()}
-        self._check_names(shapes, prefix)
-        state = {}
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                for name in shapes:
-                    tensor = file.get_tensor(name)
-                    if not bool(torch.isfinite(tensor).all()):
-                        raise MovqError(f"tensor {name} has values that are not finite", self.path)
-                    state[name.removeprefix(prefix)] = lay_out(tensor.to(device=device, dtype=dtype, copy=True))
-        except (SafetensorError, OSError) as error:
-            raise MovqError(f"cannot be read ({error})", self.path) from None
+        with about(self.path):
+            shapes = {name: stored.entry.shape for name, stored in self.tensors.items()}
+            network, names = _fitting(kind, part, self.config, shapes)
+        state = {
+            name.removeprefix(f"{part}."): lay_out(tensor.to(device=device, dtype=dtype))
+            for name, tensor in self.read(names)
+        }
         network.load_state_dict(state, strict=True, assign=True)
         network.requires_grad_(False).eval()
-
-    def _check_names(self, shapes: Mapping[str, tuple[int, ...]], prefix: str) -> None:
-        ours = {name for name in self.tensors if name.startswith(prefix)}
-        missing, unexpected = sorted(shapes.keys() - ours), sorted(ours - shapes.keys())
-        if missing:
-            raise MovqError(f"lacks {_some(missing)}, which its config asks for", self.path)
-        if unexpected:
-            raise MovqError(f"has {_some(unexpected)}, which its config has no place for", self.path)
-        for name, shape in shapes.items():
-            if self.tensors[name].shape != shape:
-                found = list(self.tensors[name].shape)
-                raise MovqError(f"tensor {name} has shape {found}, its config asks for {list(shape)}", self.path)
+        return network
 
 
-def open_checkpoint(path: str | os.PathLike[str] | None = None) -> Checkpoint:
-    """Reads the header of a weights file (default: the embedded one). Raises MovqError where it is not sound."""
-    name = os.fspath(path if path is not None else embedded_weights())
-    header = read_header(name)
+def torch_dtypes() -> dict[str, torch.dtype]:
+    """DTYPES as torch knows them."""
+    import torch
+
+    return dict(zip(DTYPES, (torch.float64, torch.float32, torch.float16, torch.bfloat16), strict=True))
+
+
+def require_finite(name: str, tensor: Tensor, path: str) -> None:
+    """Raises MovqError for a tensor that is not finite throughout."""
+    if not bool(tensor.isfinite().all()):
+        raise MovqError(f"tensor {name} has values that are not finite", path)
+
+
+def require_fit(config: AutoencoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises MovqError naming the tensor where these, by our names, are not those of the config's networks."""
+    from .decoder import Decoder3D
+    from .encoder import Encoder3D
+
+    _fitting(Encoder3D, "encoder", config, shapes)
+    if any(name.startswith("decoder.") for name in shapes):
+        _fitting(Decoder3D, "decoder", config, shapes)
+
+
+def _fitting(
+    kind: type[Network], part: str, config: AutoencoderConfig, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[Network, list[str]]:
+    """The config's network without memory for its weights, and the names of these."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            network = kind(**dataclasses.asdict(config))
+    except (RuntimeError, TypeError, ValueError) as error:  # torch's words for sizes that cannot be
+        raise MovqError(f"its config makes no network: {str(error).splitlines()[0]}") from None
+    wanted = {f"{part}.{name}": tuple(value.shape) for name, value in network.state_dict().items()}
+    found = {name for name in shapes if name.startswith(f"{part}.")}
+    missing, unexpected = sorted(wanted.keys() - found), sorted(found - wanted.keys())
+    if missing:
+        raise MovqError(f"lacks {some(missing)}, which its config asks for")
+    if unexpected:
+        raise MovqError(f"has {some(unexpected)}, which its config has no place for")
+    for name, shape in wanted.items():
+        if shapes[name] != shape:
+            raise MovqError(f"tensor {name} has shape {list(shapes[name])}, its config asks for {list(shape)}")
+    return network, list(wanted)
+
+
+def open_checkpoint(path_or_id: str | os.PathLike[str] | None = None) -> Checkpoint:
+    """Reads the headers of a checkpoint (default: the embedded one); nothing is fetched from anywhere.
+
+    It may be a movq weights file, a diffusers autoencoder (its folder, sharded or not, or the safetensors file), a
+    safetensors file of CogVideo's names, the folder of a whole CogVideoX model, or the id of one in the Hugging Face
+    cache. Raises MovqError where it is not sound, and for PyTorch files, which can hold code.
+    """
+    return open_located(locate(path_or_id if path_or_id is not None else embedded_weights()))
+
+
+def open_located(located: Located) -> Checkpoint:
+    """`open_checkpoint` of files found already."""
+    headers = {}
+    for file in located.weights:
+        refuse_pytorch(file)
+        headers[file] = read_header(file)
+    first = headers[located.weights[0]]
+    with about(located.path):
+        if first.metadata.get("format") == FORMAT and located.index is None:
+            checkpoint = _open_movq(located, first)
+        else:
+            checkpoint = _open_foreign(located, headers)
+        _check(checkpoint)
+    return checkpoint
+
+
+def _open_movq(located: Located, header: Header) -> Checkpoint:
     metadata = header.metadata
-    if metadata.get("format") != FORMAT:
-        raise MovqError("is not a movq weights file", name)
     version = metadata.get("format_version", "")
     if version != FORMAT_VERSION:
-        raise MovqError(f"has format_version {version!r}; this movq reads {FORMAT_VERSION}", name)
-    text = metadata.get("config", "")
-    if len(text) > _CONFIG_BYTES:
-        raise MovqError(f"its config is {len(text)} bytes long", name)
+        raise MovqError(f"has format_version {version!r}; this movq reads {FORMAT_VERSION}")
     try:
-        values = json.loads(text)
-        if not isinstance(values, dict):
-            raise ValueError("not a JSON object")
-        config = AutoencoderConfig.from_dict(values)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise MovqError(f"its config cannot be used: {error}", name) from None
-    for tensor, entry in header.tensors.items():
-        if not tensor.startswith(("encoder.", "decoder.")):
-            raise MovqError(f"has {tensor}, which belongs to neither encoder nor decoder", name)
-        if entry.dtype not in _DTYPES:
-            raise MovqError(f"tensor {tensor} has dtype {entry.dtype}, not one of {', '.join(_DTYPES)}", name)
-    return Checkpoint(name, config, metadata, header.tensors)
+        config = AutoencoderConfig.from_dict(parse_object(metadata.get("config", "")))
+    except (ValueError, TypeError) as error:
+        raise MovqError(f"its config cannot be used: {error}") from None
+    said = {key: metadata.get(key, "") for key in SAID}
+    said["name"] = said["name"] or located.name
+    file = located.weights[0]
+    tensors = {name: StoredTensor(file, name, entry) for name, entry in header.tensors.items()}
+    return Checkpoint(located.path, (file,), "movq", config, said, tensors)
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def _open_foreign(located: Located, headers: Mapping[str, Header]) -> Checkpoint:
+    stored = {}
+    for file, header in headers.items():
+        for key, entry in header.tensors.items():
+            if located.placed is not None and located.placed.get(key) != file:
+                raise MovqError(f"holds {key}, which the index does not place there", file)
+            stored[key] = StoredTensor(file, key, entry)
+    if located.placed is not None and (absent := sorted(located.placed.keys() - stored.keys())):
+        raise MovqError(f"lacks {some(absent)}, which its index places in its files")
+    described = describe({key: where.entry.shape for key, where in stored.items()}, located.config)
+    read = (located.index, located.config if described.read_config else None)
+    said = dict.fromkeys(SAID, "") | {"name": located.name, "source": located.source, **described.scaling}
+    return Checkpoint(
+        located.path,
+        (*located.weights, *(file for file in read if file is not None)),
+        described.layout,
+        described.config,
+        said,
+        {ours: stored[key] for ours, key in described.names.items()},
+    )
+
+
+def _check(checkpoint: Checkpoint) -> None:
+    """What can be said of a checkpoint by its headers alone."""
+    config, tensors = checkpoint.config, checkpoint.tensors
+    for name, stored in tensors.items():
+        if not name.startswith(("encoder.", "decoder.")):
+            raise MovqError(f"has {name}, which belongs to neither encoder nor decoder")
+        if stored.entry.dtype not in DTYPES:
+            raise MovqError(f"tensor {name} has dtype {stored.entry.dtype}, not one of {', '.join(DTYPES)}")
+    if "encoder" not in checkpoint.parameters:
+        raise MovqError("has no encoder")
+    if config.levels * config.num_res_blocks > len(tensors):
+        raise MovqError(
+            f"its config asks for {config.levels * config.num_res_blocks} blocks, it has {len(tensors)} tensors"
+        )
+    said = checkpoint.metadata["semantics"]
+    if config.norm_scope == "whole" and said not in ("", "whole", "diffusers"):
+        raise MovqError(f"has semantics {said!r}; weights with whole-clip norms have whole or diffusers")

@@ -19,6 +19,10 @@ PAD_MODES = ("first", "constant", "reflect")
 NORM_SCOPES = ("whole", "frame")
 NORM_GROUPS = 32
 NORM_EPS = 1e-6
+WINDOW_FRAMES = 8
+"""Frames that share norm statistics when AutoencoderKLCogVideoX of diffusers encodes; its first window has more."""
+WINDOW_LATENTS = 2
+"""Latents that share them when it, or CogVideo's own code, decodes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,13 +141,29 @@ class AutoencoderConfig:
     def level_channels(self, level: int) -> int:
         return self.ch * self.ch_mult[level]
 
+    def level_area(self, level: int) -> int:
+        """How many times fewer pixels than the picture the blocks of this level see."""
+        return int(4**level)
+
     def level_time(self, level: int) -> int:
-        """How many times fewer frames than the input the blocks of this level see."""
+        """How many times fewer frames than the input the encoder's blocks of this level see."""
         return int(2 ** min(level, self.temporal_levels))
+
+    def doubles_time(self, level: int) -> bool:
+        """Whether the decoder doubles time behind the blocks of this level."""
+        return level > 0 and level >= self.levels - self.temporal_levels
+
+    def decoder_level_time(self, level: int) -> int:
+        """How many times fewer frames than the output the decoder's blocks of this level see."""
+        return int(2 ** sum(self.doubles_time(i) for i in range(level + 1)))
 
     def latent_frames(self, frames: int) -> int:
         """T' of T frames, floored as the published encoder floors: 1 + (T - 1) // factor."""
         return 1 + (frames - 1) // self.temporal_factor if frames > 0 else 0
+
+    def latents_to_frames(self, latents: int) -> int:
+        """Frames that so many latents stand for, from the first of a stream on: 1 + (latents - 1) * factor."""
+        return 1 + (latents - 1) * self.temporal_factor
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int, int]:
         """(1, C, T', H', W') of the moments of one clip."""

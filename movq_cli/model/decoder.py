@@ -1,17 +1,18 @@
-"""`Decoder3D`: latents back to RGB video, the published MOVQDecoder3D. It decodes whole clips; it does not stream yet."""
+"""`Decoder3D`: latents back to RGB video, the published MOVQDecoder3D, a whole clip at once or chunk by chunk."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import AttnBlock2D, Level, Middle, ResnetBlock3D, Upsample3D
-from .causal import LAYOUT, CausalConv3d
+from .blocks import AttnBlock2D, Level, Middle, ResnetBlock3D, Upsample3D, conv_stage, weights
+from .causal import LAYOUT, CausalConv3d, StreamCache
 from .config import AutoencoderConfig
 from .norms import SpatialNorm3D
+from .stages import Carry, Stage, Worked, run_window
+from .store import Store
 
 
 class Decoder3D(nn.Module):
@@ -68,31 +69,66 @@ class Decoder3D(nn.Module):
                 if resolution // 2**i in config.attn_resolutions:
                     level.attn.append(AttnBlock2D(channels, norm_scope, config.zq_ch))
             if i > 0:
-                doubles_time = i >= config.levels - config.temporal_levels
-                level.upsample = Upsample3D(channels, resamp_with_conv, compress_time=doubles_time)
+                level.upsample = Upsample3D(channels, resamp_with_conv, compress_time=config.doubles_time(i))
         self.up = nn.ModuleList(levels)
         assert config.zq_ch is not None
         self.norm_out = SpatialNorm3D(channels, config.zq_ch, norm_scope)
         self.conv_out = CausalConv3d(channels, out_ch, 3, pad_mode)
 
-    def forward(self, z: Tensor, zq: Tensor | None = None) -> Tensor:
-        """z (B, z_channels, L, H, W) of a whole clip; zq, what the norms read, is z unless given."""
-        zq = z if zq is None else zq
-        h: Tensor = self.conv_in(z.contiguous(memory_format=LAYOUT))
-        h = self.mid.block_1(h, zq=zq)
-        h = self.mid.block_2(h, zq=zq)
+    def forward(self, z: Tensor, zq: Tensor | None = None, cache: StreamCache | None = None) -> Tensor:
+        """z (B, z_channels, L, H, W); zq (B, zq_ch, L, H, W), what the norms read, is z unless given.
+
+        Without a cache, z is a whole clip. With one it is the stream's next chunk, of any length, which gives 4 frames per
+        latent, the stream's first latent 1; with norm_scope "frame" the outputs, joined, are those of the whole clip.
+        """
+        (x,) = self.decode_window([(z, z if zq is None else zq)], StreamCache() if cache is None else cache)
+        return x
+
+    def decode_window(
+        self,
+        chunks: Iterable[tuple[Tensor, Tensor]],
+        cache: StreamCache,
+        store: Store | None = None,
+        worked: Worked = lambda frames: None,
+    ) -> Iterator[Tensor]:
+        """The next chunks (z, zq) of a stream, which share the statistics of their norms: as `Encoder3D.encode_window`."""
+        config = self.config
+        first = cache.frames == 0
+
+        def admitted() -> Iterator[Carry]:
+            for z, zq in chunks:
+                before = cache.frames
+                latents = z.shape[2]
+                cache.take(latents, factor=1, first_chunk_frames=config.latent_frames(config.first_chunk_frames))
+                frames = config.latents_to_frames(before + latents)
+                frames -= config.latents_to_frames(before) if before else 0
+                yield Carry(z.contiguous(memory_format=LAYOUT), zq=zq, frames=frames)
+
+        yield from run_window(self.stages(), admitted(), cache, first=first, store=store, worked=worked)
+
+    def stages(self) -> list[Stage]:
+        """The layers in order, cut at every norm."""
+        config = self.config
+
+        def pixels(level: int) -> float:
+            """Per frame of the output, as a part of its own."""
+            return 1 / (config.level_area(level) * config.decoder_level_time(level))
+
+        lowest = pixels(config.levels - 1)
+        stages = [conv_stage("conv_in", self.conv_in, lowest)]
+        for name in ("block_1", "block_2"):
+            stages += getattr(self.mid, name).stages(f"mid.{name}", lowest)
         for i, level in reversed(list(enumerate(self.up))):
             assert isinstance(level, Level)
-            for block, attn in level.pairs():
-                h = block(h, zq=zq)
+            for j, (block, attn) in enumerate(level.pairs()):
+                stages += block.stages(f"up.{i}.block.{j}", pixels(i))
                 if attn is not None:
-                    h = attn(h, zq=zq)
+                    stages += attn.stages(f"up.{i}.attn.{j}", pixels(i))
             if i > 0:
-                h = level.upsample(h)
-        if self.config.give_pre_end:
-            return h
-        h = self.conv_out(F.silu(self.norm_out(h, zq)))
-        return h
+                stages[-1] = stages[-1].then(level.upsample, weights(level.upsample) * pixels(i - 1))
+        if config.give_pre_end:
+            return stages
+        return [*stages, conv_stage("conv_out", self.conv_out, 1.0, self.norm_out)]
 
 
 MOVQDecoder3D = Decoder3D

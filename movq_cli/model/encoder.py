@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .blocks import AttnBlock2D, DownSample3D, Level, Middle, ResnetBlock3D, conv_stage
+from .blocks import AttnBlock2D, DownSample3D, Level, Middle, ResnetBlock3D, conv_stage, weights
 from .causal import LAYOUT, CausalConv3d, StreamCache
 from .config import AutoencoderConfig
 from .norms import GroupNorm
-from .stages import Carry, Stage, run_window
+from .stages import Carry, Stage, Worked, run_window
+from .store import Store
 
 
 class Encoder3D(nn.Module):
@@ -82,11 +83,17 @@ class Encoder3D(nn.Module):
         (z,) = self.encode_window([x], StreamCache() if cache is None else cache)
         return z
 
-    def encode_window(self, chunks: Iterable[Tensor], cache: StreamCache) -> Iterator[Tensor]:
+    def encode_window(
+        self,
+        chunks: Iterable[Tensor],
+        cache: StreamCache,
+        store: Store | None = None,
+        worked: Worked = lambda frames: None,
+    ) -> Iterator[Tensor]:
         """The next chunks of a stream, which share the statistics of their norms: for each, what becomes of it.
 
         With norm_scope "whole" a stream is one window if its outputs are to be those of the whole clip; with "frame" the
-        windows make no difference.
+        windows make no difference. Chunks wait in the `store` between stages; `worked` hears of the work done, in frames.
         """
         config, s = self.config, self.config.spatial_factor
         first = cache.frames == 0
@@ -98,23 +105,27 @@ class Encoder3D(nn.Module):
                 if h % s or w % s:
                     raise ValueError(f"height and width must be multiples of {s}, got {h}x{w}")
                 if cache.take(t, factor=config.temporal_factor, first_chunk_frames=config.first_chunk_frames):
-                    yield Carry(x.contiguous(memory_format=LAYOUT))
+                    yield Carry(x.contiguous(memory_format=LAYOUT), frames=t)
                 else:  # fewer frames than a latent needs, at the end of a stream
                     short.append(x.new_empty(b, config.moment_channels, 0, h // s, w // s))
 
-        yield from run_window(self.stages(), admitted(), cache, first=first)
+        yield from run_window(self.stages(), admitted(), cache, first=first, store=store, worked=worked)
         yield from short
 
     def stages(self) -> list[Stage]:
         """The layers in order, cut at every norm."""
-        stages = [conv_stage("conv_in", self.conv_in)]
+        stages = [conv_stage("conv_in", self.conv_in, 1.0)]
+        pixels = 1.0  # per frame of the input, as a part of its own
         for i, level in enumerate(self.down):
             assert isinstance(level, Level)
+            pixels = 1 / (self.config.level_area(i) * self.config.level_time(i))
             for j, (block, attn) in enumerate(level.pairs()):
-                stages += block.stages(f"down.{i}.block.{j}")
+                stages += block.stages(f"down.{i}.block.{j}", pixels)
                 if attn is not None:
-                    stages += attn.stages(f"down.{i}.attn.{j}")
+                    stages += attn.stages(f"down.{i}.attn.{j}", pixels)
             if i < self.config.levels - 1:
-                stages[-1] = stages[-1].then(level.downsample)
-        stages += self.mid.block_1.stages("mid.block_1") + self.mid.block_2.stages("mid.block_2")
-        return [*stages, conv_stage("conv_out", self.conv_out, self.norm_out)]
+                area = self.config.level_area(i + 1) * self.config.level_time(i + 1)
+                stages[-1] = stages[-1].then(level.downsample, weights(level.downsample) / area)
+        for name in ("block_1", "block_2"):
+            stages += getattr(self.mid, name).stages(f"mid.{name}", pixels)
+        return [*stages, conv_stage("conv_out", self.conv_out, pixels, self.norm_out)]

@@ -6,6 +6,7 @@ barriers everything is causal and chunkable. So a stage is a run of layers with 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -16,6 +17,10 @@ from torch import Tensor
 
 from .causal import StreamCache
 from .norms import GroupNorm, Moments
+from .store import Claim, Store
+
+Worked = Callable[[float], None]
+"""Told, after each stage of each chunk, how many of the window's frames that work amounts to."""
 
 
 @dataclass
@@ -28,6 +33,8 @@ class Carry:
     """The second branch of a residual block that is cut in two, if inside one."""
     zq: Tensor | None = None
     """Decoder only: the latents the chunk is made from, which every norm reads."""
+    frames: int = 0
+    """Frames the chunk came with: its share of the work."""
 
     @property
     def head(self) -> Tensor:
@@ -41,13 +48,17 @@ class _Run(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """A run of layers between two barriers. `norm` is the GroupNorm at its front, if it has one."""
+    """A run of layers between two barriers. `norm` is the GroupNorm at its front, if it has one.
+
+    `work` is its cost per frame against that of other stages of the same network: weights times the pixels they meet.
+    """
 
     name: str
     norm: GroupNorm | None
     run: _Run
+    work: float
 
-    def then(self, layer: Callable[[Tensor, StreamCache], Tensor]) -> Stage:
+    def then(self, layer: Callable[[Tensor, StreamCache], Tensor], work: float) -> Stage:
         """This stage with a layer behind it that is not a barrier."""
 
         def run(carry: Carry, cache: StreamCache, moments: Moments | None) -> Carry:
@@ -55,34 +66,71 @@ class Stage:
             carry.x = layer(carry.x, cache)
             return carry
 
-        return replace(self, run=run)
+        return replace(self, run=run, work=self.work + work)
 
 
 def run_window(
-    stages: Sequence[Stage], window: Iterable[Carry], cache: StreamCache, *, first: bool = True
+    stages: Sequence[Stage],
+    window: Iterable[Carry],
+    cache: StreamCache,
+    *,
+    first: bool = True,
+    store: Store | None = None,
+    worked: Worked = lambda frames: None,
 ) -> Iterator[Tensor]:
     """Runs the chunks of one window through every stage and yields what becomes of each.
 
     `first`: whether the window opens its stream. Statistics live within the window, the cache's past across windows.
-    With gradients on, a window has one chunk: its norms then measure that chunk themselves, differentiably.
+    Between two stages chunks wait in the `store` (default: the device's memory). With gradients on, a window has one
+    chunk: its norms then measure that chunk themselves, differentiably.
     """
+    store = store or Store()
+    total = sum(stage.work for stage in stages)
     moments: Moments | None = None
     carries: Iterable[Carry] = window
+
+    def run(stage: Stage, carry: Carry) -> Carry:
+        frames = carry.frames
+        carry = stage.run(carry, cache, moments)
+        carry.frames = frames
+        worked(frames * stage.work / total)
+        return carry
+
     with cache.guard():
         for stage, following in pairwise(stages):
-            done: list[Carry] = []
+            waiting: deque[_Waiting] = deque()
             gathered: Moments | None = None
             for carry in _opening(carries, cache, first):
-                if done and torch.is_grad_enabled():
+                if waiting and torch.is_grad_enabled():
                     raise ValueError("a window of several chunks has no gradient: use torch.no_grad()")
-                carry = stage.run(carry, cache, moments)
+                carry = run(stage, carry)
                 if following.norm is not None and following.norm.scope == "whole" and not torch.is_grad_enabled():
                     own = following.norm.measure(carry.head)
                     gathered = own if gathered is None else gathered.merge(own)
-                done.append(carry)
-            carries, moments = _taken(done), gathered
+                waiting.append(_Waiting.put(carry, store))
+            carries, moments = _taken(waiting), gathered
         for carry in _opening(carries, cache, first):
-            yield stages[-1].run(carry, cache, moments).x
+            yield run(stages[-1], carry).x
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A carry whose tensors are in a store."""
+
+    claim: Claim
+    has_h: bool
+    has_zq: bool
+    frames: int
+
+    @classmethod
+    def put(cls, carry: Carry, store: Store) -> _Waiting:
+        claim = store.put([t for t in (carry.x, carry.h, carry.zq) if t is not None])
+        return cls(claim, carry.h is not None, carry.zq is not None, carry.frames)
+
+    def take(self) -> Carry:
+        tensors = iter(self.claim())
+        x, h, zq = next(tensors), next(tensors) if self.has_h else None, next(tensors) if self.has_zq else None
+        return Carry(x, h, zq, self.frames)
 
 
 def _opening(carries: Iterable[Carry], cache: StreamCache, first: bool) -> Iterator[Carry]:
@@ -92,8 +140,7 @@ def _opening(carries: Iterable[Carry], cache: StreamCache, first: bool) -> Itera
         yield carry
 
 
-def _taken(carries: list[Carry]) -> Iterator[Carry]:
+def _taken(waiting: deque[_Waiting]) -> Iterator[Carry]:
     """Gives carries away one by one, keeping no reference."""
-    carries.reverse()
-    while carries:
-        yield carries.pop()
+    while waiting:
+        yield waiting.popleft().take()

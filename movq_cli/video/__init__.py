@@ -1,20 +1,28 @@
-"""Video files to frames as a viewer shows them. Everything of PyAV is in here, and runs in a process of its own."""
+"""Video files to frames as a viewer shows them, and frames to files. Everything of PyAV is in here.
+
+Decoding runs in a process of its own.
+"""
 
 from .geometry import Geometry, Picture, plan_geometry
 from .info import VideoInfo
 from .reader import AHEAD_BYTES, Frame, FrameReader, count_frames, probe, read_frames
 from .selection import Selection
+from .write import FrameWriter, encode_png, open_writer, write_png
 
 __all__ = [
     "AHEAD_BYTES",
     "Frame",
     "FrameReader",
+    "FrameWriter",
     "Geometry",
     "Picture",
     "Selection",
     "VideoInfo",
     "count_frames",
+    "encode_png",
+    "open_writer",
     "plan_geometry",
     "probe",
     "read_frames",
+    "write_png",
 ]

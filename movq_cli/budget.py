@@ -1,0 +1,185 @@
+"""How large chunks may be and where activations wait between stages: what fits into memory, for encoding and decoding.
+
+Everything that does not fit is refused here, with the estimate, before the work.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .codec import SEMANTICS, WHOLE_WINDOW, check_chunk_frames
+from .device import ITEM_SIZE, available_memory
+from .errors import MovqError, MovqUsageError
+from .model.checkpoint import Checkpoint
+from .model.config import AutoencoderConfig
+from .model.cost import MAX_ELEMENTS, ChunkCost
+
+if TYPE_CHECKING:
+    import torch
+
+    from .model.store import Store
+
+PROCESS_BYTES = 330 << 20
+"""Resident memory of a process with torch loaded, before it has computed anything (measured: benchmarks/memory.py)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """How a network is run, whichever way. Raises MovqUsageError for values that cannot be.
+
+    `weights`: a file, folder or model id (None: the embedded ones). `memory_budget` in bytes (None: what is free).
+    `spill_dir`: where activations go that do not fit (None: beside the output).
+    """
+
+    weights: str | None = None
+    semantics: str = "auto"
+    device: str = "auto"
+    precision: str = "auto"
+    chunk_frames: int | None = None
+    memory_budget: int | None = None
+    spill_dir: str | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        one_of("--semantics", self.semantics, SEMANTICS)
+        if self.threads is not None and self.threads < 1:
+            raise MovqUsageError(f"must be above 0, got {self.threads}", "--threads")
+
+    def check_weights(self, checkpoint: Checkpoint) -> None:
+        """Raises MovqUsageError for options that these weights have no use for."""
+        if self.chunk_frames is not None:
+            check_chunk_frames(self.chunk_frames, checkpoint.config)
+        if self.semantics != "auto" and checkpoint.semantics == "frame":
+            raise MovqUsageError(
+                f"{checkpoint.name} norms each frame by itself, which has no other semantics: leave it out",
+                "--semantics",
+            )
+
+
+def one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raises MovqUsageError unless the option's value is one of those allowed."""
+    if value not in allowed:
+        raise MovqUsageError(f"must be one of {', '.join(allowed)}, got {value!r}", option)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be computed, as far as memory goes. Sizes are in frames when encoding, in latents when decoding.
+
+    `window`: the largest window (0: norms per frame, each chunk is one). `longest`: the longest chunk for a
+    `chunk_frames`. `cost` of a chunk; `beside`: bytes besides activations that a chunk takes. `default`: the chunk_frames
+    to take where nothing else is said; `picture`: WxH; `advice`: what to do where not even the smallest chunk fits.
+    """
+
+    config: AutoencoderConfig
+    parameters: int
+    window: int
+    longest: Callable[[int], int]
+    cost: Callable[[int], ChunkCost]
+    beside: Callable[[int], int]
+    default: int
+    picture: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class Budget:
+    """`chunk_frames` (0: each window in one chunk); predicted `memory_bytes` of the process at its peak, or of a CUDA
+    device's own memory; and where activations wait between stages: up to `device_bytes`, `host_bytes`, then `spill_bytes`
+    of a file in `spill_dir`.
+    """
+
+    chunk_frames: int
+    memory_bytes: int
+    device_bytes: int
+    host_bytes: int
+    spill_bytes: int
+    spill_dir: str
+    warnings: tuple[str, ...]
+
+    @contextmanager
+    def store(self) -> Iterator[Store]:
+        """What run_window keeps its chunks in. The spill file is gone when this ends, and had no name before."""
+        from .model.store import SpillFile, Store
+
+        if not self.spill_bytes:
+            yield Store()
+            return
+        with SpillFile(self.spill_dir, self.spill_bytes) as spill:
+            yield Store(self.device_bytes, self.host_bytes, spill)
+
+
+def make_budget(task: Task, options: ModelOptions, device: torch.device, precision: str) -> Budget:
+    """Chooses the chunk and where activations wait. Raises MovqError with the estimate where nothing fits.
+
+    Norms per frame: the default chunk, lowered where it exceeds the budget. Windows: one chunk each where that fits the
+    budget; else the default chunk, whose activations wait in what the budget leaves, and past it in a file.
+    """
+    item = ITEM_SIZE[precision]
+    free = available_memory(device)
+    budget = options.memory_budget or free
+    most = max(budget, free) if task.window else budget  # what is spilled makes the rest fit
+
+    def memory(chunk: int) -> int:
+        longest = task.longest(chunk)
+        base = 0 if device.type == "cuda" else PROCESS_BYTES
+        return base + task.parameters * item + task.cost(longest).bytes(item) + task.beside(longest)
+
+    def indexable(chunk: int) -> bool:
+        return task.cost(task.longest(chunk)).largest <= MAX_ELEMENTS
+
+    def refuse(chunk: int, advice: str) -> MovqError:
+        if indexable(chunk):
+            why = f"needs about {memory(chunk) / 1e9:.1f} GB where {most / 1e9:.1f} GB may be used"
+        else:
+            why = f"has a tensor of more than {MAX_ELEMENTS:,} numbers"
+        return MovqError(f"a chunk of {chunk} frames of {task.picture} {why}; {advice}")
+
+    if task.window and options.chunk_frames is None and memory(WHOLE_WINDOW) <= budget and indexable(WHOLE_WINDOW):
+        return Budget(WHOLE_WINDOW, memory(WHOLE_WINDOW), 0, 0, 0, "", ())
+    wanted = options.chunk_frames or task.default
+    factor = task.config.temporal_factor
+    chunk = next((n for n in range(wanted, 0, -factor) if memory(n) <= most and indexable(n)), None)
+    if chunk is None:
+        raise refuse(factor, task.advice)
+    if chunk != wanted and options.chunk_frames is not None:
+        raise refuse(wanted, f"--chunk-frames {chunk} fits")
+    warnings = () if chunk == wanted else (f"chunks of {chunk} frames instead of {wanted}: more do not fit",)
+    longest = task.longest(chunk)
+    if longest >= task.window:
+        return Budget(chunk, memory(chunk), 0, 0, 0, "", warnings)
+    waiting = task.cost(task.window).waiting * item
+    on_device, on_host = max(0, budget - memory(chunk)), 0
+    if device.type == "cuda":
+        on_device, on_host = max(0, free - memory(chunk)), options.memory_budget or available_memory(_cpu())
+    predicted = memory(chunk) + min(on_device, waiting)
+    spill = max(0, waiting - on_device - on_host)
+    folder = options.spill_dir or tempfile.gettempdir()
+    if spill:
+        spill += 2 * task.cost(longest).waiting * item  # chunks are not cut to fill a tier
+        _require_disk(folder, spill)
+    return Budget(chunk, predicted, on_device, on_host, spill, folder, warnings)
+
+
+def _require_disk(folder: str, needed: int) -> None:
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise MovqError(f"cannot be used ({error.strerror})", "--spill-dir " + folder) from None
+    if free < needed:
+        raise MovqError(
+            f"{needed / 1e9:.1f} GB of activations have to wait on disk, where {free / 1e9:.1f} GB are free; --spill-dir names "
+            "another folder, --memory-budget allows more memory",
+            folder,
+        )
+
+
+def _cpu() -> torch.device:
+    import torch
+
+    return torch.device("cpu")

@@ -1,0 +1,69 @@
+"""`movq decode LATENTS -o OUT.mp4`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import options as o
+from .show import complain, duration, name_of, plural, progress_bar, size
+
+if TYPE_CHECKING:
+    from ..decode import DecodeResult
+
+
+def decode(
+    latents: Annotated[str, typer.Argument(metavar="LATENTS", help="A latents file of movq.")],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="The video: .mp4 or .mov (H.264), .mkv (FFV1, lossless), .npy (uint8), or a folder for .png files.",
+        ),
+    ],
+    weights: o.Weights = None,
+    semantics: o.DecodeSemantics = "auto",
+    device: o.Device = "auto",
+    precision: o.Precision = "auto",
+    chunk_frames: o.ChunkFrames = "auto",
+    memory_budget: o.MemoryBudget = None,
+    spill_dir: o.SpillDir = None,
+    threads: o.Threads = None,
+    draw: Annotated[
+        bool,
+        typer.Option("--draw", rich_help_panel=o.RESULT, help="Decode a draw of the moments instead of their mean."),
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", rich_help_panel=o.RESULT, metavar="N", help="Of --draw.")] = 0,
+    crf: Annotated[
+        int, typer.Option("--crf", rich_help_panel=o.RESULT, metavar="N", help="Quality of H.264: lower is better.")
+    ] = 18,
+    force: o.Force = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Decode a latents file back to a video: the right frames, size and times."""
+    from ..decode import DecodeOptions, decode_video
+    from ..device import keep_freed_memory
+
+    chosen = DecodeOptions(
+        **o.model_options(weights, semantics, device, precision, chunk_frames, memory_budget, spill_dir, threads),
+        draw=draw,
+        seed=seed,
+        crf=crf,
+        force=force,
+    )
+    keep_freed_memory()
+    with progress_bar(quiet) as progress:
+        result = decode_video(latents, output, chosen, progress=progress)
+    for warning in result.warnings:
+        complain(f"warning: {warning}", latents)
+    print(_result_line(result))
+
+
+def _result_line(result: DecodeResult) -> str:
+    return (
+        f"{name_of(result.path)}: {plural(result.frames, 'frame')} of {result.width}x{result.height}, {result.description}, "
+        f"{size(result.bytes)}; in {duration(result.seconds)}, {result.frames / result.seconds:.1f} frames/s"
+    )

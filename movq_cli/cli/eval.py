@@ -1,0 +1,210 @@
+"""`movq eval VIDEO...`: how near videos come back, and what one setting costs against another."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from fractions import Fraction
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import MovqError, MovqUsageError
+from . import options as o
+from .show import complain, name_of, progress_bar
+
+if TYPE_CHECKING:
+    from ..eval import Evaluation
+    from ..plan import EncodeOptions
+
+
+def eval(
+    sources: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Video files.")],
+    weights: o.Weights = None,
+    semantics: o.Semantics = "auto",
+    device: o.Device = "auto",
+    precision: o.Precision = "auto",
+    chunk_frames: o.ChunkFrames = "auto",
+    memory_budget: o.MemoryBudget = None,
+    spill_dir: o.SpillDir = None,
+    threads: o.Threads = None,
+    stream: o.Stream = None,
+    start: o.Start = None,
+    duration: o.Duration = None,
+    fps: o.Fps = None,
+    fps_repeat: o.FpsRepeat = False,
+    frames: o.Frames = None,
+    tail: o.Tail = "pad",
+    height: o.Height = None,
+    width: o.Width = None,
+    short_side: o.ShortSide = None,
+    fit: o.Fit = "cover",
+    upscale: o.Upscale = False,
+    store_dtype: o.StoreDtype = "auto",
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            rich_help_panel=o.RESULT,
+            metavar="SETTINGS",
+            help='Other settings to compare with, like "--precision fp32"; or tiled: diffusers with tiling on.',
+        ),
+    ] = None,
+    picture: Annotated[
+        str | None,
+        typer.Option(
+            "--picture",
+            rich_help_panel=o.RESULT,
+            metavar="OUT.png",
+            help="Draw source, reconstruction and 4 times their difference side by side.",
+        ),
+    ] = None,
+    picture_frame: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--picture-frame",
+            rich_help_panel=o.RESULT,
+            metavar="I",
+            help="A frame to draw; repeatable. (default: the first, the worst and the last)",
+        ),
+    ] = None,
+    force: o.Force = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Encode and decode videos, and measure how near they come back."""
+    from ..device import keep_freed_memory
+    from ..eval import TILED, evaluate_video
+    from ..files import WholeFile, refuse_inputs
+    from ..metrics import montage
+    from ..plan import EncodeOptions
+    from ..video import Picture, Selection, write_png
+    from .tables import print_rows
+
+    options = EncodeOptions(
+        **o.model_options(weights, semantics, device, precision, chunk_frames, memory_budget, spill_dir, threads),
+        selection=Selection(stream, start or Fraction(0), duration, fps, fps_repeat, frames),
+        tail=tail,
+        picture=Picture(height, width, short_side, fit, upscale),
+        store_dtype=store_dtype,
+    )
+    other = against if against in (None, TILED) else _other_options(options, str(against))
+    if picture is not None:
+        if len(sources) > 1:
+            raise MovqUsageError("draws one video; name one", "--picture")
+        refuse_inputs(picture, *sources)
+        with WholeFile(picture, force=force):
+            pass  # it can be written
+    keep_freed_memory()
+    made: list[Evaluation] = []
+    failed: list[MovqError] = []
+    for source in sources:
+        try:
+            with progress_bar(quiet) as progress:
+                made.append(evaluate_video(source, options, against=other, frames=picture_frame, progress=progress))
+        except MovqUsageError:
+            raise
+        except MovqError as error:
+            complain(error)
+            failed.append(error)
+            continue
+        for warning in made[-1].encoded.warnings:
+            complain(f"warning: {warning}", source)
+    if picture is not None and made:
+        write_png(picture, montage(list(made[0].pairs.values())), force=force)
+    if as_json:
+        problems = [{"source": error.about, "reason": error.reason} for error in failed]
+        print(json.dumps({"videos": [evaluation.to_dict() for evaluation in made], "failed": problems}, indent=2))
+    elif made:
+        print_rows(list(_COLUMNS), (row for evaluation in made for row in _rows(evaluation, str(against))))
+        for evaluation in made:
+            if evaluation.difference is not None:
+                largest, rms = (f"{evaluation.difference[name]:.2g}" for name in ("largest", "rms"))
+                print(
+                    f"{name_of(evaluation.source)}: latents by {against} differ by {largest} standard deviations at the largest, "
+                    f"{rms} root mean square"
+                )
+        if picture is not None:
+            drawn = ", ".join(map(str, made[0].pairs))
+            print(f"{name_of(picture)}: frames {drawn}: source, reconstruction, 4 times their difference")
+    if failed:
+        raise typer.Exit(1)
+
+
+_COLUMNS = {
+    "video": "",
+    "frames": "frames",
+    "PSNR dB": "psnr_mean",
+    "worst": "psnr_worst",
+    "at frame": "frame",
+    "first": "psnr_first",
+    "borders": "psnr_borders",
+    "inside": "psnr_inside",
+    "SSIM": "ssim_mean",
+    "worst SSIM": "ssim_worst",
+    "flicker": "flicker",
+}
+
+
+def _rows(evaluation: Evaluation, against: str) -> list[list[str]]:
+    rows = [_row(name_of(evaluation.source), evaluation.scores)]
+    if evaluation.other is not None:
+        rows.append(_row(f"  {against}", evaluation.other.scores))
+    return rows
+
+
+def _row(name: str, scores: dict[str, Any]) -> list[str]:
+    psnr, ssim = scores["psnr_worst"], scores["ssim_worst"]
+    return [
+        name,
+        str(scores["frames"]),
+        _number(scores["psnr_mean"], 2),
+        _number(psnr["psnr"], 2),
+        str(psnr["frame"]),
+        _number(scores["psnr_first"], 2),
+        _number(scores["psnr_borders"], 2),
+        _number(scores["psnr_inside"], 2),
+        _number(scores["ssim_mean"], 4),
+        _number(ssim and ssim["ssim"], 4),
+        _number(scores["flicker"], 2),
+    ]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _other_options(options: EncodeOptions, text: str) -> EncodeOptions:
+    """The options with those changed that the text gives, as at the prompt. Raises MovqUsageError."""
+    try:
+        given = _settings(shlex.split(text), standalone_mode=False)
+    except Exception as error:
+        if not isinstance(error, ValueError) and not hasattr(error, "format_message"):  # typer's own, of its own click
+            raise
+        reason = str(error) if isinstance(error, ValueError) else error.format_message()
+        raise MovqUsageError(f"{text!r} are no settings: {reason}", "--against") from None
+    store_dtype = given.pop("store_dtype", options.store_dtype)
+    unset = dict.fromkeys(("weights", "memory_budget", "spill_dir", "threads"))
+    unset |= {"semantics": "auto", "device": "auto", "precision": "auto", "chunk_frames": "auto"}
+    changed = {name: value for name, value in o.model_options(**(unset | given)).items() if name in given}
+    return replace(options, store_dtype=store_dtype, **changed)
+
+
+_settings = typer.Typer(add_completion=False)
+
+
+@_settings.command(add_help_option=False)
+def _given(
+    weights: o.Weights = None,
+    semantics: o.Semantics = "",
+    device: o.Device = "",
+    precision: o.Precision = "",
+    chunk_frames: o.ChunkFrames = "",
+    memory_budget: o.MemoryBudget = None,
+    spill_dir: o.SpillDir = None,
+    threads: o.Threads = None,
+    store_dtype: o.StoreDtype = "",
+) -> dict[str, Any]:
+    """What --against changes."""
+    return {name: value for name, value in locals().items() if value not in ("", None)}

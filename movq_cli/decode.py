@@ -1,0 +1,238 @@
+"""One latents file back to frames, and to one video: where latents, codec, weights and the video writer meet."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .budget import Budget, ModelOptions, Task, make_budget
+from .codec import Draw, Progress, WorkDone, chunk_lengths, decode, decode_windows, silent, window_lengths
+from .device import ITEM_SIZE, choose_device, choose_precision, computing, dtype_of, memory_errors
+from .errors import MovqError, about
+from .files import refuse_inputs, short
+from .latents import Latents, open_latents
+from .model.checkpoint import Checkpoint, open_checkpoint
+from .model.config import WINDOW_LATENTS
+from .model.cost import decode_cost, default_chunk_frames
+from .video import open_writer
+
+if TYPE_CHECKING:
+    import torch
+
+    from .model.decoder import Decoder3D
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeOptions(ModelOptions):
+    """How to decode. The defaults are those of `movq decode`.
+
+    `semantics`, of weights whose norms span frames: "diffusers" (and "auto"), windows of 2 latents, as both published
+    decoders do; or "whole". Moments are decoded from their mean, or with `draw` from a draw of `seed`; `crf` is H.264's.
+    """
+
+    draw: bool = False
+    seed: int = 0
+    crf: int = 18
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class DecodeResult:
+    """What was written. `seconds` of wall time from the call to the file in its place."""
+
+    path: str
+    description: str
+    bytes: int
+    frames: int
+    width: int
+    height: int
+    semantics: str
+    precision: str
+    device: str
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+def decode_video(
+    latents: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    options: DecodeOptions | None = None,
+    *,
+    progress: Progress = silent,
+    **overrides: Any,
+) -> DecodeResult:
+    """Decodes a latents file to a video of its frames, size and times: .mp4, .mov, .mkv, .npy or a folder of .png.
+
+    Options come as a DecodeOptions, or by name: `decode_video("a.safetensors", "a.mp4", crf=12)`. Raises MovqError for
+    latents, weights or output that are refused, before any work where that can be known.
+    """
+    started = time.perf_counter()
+    options = replace(options or DecodeOptions(), **overrides)
+    if options.spill_dir is None:
+        options = replace(options, spill_dir=os.path.dirname(os.fspath(output)) or ".")
+    opened = open_latents(latents)
+    checkpoint = find_weights(opened, options)
+    refuse_inputs(output, latents, *checkpoint.files)
+    m = opened.metadata
+    times = opened.frame_times.tolist()
+    with (
+        open_writer(
+            output,
+            width=m.width,
+            height=m.height,
+            times=times,
+            duration=m.duration,
+            fps=m.fps,
+            crf=options.crf,
+            force=options.force,
+        ) as writer,
+        decoding(opened, checkpoint, options, progress) as run,
+    ):
+        for images in run.frames():
+            writer.write(images)
+        size = writer.finish()
+    return DecodeResult(
+        path=os.fspath(output),
+        description=writer.description,
+        bytes=size,
+        frames=m.frames,
+        width=m.width,
+        height=m.height,
+        semantics=run.semantics,
+        precision=run.precision,
+        device=str(run.device),
+        seconds=time.perf_counter() - started,
+        warnings=(*run.budget.warnings, *writer.notes),
+    )
+
+
+def find_weights(latents: Latents, options: ModelOptions) -> Checkpoint:
+    """The weights that latents were made with: those of the options, or the embedded ones. Raises MovqError for others."""
+    checkpoint = open_checkpoint(options.weights)
+    options.check_weights(checkpoint)
+    m = latents.metadata
+    if checkpoint.digest != m.weights_digest:
+        made = f"{m.model} (digest {short(m.weights_digest)})"
+        if options.weights is None:
+            raise MovqError(f"was made with {made}, not with the embedded weights: --weights names them", latents.path)
+        raise MovqError(
+            f"{latents.path} was made with {made}, and these are others (digest {short(checkpoint.digest)})",
+            checkpoint.path,
+        )
+    return checkpoint
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A decoding under way; made by `decoding`."""
+
+    latents: Latents
+    checkpoint: Checkpoint
+    options: DecodeOptions
+    device: torch.device
+    precision: str
+    semantics: str
+    budget: Budget
+    decoder: Decoder3D
+    progress: Progress
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """The frames that were encoded, uint8 (n, H, W, 3) chunk by chunk: without padding in time or space."""
+        m, config = self.latents.metadata, self.checkpoint.config
+        worked = WorkDone(self.progress, m.frames, most=lambda: m.frames)
+        count = self.latents.shape[2]
+        windows = self._windows(decode_windows(self.semantics, count, self.budget.chunk_frames, config), count)
+        left = m.frames
+        with self.budget.store() as store:
+            for images in decode(self.decoder, windows, self.device, dtype_of(self.precision), store, worked):
+                yield images[:left, : m.height, : m.width]
+                left = max(0, left - len(images))
+
+    def _windows(self, plan: Iterator[Iterator[int | None]], count: int) -> Iterator[Iterator[torch.Tensor]]:
+        at = 0
+
+        def read(lengths: Iterator[int | None]) -> Iterator[torch.Tensor]:
+            nonlocal at
+            for length in lengths:
+                start, at = at, count if length is None else min(count, at + length)
+                if start < at:
+                    yield self._read(start, at)
+                if at == count:
+                    return
+
+        for lengths in plan:
+            if at == count:
+                return
+            yield read(lengths)
+
+    def _read(self, start: int, stop: int) -> torch.Tensor:
+        m, stored = self.latents.metadata, self.latents.read(start, stop)
+        if m.representation != "moments":
+            return stored
+        if not self.options.draw:
+            return stored[:, : stored.shape[1] // 2]
+        return Draw(self.options.seed, m.source_sha256, int(self.latents.frame_indices[0]))(stored, start)
+
+
+@contextmanager
+def decoding(
+    latents: Latents, checkpoint: Checkpoint, options: DecodeOptions, progress: Progress = silent
+) -> Iterator[Decoding]:
+    """Loads the decoder and plans its chunks; torch is set up for it while this lasts. Raises MovqError where they do not
+    belong together or do not fit into memory.
+    """
+    _check(latents, checkpoint, options)
+    config, count = checkpoint.config, latents.shape[2]
+    height, width = (n * config.spatial_factor for n in latents.shape[3:])
+    device = choose_device(options.device)
+    precision = choose_precision(options.precision, device)
+    semantics = checkpoint.semantics
+    if semantics != "frame":
+        semantics = "diffusers" if options.semantics == "auto" else options.semantics
+
+    def longest(chunk: int) -> int:
+        return max(chunk_lengths(decode_windows(semantics, count, chunk, config), count))
+
+    def beside(latents: int) -> int:
+        """Pixels as they come, in fp32 and in bytes."""
+        values = config.latents_to_frames(latents) * height * width * config.out_ch
+        return values * (ITEM_SIZE[precision] + ITEM_SIZE["fp32"] + 2)
+
+    window = {"frame": 0, "whole": count}.get(semantics, window_lengths(count, WINDOW_LATENTS)[0])
+    task = Task(
+        config=config,
+        parameters=checkpoint.parameters["decoder"],
+        window=window,
+        longest=longest,
+        cost=lambda latents: decode_cost(config, latents, height, width),
+        beside=beside,
+        default=default_chunk_frames(config, height, width),
+        picture=f"{width}x{height}",
+        advice="--memory-budget allows more",
+    )
+    with about(latents.path), computing(precision, options.threads), memory_errors():
+        decoder = checkpoint.load_decoder(device, dtype_of(precision))
+        budget = make_budget(task, options, device, precision)
+        yield Decoding(latents, checkpoint, options, device, precision, semantics, budget, decoder, progress)
+
+
+def _check(latents: Latents, checkpoint: Checkpoint, options: DecodeOptions) -> None:
+    m, config = latents.metadata, checkpoint.config
+    if "decoder" not in checkpoint.parameters:
+        raise MovqError("has an encoder and no decoder: these latents cannot be decoded by it", checkpoint.path)
+    channels = config.moment_channels if m.representation == "moments" else config.z_channels
+    factors = m.temporal_factor, m.spatial_factor
+    if latents.shape[1] != channels or factors != (config.temporal_factor, config.spatial_factor):
+        raise MovqError(
+            f"says what its weights cannot have made: {latents.shape[1]} channels, factors {factors}", latents.path
+        )
+    if config.latents_to_frames(latents.shape[2]) < m.frames:
+        raise MovqError(f"says {m.frames} frames, for which it has too few latents", latents.path)
+    if options.draw and m.representation != "moments":
+        raise MovqError(f"holds the {m.representation}, of which nothing can be drawn: leave --draw out", latents.path)

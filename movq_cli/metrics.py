@@ -1,0 +1,142 @@
+"""How near a reconstruction is to its source: PSNR, SSIM, flicker, and a picture that shows the difference.
+
+Pictures are RGB uint8 (H, W, 3), source and reconstruction of equal size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+PSNR_CAP = 100.0
+"""dB; what equal pictures get, and the most that others do."""
+
+WINDOW = 11
+"""Pixels that SSIM's Gaussian window is wide and high."""
+
+_SIGMA = 1.5
+_STRIP = 32  # rows taken at a time, so that they stay in the cache
+_C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+_GAP = 2  # white pixels between the pictures of a montage
+
+
+def psnr(source: np.ndarray, reconstruction: np.ndarray) -> float:
+    """Peak signal to noise ratio over all values, in dB; PSNR_CAP where they are equal."""
+    error = _error(source, reconstruction).astype(np.float64)
+    mean = float(np.square(error).mean())
+    return PSNR_CAP if mean == 0 else min(PSNR_CAP, 10 * math.log10(255**2 / mean))
+
+
+def ssim(source: np.ndarray, reconstruction: np.ndarray) -> float | None:
+    """Structural similarity (Wang et al. 2004): the mean over channels and all places where the whole window fits.
+
+    None for pictures smaller than the window.
+    """
+    places = len(source) - WINDOW + 1
+    if min(source.shape[:2]) < WINDOW:
+        return None
+    total = 0.0
+    for top in range(0, places, _STRIP):
+        rows = slice(top, min(top + _STRIP, places) + WINDOW - 1)
+        total += _similarity(source[rows].astype(np.float64), reconstruction[rows].astype(np.float64))
+    return total / float(places * (source.shape[1] - WINDOW + 1) * 3)
+
+
+def _similarity(x: np.ndarray, y: np.ndarray) -> float:
+    """Sum of the similarities of two float64 (H, W, 3); by sum and difference, which is four blurs instead of five."""
+    plus, minus = x + y, x - y
+    mean_plus, mean_minus = _blur(plus) ** 2, _blur(minus) ** 2
+    var_plus, var_minus = _blur(plus**2) - mean_plus, _blur(minus**2) - mean_minus
+    luminance = (mean_plus - mean_minus + 2 * _C1) / (mean_plus + mean_minus + 2 * _C1)
+    structure = (var_plus - var_minus + 2 * _C2) / (var_plus + var_minus + 2 * _C2)
+    return float((luminance * structure).sum())
+
+
+def _blur(picture: np.ndarray) -> np.ndarray:
+    """(H, W, 3) to (H - 10, W - 10, 3): the Gaussian mean at every place where the window fits."""
+    middle = WINDOW // 2
+    weights = [math.exp(-((k - middle) ** 2) / (2 * _SIGMA**2)) for k in range(WINDOW)]
+    for axis in (0, 1):
+        shifted = np.lib.stride_tricks.sliding_window_view(picture, WINDOW, axis)
+        picture = shifted[..., middle] * (weights[middle] / sum(weights))
+        pair = np.empty_like(picture)
+        for k in range(middle):
+            np.add(shifted[..., k], shifted[..., WINDOW - 1 - k], out=pair)
+            pair *= weights[k] / sum(weights)
+            picture += pair
+    return picture
+
+
+def _error(source: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
+    error: np.ndarray = np.subtract(reconstruction, source, dtype=np.int16)
+    return error
+
+
+class FrameScores:
+    """Scores of a video, frame by frame in order; of the pictures it holds on to one difference alone."""
+
+    def __init__(self) -> None:
+        self.psnr: list[float] = []
+        self.ssim: list[float | None] = []
+        self._flicker: list[float] = []
+        self._before: np.ndarray | None = None
+
+    def add(self, source: np.ndarray, reconstruction: np.ndarray) -> None:
+        """The next frame and what became of it."""
+        self.psnr.append(psnr(source, reconstruction))
+        self.ssim.append(ssim(source, reconstruction))
+        error = _error(source, reconstruction)
+        if self._before is not None:
+            self._flicker.append(float(abs(error - self._before).mean()))
+        self._before = error
+
+    def report(self, times: Sequence[float], borders: Iterable[int]) -> dict[str, Any]:
+        """All scores, ready for JSON. `times`: seconds of every frame; `borders`: frames that begin a chunk but the first.
+
+        PSNR in dB, its mean that of the frames' own. `psnr_borders` is the mean over the frames on both sides of every
+        border, `psnr_inside` over the others. `flicker`: the mean absolute difference between the reconstruction's change
+        from frame to frame and the source's, in levels of 255. None where there is nothing to take a mean of.
+        """
+        near = {frame for border in borders for frame in (border - 1, border)}
+        at_borders = [value for frame, value in enumerate(self.psnr) if frame in near]
+        inside = [value for frame, value in enumerate(self.psnr) if frame not in near]
+        known = [value for value in self.ssim if value is not None]
+        return {
+            "frames": len(self.psnr),
+            "psnr_mean": _mean(self.psnr),
+            "psnr_worst": _worst("psnr", self.psnr, times),
+            "psnr_first": self.psnr[0],
+            "ssim_mean": _mean(known),
+            "ssim_worst": _worst("ssim", known, times),
+            "ssim_first": self.ssim[0],
+            "psnr_borders": _mean(at_borders),
+            "psnr_inside": _mean(inside),
+            "flicker": _mean(self._flicker),
+        }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def _worst(name: str, values: Sequence[float], times: Sequence[float]) -> dict[str, float] | None:
+    if not values:
+        return None
+    frame = min(range(len(values)), key=values.__getitem__)
+    return {"frame": frame, "time": float(times[frame]), name: values[frame]}
+
+
+def montage(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """One picture of several: in every row source | reconstruction | four times their absolute difference."""
+    height, width, _ = rows[0][0].shape
+    down, right = height + _GAP, width + _GAP
+    sheet = np.full((down * len(rows) - _GAP, right * 3 - _GAP, 3), 255, np.uint8)
+    for row, (source, reconstruction) in enumerate(rows):
+        difference = np.minimum(abs(_error(source, reconstruction)) * 4, 255)
+        for column, picture in enumerate((source, reconstruction, difference)):
+            top, left = down * row, right * column
+            sheet[top : top + height, left : left + width] = picture
+    return sheet
