@@ -16,7 +16,7 @@ from movq_cli import MovqError, MovqUsageError
 from movq_cli.model.checkpoint import open_checkpoint
 from movq_cli.model.convert import convert_checkpoint
 
-from .test_layouts import MODEL, SMALL, cached, sat_state, small_vae
+from .test_layouts import MODEL, SMALL, cached, one_thread, sat_state, small_vae  # noqa: F401
 
 HINT = "the scaling factor is unknown: 1.15258426 for CogVideoX-2B, 0.7 for 5B and 1.5; --scaling-factor records it"
 

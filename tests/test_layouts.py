@@ -91,6 +91,15 @@ def sat_state():
     return {name: theirs[published_name(name)] for name in shapes_of(SMALL)}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tensors here are small: on a busy machine threads that wait for each other take most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A whole model: model_index.json, a vae folder, and another vae folder whose weights are in shards."""

@@ -37,7 +37,7 @@ def test_encoding_is_what_diffusers_encodes(tmp_path, vae, frames):
     clip, x = clip_of(tmp_path, frames)
     with torch.no_grad():
         expected = vae.model.encode(x).latent_dist.parameters
-    for chunk in (None, 4, 8):
+    for chunk in (None, 4, 8) if frames == 17 else (None, 4):
         encode_video(clip, tmp_path / f"{chunk}", FP32, weights=vae.folder, chunk_frames=chunk)
         made = open_latents(tmp_path / f"{chunk}")
         assert off(made.latents, expected) < AGREE, chunk
@@ -63,7 +63,7 @@ def test_decoding_is_what_diffusers_decodes(tmp_path, vae, frames):
             decoder, cache = open_checkpoint(vae.folder).load_decoder(dtype=torch.float32), StreamCache()
             expected = torch.cat([decoder(z, cache=cache) for z in mean.split(2, dim=2)], dim=2)
     assert expected.shape[2] == frames
-    for chunk in (None, 4, 8):
+    for chunk in (None, 4, 8) if frames == 17 else (4,):
         options = dict(precision="fp32", weights=vae.folder, chunk_frames=chunk)
         decode_video(tmp_path / "latents", tmp_path / f"{chunk}.npy", **options)
         made = np.load(tmp_path / f"{chunk}.npy")
