@@ -102,7 +102,8 @@ class Decoder3D(nn.Module):
                 cache.take(latents, factor=1, first_chunk_frames=config.latent_frames(config.first_chunk_frames))
                 frames = config.latents_to_frames(before + latents)
                 frames -= config.latents_to_frames(before) if before else 0
-                yield Carry(z.contiguous(memory_format=LAYOUT), zq=zq, frames=frames)
+                z, zq = (x.contiguous(memory_format=LAYOUT) for x in (z, zq))
+                yield Carry(z, zq=zq, frames=frames)
 
         yield from run_window(self.stages(), admitted(), cache, first=first, store=store, worked=worked)
 

@@ -164,7 +164,7 @@ class SpatialNorm3D(nn.Module):
                 ready.clear()
                 ready[place] = _up(y[i : i + 1, :, place[1]], f), _up(b[i : i + 1, :, place[1]], f)
             scale, shift = ready[place]
-            return block.mul_(scale[:, :, rows]).add_(shift[:, :, rows])
+            return torch.addcmul(shift[:, :, rows], block, scale[:, :, rows], out=block)
 
         self.norm_layer.write(f, out, moments, silu=silu, modulate=modulate)
 
