@@ -20,7 +20,7 @@ test: install lint
 	$(BIN)/python -m pytest -q
 
 test-gpu: install
-	$(BIN)/python -m pytest -q -m gpu
+	$(BIN)/python -m pytest -q -s -m gpu
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
-"""Peak memory of `movq encode`: flat in the length of the video, and as predicted by --dry-run.
+"""Peak memory of `movq encode`: flat in the length of the video, and as predicted by --dry-run; of `movq decode` too.
 
-    python benchmarks/memory.py [--frames 65 1025] [--size 128x128] [--precision bf16] [--runs 3]
+    python benchmarks/memory.py [--frames 65 1025] [--size 128x128] [--precision bf16] [--runs 3] [--decode]
 
 Makes synthetic clips at 10 frames per second, encodes each in a process of its own and reads ru_maxrss of that process; the
 decoding process, which is another, is printed beside it.
@@ -37,7 +37,7 @@ def synthetic(path, frames, width, height):
 
 
 def peak(command):
-    """ru_maxrss in bytes of a command's own process."""
+    """ru_maxrss in bytes of a command's own process, which begins at what this process holds: little."""
     pid = os.posix_spawn(command[0], command, os.environ, file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, 1, 0)])
     _, status, usage = os.wait4(pid, 0)
     assert status == 0
@@ -51,6 +51,7 @@ def main():
     parser.add_argument("--precision", nargs="+", default=["bf16"])
     parser.add_argument("--chunk-frames", nargs="+", default=["auto"])
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--decode", action="store_true", help="measure decoding to .mp4, which predicts nothing")
     args = parser.parse_args()
     print(f"medians of {args.runs} runs\n")
     print("| size | frames | precision | chunk | peak MB | lowest to highest | predicted MB | predicted / peak |")
@@ -65,11 +66,14 @@ def main():
                     for chunk in args.chunk_frames:
                         command = [sys.executable, "-m", "movq_cli", "encode", clip, "-o", f"{folder}/out.safetensors"]
                         command += ["--force", "-q", "--precision", precision, "--chunk-frames", chunk]
-                        plan = subprocess.run(
-                            [*command, "--dry-run"], check=True, capture_output=True, text=True
-                        ).stdout
-                        number, unit = re.search(r"peak memory\s+about ([\d.]+) (\w+)", plan).groups()
-                        predicted = float(number) * {"MB": 1, "GB": 1000}[unit]
+                        predicted = float("nan")
+                        if args.decode:
+                            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+                            command[3:7] = ["decode", f"{folder}/out.safetensors", "-o", f"{folder}/out.mp4"]
+                        else:
+                            plan = subprocess.run([*command, "--dry-run"], check=True, capture_output=True, text=True)
+                            number, unit = re.search(r"peak memory\s+about ([\d.]+) (\w+)", plan.stdout).groups()
+                            predicted = float(number) * {"MB": 1, "GB": 1000}[unit]
                         peaks = [peak(command) / 1e6 for _ in range(args.runs)]
                         middle = statistics.median(peaks)
                         print(

@@ -1,9 +1,13 @@
-"""What only a CUDA device can show. `make test-gpu` runs these; without a device they are skipped, not faked."""
+"""What only a CUDA device can show. `make test-gpu` runs these and prints the README's rows; without a device they are
+skipped, not faked.
+"""
 
+import numpy as np
 import pytest
 import torch
 
-from movq_cli import EncodeOptions, encode_video, open_latents
+from movq_cli import EncodeOptions, decode_video, encode_video, open_latents
+from movq_cli.model.store import SpillFile, Store
 
 from . import clips
 from .tolerance import AGREE, off, rms_off
@@ -19,23 +23,87 @@ def clip(tmp_path):
     return clips.lossless(tmp_path / "clip.mkv", clips.pictures(23, 128, 96))
 
 
-def encoded(clip, output, **options):
-    encode_video(clip, output, EncodeOptions(**options))
+@pytest.fixture
+def row():
+    """Prints a row of the README's table of what is exact."""
+
+    def show(what, against, made, expected):
+        device = torch.cuda.get_device_name()
+        print(f"\n| {what} | {against} | {device} | {off(made, expected):.1e}; rms {rms_off(made, expected):.1e} |")
+
+    return show
+
+
+def encoded(clip, output, device="cuda", **options):
+    encode_video(clip, output, EncodeOptions(device=device, force=True, **options))
     return open_latents(output).latents.float()
 
 
-def test_fp32_is_the_cpus(tmp_path, clip):
+def test_fp32_is_the_cpus(tmp_path, clip, row):
     cpu = encoded(clip, tmp_path / "cpu", precision="fp32", device="cpu")
-    assert rms_off(encoded(clip, tmp_path / "cuda", precision="fp32", device="cuda"), cpu) < AGREE
+    cuda = encoded(clip, tmp_path / "cuda", precision="fp32")
+    row("CUDA, fp32, embedded weights", "CPU, fp32", cuda, cpu)
+    assert rms_off(cuda, cpu) < AGREE
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+def test_precisions(tmp_path, clip, row, precision):
+    fp32 = encoded(clip, tmp_path / "fp32", precision="fp32")
+    other = encoded(clip, tmp_path / "other", precision=precision)
+    row(f"{precision}, embedded weights", "fp32", other, fp32)
+    assert 0 < rms_off(other, fp32) < 0.1
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
-def test_chunks_are_a_memory_knob(tmp_path, clip, precision):
-    one = encoded(clip, tmp_path / "one", precision=precision, device="cuda", chunk_frames=24)
-    chunked = encoded(clip, tmp_path / "chunked", precision=precision, device="cuda", chunk_frames=4)
-    difference = off(chunked, one)
-    print(f"{torch.cuda.get_device_name()}: {precision}, chunks of 4 against one: {difference:.1e} standard deviations")
+def test_chunks_are_a_memory_knob(tmp_path, clip, row, precision):
+    one = encoded(clip, tmp_path / "one", precision=precision, chunk_frames=24)
+    chunked = encoded(clip, tmp_path / "chunked", precision=precision, chunk_frames=4)
+    row(f"`--chunk-frames` 4, {precision}", "one chunk", chunked, one)
     if precision == "fp32":
-        assert difference < AGREE
+        assert off(chunked, one) < AGREE
     else:
         assert rms_off(chunked, one) < 0.05  # rounding alone; bf16 against fp32 is 0.014
+
+
+def test_diffusers(tmp_path, vae, row):
+    images = clips.pictures(17, 128, 96)
+    clip = clips.lossless(tmp_path / "seventeen.mkv", images)
+    x = torch.from_numpy(np.stack(images)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    with torch.no_grad():
+        expected = vae.model.encode(x).latent_dist.parameters  # on the CPU, in fp32
+    made = encoded(clip, tmp_path / "latents", precision="fp32", weights=vae.folder)
+    row("`--semantics diffusers`, fp32", "AutoencoderKLCogVideoX.encode on a CPU", made, expected)
+    assert rms_off(made, expected) < AGREE
+
+
+def test_whole_clips_in_chunks(tmp_path, clip, vae, row):
+    options = dict(precision="fp32", weights=vae.folder, semantics="whole")
+    one = encoded(clip, tmp_path / "one", **options)
+    chunked = encoded(clip, tmp_path / "chunked", chunk_frames=4, **options)
+    row("`--semantics whole`, chunks of 4, fp32", "one chunk", chunked, one)
+    assert off(chunked, one) < AGREE
+
+
+def test_every_tier_gives_back_what_it_was_given(tmp_path):
+    """On the device, in pinned host memory, and in the file, in turn."""
+    chunks = [
+        torch.randn(1, 8, 4, 6, 5, device="cuda").contiguous(memory_format=torch.channels_last_3d) for _ in range(3)
+    ]
+    size = chunks[0].numel() * chunks[0].element_size()
+    with SpillFile(str(tmp_path), 2 * size) as spill:
+        store = Store(size, size, spill)
+        claims = [store.put([chunk]) for chunk in chunks]
+        for claim, chunk in zip(claims, chunks, strict=True):
+            (back,) = claim()
+            assert back.device == chunk.device
+            assert back.is_contiguous(memory_format=torch.channels_last_3d)
+            assert torch.equal(back, chunk)
+
+
+def test_decoding(tmp_path, clip, row):
+    encode_video(clip, tmp_path / "latents", precision="fp32", device="cpu")
+    for device in ("cpu", "cuda"):
+        decode_video(tmp_path / "latents", tmp_path / f"{device}.npy", precision="fp32", device=device)
+    cpu, cuda = (torch.from_numpy(np.load(tmp_path / f"{device}.npy")).float() for device in ("cpu", "cuda"))
+    row("`movq decode`, fp32", "CPU, fp32, as bytes", cuda, cpu)
+    assert (cpu - cuda).abs().max() <= 1
