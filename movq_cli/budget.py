@@ -69,7 +69,7 @@ def one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be computed, as far as memory goes. Sizes are in frames when encoding, in latents when decoding.
+    """What is to be computed, as far as memory goes. Sizes are in frames.
 
     `window`: the largest window (0: norms per frame, each chunk is one). `longest`: the longest chunk for a
     `chunk_frames`. `cost` of a chunk; `beside`: bytes besides activations that a chunk takes. `default`: the chunk_frames
@@ -107,11 +107,13 @@ class Budget:
         """What run_window keeps its chunks in. The spill file is gone when this ends, and had no name before."""
         from .model.store import SpillFile, Store
 
-        if not self.spill_bytes:
-            yield Store()
-            return
-        with SpillFile(self.spill_dir, self.spill_bytes) as spill:
-            yield Store(self.device_bytes, self.host_bytes, spill)
+        if not (self.device_bytes or self.host_bytes or self.spill_bytes):
+            yield Store()  # nothing waits but the chunk on its way
+        elif not self.spill_bytes:
+            yield Store(self.device_bytes, self.host_bytes)
+        else:
+            with SpillFile(self.spill_dir, self.spill_bytes) as spill:
+                yield Store(self.device_bytes, self.host_bytes, spill)
 
 
 def make_budget(task: Task, options: ModelOptions, device: torch.device, precision: str) -> Budget:
@@ -156,12 +158,14 @@ def make_budget(task: Task, options: ModelOptions, device: torch.device, precisi
     waiting = task.cost(task.window).waiting * item
     on_device, on_host = max(0, budget - memory(chunk)), 0
     if device.type == "cuda":
-        on_device, on_host = max(0, free - memory(chunk)), options.memory_budget or available_memory(_cpu())
+        # Pinned memory comes in powers of two, and torch keeps it: what is asked for may take twice as much.
+        on_device = max(0, free - memory(chunk))
+        on_host = options.memory_budget or available_memory(_cpu()) // 3
     predicted = memory(chunk) + min(on_device, waiting)
-    spill = max(0, waiting - on_device - on_host)
+    # A chunk more while it passes from stage to stage, and one that each tier cannot take whole.
+    spill = max(0, waiting + 3 * task.cost(longest).waiting * item - on_device - on_host)
     folder = options.spill_dir or tempfile.gettempdir()
     if spill:
-        spill += 2 * task.cost(longest).waiting * item  # chunks are not cut to fill a tier
         _require_disk(folder, spill)
     return Budget(chunk, predicted, on_device, on_host, spill, folder, warnings)
 

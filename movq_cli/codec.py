@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from .model.stages import Worked
     from .model.store import Store
 
+RGB = 3
+"""Channels of a picture."""
+
 TAILS = ("pad", "drop", "error")
 SEMANTICS = ("auto", "whole", "diffusers")
 """What weights with whole-clip norms can be run as; weights with norms per frame have one way, "frame"."""
@@ -262,9 +265,14 @@ def to_input(frames: np.ndarray, device: torch.device, dtype: torch.dtype) -> to
 
 
 def to_pixels(x: torch.Tensor) -> np.ndarray:
-    """What the decoder gives, (1, 3, T, H, W) in [-1, 1] or nearly, as uint8 (T, H, W, 3): the nearest."""
+    """What the decoder gives, (1, 3, T, H, W) in [-1, 1] or nearly, as uint8 (T, H, W, 3): the nearest.
+
+    Raises MovqError for values that are not finite.
+    """
     import torch
 
+    if not bool(torch.isfinite(x).all()):
+        raise MovqError("the decoder gives values that are not finite; try --precision fp32")
     pixels = (x.float() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
     return pixels[0].permute(1, 2, 3, 0).contiguous().cpu().numpy()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .budget import Budget, ModelOptions, Task, make_budget
-from .codec import Draw, Progress, WorkDone, chunk_lengths, decode, decode_windows, silent, window_lengths
+from .codec import RGB, Draw, Progress, WorkDone, chunk_lengths, decode, decode_windows, silent, window_lengths
 from .device import ITEM_SIZE, choose_device, choose_precision, computing, dtype_of, memory_errors
 from .errors import MovqError, about
 from .files import refuse_inputs, short
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 class DecodeOptions(ModelOptions):
     """How to decode. The defaults are those of `movq decode`.
 
-    `semantics`, of weights whose norms span frames: "diffusers" (and "auto"), windows of 2 latents, as both published
-    decoders do; or "whole". Moments are decoded from their mean, or with `draw` from a draw of `seed`; `crf` is H.264's.
+    `semantics`, of weights whose norms span frames: "diffusers" (and "auto"), windows of 2 latents, the first of 3 where
+    their number is odd, as both published decoders do; or "whole". Moments are decoded from their mean, or with `draw` from
+    a draw of `seed`; `crf` is H.264's.
     """
 
     draw: bool = False
@@ -77,25 +78,24 @@ def decode_video(
     if options.spill_dir is None:
         options = replace(options, spill_dir=os.path.dirname(os.fspath(output)) or ".")
     opened = open_latents(latents)
-    checkpoint = find_weights(opened, options)
-    refuse_inputs(output, latents, *checkpoint.files)
     m = opened.metadata
-    times = opened.frame_times.tolist()
-    with (
-        open_writer(
-            output,
-            width=m.width,
-            height=m.height,
-            times=times,
-            duration=m.duration,
-            fps=m.fps,
-            crf=options.crf,
-            force=options.force,
-        ) as writer,
-        decoding(opened, checkpoint, options, progress) as run,
-    ):
-        for images in run.frames():
-            writer.write(images)
+    refuse_inputs(output, latents)
+    with open_writer(  # before anything slow: an output that cannot be is refused at once
+        output,
+        width=m.width,
+        height=m.height,
+        times=opened.seconds(),
+        duration=m.duration,
+        fps=m.fps,
+        crf=options.crf,
+        threads=min(2, options.threads or 2),
+        force=options.force,
+    ) as writer:
+        checkpoint = find_weights(opened, options)
+        refuse_inputs(output, *checkpoint.files)
+        with decoding(opened, checkpoint, options, progress) as run:
+            for images in run.frames():
+                writer.write(images)
         size = writer.finish()
     return DecodeResult(
         path=os.fspath(output),
@@ -196,21 +196,32 @@ def decoding(
     if semantics != "frame":
         semantics = "diffusers" if options.semantics == "auto" else options.semantics
 
+    windows = {"frame": [], "whole": [count]}.get(semantics, window_lengths(count, WINDOW_LATENTS))
+    if len(windows) > 1 and windows[0] < config.latent_frames(config.first_chunk_frames):
+        raise MovqError(
+            "its weights pad by reflection, which windows of 2 latents are too short for: --semantics whole",
+            latents.path,
+        )
+
+    def most_frames(latents: Iterable[int]) -> int:
+        """That one of these becomes; the stream's first latent is one frame."""
+        return max(
+            (n * config.temporal_factor if i else config.latents_to_frames(n) for i, n in enumerate(latents)), default=0
+        )
+
     def longest(chunk: int) -> int:
-        return max(chunk_lengths(decode_windows(semantics, count, chunk, config), count))
+        return most_frames(chunk_lengths(decode_windows(semantics, count, chunk, config), count))
 
-    def beside(latents: int) -> int:
+    def beside(frames: int) -> int:
         """Pixels as they come, in fp32 and in bytes."""
-        values = config.latents_to_frames(latents) * height * width * config.out_ch
-        return values * (ITEM_SIZE[precision] + ITEM_SIZE["fp32"] + 2)
+        return frames * height * width * config.out_ch * (ITEM_SIZE[precision] + ITEM_SIZE["fp32"] + 2)
 
-    window = {"frame": 0, "whole": count}.get(semantics, window_lengths(count, WINDOW_LATENTS)[0])
     task = Task(
         config=config,
         parameters=checkpoint.parameters["decoder"],
-        window=window,
+        window=most_frames(windows),
         longest=longest,
-        cost=lambda latents: decode_cost(config, latents, height, width),
+        cost=lambda frames: decode_cost(config, frames, height, width),
         beside=beside,
         default=default_chunk_frames(config, height, width),
         picture=f"{width}x{height}",
@@ -226,6 +237,8 @@ def _check(latents: Latents, checkpoint: Checkpoint, options: DecodeOptions) -> 
     m, config = latents.metadata, checkpoint.config
     if "decoder" not in checkpoint.parameters:
         raise MovqError("has an encoder and no decoder: these latents cannot be decoded by it", checkpoint.path)
+    if config.out_ch != RGB or config.give_pre_end:
+        raise MovqError("its decoder does not give RGB", checkpoint.path)
     channels = config.moment_channels if m.representation == "moments" else config.z_channels
     factors = m.temporal_factor, m.spatial_factor
     if latents.shape[1] != channels or factors != (config.temporal_factor, config.spatial_factor):

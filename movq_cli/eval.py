@@ -1,7 +1,7 @@
 """How near a video comes back: encoded, decoded and compared with itself, and two settings compared with each other.
 
-The latents go through a file of a temporary folder and the video is read a second time beside the decoder, so memory does
-not grow with length, whatever the norms span.
+The latents go through a file of a temporary folder and the video is read a second time beside the decoder, so memory
+grows with length no more than encoding and decoding do; but for tiling by diffusers, which holds the clip.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from .latents import Latents, open_latents
 from .metrics import FrameScores
 from .model.checkpoint import Checkpoint, open_checkpoint
 from .model.layouts import diffusers_config, to_diffusers
-from .plan import EncodeOptions, start_reader
+from .plan import EncodeOptions, open_weights, start_reader
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +75,7 @@ class Evaluation:
             "warnings": list(e.warnings),
             **self.scores,
         }
-        if self.difference is not None:
+        if self.difference is not None or self.other is not None:
             values["against"] = {"difference": self.difference} | (self.other.to_dict() if self.other else {})
         return values
 
@@ -96,6 +97,11 @@ def evaluate_video(
     options = replace(options or EncodeOptions(), save="moments")
     if isinstance(against, str) and against != TILED:
         raise MovqUsageError(f"must be options or {TILED!r}, got {against!r}", "--against")
+    for chosen in (options, against):
+        if isinstance(chosen, EncodeOptions):
+            _check(chosen)
+    if against == TILED:
+        _require_diffusers(open_checkpoint(options.weights))
     passes = 2 * (1 + isinstance(against, EncodeOptions))
     with tempfile.TemporaryDirectory(prefix="movq-eval-") as folder:
         one, two = os.path.join(folder, "one"), os.path.join(folder, "two")
@@ -110,6 +116,21 @@ def evaluate_video(
         with about(os.fspath(source)):
             latents = _tiled(source, options, open_checkpoint(options.weights))
         return replace(made, difference=_difference(first, lambda start, stop: latents[:, :, start:stop]))
+
+
+def _check(options: EncodeOptions) -> None:
+    """Raises, before any work, what the settings would be refused for later."""
+    checkpoint = open_weights(options)
+    if "decoder" not in checkpoint.parameters:
+        raise MovqError("has an encoder and no decoder: nothing comes back", checkpoint.path)
+    choose_precision(options.precision, choose_device(options.device))
+
+
+def _require_diffusers(checkpoint: Checkpoint) -> None:
+    with about(checkpoint.path):
+        diffusers_config(checkpoint.config)
+    if find_spec("diffusers") is None:
+        raise MovqError("needs diffusers: pip install diffusers", "--against tiled")
 
 
 def _part(progress: Progress, part: int, parts: int) -> Progress:
@@ -209,14 +230,14 @@ def _changed(index: int, latents: Latents, frame: int) -> bool:
     return index != int(latents.frame_indices[frame])
 
 
-def _difference(first: Latents, second: Callable[[int, int], torch.Tensor]) -> dict[str, float]:
-    """How far the second latents are from the first, in standard deviations of the first."""
+def _difference(first: Latents, second: Callable[[int, int], torch.Tensor]) -> dict[str, float] | None:
+    """How far the second latents are from the first, in standard deviations of the first; None if their shapes differ."""
     count = total = squares = error = largest = 0.0
     for start in range(0, first.shape[2], _SLICE):
         stop = min(start + _SLICE, first.shape[2])
         x, y = first.read(start, stop).double(), second(start, stop).double()
         if x.shape != y.shape:
-            raise MovqUsageError(f"gives latents of {list(y.shape)}, not {list(x.shape)}", "--against")
+            return None  # other weights; their frames are compared all the same
         count += x.numel()
         total += float(x.sum())
         squares += float(x.square().sum())
@@ -228,11 +249,8 @@ def _difference(first: Latents, second: Callable[[int, int], torch.Tensor]) -> d
 
 def _tiled(source: str | os.PathLike[str], options: EncodeOptions, checkpoint: Checkpoint) -> torch.Tensor:
     """The moments that diffusers makes of the same frames with tiling on, (1, 2z, T', H', W'): all of them in memory."""
-    try:
-        from diffusers import AutoencoderKLCogVideoX
-    except ImportError:
-        raise MovqError("needs diffusers: pip install diffusers", "--against tiled") from None
     import torch
+    from diffusers import AutoencoderKLCogVideoX
 
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)

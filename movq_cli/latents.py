@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from .errors import MovqError
 from .files import BLOCK, ITEM_SIZES, Header, WholeFile, header_bytes, os_reason, read_header, write_all
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 FORMAT = "movq-latents"
@@ -100,7 +102,14 @@ _JSON = ("config", "crop", "preprocessing", "windows")
 _INTS = ("temporal_factor", "spatial_factor", "width", "height", "pad_right", "pad_bottom", "seed")
 _READERS: dict[str, Any] = {name: json.loads for name in _JSON}
 _READERS |= {name: int for name in (*_INTS, "frames", "frames_padded", "frames_dropped")}
-_READERS |= {"duration": float, "fps": lambda text: Fraction(text) if text else None}
+_READERS |= {"duration": float, "fps": lambda text: _fps(text) if text else None}
+_FPS = re.compile(r"\d{1,10}(/\d{1,10})?|\d{1,10}\.\d{1,10}")
+
+
+def _fps(text: str) -> Fraction:
+    if not _FPS.fullmatch(text) or not (fps := Fraction(text)):
+        raise ValueError(f"fps {text[:40]!r}")
+    return fps
 
 
 class LatentsWriter:
@@ -253,6 +262,17 @@ class Latents:
             raise MovqError(f"cannot be read ({error})", self.path) from None
         return stats
 
+    def seconds(self) -> np.ndarray:
+        """`frame_times`, without torch."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, framework="np") as file:
+                times: np.ndarray = file.get_tensor("frame_times")
+                return times
+        except (SafetensorError, OSError) as error:
+            raise MovqError(f"cannot be read ({error})", self.path) from None
+
     @cached_property
     def frame_times(self) -> torch.Tensor:
         """float64 (frames,): when each frame is shown, in seconds of the source's own clock."""
@@ -306,6 +326,13 @@ def _check(header: Header, metadata: Metadata) -> None:
     counts = (m.width, m.height, m.frames, m.temporal_factor, m.spatial_factor)
     if min(counts) < 1 or min(m.frames_padded, m.frames_dropped, m.pad_right, m.pad_bottom) < 0:
         raise ValueError("a size or count that is too small")
+    if (m.width + m.pad_right) % m.spatial_factor or (m.height + m.pad_bottom) % m.spatial_factor:
+        raise ValueError(f"a padded picture that is no multiple of {m.spatial_factor}")
+    if not 0 <= m.duration < math.inf:
+        raise ValueError(f"a duration of {m.duration}")
+    if m.crop is not None and not (isinstance(m.crop, list) and [type(n) for n in m.crop] == [int] * 4):
+        raise ValueError("a crop that is none")
+    _check_preprocessing(m.preprocessing)
     expected = (
         1 + (padded - 1) // m.temporal_factor,
         (m.height + m.pad_bottom) // m.spatial_factor,
@@ -315,3 +342,13 @@ def _check(header: Header, metadata: Metadata) -> None:
         raise ValueError(f"latents of {list(latents.shape[2:])} where the metadata say {list(expected)}")
     if m.representation == "moments" and latents.shape[1] % 2:
         raise ValueError(f"moments of {latents.shape[1]} channels")
+
+
+def _check_preprocessing(said: Any) -> None:
+    if not isinstance(said, dict):
+        raise ValueError("a preprocessing that is no object")
+    warnings, size = said.get("warnings", []), said.get("source_bytes", 0)
+    if not isinstance(warnings, list) or not all(isinstance(text, str) for text in warnings):
+        raise ValueError("warnings that are no texts")
+    if type(size) is not int or not 0 <= size < 2**63:
+        raise ValueError("source_bytes that are no size")

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .budget import Budget, ModelOptions, Task, make_budget, one_of
-from .codec import TAILS, chunk_lengths, encode_windows, first_chunk, fit_tail, window_lengths
+from .codec import RGB, TAILS, chunk_lengths, encode_windows, first_chunk, fit_tail, window_lengths
 from .device import ITEM_SIZE, choose_device, choose_precision
 from .errors import MovqError, MovqUsageError, about
 from .files import ITEM_SIZES
 from .latents import DTYPES, REPRESENTATIONS
-from .model.checkpoint import Checkpoint, open_checkpoint
+from .model.checkpoint import Checkpoint, open_checkpoint, require_fit
 from .model.config import WINDOW_FRAMES, AutoencoderConfig
 from .model.cost import default_chunk_frames, encode_cost
 from .video import AHEAD_BYTES, FrameReader, Geometry, Picture, Selection, VideoInfo, count_frames, read_frames
@@ -79,6 +79,8 @@ def plan_encode(source: str | os.PathLike[str], options: EncodeOptions | None = 
     """
     options = options or EncodeOptions()
     checkpoint = open_weights(options)
+    with about(checkpoint.path):
+        require_fit(checkpoint.config, {name: stored.entry.shape for name, stored in checkpoint.tensors.items()})
     with about(os.fspath(source)), start_reader(source, options, checkpoint.config) as reader:
         device = choose_device(options.device)
         precision = choose_precision(options.precision, device)
@@ -89,8 +91,10 @@ def plan_encode(source: str | os.PathLike[str], options: EncodeOptions | None = 
 def open_weights(options: EncodeOptions) -> Checkpoint:
     checkpoint = open_checkpoint(options.weights)
     options.check_weights(checkpoint)
-    if not checkpoint.config.double_z and options.save != "moments":
-        raise MovqUsageError(f"these weights give the mean alone: --save {options.save} needs moments", "--save")
+    if checkpoint.config.in_channels != RGB:
+        raise MovqError(f"takes {checkpoint.config.in_channels} channels, not RGB", checkpoint.path)
+    if not checkpoint.config.double_z and options.save == "sample":
+        raise MovqUsageError("these weights give the mean alone, of which nothing can be drawn", "--save")
     return checkpoint
 
 

@@ -341,3 +341,12 @@ def test_help_names_no_torch():
     shown = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
     for option in ("--force", "--ema", "--name", "--licence", "--scaling-factor"):
         assert re.search(rf"{option}\b", shown)
+
+
+def test_shared_numbers_are_written_out_and_bombs_refused(tmp_path):
+    """A stride of 0 lets a file of a few bytes promise any number of them."""
+    bomb = {"encoder.conv_in.conv.weight": torch.zeros(1).expand(10**7)}
+    torch.save(bomb, tmp_path / "bomb.pt")
+    with pytest.raises(MovqError, match="far larger than the file"):
+        convert_checkpoint(tmp_path / "bomb.pt", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()

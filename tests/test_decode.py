@@ -175,6 +175,35 @@ def test_latents_that_lie_are_refused(tmp_path, latents):
         assert not (tmp_path / "x.npy").exists()
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        dict(fps="1e400"),
+        dict(fps="1e300000000"),
+        dict(fps="0"),
+        dict(duration="nan"),
+        dict(duration="-1"),
+        dict(crop="5"),
+        dict(preprocessing="[]"),
+        dict(preprocessing='{"warnings":5}'),
+        dict(preprocessing=f'{{"source_bytes":{10**300}}}'),
+        dict(width="55"),
+    ],
+)
+def test_metadata_that_cannot_be(tmp_path, latents, said):
+    with pytest.raises(MovqError, match="says what cannot be"):
+        open_latents(edited(latents, tmp_path / "edited", **said))
+
+
+def test_values_that_are_not_finite_are_not_made_black(tmp_path, latents):
+    """Finite latents that the decoder cannot bear."""
+    large = torch.full_like(open_latents(latents).latents, 1e38)
+    large[:, ::2] *= -1
+    with pytest.raises(MovqError, match="not finite; try --precision fp32"):
+        decode_video(edited(latents, tmp_path / "edited", tensors={"latents": large}), tmp_path / "x.npy")
+    assert not (tmp_path / "x.npy").exists()
+
+
 def test_an_output_that_cannot_be(tmp_path, latents, movq):
     (tmp_path / "there.mp4").write_bytes(b"mine")
     for output, code, word in (("there.mp4", 1, "--force"), ("none/a.mp4", 1, "no such"), ("a.webp", 2, ".mp4")):

@@ -98,6 +98,16 @@ def test_frames_that_are_not_there(clip):
         evaluate_video(clip, frames=[11])
 
 
+def test_what_cannot_be_is_refused_before_the_work(tmp_path, clip, make_weights):
+    def never(done, total):
+        raise AssertionError("begun")
+
+    half = EncodeOptions(weights=str(make_weights()))
+    for options, against in ((half, None), (FP32, half), (FP32, EncodeOptions(chunk_frames=7)), (FP32, "tiled")):
+        with pytest.raises(MovqError):
+            evaluate_video(clip, options, against=against, progress=never)
+
+
 def test_only_what_was_encoded_is_compared(clip):
     made = evaluate_video(clip, EncodeOptions(selection=Selection(frames=7), tail="drop"))
     assert made.scores["frames"] == 5

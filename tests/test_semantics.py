@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from movq_cli import EncodeOptions, MovqError, MovqUsageError, decode_video, encode_video, open_latents, plan_encode
+from movq_cli.budget import Budget
 from movq_cli.codec import to_pixels, window_lengths
 from movq_cli.model import StreamCache
 from movq_cli.model.checkpoint import open_checkpoint
@@ -222,7 +223,24 @@ def test_predicted_waiting_is_what_waits(vae):
         decoder = checkpoint.load_decoder()
         z = torch.zeros(1, 16, 3, 4, 6)
         list(decoder.decode_window([(z, z)], StreamCache(), Watched()))
-        assert Watched.most == decode_cost(checkpoint.config, 3, 32, 48).waiting
+        assert Watched.most == decode_cost(checkpoint.config, 9, 32, 48).waiting
+        Watched.most, cache = 0, StreamCache()
+        z = z[:, :, :2]
+        list(decoder.decode_window([(z, z)], cache, Watched()))
+        assert Watched.most == decode_cost(checkpoint.config, 5, 32, 48).waiting
+        Watched.most = 0
+        list(decoder.decode_window([(z, z)], cache, Watched()))  # a later window: no frame stands alone
+        assert Watched.most == decode_cost(checkpoint.config, 8, 32, 48).waiting
+
+
+@pytest.mark.parametrize("sizes", [(5, 7, 0), (5, 0, 3), (0, 0, 3), (5, 0, 0)])
+def test_a_budget_gives_its_tiers_their_limits(tmp_path, sizes):
+    device, host, spill = sizes
+    with Budget(4, 0, device, host, spill, str(tmp_path), ()).store() as store:
+        assert store._limits == [device, host]
+        assert (store._spill is None) == (spill == 0)
+    with Budget(0, 0, 0, 0, 0, "", ()).store() as store:
+        assert store._limits == [None, None]
 
 
 def test_a_disk_too_small_is_refused_before_the_work(tmp_path, vae, monkeypatch):

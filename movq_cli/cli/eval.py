@@ -90,6 +90,9 @@ def eval(
         store_dtype=store_dtype,
     )
     other = against if against in (None, TILED) else _other_options(options, str(against))
+    if picture_frame and picture is None:
+        raise MovqUsageError("needs --picture, which it is drawn into", "--picture-frame")
+    shown: list[int] | None = picture_frame if picture is not None else []
     if picture is not None:
         if len(sources) > 1:
             raise MovqUsageError("draws one video; name one", "--picture")
@@ -98,27 +101,29 @@ def eval(
             pass  # it can be written
     keep_freed_memory()
     made: list[Evaluation] = []
-    failed: list[MovqError] = []
+    failed: list[tuple[str, MovqError]] = []
     for source in sources:
         try:
             with progress_bar(quiet) as progress:
-                made.append(evaluate_video(source, options, against=other, frames=picture_frame, progress=progress))
+                made.append(evaluate_video(source, options, against=other, frames=shown, progress=progress))
         except MovqUsageError:
             raise
         except MovqError as error:
             complain(error)
-            failed.append(error)
+            failed.append((source, error))
             continue
         for warning in made[-1].encoded.warnings:
             complain(f"warning: {warning}", source)
     if picture is not None and made:
         write_png(picture, montage(list(made[0].pairs.values())), force=force)
     if as_json:
-        problems = [{"source": error.about, "reason": error.reason} for error in failed]
+        problems = [{"source": source, "reason": str(error)} for source, error in failed]
         print(json.dumps({"videos": [evaluation.to_dict() for evaluation in made], "failed": problems}, indent=2))
     elif made:
         print_rows(list(_COLUMNS), (row for evaluation in made for row in _rows(evaluation, str(against))))
         for evaluation in made:
+            if evaluation.other is not None and evaluation.difference is None:
+                print(f"{name_of(evaluation.source)}: latents by {against} have another shape")
             if evaluation.difference is not None:
                 largest, rms = (f"{evaluation.difference[name]:.2g}" for name in ("largest", "rms"))
                 print(

@@ -1,4 +1,7 @@
-"""`movq info PATH...`: latents, videos, weights, or a folder of latents: what each is. Headers alone, unless --stats."""
+"""`movq info PATH...`: latents, videos, weights, or a folder of latents: what each is.
+
+Of latents the header alone is read, unless --stats.
+"""
 
 from __future__ import annotations
 

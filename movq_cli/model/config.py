@@ -19,6 +19,7 @@ PAD_MODES = ("first", "constant", "reflect")
 NORM_SCOPES = ("whole", "frame")
 NORM_GROUPS = 32
 NORM_EPS = 1e-6
+_MOST_LEVELS = 10
 WINDOW_FRAMES = 8
 """Frames that share norm statistics when AutoencoderKLCogVideoX of diffusers encodes; its first window has more."""
 WINDOW_LATENTS = 2
@@ -56,8 +57,8 @@ class AutoencoderConfig:
             if not isinstance(value, (list, tuple)) or not all(type(v) is int for v in value):
                 raise ValueError(f"{name} must be a list of whole numbers, got {value!r}")
             object.__setattr__(self, name, tuple(value))
-        if not self.ch_mult:
-            raise ValueError("ch_mult is empty: there must be at least one level")
+        if not 1 <= len(self.ch_mult) <= _MOST_LEVELS:
+            raise ValueError(f"ch_mult has {len(self.ch_mult)} levels; there must be 1 to {_MOST_LEVELS}")
         if self.zq_ch is None:
             object.__setattr__(self, "zq_ch", self.z_channels)
         for name in ("ch", "out_ch", "in_channels", "resolution", "z_channels", "num_res_blocks", "zq_ch"):

@@ -89,7 +89,7 @@ def convert_checkpoint(
         }
         file.write(header_bytes({ours: model.entries[ours] for ours in names}, metadata))
         for _, tensor in model.read(names):
-            file.write(tensor.detach().reshape(-1).view(torch.uint8).numpy().data)
+            file.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         file.commit()
     return open_checkpoint(output)
 
@@ -120,6 +120,10 @@ def _of_checkpoint(checkpoint: Checkpoint) -> _Model:
     )
 
 
+_SHARED = 2
+"""How many times larger than the file its tensors may be: some share their numbers."""
+
+
 def _open_pytorch(located: Located, ema: bool) -> _Model:
     (path,) = located.weights
     with about(path):
@@ -127,6 +131,8 @@ def _open_pytorch(located: Located, ema: bool) -> _Model:
         for key, tensor in state.items():
             if tensor.dtype not in _DTYPE_NAMES or tensor.layout is not torch.strided or tensor.device.type != "cpu":
                 raise MovqError(f"tensor {key} is {tensor.dtype} on {tensor.device}, not one of {', '.join(DTYPES)}")
+        if sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > os.path.getsize(path) * _SHARED:
+            raise MovqError("has tensors that are far larger than the file")
         described = describe({key: tuple(tensor.shape) for key, tensor in state.items()}, located.config)
     tensors = {ours: state[key] for ours, key in described.names.items()}
 

@@ -55,18 +55,18 @@ def encode_cost(config: AutoencoderConfig, frames: int, height: int, width: int)
     return tally.cost()
 
 
-def decode_cost(config: AutoencoderConfig, latents: int, height: int, width: int) -> ChunkCost:
-    """Of a chunk of so many latents (the first one may have one more) of a picture of height x width pixels."""
+def decode_cost(config: AutoencoderConfig, frames: int, height: int, width: int) -> ChunkCost:
+    """Of a chunk that becomes so many frames, 1 + a multiple of the factor for the first one, of height x width pixels."""
     s = config.spatial_factor
+    latents = -(-frames // config.temporal_factor)
     tally = _Tally(zq=(config.zq_ch or 0) * latents * (height // s) * (width // s))
-    frames = config.latents_to_frames(latents)
     channels = config.level_channels(config.levels - 1)
     t, area = latents, (height // s) * (width // s)
     tally.conv(config.z_channels, channels, t, area)
     for _ in range(2):
         tally.block(channels, channels, t, area)
     for level in reversed(range(config.levels)):
-        t = 1 + (frames - 1) // config.decoder_level_time(level)
+        t = -(-frames // config.decoder_level_time(level))
         area = (height >> level) * (width >> level)
         for _ in range(config.num_res_blocks + 1):
             tally.block(channels, config.level_channels(level), t, area)
