@@ -63,6 +63,7 @@ _Described = tuple[dict[str, Any], Callable[[], None]]
 def _describe(path: str, stats: bool, weights: str | None) -> _Described:
     """What JSON says of a path, and what prints it for people."""
     from ..files import looks_like_safetensors, read_header, require_file
+    from ..latents import FORMAT
     from ..model.locate import is_model_id, refuse_pytorch
 
     if os.path.isdir(path):
@@ -73,7 +74,7 @@ def _describe(path: str, stats: bool, weights: str | None) -> _Described:
     refuse_pytorch(path)
     if not looks_like_safetensors(path):
         return _video(path, weights)
-    return _latents(path, stats) if read_header(path).metadata.get("format") == "movq-latents" else _weights(path)
+    return _latents(path, stats) if read_header(path).metadata.get("format") == FORMAT else _weights(path)
 
 
 def _latents(path: str, stats: bool) -> _Described:
