@@ -5,15 +5,16 @@ Everything that does not fit is refused here, with the estimate, before the work
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
 
 from .codec import SEMANTICS, WHOLE_WINDOW, check_chunk_frames
-from .device import ITEM_SIZE, available_memory
+from .device import ITEM_SIZE, available_memory, choose_device
 from .errors import MovqError, MovqUsageError
 from .model.checkpoint import Checkpoint
 from .model.config import AutoencoderConfig
@@ -49,6 +50,10 @@ class ModelOptions:
         one_of("--semantics", self.semantics, SEMANTICS)
         if self.threads is not None and self.threads < 1:
             raise MovqUsageError(f"must be above 0, got {self.threads}", "--threads")
+
+    def beside(self, output: str | os.PathLike[str]) -> Self:
+        """The same, with a spill_dir: the output's folder where none was given."""
+        return self if self.spill_dir else replace(self, spill_dir=os.path.dirname(os.fspath(output)) or ".")
 
     def check_weights(self, checkpoint: Checkpoint) -> None:
         """Raises MovqUsageError for options that these weights have no use for."""
@@ -160,7 +165,7 @@ def make_budget(task: Task, options: ModelOptions, device: torch.device, precisi
     if device.type == "cuda":
         # Pinned memory comes in powers of two, and torch keeps it: what is asked for may take twice as much.
         on_device = max(0, free - memory(chunk))
-        on_host = options.memory_budget or available_memory(_cpu()) // 3
+        on_host = options.memory_budget or available_memory(choose_device("cpu")) // 3
     predicted = memory(chunk) + min(on_device, waiting)
     # A chunk more while it passes from stage to stage, and one that each tier cannot take whole.
     spill = max(0, waiting + 3 * task.cost(longest).waiting * item - on_device - on_host)
@@ -181,9 +186,3 @@ def _require_disk(folder: str, needed: int) -> None:
             "another folder, --memory-budget allows more memory",
             folder,
         )
-
-
-def _cpu() -> torch.device:
-    import torch
-
-    return torch.device("cpu")

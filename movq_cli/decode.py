@@ -74,9 +74,7 @@ def decode_video(
     latents, weights or output that are refused, before any work where that can be known.
     """
     started = time.perf_counter()
-    options = replace(options or DecodeOptions(), **overrides)
-    if options.spill_dir is None:
-        options = replace(options, spill_dir=os.path.dirname(os.fspath(output)) or ".")
+    options = replace(options or DecodeOptions(), **overrides).beside(output)
     opened = open_latents(latents)
     m = opened.metadata
     refuse_inputs(output, latents)
@@ -235,8 +233,7 @@ def decoding(
 
 def _check(latents: Latents, checkpoint: Checkpoint, options: DecodeOptions) -> None:
     m, config = latents.metadata, checkpoint.config
-    if "decoder" not in checkpoint.parameters:
-        raise MovqError("has an encoder and no decoder: these latents cannot be decoded by it", checkpoint.path)
+    checkpoint.require_decoder()
     if config.out_ch != RGB or config.give_pre_end:
         raise MovqError("its decoder does not give RGB", checkpoint.path)
     channels = config.moment_channels if m.representation == "moments" else config.z_channels

@@ -71,9 +71,7 @@ def encode_video(
     MovqUsageError for options that cannot be.
     """
     started = time.perf_counter()
-    options = replace(options or EncodeOptions(), **overrides)
-    if options.spill_dir is None:
-        options = replace(options, spill_dir=os.path.dirname(os.fspath(output)) or ".")
+    options = replace(options or EncodeOptions(), **overrides).beside(output)
     before = require_file(source)
     with python_warnings.catch_warnings(record=True) as caught:
         python_warnings.simplefilter("always", MovqWarning)

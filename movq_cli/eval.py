@@ -120,9 +120,7 @@ def evaluate_video(
 
 def _check(options: EncodeOptions) -> None:
     """Raises, before any work, what the settings would be refused for later."""
-    checkpoint = open_weights(options)
-    if "decoder" not in checkpoint.parameters:
-        raise MovqError("has an encoder and no decoder: nothing comes back", checkpoint.path)
+    open_weights(options).require_decoder()
     choose_precision(options.precision, choose_device(options.device))
 
 
@@ -156,14 +154,14 @@ def _evaluate(
     for frame in frames or ():
         if not 0 <= frame < m.frames:
             raise MovqError(f"has no frame {frame}: {m.frames} were encoded", os.fspath(source))
-    checkpoint = open_checkpoint(options.weights)
+    checkpoint = find_weights(latents, options)
     lengths = chunk_lengths(
         encode_windows(m.semantics, m.frames + m.frames_padded, encoded.chunk_frames, checkpoint.config),
         m.frames + m.frames_padded,
     )
     borders = [border for border in accumulate(lengths) if border < m.frames]
     compared = _Compared(wanted=frames)
-    seconds = _compare(source, latents, options, compared, comparing)
+    seconds = _compare(source, latents, checkpoint, options, compared, comparing)
     return Evaluation(
         source=os.fspath(source),
         encoded=encoded,
@@ -199,7 +197,12 @@ class _Compared:
 
 
 def _compare(
-    source: str | os.PathLike[str], latents: Latents, options: EncodeOptions, compared: _Compared, progress: Progress
+    source: str | os.PathLike[str],
+    latents: Latents,
+    checkpoint: Checkpoint,
+    options: EncodeOptions,
+    compared: _Compared,
+    progress: Progress,
 ) -> float:
     """Decodes and compares frame by frame; returns the seconds it took."""
     started = time.perf_counter()
@@ -212,7 +215,6 @@ def _compare(
         spill_dir=options.spill_dir,
         threads=options.threads,
     )
-    checkpoint = find_weights(latents, chosen)
     with (
         start_reader(source, options, checkpoint.config) as reader,
         decoding(latents, checkpoint, chosen, progress) as run,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated
@@ -55,16 +54,7 @@ def encode(
     from ..video import Picture, Selection
 
     chosen = EncodeOptions(
-        **o.model_options(
-            weights,
-            semantics,
-            device,
-            precision,
-            chunk_frames,
-            memory_budget,
-            spill_dir or os.path.dirname(output) or ".",
-            threads,
-        ),
+        **o.model_options(weights, semantics, device, precision, chunk_frames, memory_budget, spill_dir, threads),
         selection=Selection(stream, start or Fraction(0), duration, fps, fps_repeat, frames),
         tail=tail,
         picture=Picture(height, width, short_side, fit, upscale),
@@ -77,7 +67,7 @@ def encode(
         refuse_inputs(output, source)
         with WholeFile(output, force=force):
             pass  # it can be written
-        _print_plan(plan_encode(source, chosen), output)
+        _print_plan(plan_encode(source, chosen.beside(output)), output)
         return
     if weights is None and not quiet:
         complain(

@@ -152,6 +152,11 @@ class Checkpoint:
                 require_finite(name, tensor, self.path)
                 yield name, tensor
 
+    def require_decoder(self) -> None:
+        """Raises MovqError where there is none."""
+        if "decoder" not in self.parameters:
+            raise MovqError("has no decoder: these weights can encode, not decode", self.path)
+
     def load_encoder(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Encoder3D:
         """The encoder, in evaluation mode, its weights in `dtype` (default: as stored) and laid out for speed.
 
@@ -165,8 +170,7 @@ class Checkpoint:
         """The decoder, as `load_encoder` the encoder. Raises MovqError where the file has none, too."""
         from .decoder import Decoder3D
 
-        if "decoder" not in self.parameters:
-            raise MovqError("has no decoder: these weights can encode, not decode", self.path)
+        self.require_decoder()
         return self._load(Decoder3D, "decoder", device, dtype)
 
     def _load(self, kind: type[Network], part: str, device: torch.device | str, dtype: torch.dtype | None) -> Network:
