@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from .errors import MovqError, MovqUsageError
+from .errors import MovqError, MovqMemoryError, MovqUsageError
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +95,7 @@ def memory_errors() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         words = str(error)
         if isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words:
-            raise MovqError("ran out of memory; try a smaller --chunk-frames or picture") from error
+            raise MovqMemoryError("ran out of memory; try a smaller --chunk-frames or picture") from error
         raise
 
 

@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .codec import Chunker, Draw, Progress, WorkDone, WrongCount, encode, encode_windows, silent
 from .device import choose_device, choose_precision, computing, dtype_of, memory_errors
-from .errors import MovqError, MovqWarning, about
-from .files import file_name, refuse_inputs, require_file, sha256_file
+from .errors import MovqError, MovqShort, MovqWarning, about
+from .files import changed, file_name, refuse_inputs, require_file, sha256_file
 from .latents import LatentsWriter, Metadata
 from .model.checkpoint import Checkpoint
 from .plan import EncodeOptions, Plan, make_plan, must_count, open_weights, start_reader
@@ -31,18 +32,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncodeResult:
-    """What was written. `seconds` of wall time from the call to the file in its place; `warnings` are also in the file."""
+    """What was written. `seconds` of wall time from the call to the file in its place; `warnings` are also in the file.
+
+    `sha256` of the file written, `duration` in seconds of the frames kept; `chunk_frames` 0 is a whole window at a time.
+    """
 
     path: str
     shape: tuple[int, int, int, int, int]
     dtype: str
     bytes: int
+    sha256: str
     width: int
     height: int
     frames: int
     frames_padded: int
     frames_dropped: int
+    duration: float
     source_bytes: int
+    source_sha256: str
+    weights_digest: str
     semantics: str
     precision: str
     device: str
@@ -71,48 +79,79 @@ def encode_video(
     MovqUsageError for options that cannot be.
     """
     started = time.perf_counter()
-    options = replace(options or EncodeOptions(), **overrides).beside(output)
-    before = require_file(source)
-    with python_warnings.catch_warnings(record=True) as caught:
-        python_warnings.simplefilter("always", MovqWarning)
-        checkpoint = open_weights(options)
-    refuse_inputs(output, source, *checkpoint.files)
-    run = _Run(
-        source=source,
-        output=output,
-        options=options,
-        checkpoint=checkpoint,
-        progress=progress,
-        started=started,
-        before=before,
-        notes=[str(w.message) for w in caught if issubclass(w.category, MovqWarning)],
-        source_sha256=_in_background(lambda: sha256_file(source)),
-        weights_digest=_in_background(lambda: checkpoint.digest),
-    )
-    with about(os.fspath(source)):
-        try:
-            return run.encode(None)
-        except WrongCount as wrong:  # packets promised other frames than decoding gave, and windows depend on them
+    require_file(source)
+    encoder = VideoEncoder(replace(options or EncodeOptions(), **overrides))
+    result = encoder.encode(source, output, progress=progress)
+    return replace(result, seconds=time.perf_counter() - started)
+
+
+class VideoEncoder:
+    """Encodes one video after another with weights that are opened once, and loaded when the first needs them.
+
+    Raises MovqError for weights that are refused and MovqUsageError for options that cannot be.
+    """
+
+    def __init__(self, options: EncodeOptions) -> None:
+        self.options = options
+        with python_warnings.catch_warnings(record=True) as caught:
+            python_warnings.simplefilter("always", MovqWarning)
+            self.checkpoint = open_weights(options)
+        self.notes = [str(w.message) for w in caught if issubclass(w.category, MovqWarning)]
+        self.weights_digest = _in_background(lambda: self.checkpoint.digest)
+
+    @cached_property
+    def device(self) -> torch.device:
+        return choose_device(self.options.device)
+
+    @cached_property
+    def precision(self) -> str:
+        return choose_precision(self.options.precision, self.device)
+
+    @cached_property
+    def network(self) -> Encoder3D:
+        return self.checkpoint.load_encoder(self.device, dtype_of(self.precision))
+
+    def encode(
+        self,
+        source: str | os.PathLike[str],
+        output: str | os.PathLike[str],
+        *,
+        progress: Progress = silent,
+        **overrides: Any,
+    ) -> EncodeResult:
+        """As `encode_video`; `overrides` are of this video alone, and not of its weights, device or precision."""
+        started = time.perf_counter()
+        options = replace(self.options, **overrides).beside(output)
+        before = require_file(source)
+        refuse_inputs(output, source, *self.checkpoint.files)
+        source_sha256 = _in_background(lambda: sha256_file(source))
+        run = _Run(self, source, output, options, progress, started, before, source_sha256)
+        with about(os.fspath(source)):
             try:
-                return run.encode(wrong.found)
-            except WrongCount as again:
-                raise MovqError(f"gave {wrong.found} frames at first, then {again.found}") from None
+                return run.encode(None)
+            except WrongCount as wrong:  # packets promised other frames than decoding gave, and windows depend on them
+                try:
+                    return run.encode(wrong.found)
+                except WrongCount as again:
+                    raise MovqError(f"gave {wrong.found} frames at first, then {again.found}") from None
 
 
 @dataclass(frozen=True)
 class _Run:
     """One encoding, begun at most twice."""
 
+    by: VideoEncoder
     source: str | os.PathLike[str]
     output: str | os.PathLike[str]
     options: EncodeOptions
-    checkpoint: Checkpoint
     progress: Progress
     started: float
     before: os.stat_result
-    notes: list[str]
     source_sha256: Future[str]
-    weights_digest: Future[str]
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.by.checkpoint
 
     def encode(self, frames: int | None) -> EncodeResult:
         """`frames`: how many the selection has, if that is known. Raises WrongCount if windows depend on a wrong number."""
@@ -121,20 +160,18 @@ class _Run:
             LatentsWriter(self.output, force=options.force) as writer,
             start_reader(source, options, checkpoint.config) as reader,  # its process starts while torch is imported
         ):
-            device = choose_device(options.device)
-            precision = choose_precision(options.precision, device)
+            device, precision = self.by.device, self.by.precision
             with computing(precision, options.threads), memory_errors():
-                encoder = checkpoint.load_encoder(device, dtype_of(precision))
+                encoder = self.by.network
                 if frames is None and must_count(options, checkpoint):
                     frames = count_frames(source, options.selection)
                 plan = make_plan(reader, frames, options, checkpoint, device, precision)
                 chunker = Chunker(reader, options.tail, checkpoint.config)
                 self._append(encoder, plan, chunker, writer, device)
-            if _changed(self.before, os.stat(source)):
+            if changed(self.before, os.stat(source)):
                 raise MovqError("changed while it was read")
-            warnings = tuple(
-                dict.fromkeys([*self.notes, *plan.budget.warnings, *reader.warnings, *_shortfall(chunker, options)])
-            )
+            noted = [*self.by.notes, *plan.budget.warnings, *reader.warnings, *_shortfall(chunker, options)]
+            warnings = tuple(dict.fromkeys(noted))
             metadata = self._metadata(reader, plan, chunker, warnings)
             size = writer.finish(metadata, chunker.times, chunker.indices)
         return EncodeResult(
@@ -142,12 +179,16 @@ class _Run:
             shape=writer.shape,
             dtype=writer.dtype,
             bytes=size,
+            sha256=writer.sha256,
             width=metadata.width,
             height=metadata.height,
             frames=metadata.frames,
             frames_padded=chunker.padded,
             frames_dropped=chunker.dropped,
+            duration=metadata.duration,
             source_bytes=self.before.st_size,
+            source_sha256=metadata.source_sha256,
+            weights_digest=metadata.weights_digest,
             semantics=plan.semantics,
             precision=precision,
             device=str(device),
@@ -199,7 +240,7 @@ class _Run:
             windows=None if plan.windows is None else list(plan.windows),
             model=self.checkpoint.name,
             config=json.loads(config.to_json()),
-            weights_digest=self.weights_digest.result(),
+            weights_digest=self.by.weights_digest.result(),
             weights_licence=said.get("licence", ""),
             scaling_factor=said.get("scaling_factor", ""),
             shift_factor=said.get("shift_factor", ""),
@@ -260,10 +301,9 @@ def _expected_frames(info: VideoInfo, selection: Selection) -> int | None:
 def _shortfall(chunker: Chunker, options: EncodeOptions) -> Iterator[str]:
     wanted, found = options.selection.frames, len(chunker.times) + chunker.dropped
     if wanted is not None and found < wanted:
-        yield f"has {found} of the {wanted} frames asked for"
+        reason = f"has {found} of the {wanted} frames asked for"
+        if options.short == "refuse":
+            raise MovqShort(reason)
+        yield reason
     if chunker.dropped:
         yield f"the last {chunker.dropped} frames were dropped (--tail drop)"
-
-
-def _changed(before: os.stat_result, after: os.stat_result) -> bool:
-    return any(getattr(before, n) != getattr(after, n) for n in ("st_dev", "st_ino", "st_size", "st_mtime_ns"))

@@ -5,7 +5,7 @@ Everything else that escapes is a bug of movq (exit 3). Nothing here prints.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -16,17 +16,64 @@ class MovqError(Exception):
     """
 
     exit_code = 1
+    cause = "refused"
+    """Refused: the same again will fail again. Of the subclasses below: it may have been the moment."""
 
     def __init__(self, reason: str, about: str = "") -> None:
         super().__init__(f"{about}: {reason}" if about else reason)
         self.reason = reason
         self.about = about
 
+    def to_dict(self) -> dict[str, str]:
+        """For another process, whose `from_dict` makes the same error of it."""
+        return {"reason": self.reason, "about": self.about, "cause": self.cause}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, str], about: str = "") -> MovqError:
+        """`about` is for one that names nothing."""
+        kinds = {kind.cause: kind for kind in (MovqUsageError, MovqShort, *PASSING)}
+        return kinds.get(values["cause"], MovqError)(values["reason"], values["about"] or about)
+
 
 class MovqUsageError(MovqError):
     """The options cannot go together or cannot have these values, whatever the input is."""
 
     exit_code = 2
+    cause = "usage"
+
+
+class MovqShort(MovqError):
+    """A video has fewer frames than were asked for, where that was not to be taken."""
+
+    cause = "short"
+
+
+class MovqCrash(MovqError):
+    """A process of movq died of what it was doing."""
+
+    cause = "crash"
+
+
+class MovqHang(MovqError):
+    """A process of movq gave no sign of life for too long."""
+
+    cause = "hang"
+
+
+class MovqMemoryError(MovqError):
+    """There was not enough memory."""
+
+    cause = "memory"
+
+
+class MovqDiskError(MovqError):
+    """An output could not be written for lack of space, or because the disk failed."""
+
+    cause = "disk"
+
+
+PASSING = (MovqCrash, MovqHang, MovqMemoryError, MovqDiskError)
+"""What may go better another time, with the same input and options."""
 
 
 class MovqWarning(UserWarning):

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .errors import MovqError
+from .errors import MovqDiskError, MovqError
 
 BLOCK = 1 << 20
 """Bytes moved at a time where whole files pass through."""
@@ -53,6 +53,11 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise MovqError(os_reason(error), os.fspath(path)) from None
+
+
+def changed(before: os.stat_result, after: os.stat_result) -> bool:
+    """Whether these are of files that differ, as far as can be told without reading them."""
+    return any(getattr(before, n) != getattr(after, n) for n in ("st_dev", "st_ino", "st_size", "st_mtime_ns"))
 
 
 def short(digest: str) -> str:
@@ -230,7 +235,13 @@ def _errors_about(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise MovqError(os_reason(error), path) from error
+        raise write_error(error, path) from error
+
+
+def write_error(error: OSError, path: str) -> MovqError:
+    """What to raise for a system error while a file is written."""
+    kind = MovqDiskError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS) else MovqError
+    return kind(os_reason(error), path)
 
 
 def _temporary_name(folder: str) -> str:

@@ -8,6 +8,7 @@ not here: how latents are computed. torch is imported only where tensors are.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -21,7 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .errors import MovqError
-from .files import BLOCK, ITEM_SIZES, Header, WholeFile, header_bytes, os_reason, read_header, write_all
+from .files import BLOCK, ITEM_SIZES, Header, WholeFile, header_bytes, read_header, write_all, write_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,6 +129,7 @@ class LatentsWriter:
             raise
         self._frames: list[int] = []
         self._shape: tuple[int, int, int] | None = None
+        self._hash = hashlib.sha256()
         self.dtype = ""
 
     @property
@@ -155,7 +157,7 @@ class LatentsWriter:
         try:
             write_all(self._spool, latents.contiguous().flatten().view(torch.uint8).numpy().data)
         except OSError as error:
-            raise MovqError(os_reason(error), self._file.path) from error
+            raise write_error(error, self._file.path) from error
 
     def finish(self, metadata: Metadata, frame_times: array[float], frame_indices: array[int]) -> int:
         """Puts the file in its place and returns its size in bytes."""
@@ -166,12 +168,21 @@ class LatentsWriter:
             "latents": (self.dtype, self.shape),
         }
         header = header_bytes(tensors, metadata.to_strings())
-        self._file.write(header)
-        self._file.write(memoryview(frame_times))
-        self._file.write(memoryview(frame_indices))
+        self._write(header)
+        self._write(memoryview(frame_times).cast("B"))
+        self._write(memoryview(frame_indices).cast("B"))
         self._write_latents()
         self._file.commit()
         return len(header) + 16 * frames[0] + math.prod(self.shape) * ITEM_SIZES[self.dtype]
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the finished file's bytes."""
+        return self._hash.hexdigest()
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._hash.update(data)
 
     def _write_latents(self) -> None:
         _, channels, _, h, w = self.shape
@@ -184,7 +195,7 @@ class LatentsWriter:
                     block = os.pread(self._spool, min(left, BLOCK), at)
                     if not block:
                         raise MovqError("the spool beside it was cut", self._file.path)
-                    self._file.write(block)
+                    self._write(block)
                     at, left = at + len(block), left - len(block)
                 chunk_start += channels * n * plane
 

@@ -6,8 +6,9 @@ Everything that can be refused without decoding is refused here.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 from .budget import Budget, ModelOptions, Task, make_budget, one_of
 from .codec import RGB, TAILS, chunk_lengths, encode_windows, first_chunk, fit_tail, window_lengths
@@ -23,13 +24,21 @@ from .video import AHEAD_BYTES, FrameReader, Geometry, Picture, Selection, Video
 if TYPE_CHECKING:
     import torch
 
+SHORT = ("encode", "refuse")
+"""What becomes of a video with fewer frames than `Selection.frames` asks for."""
+
+_KNOBS = {field.name for field in fields(ModelOptions)} | {"force"}
+
 AHEAD_FRAMES = 32
 """How far decoding may run ahead of encoding, within AHEAD_BYTES of shared memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeOptions(ModelOptions):
-    """How to encode. The defaults are those of `movq encode`. Raises MovqUsageError for values that cannot be."""
+    """How to encode. The defaults are those of `movq encode`. Raises MovqUsageError for values that cannot be.
+
+    `short`: whether a video with fewer frames than `selection.frames` is encoded, with a warning, or refused (MovqShort).
+    """
 
     selection: Selection = Selection()
     tail: str = "pad"
@@ -37,6 +46,7 @@ class EncodeOptions(ModelOptions):
     save: str = "moments"
     seed: int = 0
     store_dtype: str = "auto"
+    short: str = "encode"
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -44,6 +54,27 @@ class EncodeOptions(ModelOptions):
         one_of("--tail", self.tail, TAILS)
         one_of("--save", self.save, REPRESENTATIONS)
         one_of("--store-dtype", self.store_dtype, ("auto", *DTYPES))
+        one_of("--short", self.short, SHORT)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON and `from_dict`."""
+        return {**asdict(self), "selection": self.selection.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EncodeOptions:
+        parts = {"selection": Selection.from_dict(values["selection"]), "picture": Picture(**values["picture"])}
+        return cls(**{**values, **parts})
+
+    def choices(self) -> dict[str, Any]:
+        """What changes the latents by more than rounding and is not as by default; weights and precision apart."""
+        usual = EncodeOptions().to_dict()
+        chosen = self.to_dict()
+        for part in ("selection", "picture"):
+            usual |= usual.pop(part)
+            chosen |= chosen.pop(part)
+        if self.save != "sample":
+            del chosen["seed"]
+        return {name: value for name, value in chosen.items() if name not in _KNOBS and value != usual[name]}
 
 
 @dataclass(frozen=True)

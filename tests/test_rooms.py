@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "movq_cli"
 ROOMS = [
     "__main__",
     "cli",
+    "batch",
     "eval",
     "decode",
     "encode",
@@ -21,6 +22,7 @@ ROOMS = [
     "model",
     "files",
     "metrics",
+    "processes",
     "errors",
 ]
 

@@ -13,7 +13,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from ..errors import MovqError
+from ..errors import MovqDiskError, MovqError
 from ..files import os_reason
 
 Claim = Callable[[], list[Tensor]]
@@ -58,7 +58,7 @@ class SpillFile:
                 view, at = view[moved:], at + moved
         except OSError as error:
             reason = f"{os_reason(error)} while activations were spilled; --spill-dir names another folder"
-            raise MovqError(reason, self.folder) from error
+            raise MovqDiskError(reason, self.folder) from error
 
     def __enter__(self) -> SpillFile:
         return self

@@ -6,15 +6,9 @@ ahead of whoever takes the frames, by a bounded number of them.
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
-import select
-import signal
-import subprocess
-import sys
 import tempfile
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from types import TracebackType
@@ -22,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MovqError, MovqUsageError
+from ..errors import MovqCrash, MovqError, MovqHang
+from ..processes import Child
 from .geometry import Geometry, Picture
 from .info import VideoInfo
 from .selection import Selection
@@ -32,8 +27,6 @@ HANG_SECONDS = 120.0
 
 AHEAD_BYTES = 128 << 20
 """Shared memory that decoded frames may take, but for at least two of them."""
-
-_START = "import json,sys; sys.path[:] = json.loads(sys.argv[1]); from movq_cli.video.child import main; main()"
 
 
 @dataclass(frozen=True)
@@ -190,11 +183,10 @@ class _Worker:
         ahead: int = 1,
     ) -> None:
         self._path = path
-        chosen = {k: str(v) if isinstance(v, Fraction) else v for k, v in asdict(selection).items()}
         request = {
             "mode": mode,
             "path": os.fsencode(path).decode("utf-8", "surrogateescape"),
-            "selection": chosen,
+            "selection": selection.to_dict(),
             "picture": asdict(picture),
             "multiple": multiple,
             "ahead": ahead,
@@ -202,63 +194,31 @@ class _Worker:
             "threads": threads,
             "memory": memory,
         }
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _START, json.dumps(sys.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            pass_fds=() if memory is None else (memory,),
-            bufsize=0,
-        )
-        self._inbox = b""
-        self._send(json.dumps(request).encode() + b"\n")
+        self._child = Child("movq_cli.video.child", () if memory is None else (memory,))
+        self._child.send(request)
 
     def free_slot(self) -> None:
-        self._send(b".")
-
-    def _send(self, data: bytes) -> None:
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # then the process is over, and what it said last is still to be read
-            self._process.stdin.write(data)
+        self._child.send(b".")
 
     def receive(self) -> dict[str, Any]:
         """The next message that matters. Raises MovqError for what went wrong with the file, RuntimeError for a bug."""
         while True:
-            message = json.loads(self._line())
+            try:
+                message = self._child.receive(HANG_SECONDS)
+            except TimeoutError:
+                self.close()
+                raise MovqHang(f"the decoder hung: nothing came for {HANG_SECONDS:.0f} s", self._path) from None
+            except EOFError:
+                raise MovqCrash(f"the decoder crashed on it ({self._child.death()})", self._path) from None
             if message["kind"] == "error":
-                kind = MovqUsageError if message["exit_code"] == 2 else MovqError
-                raise kind(message["reason"], message["about"] or self._path)
+                raise MovqError.from_dict(message, self._path)
             if message["kind"] == "bug":
                 raise RuntimeError(f"in the decoding process of {self._path}:\n{message['trace']}")
             if message["kind"] != "alive":
-                return dict(message)
-
-    def _line(self) -> bytes:
-        assert self._process.stdout is not None
-        out = self._process.stdout
-        while b"\n" not in self._inbox:
-            if not select.select([out], [], [], HANG_SECONDS)[0]:
-                self.close()
-                raise MovqError(f"the decoder hung: nothing came for {HANG_SECONDS:.0f} s", self._path)
-            data = os.read(out.fileno(), 1 << 16)
-            if not data:
-                raise MovqError(f"the decoder crashed on it ({self._death()})", self._path)
-            self._inbox += data
-        line, self._inbox = self._inbox.split(b"\n", 1)
-        return line
-
-    def _death(self) -> str:
-        code = self._process.wait()
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+                return message
 
     def close(self) -> None:
-        process = self._process
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+        self._child.close()
 
 
 def _anonymous_memory() -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ..errors import MovqError, MovqUsageError
 
@@ -36,6 +36,15 @@ class Selection:
                 raise MovqUsageError(f"must be above 0, got {float(value):g}", f"--{name}")
         if self.fps_repeat and self.fps is None:
             raise MovqUsageError("needs --fps", "--fps-repeat")
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON and `from_dict`."""
+        return {k: str(v) if isinstance(v, Fraction) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Selection:
+        exact = {k: Fraction(values[k]) for k in ("start", "duration", "fps") if values[k] is not None}
+        return cls(**{**values, **exact})
 
 
 @dataclass(frozen=True)

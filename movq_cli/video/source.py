@@ -16,7 +16,7 @@ import av
 import av.error
 from av.stream import Disposition
 
-from ..errors import MovqError
+from ..errors import MovqError, MovqMemoryError
 from ..files import require_file
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def av_errors(what: str) -> Iterator[None]:
     except (OverflowError, UnicodeDecodeError, ValueError) as error:
         raise MovqError(f"{what} ({error})") from error
     except MemoryError as error:
-        raise MovqError(f"{what} (not enough memory)") from error
+        raise MovqMemoryError(f"{what} (not enough memory)") from error
 
 
 def _words(error: av.error.FFmpegError) -> str:
