@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..decode import DecodeResult
 
 
+@o.takes_model_options(without=("semantics",))
 def decode(
     latents: Annotated[str, typer.Argument(metavar="LATENTS", help="A latents file of movq.")],
     output: Annotated[
@@ -24,14 +25,8 @@ def decode(
             help="The video: .mp4 or .mov (H.264), .mkv (FFV1, lossless), .npy (uint8), or a folder for .png files.",
         ),
     ],
-    weights: o.Weights = None,
+    options: dict[str, Any],
     semantics: o.DecodeSemantics = "auto",
-    device: o.Device = "auto",
-    precision: o.Precision = "auto",
-    chunk_frames: o.ChunkFrames = "auto",
-    memory_budget: o.MemoryBudget = None,
-    spill_dir: o.SpillDir = None,
-    threads: o.Threads = None,
     draw: Annotated[
         bool,
         typer.Option("--draw", rich_help_panel=o.RESULT, help="Decode a draw of the moments instead of their mean."),
@@ -48,7 +43,7 @@ def decode(
     from ..device import keep_freed_memory
 
     chosen = DecodeOptions(
-        **o.model_options(weights, semantics, device, precision, chunk_frames, memory_budget, spill_dir, threads),
+        **(options | {"semantics": semantics}),
         draw=draw,
         seed=seed,
         crf=crf,

@@ -3,45 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from fractions import Fraction
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import options as o
-from .show import complain, duration, name_of, plural, progress_bar, ratio, shape, size
+from .show import complain, duration, name_of, plural, progress_bar, ratio, say_whose_weights, shape, size
 
 if TYPE_CHECKING:
     from ..encode import EncodeResult
-    from ..plan import Plan
+    from ..plan import EncodeOptions, Plan
 
 
+@o.takes_encode_options()
 def encode(
     source: Annotated[str, typer.Argument(metavar="IN", help="A video file, or a picture (png, jpeg, webp).")],
     output: Annotated[str, typer.Option("--output", "-o", metavar="OUT", help="The latents file, .safetensors.")],
-    weights: o.Weights = None,
-    semantics: o.Semantics = "auto",
-    device: o.Device = "auto",
-    precision: o.Precision = "auto",
-    chunk_frames: o.ChunkFrames = "auto",
-    memory_budget: o.MemoryBudget = None,
-    spill_dir: o.SpillDir = None,
-    threads: o.Threads = None,
-    stream: o.Stream = None,
-    start: o.Start = None,
-    duration: o.Duration = None,
-    fps: o.Fps = None,
-    fps_repeat: o.FpsRepeat = False,
-    frames: o.Frames = None,
-    tail: o.Tail = "pad",
-    height: o.Height = None,
-    width: o.Width = None,
-    short_side: o.ShortSide = None,
-    fit: o.Fit = "cover",
-    upscale: o.Upscale = False,
-    save: o.Save = "moments",
-    seed: o.Seed = 0,
-    store_dtype: o.StoreDtype = "auto",
+    options: EncodeOptions,
     force: o.Force = False,
     dry_run: o.DryRun = False,
     quiet: o.Quiet = False,
@@ -50,33 +29,20 @@ def encode(
     from ..device import keep_freed_memory
     from ..encode import encode_video
     from ..files import WholeFile, refuse_inputs
-    from ..plan import EncodeOptions, plan_encode
-    from ..video import Picture, Selection
+    from ..plan import plan_encode
 
-    chosen = EncodeOptions(
-        **o.model_options(weights, semantics, device, precision, chunk_frames, memory_budget, spill_dir, threads),
-        selection=Selection(stream, start or Fraction(0), duration, fps, fps_repeat, frames),
-        tail=tail,
-        picture=Picture(height, width, short_side, fit, upscale),
-        save=save,
-        seed=seed,
-        store_dtype=store_dtype,
-        force=force,
-    )
+    options = replace(options, force=force)
     if dry_run:
         refuse_inputs(output, source)
         with WholeFile(output, force=force):
             pass  # it can be written
-        _print_plan(plan_encode(source, chosen.beside(output)), output)
+        _print_plan(plan_encode(source, options.beside(output)), output)
         return
-    if weights is None and not quiet:
-        complain(
-            "the embedded movq-tiny-4x8x8 weights are for trying, testing and archiving: no public diffusion model reads "
-            "their latents; --weights takes others"
-        )
+    if not quiet:
+        say_whose_weights(options)
     keep_freed_memory()
     with progress_bar(quiet) as progress:
-        result = encode_video(source, output, chosen, progress=progress)
+        result = encode_video(source, output, options, progress=progress)
     for warning in result.warnings:
         complain(f"warning: {warning}", source)
     print(_result_line(result))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import replace
-from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,29 +18,10 @@ if TYPE_CHECKING:
     from ..plan import EncodeOptions
 
 
+@o.takes_encode_options(without=("save", "seed"))
 def eval(
     sources: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Video files.")],
-    weights: o.Weights = None,
-    semantics: o.Semantics = "auto",
-    device: o.Device = "auto",
-    precision: o.Precision = "auto",
-    chunk_frames: o.ChunkFrames = "auto",
-    memory_budget: o.MemoryBudget = None,
-    spill_dir: o.SpillDir = None,
-    threads: o.Threads = None,
-    stream: o.Stream = None,
-    start: o.Start = None,
-    duration: o.Duration = None,
-    fps: o.Fps = None,
-    fps_repeat: o.FpsRepeat = False,
-    frames: o.Frames = None,
-    tail: o.Tail = "pad",
-    height: o.Height = None,
-    width: o.Width = None,
-    short_side: o.ShortSide = None,
-    fit: o.Fit = "cover",
-    upscale: o.Upscale = False,
-    store_dtype: o.StoreDtype = "auto",
+    options: EncodeOptions,
     against: Annotated[
         str | None,
         typer.Option(
@@ -78,17 +58,9 @@ def eval(
     from ..eval import TILED, evaluate_video
     from ..files import WholeFile, refuse_inputs
     from ..metrics import montage
-    from ..plan import EncodeOptions
-    from ..video import Picture, Selection, write_png
+    from ..video import write_png
     from .tables import print_rows
 
-    options = EncodeOptions(
-        **o.model_options(weights, semantics, device, precision, chunk_frames, memory_budget, spill_dir, threads),
-        selection=Selection(stream, start or Fraction(0), duration, fps, fps_repeat, frames),
-        tail=tail,
-        picture=Picture(height, width, short_side, fit, upscale),
-        store_dtype=store_dtype,
-    )
     other = against if against in (None, TILED) else _other_options(options, str(against))
     if picture_frame and picture is None:
         raise MovqUsageError("needs --picture, which it is drawn into", "--picture-frame")
@@ -190,9 +162,7 @@ def _other_options(options: EncodeOptions, text: str) -> EncodeOptions:
         reason = str(error) if isinstance(error, ValueError) else error.format_message()
         raise MovqUsageError(f"{text!r} are no settings: {reason}", "--against") from None
     store_dtype = given.pop("store_dtype", options.store_dtype)
-    unset = dict.fromkeys(("weights", "memory_budget", "spill_dir", "threads"))
-    unset |= {"semantics": "auto", "device": "auto", "precision": "auto", "chunk_frames": "auto"}
-    changed = {name: value for name, value in o.model_options(**(unset | given)).items() if name in given}
+    changed = {name: value for name, value in o.model_options(**given).items() if name in given}
     return replace(options, store_dtype=store_dtype, **changed)
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from fractions import Fraction
-from typing import Annotated, Any
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from ..errors import MovqUsageError
+
+if TYPE_CHECKING:
+    from ..plan import EncodeOptions
 
 
 def _fraction(text: str) -> Fraction:
@@ -165,14 +171,14 @@ def _chunk_frames(text: str) -> int | None:
 
 
 def model_options(
-    weights: str | None,
-    semantics: str,
-    device: str,
-    precision: str,
-    chunk_frames: str,
-    memory_budget: str | None,
-    spill_dir: str | None,
-    threads: int | None,
+    weights: Weights = None,
+    semantics: Semantics = "auto",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    chunk_frames: ChunkFrames = "auto",
+    memory_budget: MemoryBudget = None,
+    spill_dir: SpillDir = None,
+    threads: Threads = None,
 ) -> dict[str, Any]:
     """The fields of ModelOptions. Raises MovqUsageError."""
     from ..device import parse_bytes
@@ -187,3 +193,81 @@ def model_options(
         "spill_dir": spill_dir,
         "threads": threads,
     }
+
+
+def encode_options(
+    stream: Stream = None,
+    start: Start = None,
+    duration: Duration = None,
+    fps: Fps = None,
+    fps_repeat: FpsRepeat = False,
+    frames: Frames = None,
+    tail: Tail = "pad",
+    height: Height = None,
+    width: Width = None,
+    short_side: ShortSide = None,
+    fit: Fit = "cover",
+    upscale: Upscale = False,
+    save: Save = "moments",
+    seed: Seed = 0,
+    store_dtype: StoreDtype = "auto",
+    **model: Any,
+) -> EncodeOptions:
+    """EncodeOptions; `model` are of model_options. Raises MovqUsageError."""
+    from ..plan import EncodeOptions
+    from ..video import Picture, Selection
+
+    return EncodeOptions(
+        **model_options(**model),
+        selection=Selection(stream, start or Fraction(0), duration, fps, fps_repeat, frames),
+        tail=tail,
+        picture=Picture(height, width, short_side, fit, upscale),
+        save=save,
+        seed=seed,
+        store_dtype=store_dtype,
+    )
+
+
+_Command = Callable[..., Any]
+
+
+def _with(
+    make: Callable[..., Any], *declared_by: _Command, without: tuple[str, ...] = ()
+) -> Callable[[_Command], _Command]:
+    """Puts the parameters declared by functions where a command has one named `options`, which becomes what `make` makes."""
+    given: dict[str, inspect.Parameter] = {}
+    for function in declared_by:
+        hints = _hints(function)
+        for name, parameter in inspect.signature(function).parameters.items():
+            if name not in without and parameter.kind is not parameter.VAR_KEYWORD:
+                given[name] = parameter.replace(annotation=hints[name], kind=parameter.KEYWORD_ONLY)
+
+    def decorate(command: _Command) -> _Command:
+        @wraps(command)
+        def run(**values: Any) -> Any:
+            return command(options=make(**{name: values.pop(name) for name in given}), **values)
+
+        hints = _hints(command)
+        parameters: list[inspect.Parameter] = []
+        for name, own in inspect.signature(command).parameters.items():
+            keyword = own.replace(annotation=hints.get(name), kind=own.KEYWORD_ONLY)
+            parameters += given.values() if name == "options" else [keyword]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
+
+
+def _hints(function: _Command) -> dict[str, Any]:
+    """Its annotations, but those whose types are not imported before they are needed."""
+    for name in ("options", "return"):
+        function.__annotations__.pop(name, None)
+    return get_type_hints(function, include_extras=True)
+
+
+takes_model_options = partial(_with, model_options, model_options)
+"""Decorates a command: its `options` are the fields of ModelOptions, a dict, from the options in panel Model."""
+
+takes_encode_options = partial(_with, encode_options, model_options, encode_options)
+"""Decorates a command: its `options` are EncodeOptions, from all options above but --force, --dry-run and --quiet."""

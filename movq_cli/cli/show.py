@@ -12,12 +12,22 @@ from ..errors import MovqError, printable
 
 if TYPE_CHECKING:
     from ..codec import Progress
+    from ..plan import EncodeOptions
 
 
 def complain(what: MovqError | str, about: str = "") -> None:
     """One line on stderr, `movq: NAME: reason`, that no file name can break out of."""
     text = str(what) if not about else f"{about}: {what}"
     sys.stderr.write(f"movq: {printable(text)}\n")
+
+
+def say_whose_weights(options: EncodeOptions) -> None:
+    """A remark on the weights that are taken where none are named."""
+    if options.weights is None:
+        complain(
+            "the embedded movq-tiny-4x8x8 weights are for trying, testing and archiving: no public diffusion model reads "
+            "their latents; --weights takes others"
+        )
 
 
 def name_of(path: str | os.PathLike[str]) -> str:
