@@ -26,6 +26,9 @@ from .errors import MovqDiskError, MovqError
 BLOCK = 1 << 20
 """Bytes moved at a time where whole files pass through."""
 
+MAX_NAME = 255
+"""Bytes of a file name that every file system in use takes."""
+
 ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8}
 """Bytes per number of the safetensors dtypes that movq's own files may hold."""
 
@@ -370,4 +373,9 @@ def header_bytes(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: M
 
 def file_name(path: str | os.PathLike[str]) -> str:
     """The base name, as text that can stand in JSON whatever bytes it has."""
-    return Path(path).name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return text_of(Path(path).name)
+
+
+def text_of(path: str) -> str:
+    """A path as text that can stand in JSON: bytes that are no UTF-8 are written \\xff."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

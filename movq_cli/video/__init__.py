@@ -4,13 +4,14 @@ Decoding runs in a process of its own.
 """
 
 from .geometry import Geometry, Picture, plan_geometry
-from .info import VideoInfo
+from .info import SUFFIXES, VideoInfo
 from .reader import AHEAD_BYTES, Frame, FrameReader, count_frames, probe, read_frames
 from .selection import Selection
 from .write import FrameWriter, encode_png, open_writer, write_png
 
 __all__ = [
     "AHEAD_BYTES",
+    "SUFFIXES",
     "Frame",
     "FrameReader",
     "FrameWriter",

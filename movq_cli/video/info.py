@@ -5,6 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
+_SUFFIXES = """
+.mp4 .m4v .mov .qt .3gp .3g2 .mj2 .f4v .mkv .webm .avi .wmv .asf .flv .ogv .ogg .ogm .mxf .ts .m2ts .mts .mpg .mpeg .m2v
+.mpv .vob .h264 .264 .hevc .h265 .265 .ivf .av1 .obu .y4m .gif .png .jpg .jpeg .webp
+"""
+SUFFIXES = frozenset(_SUFFIXES.split())
+"""What the names of videos and pictures end in, in lower case: what to take from a folder. Opening goes by contents."""
+
 
 @dataclass(frozen=True)
 class VideoInfo:

@@ -1,0 +1,1 @@
+"""Many videos: items, the manifest, resuming, workers."""

@@ -1,0 +1,141 @@
+"""Resuming by content: which outputs are those this batch would make, and need not be made again.
+
+An output is kept where the manifest and its own header agree with the video, the weights, the options that change the
+latents and the format's version. Names and times prove nothing; unchanged size, time and inode of a video only spare
+reading it again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from ..errors import MovqError, printable
+from ..files import require_file, sha256_file, text_of
+from ..latents import FORMAT_VERSION, open_latents
+from ..plan import EncodeOptions
+from .items import Item
+from .manifest import Line, Manifest
+from .work import options_of, source_hint
+
+_THREADS = 6  # they wait for disks, or digest without holding Python's lock
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all outputs of a batch have in common. `threads` and `device` are recorded and make no difference.
+
+    `precision` is "" while it is not known: then nothing was made with it.
+    """
+
+    options: EncodeOptions
+    weights_digest: str
+    semantics: str
+    precision: str
+    threads: int
+    device: str = ""
+
+    def line(self, item: Item) -> Line:
+        """The part of an item's line that is known before it is worked on."""
+        line = Line(id=item.id, path=text_of(item.path))
+        if item.caption is not None:
+            line["caption"] = item.caption
+        if item.extra:
+            line["extra"] = item.extra
+        return line | Line(
+            weights_digest=self.weights_digest,
+            semantics=self.semantics,
+            precision=self.precision,
+            options=options_of(item, self.options).choices(),
+            format_version=FORMAT_VERSION,
+            threads=self.threads,
+            device=self.device,
+        )
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """`kept` are up-to-date lines of items that need no work; `todo` the others."""
+
+    kept: list[Line]
+    todo: list[Item]
+
+
+def sort_out(
+    items: Iterable[Item],
+    manifest: Manifest,
+    settings: Settings,
+    folder: str,
+    *,
+    verify: bool = False,
+    retry_failed: bool = False,
+    passed: Callable[[], None] = lambda: None,
+) -> Sorted:
+    """Compares what is wanted with what is there. `verify` reads all videos and outputs; `passed` is called for each item."""
+
+    def look(item: Item) -> Line | None:
+        line = manifest.lines.get(item.id)
+        return None if line is None else _still(item, line, settings, folder, verify, retry_failed)
+
+    kept, todo = [], []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        items = list(items)
+        for item, line in zip(items, pool.map(look, items), strict=True):
+            if line is None:
+                todo.append(item)
+            else:
+                kept.append(line)
+            passed()
+    return Sorted(kept, todo)
+
+
+_RESULT = ("weights_digest", "semantics", "precision", "options", "format_version")
+_ITEM = ("id", "path", "caption", "extra")
+
+
+def _still(item: Item, line: Line, settings: Settings, folder: str, verify: bool, retry_failed: bool) -> Line | None:
+    """The line as it should be now, if it still holds; None if there is work to do."""
+    wanted = settings.line(item)
+    if any(line.get(name) != wanted.get(name) for name in _RESULT):
+        return None
+    if line["status"] != "done" and (retry_failed or verify or line.get("cause", "refused") != "refused"):
+        return None
+    if "source" not in line:
+        return line if _refusal(item) == line["reason"] else None
+    try:
+        source = source_hint(item.path)
+        if line["status"] == "done":
+            if line["output"] != item.output or not _is_whole(os.path.join(folder, item.output), line, verify):
+                return None
+            if (verify or line["source"] != source) and sha256_file(item.path) != line["source_sha256"]:
+                return None
+        elif line.get("source") != source:
+            return None
+    except (OSError, KeyError, MovqError):
+        return None
+    rest = Line(**{name: value for name, value in line.items() if name not in (*_ITEM, "orphan")})  # type: ignore[typeddict-item]
+    return rest | Line(**{name: value for name, value in wanted.items() if name in _ITEM}, source=source)  # type: ignore[typeddict-item]
+
+
+def _refusal(item: Item) -> str:
+    """Why an item cannot be read at all, as far as that can be seen at once."""
+    try:
+        require_file(item.path)
+    except MovqError as error:
+        return printable(item.problem or error.reason)
+    return ""
+
+
+def _is_whole(output: str, line: Line, verify: bool) -> bool:
+    if os.path.getsize(output) != line["bytes"]:
+        return False
+    latents = open_latents(output)
+    said = latents.metadata
+    return (
+        (said.source_sha256, said.weights_digest, said.semantics, said.precision, said.frames)
+        == (line["source_sha256"], line["weights_digest"], line["semantics"], line["precision"], line["frames"])
+        and list(latents.shape) == line["shape"]
+        and (not verify or sha256_file(output) == line["sha256"])
+    )

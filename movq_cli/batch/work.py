@@ -1,0 +1,155 @@
+"""The worker: one item in, what became of it out, as the manifest has it. `main` is the process that pool.py starts.
+
+It loads the weights once and takes one item at a time. It hears a first message with its options, then one per item; it
+says "ready", then of each item "progress", and "end" with what became of it. "unusable" is for weights or options that no item
+could be encoded with.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+from ..codec import Progress
+from ..device import available_memory, keep_freed_memory
+from ..encode import EncodeResult, VideoEncoder
+from ..errors import MovqCrash, MovqError, printable
+from ..files import read_header, require_file, write_error
+from ..latents import FORMAT
+from ..plan import EncodeOptions
+from ..processes import Talk
+from .items import Item
+from .manifest import Line
+
+
+def source_hint(path: str) -> list[int]:
+    """Size, mtime_ns and inode: what tells, without reading it, that a file was not changed."""
+    found = os.stat(path)
+    return [found.st_size, found.st_mtime_ns, found.st_ino]
+
+
+def options_of(item: Item, options: EncodeOptions) -> EncodeOptions:
+    """The batch's options with the item's own."""
+    own = {name: value for name in ("start", "duration") if (value := getattr(item, name)) is not None}
+    return replace(options, selection=replace(options.selection, **own)) if own else options
+
+
+def work(encoder: VideoEncoder, item: Item, folder: str, progress: Progress, **overrides: Any) -> Line:
+    """Encodes an item into the output folder; the part of its line that says what became of it. Raises nothing but bugs.
+
+    An older latents file is replaced, anything else only with the override `force`.
+    """
+    outcome = Line()
+    output = os.path.join(folder, item.output)
+    selection = options_of(item, encoder.options).selection
+    try:
+        if item.problem:
+            raise MovqError(item.problem)
+        require_file(item.path)
+        outcome["source"] = source_hint(item.path)
+        os.makedirs(os.path.dirname(output), exist_ok=True)
+        overrides["force"] = overrides.get("force", False) or _is_latents(output)
+        result = encoder.encode(item.path, output, progress=progress, selection=selection, **overrides)
+    except MovqError as error:
+        return outcome | unmade(error)
+    except OSError as error:
+        return outcome | unmade(write_error(error, output))
+    return outcome | _made(item, result)
+
+
+def _is_latents(path: str) -> bool:
+    try:
+        return read_header(path).metadata.get("format") == FORMAT
+    except MovqError:
+        return False
+
+
+def unmade(error: MovqError) -> Line:
+    """The part of a line that says why there is no output."""
+    if error.cause == "short":
+        return Line(status="short", reason=printable(error.reason))
+    return Line(status="failed", reason=printable(error.reason), cause=error.cause)
+
+
+def _made(item: Item, result: EncodeResult) -> Line:
+    return Line(
+        status="done",
+        output=item.output,
+        bytes=result.bytes,
+        sha256=result.sha256,
+        shape=list(result.shape),
+        dtype=result.dtype,
+        width=result.width,
+        height=result.height,
+        frames=result.frames,
+        padded=result.frames_padded,
+        dropped=result.frames_dropped,
+        duration=result.duration,
+        source_sha256=result.source_sha256,
+        chunk_frames=result.chunk_frames,
+        seconds=round(result.seconds, 3),
+        warnings=[printable(text) for text in result.warnings],
+    )
+
+
+def main() -> None:
+    """Runs until standard input closes or nobody listens any more."""
+    talk = Talk()
+    with suppress(BrokenPipeError):
+        _serve(talk)
+    os._exit(0)  # threads still reading are not waited for
+
+
+def _serve(talk: Talk) -> None:
+    first = talk.hear()
+    if first is None:
+        return
+    keep_freed_memory()
+    try:
+        encoder = VideoEncoder(EncodeOptions.from_dict(first["options"]))
+        encoder.network  # noqa: B018  # loaded before it says so
+    except MovqError as error:
+        talk.say("unusable", **error.to_dict())
+        return
+    import torch
+
+    devices = torch.cuda.device_count() if encoder.device.type == "cuda" else 0
+    memory = available_memory(encoder.device)
+    talk.say("ready", precision=encoder.precision, device=str(encoder.device), devices=devices, memory=memory)
+    while (message := talk.hear()) is not None:
+        item = item_from_dict(message["item"])
+
+        def progress(done: int, total: int | None) -> None:
+            talk.say("progress", done=done, total=total)
+
+        try:
+            outcome = work(encoder, item, message["folder"], progress, **message["overrides"])
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            reason = f"a bug of movq: {type(error).__name__}: {error} (movq --debug encode shows where)"
+            outcome = unmade(MovqCrash(reason))
+        talk.say("end", outcome=outcome, resident=_resident())
+
+
+def item_to_dict(item: Item) -> dict[str, Any]:
+    """For another process, whose `item_from_dict` makes the same item of it."""
+    return {name: str(value) if isinstance(value, Fraction) else value for name, value in vars(item).items()}
+
+
+def item_from_dict(values: Mapping[str, Any]) -> Item:
+    times = {name: Fraction(values[name]) for name in ("start", "duration") if values[name] is not None}
+    return Item(**{**values, **times})
+
+
+def _resident() -> int:
+    """Bytes of memory this process holds; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
