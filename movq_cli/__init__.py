@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .batch import BatchPlan, BatchResult, encode_batch, plan_batch
     from .decode import DecodeOptions, DecodeResult, decode_video
     from .encode import EncodeResult, encode_video
     from .errors import MovqError, MovqUsageError, MovqWarning
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from .video import Picture, Selection, VideoInfo, probe, read_frames
 
 _HOMES = {
+    "BatchPlan": "batch",
+    "BatchResult": "batch",
+    "encode_batch": "batch",
+    "plan_batch": "batch",
     "DecodeOptions": "decode",
     "DecodeResult": "decode",
     "decode_video": "decode",
@@ -48,6 +53,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "BatchPlan",
+    "BatchResult",
     "DecodeOptions",
     "DecodeResult",
     "EncodeOptions",
@@ -62,9 +69,11 @@ __all__ = [
     "Selection",
     "VideoInfo",
     "decode_video",
+    "encode_batch",
     "encode_video",
     "evaluate_video",
     "open_latents",
+    "plan_batch",
     "plan_encode",
     "probe",
     "read_frames",

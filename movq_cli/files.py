@@ -6,6 +6,7 @@ Every command that writes a file writes it here. No tensor library is imported.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -102,6 +103,8 @@ class WholeFile:
     def _open(self) -> int:
         _refuse_long_name(self.path, self._folder)
         fd, self._named = self._create(self._temp, 0o666)
+        with suppress(OSError):  # not every file system can
+            fcntl.flock(fd, fcntl.LOCK_SH)  # `sweep` sees that somebody is at it
         return fd
 
     def spool(self) -> int:
@@ -247,8 +250,25 @@ def write_error(error: OSError, path: str) -> MovqError:
     return kind(os_reason(error), path)
 
 
+_TEMPORARY = re.compile(r"\.movq-[0-9a-f]{16}\.tmp")
+
+
 def _temporary_name(folder: str) -> str:
     return os.path.join(folder, f".movq-{secrets.token_hex(8)}.tmp")
+
+
+def sweep(folder: str) -> None:
+    """Removes, from a folder and those below, the unfinished files of processes that were killed while they wrote them."""
+    for below, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in filter(_TEMPORARY.fullmatch, names):
+            with suppress(OSError):  # it has become whole, or somebody is writing it
+                fd = os.open(os.path.join(below, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(os.path.join(below, name))
+                finally:
+                    os.close(fd)
 
 
 def _refuse_long_name(path: str, folder: str) -> None:

@@ -5,6 +5,7 @@ Everything that can be refused without decoding is refused here.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 SHORT = ("encode", "refuse")
 """What becomes of a video with fewer frames than `Selection.frames` asks for."""
 
-_KNOBS = {field.name for field in fields(ModelOptions)} | {"force"}
+_KNOBS = {field.name for field in fields(ModelOptions)} | {"force", "short"}
 
 AHEAD_FRAMES = 32
 """How far decoding may run ahead of encoding, within AHEAD_BYTES of shared memory."""
@@ -214,7 +215,7 @@ def make_plan(
         frames_padded=padded,
         frames_dropped=dropped,
         latent_shape=shape,
-        output_bytes=shape and _output_bytes(shape, options, precision),
+        output_bytes=shape and math.prod(shape) * stored_bytes(options, precision)[1],
     )
 
 
@@ -224,7 +225,7 @@ def _saved_shape(
     return shape if options.save == "moments" else (shape[0], config.z_channels, *shape[2:])
 
 
-def _output_bytes(shape: tuple[int, int, int, int, int], options: EncodeOptions, precision: str) -> int:
-    b, c, t, h, w = shape
+def stored_bytes(options: EncodeOptions, precision: str) -> tuple[str, int]:
+    """By what --store-dtype calls it, the dtype latents are stored in, and the bytes of one number."""
     name = {"tf32": "fp32"}.get(precision, precision) if options.store_dtype == "auto" else options.store_dtype
-    return b * c * t * h * w * ITEM_SIZES[DTYPES[name]]
+    return name, ITEM_SIZES[DTYPES[name]]

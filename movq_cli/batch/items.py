@@ -22,7 +22,7 @@ from ..video import SUFFIXES
 from .lists import Row, read_list
 
 SUFFIX = ".safetensors"
-_MARK = 8  # hex digits that tell outputs apart
+_MARK = 10  # hex digits that tell outputs apart
 _TEMPORARY = ("~", ".tmp", ".temp", ".part", ".partial", ".crdownload", ".download", ".aria2", ".ytdl", ".swp")
 
 

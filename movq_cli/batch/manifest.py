@@ -64,6 +64,17 @@ class Line(TypedDict, total=False):
 
 
 _KEYS = tuple(Line.__annotations__)
+_ALL: dict[str, Any] = {"id": str, "path": str}
+_NEEDED: dict[str, dict[str, Any]] = {
+    "failed": _ALL | {"reason": str},
+    "short": _ALL | {"reason": str},
+    "done": _ALL
+    | dict.fromkeys(("bytes", "width", "height", "frames", "padded", "dropped"), int)
+    | dict.fromkeys(("output", "sha256", "source_sha256"), str)
+    | dict.fromkeys(("duration", "seconds"), int | float)
+    | dict.fromkeys(("shape", "source", "warnings"), list),
+}
+"""Without these a line is damaged."""
 
 
 class Manifest:
@@ -120,8 +131,8 @@ def read_lines(path: str) -> Iterator[Line]:
             for number, text in enumerate(file, 1):
                 try:
                     values = json.loads(text)
-                    if values["status"] not in STATUSES or not isinstance(values["id"], str):
-                        raise ValueError
+                    if not all(isinstance(values[name], kind) for name, kind in _NEEDED[values["status"]].items()):
+                        raise TypeError
                 except (ValueError, KeyError, TypeError, RecursionError):
                     if text.endswith(b"\n"):
                         warnings.warn(MovqWarning(f"{path}: line {number} is damaged and left out"), stacklevel=2)

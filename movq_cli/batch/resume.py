@@ -39,12 +39,7 @@ class Settings:
 
     def line(self, item: Item) -> Line:
         """The part of an item's line that is known before it is worked on."""
-        line = Line(id=item.id, path=text_of(item.path))
-        if item.caption is not None:
-            line["caption"] = item.caption
-        if item.extra:
-            line["extra"] = item.extra
-        return line | Line(
+        return described(item) | Line(
             weights_digest=self.weights_digest,
             semantics=self.semantics,
             precision=self.precision,
@@ -53,6 +48,16 @@ class Settings:
             threads=self.threads,
             device=self.device,
         )
+
+
+def described(item: Item) -> Line:
+    """The part of a line that says which item it is."""
+    line = Line(id=item.id, path=text_of(item.path))
+    if item.caption is not None:
+        line["caption"] = item.caption
+    if item.extra:
+        line["extra"] = item.extra
+    return line
 
 
 @dataclass(frozen=True)
@@ -68,10 +73,9 @@ def sort_out(
     manifest: Manifest,
     settings: Settings,
     folder: str,
-    *,
-    verify: bool = False,
-    retry_failed: bool = False,
-    passed: Callable[[], None] = lambda: None,
+    verify: bool,
+    retry_failed: bool,
+    passed: Callable[[], None],
 ) -> Sorted:
     """Compares what is wanted with what is there. `verify` reads all videos and outputs; `passed` is called for each item."""
 
@@ -92,7 +96,6 @@ def sort_out(
 
 
 _RESULT = ("weights_digest", "semantics", "precision", "options", "format_version")
-_ITEM = ("id", "path", "caption", "extra")
 
 
 def _still(item: Item, line: Line, settings: Settings, folder: str, verify: bool, retry_failed: bool) -> Line | None:
@@ -115,8 +118,13 @@ def _still(item: Item, line: Line, settings: Settings, folder: str, verify: bool
             return None
     except (OSError, KeyError, MovqError):
         return None
-    rest = Line(**{name: value for name, value in line.items() if name not in (*_ITEM, "orphan")})  # type: ignore[typeddict-item]
-    return rest | Line(**{name: value for name, value in wanted.items() if name in _ITEM}, source=source)  # type: ignore[typeddict-item]
+    fresh = line.copy()
+    fresh.pop("caption", None)
+    fresh.pop("extra", None)
+    fresh.pop("orphan", None)
+    fresh |= described(item)
+    fresh["source"] = source
+    return fresh
 
 
 def _refusal(item: Item) -> str:

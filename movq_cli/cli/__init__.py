@@ -17,7 +17,7 @@ import typer
 
 from .. import __version__
 from ..errors import MovqError, MovqWarning
-from . import decode, encode, eval, info, weights
+from . import batch, decode, encode, eval, info, weights
 from .show import complain
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("encode")(encode.encode)
+app.command("batch-encode")(batch.batch_encode)
 app.command("decode")(decode.decode)
 app.command("eval")(eval.eval)
 app.command("info")(info.info)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -28,8 +29,8 @@ def print_pairs(pairs: Mapping[str, str], title: str = "") -> None:
     _print(table)
 
 
-def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table; all columns but the first are aligned to the right."""
+def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]], file: TextIO | None = None) -> None:
+    """A table on standard output, or in `file`; all columns but the first are aligned to the right."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
         table.add_column(
@@ -37,15 +38,16 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         )
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    _print(table)
+    _print(table, file)
 
 
-def _print(what: Table | Text) -> None:
+def _print(what: Table | Text, file: TextIO | None = None) -> None:
     """As wide as the terminal; where there is none, wide enough for everything and without trailing spaces."""
-    if sys.stdout.isatty():
-        Console(highlight=False).print(what)
+    file = file or sys.stdout
+    if file.isatty():
+        Console(highlight=False, file=file).print(what)
         return
     console = Console(highlight=False, width=_FILE_WIDTH)
     with console.capture() as captured:
         console.print(what)
-    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()), file=file)

@@ -5,7 +5,7 @@ Decoding runs in a process of its own.
 
 from .geometry import Geometry, Picture, plan_geometry
 from .info import SUFFIXES, VideoInfo
-from .reader import AHEAD_BYTES, Frame, FrameReader, count_frames, probe, read_frames
+from .reader import AHEAD_BYTES, Frame, FrameReader, Surveyed, count_frames, probe, read_frames, survey
 from .selection import Selection
 from .write import FrameWriter, encode_png, open_writer, write_png
 
@@ -18,6 +18,7 @@ __all__ = [
     "Geometry",
     "Picture",
     "Selection",
+    "Surveyed",
     "VideoInfo",
     "count_frames",
     "encode_png",
@@ -25,5 +26,6 @@ __all__ = [
     "plan_geometry",
     "probe",
     "read_frames",
+    "survey",
     "write_png",
 ]

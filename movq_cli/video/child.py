@@ -1,7 +1,8 @@
 """The decoding process: reads one video and hands frames to movq through shared memory.
 
 Whatever libav does to a process, it does to this one. It speaks JSON lines: one request on standard input, then there one
-byte for every frame slot set free; on standard output "opened", then "frame" lines, then "end", or "error" or "bug".
+byte for every frame slot set free; on standard output "opened", then "frame" lines, then "end", or "error" or "bug". A
+request for a survey may be followed by others.
 """
 
 from __future__ import annotations
@@ -22,11 +23,20 @@ def main() -> None:
     talk = Talk()
     status = 0
     try:
-        request = talk.hear()
-        if request is not None:
-            _serve(talk, request)
+        while (request := talk.hear()) is not None:
+            _answer(talk, request)
+            if request["mode"] != "survey":
+                break
     except BrokenPipeError:
         status = 1
+    os._exit(status)  # libav's threads may hang at a normal exit
+
+
+def _answer(talk: Talk, request: dict[str, Any]) -> None:
+    try:
+        _serve(talk, request)
+    except BrokenPipeError:
+        raise
     except BaseException as error:
         if isinstance(error, MemoryError):
             error = MovqMemoryError("needs more memory to decode than there is")
@@ -34,7 +44,6 @@ def main() -> None:
             talk.say("error", **error.to_dict())
         else:
             talk.say("bug", trace=traceback.format_exc())
-    os._exit(status)  # libav's threads may hang at a normal exit
 
 
 def _serve(talk: Talk, request: dict[str, Any]) -> None:
@@ -58,6 +67,11 @@ def _serve(talk: Talk, request: dict[str, Any]) -> None:
             talk.say("end", info=_plain(asdict(decoder.info)))
             return
         geometry = decoder.geometry(picture, request["multiple"])
+        if request["mode"] == "survey":
+            with open_video(path, selection.stream) as again:  # the decoder has taken packets of this one
+                frames = count_frames(again, selection, talk.alive)
+            talk.say("end", frames=frames, height=geometry.padded_height, width=geometry.padded_width)
+            return
         size = geometry.padded_width * geometry.padded_height * 3
         slots = max(2, min(request["ahead"], request["ahead_bytes"] // size))
         os.ftruncate(request["memory"], slots * size)

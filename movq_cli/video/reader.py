@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from types import TracebackType
@@ -154,6 +155,40 @@ def count_frames(path: str | os.PathLike[str], selection: Selection | None = Non
     return int(_ask(path, "count", selection or Selection())["frames"])
 
 
+@dataclass(frozen=True)
+class Surveyed:
+    """How many `frames` a selection has, and the size they would be encoded at, padding included."""
+
+    frames: int
+    height: int
+    width: int
+
+
+def survey(wanted: Iterable[tuple[str, Selection]], picture: Picture, multiple: int) -> Iterator[Surveyed | MovqError]:
+    """What encoding videos would read, or why one cannot be: its first frame is decoded, the others counted.
+
+    All by one process, unless it has to be replaced, so that thousands of files take no time to speak of each.
+    """
+    worker: _Worker | None = None
+    try:
+        for path, selection in wanted:
+            if worker is None:
+                worker = _Worker(path, "survey", selection, picture, 1, None, multiple=multiple)
+            else:
+                worker.ask(path, "survey", selection, picture, 1, None, multiple=multiple)
+            try:
+                found = worker.receive()
+                yield Surveyed(found["frames"], found["height"], found["width"])
+            except MovqError as error:
+                if isinstance(error, MovqCrash | MovqHang):
+                    worker.close()
+                    worker = None
+                yield error
+    finally:
+        if worker is not None:
+            worker.close()
+
+
 def _ask(path: str | os.PathLike[str], mode: str, selection: Selection) -> dict[str, Any]:
     worker = _Worker(os.fspath(path), mode, selection, Picture(), 1, None)
     try:
@@ -182,6 +217,22 @@ class _Worker:
         multiple: int = 1,
         ahead: int = 1,
     ) -> None:
+        self._child = Child("movq_cli.video.child", () if memory is None else (memory,))
+        self.ask(path, mode, selection, picture, threads, memory, multiple=multiple, ahead=ahead)
+
+    def ask(
+        self,
+        path: str,
+        mode: str,
+        selection: Selection,
+        picture: Picture,
+        threads: int,
+        memory: int | None,
+        *,
+        multiple: int = 1,
+        ahead: int = 1,
+    ) -> None:
+        """A request more, of a process that is there for several."""
         self._path = path
         request = {
             "mode": mode,
@@ -194,7 +245,6 @@ class _Worker:
             "threads": threads,
             "memory": memory,
         }
-        self._child = Child("movq_cli.video.child", () if memory is None else (memory,))
         self._child.send(request)
 
     def free_slot(self) -> None:

@@ -1,0 +1,222 @@
+"""Local workers: processes that each load the weights once and take one item at a time.
+
+One that dies, shows no progress for too long, or holds on to too much memory is replaced. The item it had is tried once
+more, at the end, if the cause may have been passing: after a lack of memory, in the smallest chunks.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..budget import PROCESS_BYTES
+from ..errors import PASSING, MovqCrash, MovqError, MovqHang, MovqMemoryError
+from ..plan import EncodeOptions
+from ..processes import Child
+from .items import Item
+from .manifest import Line
+from .work import item_to_dict, unmade
+
+_TICK_SECONDS = 0.5
+_RETRIED = {error.cause for error in PASSING} - {"disk"}
+
+
+@dataclass
+class Task:
+    """An item to be worked on, of so many `bytes`; `force`: its output may be replaced.
+
+    `before`: what became of the first attempt.
+    """
+
+    item: Item
+    bytes: int = 0
+    force: bool = False
+    overrides: dict[str, Any] = field(default_factory=dict)
+    before: str = ""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What the first worker found: how it computes, how many CUDA devices there are, and how much memory is free."""
+
+    precision: str
+    device: str
+    devices: int
+    memory: int
+
+
+@dataclass
+class Worker:
+    """A process and what it does. `done` and `total` are of its item, in frames; `share` is the memory meant for it."""
+
+    index: int
+    child: Child
+    task: Task | None = None
+    ready: bool = False
+    heard: float = field(default_factory=time.monotonic)
+    done: int = 0
+    total: int | None = None
+    first_resident: int = 0
+
+
+class Pool:
+    """Runs tasks; `results` gives each one's outcome once it is final. Close it, or use it in a `with`.
+
+    `workers`: how many, None for as many as suit the machine: one for each CUDA device, or for each core of a CPU. The
+    others start when the first is ready, in `settled`, which then says how many. `timeout` in seconds without progress;
+    `smallest_chunk` in frames, for the second attempt of what ran out of memory.
+    """
+
+    def __init__(
+        self, options: EncodeOptions, folder: str, workers: int | None, timeout: float, smallest_chunk: int
+    ) -> None:
+        self._options, self._folder, self._wanted, self._timeout = options, folder, workers, timeout
+        self._smallest_chunk = smallest_chunk
+        self._tasks: deque[Task] = deque()
+        self._deaths = 0
+        self.ready: Ready | None = None
+        self.count = 1
+        self.workers = [self._start(0)]
+
+    def settled(self) -> Ready:
+        """Waits for the first worker. Raises MovqError where no item could be encoded at all."""
+        while self.ready is None:
+            for _ in self._listen():
+                pass
+        return self.ready
+
+    def results(self, tasks: Sequence[Task], tick: Callable[[], None] = lambda: None) -> Iterator[tuple[Task, Line]]:
+        """Each task with what became of it, in the order of their ends. `tick` is called about twice a second, and more."""
+        self._tasks.extend(tasks)
+        self.settled()
+        while len(self.workers) < min(self.count, len(self._tasks)):
+            self.workers.append(self._start(len(self.workers)))
+        while self._tasks or any(worker.task for worker in self.workers):
+            for worker in self.workers:
+                if worker.ready and worker.task is None and self._tasks:
+                    self._give(worker, self._tasks.popleft())
+            yield from self._listen()
+            tick()
+
+    def stop(self) -> int:
+        """Gives out no further tasks; how many are left."""
+        left = len(self._tasks)
+        self._tasks.clear()
+        return left
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.child.close()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _start(self, index: int) -> Worker:
+        worker = Worker(index, Child("movq_cli.batch.work"))
+        options = self._options
+        if self.ready is not None:  # all compute as the first does
+            options = replace(options, precision=self.ready.precision)
+            if self.ready.devices and options.device in ("auto", "cuda"):
+                options = replace(options, device=f"cuda:{index % self.ready.devices}")
+        worker.child.send({"options": options.to_dict()})
+        return worker
+
+    def _give(self, worker: Worker, task: Task) -> None:
+        worker.task, worker.done, worker.total = task, 0, None
+        worker.heard = time.monotonic()
+        overrides = {"force": task.force, "memory_budget": self._share(), **task.overrides}
+        worker.child.send({"item": item_to_dict(task.item), "folder": self._folder, "overrides": overrides})
+
+    def _share(self) -> int | None:
+        """Of memory, for each worker; None where each has a device to itself."""
+        assert self.ready is not None
+        if self.ready.devices:
+            return self._options.memory_budget
+        return (self._options.memory_budget or self.ready.memory) // self.count
+
+    def _listen(self) -> Iterator[tuple[Task, Line]]:
+        """Waits a little for the workers to say something; outcomes that are final."""
+        readable, _, _ = select.select([worker.child for worker in self.workers], [], [], _TICK_SECONDS)
+        now = time.monotonic()
+        for worker in self.workers:
+            error: MovqError | None = None
+            if worker.child in readable:
+                worker.heard = now
+                try:
+                    for message in worker.child.messages():
+                        yield from self._heard(worker, message)
+                except EOFError:
+                    error = _death(worker.child.death())
+            elif (worker.task or not worker.ready) and now - worker.heard > self._timeout:
+                error = MovqHang(f"no progress for {self._timeout:g} s")
+            if error is not None:
+                yield from self._lost(worker, error)
+
+    def _heard(self, worker: Worker, message: dict[str, Any]) -> Iterator[tuple[Task, Line]]:
+        if message["kind"] == "progress":
+            worker.done, worker.total = message["done"], message["total"]
+        elif message["kind"] == "unusable":
+            raise MovqError.from_dict(message)
+        elif message["kind"] == "ready":
+            worker.ready, self._deaths = True, 0
+            if self.ready is None:
+                self.ready = Ready(*(message[name] for name in ("precision", "device", "devices", "memory")))
+                self.count = self._wanted or self._suitable(self.ready)
+        elif message["kind"] == "end" and worker.task is not None:
+            task, worker.task = worker.task, None
+            worker.first_resident = worker.first_resident or message["resident"]
+            if message["resident"] > max((self._share() or 0) // 2, 2 * worker.first_resident, 2 * PROCESS_BYTES):
+                self._replace(worker)
+            yield from self._outcome(task, message["outcome"])
+
+    def _suitable(self, ready: Ready) -> int:
+        """How many workers, where nobody says: as many as there are devices or cores, and as memory allows."""
+        if ready.devices:
+            return ready.devices if self._options.device in ("auto", "cuda") else 1
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        memory = self._options.memory_budget or ready.memory
+        return max(1, min(cores // (self._options.threads or 1), memory // (3 * PROCESS_BYTES)))
+
+    def _lost(self, worker: Worker, error: MovqError) -> Iterator[tuple[Task, Line]]:
+        """A worker is dead, or must be ended."""
+        task, worker.task = worker.task, None
+        if task is None and not worker.ready:
+            self._deaths += 1
+            if self._deaths > 2:
+                raise MovqCrash(f"a worker cannot start: {error.reason}")
+        self._replace(worker)
+        if task is not None:
+            yield from self._outcome(task, unmade(error))
+
+    def _replace(self, worker: Worker) -> None:
+        worker.child.close()
+        self.workers[self.workers.index(worker)] = self._start(worker.index)
+
+    def _outcome(self, task: Task, outcome: Line) -> Iterator[tuple[Task, Line]]:
+        """Final, or the item waits for its second attempt."""
+        if outcome.get("cause") in _RETRIED and not task.before:
+            task.before = outcome["reason"]
+            if outcome["cause"] == "memory":
+                task.overrides["chunk_frames"] = self._smallest_chunk
+            self._tasks.append(task)
+            return
+        if task.before and outcome["status"] == "done":
+            outcome["warnings"].append(f"made at the second attempt; at the first: {task.before}")
+        elif task.before:
+            same = outcome["reason"] == task.before
+            outcome["reason"] += ", twice" if same else f" (at the second attempt; at the first: {task.before})"
+        yield task, outcome
+
+
+def _death(how: str) -> MovqError:
+    if how == "SIGKILL":
+        return MovqMemoryError("its process was killed (SIGKILL), as the system does where memory runs out")
+    return MovqCrash(f"its process died ({how})")

@@ -1,0 +1,88 @@
+"""What a manifest comes to: counts, hours of video, bytes, speed, the most frequent errors."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .manifest import STATUSES, Line
+
+_NUMBER = re.compile(r"\d[\d.,]*")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Items that failed for one reason, numbers in it apart; `example` is the path of one."""
+
+    reason: str
+    count: int
+    example: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Of the items of a manifest. `counts` by status; what follows is of those done.
+
+    `video_seconds` and `frames` kept, `bytes` of latents, `raw_bytes` of the frames as RGB, `source_bytes` of the videos,
+    `work_seconds` of all workers together, `padded` and `dropped` items.
+    """
+
+    items: int
+    counts: dict[str, int]
+    orphans: int
+    frames: int
+    video_seconds: float
+    bytes: int
+    raw_bytes: int
+    source_bytes: int
+    work_seconds: float
+    padded: int
+    dropped: int
+    failures: list[Failure]
+
+    @property
+    def frames_per_second(self) -> float:
+        """Of one worker."""
+        return self.frames / self.work_seconds if self.work_seconds else 0.0
+
+
+def summarise(lines: Iterable[Line]) -> Summary:
+    """One pass over lines of a manifest."""
+    counts, reasons = Counter[str](), Counter[str]()
+    firsts: dict[str, tuple[str, str]] = {}
+    items = orphans = frames = size = raw = source = padded = dropped = 0
+    video, work = [], []
+    for line in lines:
+        items += 1
+        counts[line["status"]] += 1
+        orphans += bool(line.get("orphan"))
+        if line["status"] == "done":
+            frames += line["frames"]
+            size += line["bytes"]
+            raw += line["frames"] * line["width"] * line["height"] * 3
+            source += line["source"][0]
+            padded += line["padded"] > 0
+            dropped += line["dropped"] > 0
+            video.append(line["duration"])
+            work.append(line["seconds"])
+        elif line["status"] == "failed":
+            kind = _NUMBER.sub("N", line["reason"])
+            reasons[kind] += 1
+            firsts.setdefault(kind, (line["reason"], line["path"]))
+    return Summary(
+        items=items,
+        counts={status: counts[status] for status in STATUSES},
+        orphans=orphans,
+        frames=frames,
+        video_seconds=math.fsum(video),
+        bytes=size,
+        raw_bytes=raw,
+        source_bytes=source,
+        work_seconds=math.fsum(work),
+        padded=padded,
+        dropped=dropped,
+        failures=[Failure(firsts[kind][0], count, firsts[kind][1]) for kind, count in reasons.most_common()],
+    )

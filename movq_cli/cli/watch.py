@@ -1,0 +1,160 @@
+"""How a batch is watched: a bar and a line per worker on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from .show import complain, duration, name_of, plural
+
+if TYPE_CHECKING:
+    from ..batch import BatchState
+    from ..batch.run import Watch
+
+_REDRAW_SECONDS = 0.2
+_LINE_SECONDS = 30.0
+
+
+@contextmanager
+def watching(quiet: bool) -> Iterator[Watch]:
+    """Something for encode_batch to tell how far it is. When it is interrupted, what is left is said."""
+    view = _Quiet() if quiet else _Terminal() if sys.stderr.isatty() else _Log()
+    try:
+        yield view
+    except Exception:
+        view.close()
+        raise
+    except BaseException:  # a signal
+        view.close()
+        if view.state is not None and view.state.phase == "encoding":
+            state = view.state
+            ended = f"{len(state.made):,} of {plural(state.todo, 'item')} ended"
+            complain(f"{ended}, {state.left:,} left: the same command goes on with them")
+        raise
+    view.close()
+
+
+class _Quiet:
+    """Shows nothing."""
+
+    def __init__(self) -> None:
+        self.state: BatchState | None = None
+        self._told = 0
+        self._next = 0.0
+
+    def __call__(self, state: BatchState) -> None:
+        self.state = state
+        self.failures([line for line in state.made[self._told :] if line["status"] != "done"])
+        self._told = len(state.made)
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + self.show(state)
+
+    def failures(self, lines: list[Any]) -> None:
+        pass
+
+    def show(self, state: BatchState) -> float:
+        """Seconds until it wants to be called again."""
+        return _LINE_SECONDS
+
+    def close(self) -> None:
+        pass
+
+
+class _Log(_Quiet):
+    """A line for each item that fails, and now and then one on how far it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next = time.monotonic() + _LINE_SECONDS
+
+    def failures(self, lines: list[Any]) -> None:
+        for line in lines:
+            complain(line["reason"], line["path"])
+
+    def show(self, state: BatchState) -> float:
+        if state.phase == "checking":
+            complain(f"{state.checked:,} of {plural(len(state.found.items), 'item')} checked")
+        elif state.phase == "encoding":
+            left = _left(state)
+            complain(f"{_counts(state)}; {_speed(state)}" + ("" if left is None else f", {duration(left)} left"))
+        return _LINE_SECONDS
+
+
+class _Terminal(_Quiet):
+    """The same, drawn: a bar, and below it what each worker does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from tqdm import tqdm
+
+        self._tqdm = tqdm
+        bar = "{desc}|{bar}| {percentage:3.0f}%{postfix}"
+        self._bar = tqdm(total=1, bar_format=bar, leave=False, dynamic_ncols=True, position=0)
+        self._lines: list[Any] = []
+
+    def failures(self, lines: list[Any]) -> None:
+        for line in lines:
+            with self._tqdm.external_write_mode(file=sys.stderr):
+                complain(line["reason"], line["path"])
+
+    def show(self, state: BatchState) -> float:
+        bar = self._bar
+        if state.phase == "checking":
+            bar.total, bar.n = len(state.found.items), state.checked
+            bar.set_description_str(
+                f"{state.checked:,} of {plural(len(state.found.items), 'item')} checked ", refresh=False
+            )
+        elif state.phase == "encoding":
+            left = _left(state)
+            bar.total, bar.n = max(state.bytes, 1), min(_bytes_done(state), max(state.bytes, 1))
+            bar.set_description_str(f"{_counts(state)} ", refresh=False)
+            bar.set_postfix_str(_speed(state) + ("" if left is None else f", {duration(left)} left"), refresh=False)
+        bar.refresh()
+        self._show_workers(state)
+        return _REDRAW_SECONDS
+
+    def _show_workers(self, state: BatchState) -> None:
+        while len(self._lines) < len(state.workers):
+            position = 1 + len(self._lines)
+            self._lines.append(self._tqdm(bar_format="{desc}", leave=False, dynamic_ncols=True, position=position))
+        for line, worker in zip(self._lines, state.workers, strict=False):
+            text = "starts" if not worker.ready else "waits"
+            if worker.task is not None:
+                total = "" if worker.total is None else f" of {worker.total:,}"
+                text = f"{name_of(os.path.basename(worker.task.item.path))}: {worker.done:,}{total} frames"
+            line.set_description_str(f"  {worker.index + 1}: {text}")
+
+    def close(self) -> None:
+        for bar in (*reversed(self._lines), self._bar):
+            bar.close()
+
+
+def _counts(state: BatchState) -> str:
+    failed = f", {state.ended['failed']:,} failed" if state.ended["failed"] else ""
+    return f"{len(state.made):,} of {plural(state.todo, 'item')}{failed}"
+
+
+def _speed(state: BatchState) -> str:
+    seconds = max(time.monotonic() - state.started, 1e-3)
+    return f"{duration(state.video_seconds)} of video, {state.frames / seconds:.1f} frames/s"
+
+
+def _bytes_done(state: BatchState) -> float:
+    """Of the videos, those in work by the part that is done of them."""
+    working = 0.0
+    for worker in state.workers:
+        if worker.task is not None and worker.total:
+            working += worker.task.bytes * min(1.0, worker.done / worker.total)
+    return state.bytes_done + working
+
+
+def _left(state: BatchState) -> float | None:
+    """Seconds, by the bytes of the videos; None while nothing is known."""
+    done = _bytes_done(state)
+    if done < state.bytes / 1000 or not state.frames:
+        return None
+    return (time.monotonic() - state.started) * max(0.0, state.bytes - done) / done
