@@ -2,8 +2,8 @@
 
 from .items import Found, Item, find_items
 from .manifest import NAME, Line, read_lines
-from .report import Summary, summarise
-from .run import BatchResult, BatchState, encode_batch, unclaimed
+from .report import Summary, compare_outputs, summarise
+from .run import BatchResult, BatchState, encode_batch
 from .survey import BatchPlan, PlannedItem, plan_batch
 
 __all__ = [
@@ -16,10 +16,10 @@ __all__ = [
     "Line",
     "PlannedItem",
     "Summary",
+    "compare_outputs",
     "encode_batch",
     "find_items",
     "plan_batch",
     "read_lines",
     "summarise",
-    "unclaimed",
 ]

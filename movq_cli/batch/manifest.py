@@ -70,7 +70,7 @@ _NEEDED: dict[str, dict[str, Any]] = {
     "short": _ALL | {"reason": str},
     "done": _ALL
     | dict.fromkeys(("bytes", "width", "height", "frames", "padded", "dropped"), int)
-    | dict.fromkeys(("output", "sha256", "source_sha256"), str)
+    | dict.fromkeys(("output", "sha256", "source_sha256", "weights_digest", "semantics", "precision"), str)
     | dict.fromkeys(("duration", "seconds"), int | float)
     | dict.fromkeys(("shape", "source", "warnings"), list),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -27,7 +28,7 @@ class Summary:
     """Of the items of a manifest. `counts` by status; what follows is of those done.
 
     `video_seconds` and `frames` kept, `bytes` of latents, `raw_bytes` of the frames as RGB, `source_bytes` of the videos,
-    `work_seconds` of all workers together, `padded` and `dropped` items.
+    `work_seconds` of all workers together, `padded` and `dropped` items; digests of their `weights` and their `precisions`.
     """
 
     items: int
@@ -41,6 +42,8 @@ class Summary:
     work_seconds: float
     padded: int
     dropped: int
+    weights: list[str]
+    precisions: list[str]
     failures: list[Failure]
 
     @property
@@ -55,6 +58,7 @@ def summarise(lines: Iterable[Line]) -> Summary:
     firsts: dict[str, tuple[str, str]] = {}
     items = orphans = frames = size = raw = source = padded = dropped = 0
     video, work = [], []
+    weights, precisions = set[str](), set[str]()
     for line in lines:
         items += 1
         counts[line["status"]] += 1
@@ -68,6 +72,8 @@ def summarise(lines: Iterable[Line]) -> Summary:
             dropped += line["dropped"] > 0
             video.append(line["duration"])
             work.append(line["seconds"])
+            weights.add(line["weights_digest"])
+            precisions.add(line["precision"])
         elif line["status"] == "failed":
             kind = _NUMBER.sub("N", line["reason"])
             reasons[kind] += 1
@@ -84,5 +90,19 @@ def summarise(lines: Iterable[Line]) -> Summary:
         work_seconds=math.fsum(work),
         padded=padded,
         dropped=dropped,
+        weights=sorted(weights),
+        precisions=sorted(precisions),
         failures=[Failure(firsts[kind][0], count, firsts[kind][1]) for kind, count in reasons.most_common()],
     )
+
+
+def compare_outputs(lines: Iterable[Line], folder: str) -> tuple[list[str], list[str]]:
+    """Latents in the folder of a manifest that belong to no item whose video is there, and those that are missing."""
+    done = [line for line in lines if line["status"] == "done"]
+    there = set()
+    for below, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = os.path.relpath(below, folder)
+        there |= {os.path.normpath(os.path.join(inside, name)) for name in names if name.endswith(".safetensors")}
+    claimed = {line["output"] for line in done if not line.get("orphan")}
+    return sorted(there - claimed), sorted({line["output"] for line in done} - there)

@@ -17,6 +17,7 @@ from ..plan import EncodeOptions, open_weights
 from .items import Found, find_items
 from .manifest import Line, Manifest, only_one
 from .pool import Pool, Task, Worker
+from .report import compare_outputs
 from .resume import Settings, Sorted, sort_out
 
 THREADS = 1
@@ -226,14 +227,4 @@ def _settle_orphans(manifest: Manifest, named: Iterable[str], folder: str) -> li
             line["orphan"] = True
         else:
             del manifest.lines[name]
-    return unclaimed(manifest.lines.values(), folder)
-
-
-def unclaimed(lines: Iterable[Line], folder: str) -> list[str]:
-    """Latents in a folder that belong to no item of its manifest whose video is still there."""
-    claimed = {line["output"] for line in lines if line["status"] == "done" and not line.get("orphan")}
-    there = []
-    for below, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        there += [os.path.relpath(os.path.join(below, name), folder) for name in names if name.endswith(".safetensors")]
-    return sorted(set(there) - claimed)
+    return compare_outputs(manifest.lines.values(), folder)[0]

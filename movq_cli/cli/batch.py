@@ -184,7 +184,7 @@ def show_failures(summary: Summary, file: TextIO | None = None) -> None:
         if len(summary.failures) > _REASONS:
             rest = summary.failures[_REASONS:]
             rows.append([f"{len(rest)} other reasons", f"{sum(failure.count for failure in rest):,}", ""])
-        print_rows(["failed because it", "items", "for example"], rows, file)
+        print_rows(["why items failed", "items", "for example"], rows, file)
 
 
 def say_orphans(orphans: list[str], output: str) -> None:

@@ -33,7 +33,7 @@ def info(
     weights: o.Weights = None,
     as_json: o.Json = False,
 ) -> None:
-    """Say what a file is: latents, a video (and the latents it would become), weights, or a folder of latents.
+    """Say what a file is: latents, a video (and the latents it would become), weights, or a folder of latents or of a batch.
 
     Weights may also be diffusers' or CogVideo's, a folder of them, or a model id in the Hugging Face cache.
     """
@@ -139,16 +139,61 @@ def _show_latents(latents: Latents, values: dict[str, Any]) -> None:
     )
 
 
+def _batch(path: str, manifest: str) -> _Described:
+    from ..batch import compare_outputs, read_lines, summarise
+
+    lines = {line["id"]: line for line in read_lines(manifest)}
+    summary = summarise(lines.values())
+    orphans, missing = compare_outputs(lines.values(), path)
+    values = {"kind": "batch", "path": path, **asdict(summary), "orphaned_outputs": orphans, "missing_outputs": missing}
+
+    def show() -> None:
+        from .batch import show_failures
+        from .tables import print_pairs
+
+        counts = ", ".join(f"{count:,} {status}" for status, count in summary.counts.items() if count)
+        weights = ", ".join(f"{short(digest)}…" for digest in summary.weights)
+        print_pairs(
+            {
+                "kind": f"batch of {plural(summary.items, 'item')}: {counts}",
+                "video": f"{duration(summary.video_seconds)}, {plural(summary.frames, 'frame')}",
+                "size": f"{size(summary.bytes)}, {ratio(summary.raw_bytes, summary.bytes)} of RGB, "
+                f"{ratio(summary.source_bytes, summary.bytes)} of the source files",
+                "speed": f"{summary.frames_per_second:.1f} frames/s of each worker",
+                "padded": f"{plural(summary.padded, 'clip')}, by repeating the last frame" if summary.padded else "",
+                "dropped": f"frames of {plural(summary.dropped, 'clip')}" if summary.dropped else "",
+                "computed": f"by weights {weights} in {', '.join(summary.precisions)}" if weights else "",
+                "orphans": _named(orphans, "of no video that is there"),
+                "missing": _named(missing, "that the manifest has"),
+            },
+            title=path,
+        )
+        show_failures(summary)
+
+    return values, show
+
+
+_NAMED = 20
+
+
+def _named(outputs: list[str], what: str) -> str:
+    more = [f"... and {len(outputs) - _NAMED:,} more"] if len(outputs) > _NAMED else []
+    return "\n".join([f"{plural(len(outputs), 'output')} {what}:", *outputs[:_NAMED], *more]) if outputs else ""
+
+
 def _folder(path: str) -> _Described:
     """All latents below a folder, hidden folders apart; other safetensors files are passed over.
 
-    Without any, a folder of weights is described as such.
+    Without any, a folder of weights is described as such; a batch's, by its manifest.
     """
+    from ..batch.manifest import NAME
     from ..files import read_header
     from ..latents import FORMAT, open_latents
     from ..model.locate import holds_weights
     from .tables import print_rows
 
+    if os.path.isfile(manifest := os.path.join(path, NAME)):
+        return _batch(path, manifest)
     opened, refused = [], []
     for file in _candidates_below(path):
         try:
