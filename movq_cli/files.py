@@ -259,8 +259,7 @@ def _temporary_name(folder: str) -> str:
 
 def sweep(folder: str) -> None:
     """Removes, from a folder and those below, the unfinished files of processes that were killed while they wrote them."""
-    for below, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for below, _, names in os.walk(folder):
         for name in filter(_TEMPORARY.fullmatch, names):
             with suppress(OSError):  # it has become whole, or somebody is writing it
                 fd = os.open(os.path.join(below, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -291,8 +291,8 @@ def test_text(tmp_path, monkeypatch, name, data, expected):
     assert [item.path for item in found.items] == [f"{tmp_path}/{e}".replace(r"\xff", "\udcff") for e in expected]
 
 
-CSV = b'path,caption,score\r\nsub/a.mp4,"two, ""three""\nfour",0.5\r\n\r\n'
-JSON = b'{"path": "sub/a.mp4", "caption": "two, \\"three\\"\\nfour", "score": 0.5}'
+CSV = b'path,caption,score\r\nsub/a.mp4,"two, ""three""\r\nfour",0.5\r\n\r\n'
+JSON = b'{"path": "sub/a.mp4", "caption": "two, \\"three\\"\\r\\nfour", "score": 0.5}'
 
 
 @pytest.mark.parametrize(
@@ -300,8 +300,8 @@ JSON = b'{"path": "sub/a.mp4", "caption": "two, \\"three\\"\\nfour", "score": 0.
     [
         *((name, CSV, "0.5") for name in ("l.csv", "l.CSV", "l", "l.lst")),
         *((name, BOM + CSV, "0.5") for name in ("l.csv", "l.lst")),
-        ("l.lst", b'caption, "path", score\n"two, ""three""\nfour", sub/a.mp4, 0.5', "0.5"),
-        ("l.tsv", b'path\tcaption\tscore\nsub/a.mp4\t"two, ""three""\nfour"\t0.5', "0.5"),
+        ("l.lst", b'caption, "path", score\n"two, ""three""\r\nfour", sub/a.mp4, 0.5', "0.5"),
+        ("l.TSV", b'path\tcaption\tscore\nsub/a.mp4\t"two, ""three""\r\nfour"\t0.5', "0.5"),
         *((name, b"\n" + JSON + b"\r\n\r\n", 0.5) for name in ("l.jsonl", "l.ndjson", "l.json", "l", "l.lst")),
         *((name, b" [\n" + JSON + b"\n]\n", 0.5) for name in ("l.jsonl", "l.json", "l", "l.lst")),
         *((name, BOM + JSON, 0.5) for name in ("l.jsonl", "l.lst")),
@@ -314,7 +314,7 @@ def test_tables(tmp_path, monkeypatch, name, data, score):
     (item,) = listed(tmp_path, data, name).items
     assert (item.id, item.output) == ("sub/a.mp4", "sub/a.mp4.safetensors")
     assert item.path == f"{tmp_path}/sub/a.mp4"
-    assert (item.caption, item.extra) == ('two, "three"\nfour', {"score": score})
+    assert (item.caption, item.extra) == ('two, "three"\r\nfour', {"score": score})
 
 
 SCRIPT = """
@@ -416,7 +416,7 @@ NO_IDS = ("../x", "a/../x", "..", "/x", "x/", "a//x", ".")
         ("l.csv", "path,caption\na.mp4,x\n,y\n", "line 3 .*no path"),
         ("l.jsonl", A + '\n{"caption": "x"}\n', "line 3 .*no path"),
         ("l.json", '[{"path": "a.mp4"}, {"path": null}]', "line 2 .*no path"),
-        ("l.json", '[{"path": ["a.mp4"]}]', "line 1.*path"),
+        *(("l.json", f'[{{"path": {value}}}]', "line 1.*path") for value in ('["a.mp4"]', "true")),
         *(("l.csv", f"path,start\na.mp4,{number}\n", "line 2.*start") for number in NO_NUMBERS),
         *(("l.csv", f"path,duration\na.mp4,{number}\n", "line 2.*duration") for number in (*NO_NUMBERS, "0", "0.0")),
         *(("l.jsonl", A + f'{{"path": "a.mp4", "start": {n}}}', "line 2.*start") for n in ("NaN", "true", "[1]")),

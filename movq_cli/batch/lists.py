@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,8 +21,13 @@ _OWN = ("path", "id", "start", "duration", "caption")
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a list: `path` is absolute, `written` as the list has it; the columns that are not movq's are `extra`."""
+    """One row of a list: `path` is absolute, `written` as the list has it; the columns that are not movq's are `extra`.
 
+    `line` of the `list` it is in: for an array of JSON its place in it.
+    """
+
+    list: str
+    line: int
     path: str
     written: str
     id: str | None = None
@@ -29,6 +35,15 @@ class Row:
     duration: Fraction | None = None
     caption: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+def absolute(path: str, folder: str = "") -> str:
+    """A path from the root, leading where the system would go: through links before `..` leads back."""
+    whole = os.path.join(folder or os.getcwd(), path)
+    if ".." not in whole.split(os.sep):
+        return os.path.normpath(whole)
+    parent, name = os.path.split(whole.rstrip(os.sep))
+    return os.path.realpath(whole) if name == ".." else os.path.join(os.path.realpath(parent), name)
 
 
 def read_list(name: str) -> list[Row]:
@@ -42,10 +57,10 @@ def read_list(name: str) -> list[Row]:
         raise MovqError(os_reason(error), name) from None
     shown = "standard input" if name == "-" else name
     folder = os.getcwd() if name == "-" else os.path.dirname(os.path.abspath(name))
-    rows: list[Row] = []
+    rows = []
     ids: dict[str, int] = {}
     for number, values in _parsed(data, os.path.splitext(name)[1].lower(), shown):
-        row = _row(values, folder, f"line {number}", shown)
+        row = _row(values, folder, number, shown)
         if row.id is not None and (first := ids.setdefault(row.id, number)) != number:
             raise MovqError(f"line {number} has the id {row.id!r} of line {first}", shown)
         rows.append(row)
@@ -59,24 +74,39 @@ def _read(name: str) -> bytes:
 
 def _parsed(data: bytes, suffix: str, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, columns) of each row. The suffix decides the format; without one that is known, the first line does."""
-    start = data.lstrip()[:1]
-    head = data.split(b"\n", 1)[0].decode("utf-8-sig", "replace").strip()
-    columns = [column.strip().strip('"') for column in head.split(",")]
-    if suffix in (".jsonl", ".ndjson", ".json") or (suffix not in (".csv", ".tsv", ".txt") and start in (b"{", b"[")):
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    if suffix not in _FORMATS:
+        suffix = _guessed(data)
+    if suffix in (".jsonl", ".ndjson", ".json"):
         yield from _json(_text(data, shown), shown)
-    elif suffix in (".csv", ".tsv") or (suffix != ".txt" and "path" in columns):
+    elif suffix in (".csv", ".tsv"):
         yield from _csv(_text(data, shown), "\t" if suffix == ".tsv" else ",", shown)
     else:
         separator = b"\0" if b"\0" in data else b"\n"  # as find -print0 has it: names may hold newlines
-        for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(separator), 1):
+        for number, line in enumerate(data.split(separator), 1):
             path = os.fsdecode(line if separator == b"\0" else line.rstrip(b"\r"))
             if path.strip():
                 yield number, {"path": path}
 
 
+_FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
+
+
+def _guessed(data: bytes) -> str:
+    """The suffix that a list's beginning speaks for."""
+    start = b"".join(data[:200].split())
+    if start.startswith((b"{", b"[{")):
+        return ".json"
+    head = data.split(b"\n", 1)[0].decode("utf-8", "replace")
+    for suffix, delimiter in ((".csv", ","), (".tsv", "\t")):
+        if "path" in (column.strip().strip('"') for column in head.split(delimiter)):
+            return suffix
+    return ".txt"
+
+
 def _text(data: bytes, shown: str) -> str:
     try:
-        return data.decode("utf-8-sig")
+        return data.decode()
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise MovqError(f"line {line} is not UTF-8", shown) from None
@@ -84,27 +114,38 @@ def _text(data: bytes, shown: str) -> str:
 
 def _json(text: str, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
     if text.lstrip().startswith("["):
-        try:
-            rows = list(enumerate(json.loads(text), 1))
-        except (ValueError, RecursionError) as error:
-            raise MovqError(f"is not JSON ({error})", shown) from None
+        rows = list(enumerate(_loaded(text, "", shown), 1))
     else:
-        rows = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    for number, row in rows:
-        try:
-            values = json.loads(row) if isinstance(row, str) else row
-        except (ValueError, RecursionError) as error:
-            raise MovqError(f"line {number} is not JSON ({error})", shown) from None
+        lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        rows = [(number, _loaded(line, f"line {number} ", shown)) for number, line in lines]
+    for number, values in rows:
         if not isinstance(values, dict):
             raise MovqError(f"line {number} is not an object with a path", shown)
+        for name, value in values.items():
+            try:
+                json.dumps([name, value], ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                raise MovqError(f"line {number}: {name!r} has half a character in it", shown) from None
         yield number, values
+
+
+def _loaded(text: str, line: str, shown: str) -> Any:
+    def refuse(word: str) -> None:
+        raise ValueError(f"{word} is no number")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise MovqError(f"{line}is not JSON ({error})", shown) from None
 
 
 def _csv(text: str, delimiter: str, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
-        if "path" not in (reader.fieldnames or ()):
-            raise MovqError(f"has no column path; it has {', '.join(reader.fieldnames or ()) or 'none'}", shown)
+        names = reader.fieldnames or ()
+        if "path" not in names or len(set(names)) < len(names):
+            wrong = "has a column twice" if "path" in names else "has no column path"
+            raise MovqError(f"{wrong}; it has {', '.join(names) or 'none'}", shown)
         for values in reader:
             if None in values:
                 raise MovqError(f"line {reader.line_num} has more columns than the first", shown)
@@ -113,38 +154,47 @@ def _csv(text: str, delimiter: str, shown: str) -> Iterator[tuple[int, dict[str,
         raise MovqError(f"line {reader.line_num} is not CSV ({error})", shown) from None
 
 
-def _row(values: dict[str, Any], folder: str, line: str, shown: str) -> Row:
+_SECONDS = re.compile(r"-?(\d{1,12}(\.\d{0,12})?|\.\d{1,12})([eE][+-]?\d)?|\d{1,12}/\d{1,12}")
+
+
+def _row(values: dict[str, Any], folder: str, number: int, shown: str) -> Row:
+    line = f"line {number}"
+
     def text(name: str) -> str | None:
         value = values.get(name)
         if value is None or value == "":
             return None
         if not isinstance(value, str | int | float) or isinstance(value, bool):
             raise MovqError(f"{line}: {name} is no text", shown)
-        try:
-            str(value).encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError:
-            raise MovqError(f"{line}: {name} has half a character in it", shown) from None
         return str(value)
 
     def seconds(name: str, least: int) -> Fraction | None:
         value = text(name)
+        if value is None:
+            return None
         try:
-            number = None if value is None else Fraction(value)
-        except (ValueError, ZeroDivisionError):
-            raise MovqError(f"{line}: {name} {value!r} is not a number of seconds", shown) from None
-        if number is not None and (number < 0 or (number == 0 and least)):
+            seconds = Fraction(value) if _SECONDS.fullmatch(value) else None
+        except ZeroDivisionError:
+            seconds = None
+        if seconds is None:
+            raise MovqError(f"{line}: {name} {value[:40]!r} is not a number of seconds", shown)
+        if seconds < 0 or (seconds == 0 and least):
             raise MovqError(f"{line}: {name} of {value} seconds cannot be", shown)
-        return number
+        return seconds or None
 
     written, name = text("path"), text("id")
     if written is None:
         raise MovqError(f"{line} has no path", shown)
     if "\0" in written:
         raise MovqError(f"{line} has a path with a zero byte", shown)
+    if set(written.split("/")) <= {"", ".", ".."}:
+        raise MovqError(f"{line} has a path that no file can have", shown)
     if name is not None and (not set(name.split("/")).isdisjoint({"", ".", ".."}) or "\0" in name):
         raise MovqError(f"{line}: the id {name!r} is no name for a file of the output folder", shown)
     return Row(
-        path=os.path.abspath(os.path.join(folder, written)),
+        list=shown,
+        line=number,
+        path=absolute(written, folder),
         written=written,
         id=name,
         start=seconds("start", 0),

@@ -100,8 +100,7 @@ def compare_outputs(lines: Iterable[Line], folder: str) -> tuple[list[str], list
     """Latents in the folder of a manifest that belong to no item whose video is there, and those that are missing."""
     done = [line for line in lines if line["status"] == "done"]
     there = set()
-    for below, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for below, _, names in os.walk(folder):
         inside = os.path.relpath(below, folder)
         there |= {os.path.normpath(os.path.join(inside, name)) for name in names if name.endswith(".safetensors")}
     claimed = {line["output"] for line in done if not line.get("orphan")}

@@ -133,7 +133,7 @@ def _show_latents(latents: Latents, values: dict[str, Any]) -> None:
             "computed": f"in {m.precision}, semantics {m.semantics}, movq {m.movq_version}",
             "scaling": scaling,
             "colour": " / ".join(str(m.preprocessing.get(k, "?")) for k in ("matrix", "range", "transfer")),
-            "warnings": "\n".join(map(str, m.preprocessing.get("warnings", []))),
+            "warnings": m.preprocessing.get("warnings", []),
         },
         title=latents.path,
     )
@@ -176,9 +176,9 @@ def _batch(path: str, manifest: str) -> _Described:
 _NAMED = 20
 
 
-def _named(outputs: list[str], what: str) -> str:
+def _named(outputs: list[str], what: str) -> list[str]:
     more = [f"... and {len(outputs) - _NAMED:,} more"] if len(outputs) > _NAMED else []
-    return "\n".join([f"{plural(len(outputs), 'output')} {what}:", *outputs[:_NAMED], *more]) if outputs else ""
+    return [f"{plural(len(outputs), 'output')} {what}:", *outputs[:_NAMED], *more] if outputs else []
 
 
 def _folder(path: str) -> _Described:
@@ -278,7 +278,7 @@ def _video(path: str, weights: str | None) -> _Described:
                 "latents": f"{shape(latents)} by {checkpoint.name}",
                 "": f"{size(2 * numbers)} in 2 bytes each: {ratio(raw, 2 * numbers)} of RGB, "
                 f"{ratio(video.bytes, 2 * numbers)} of the file",
-                "warnings": "\n".join(video.warnings),
+                "warnings": video.warnings,
             },
             title=path,
         )

@@ -16,14 +16,15 @@ from ..errors import printable
 _FILE_WIDTH = 200
 
 
-def print_pairs(pairs: Mapping[str, str], title: str = "") -> None:
-    """Names on the left, values on the right; empty values are left out."""
+def print_pairs(pairs: Mapping[str, str | Sequence[str]], title: str = "") -> None:
+    """Names on the left, values on the right, in several lines where they are several; empty values are left out."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in pairs.items():
         if value:
-            table.add_row(name, Text(printable(value)))
+            lines = [value] if isinstance(value, str) else value
+            table.add_row(name, Text("\n".join(map(printable, lines))))
     if title:
         _print(Text(printable(title), style="bold", overflow="fold"))
     _print(table)

@@ -1,0 +1,117 @@
+"""What is in folders: videos and pictures by their names, each once, however many links lead there."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+from ..files import os_reason
+from ..video import SUFFIXES
+
+_TEMPORARY = ("~", ".tmp", ".temp", ".part", ".partial", ".crdownload", ".download", ".aria2", ".ytdl", ".swp")
+_NO_VIDEO = "not a video or picture by its name"
+
+_Identity = tuple[int, int]
+
+
+class Walk:
+    """Collects files. `skipped` is what was passed over: path and why."""
+
+    def __init__(self, output: str) -> None:
+        self.skipped: dict[str, str] = {}
+        self._output = _identity(output)
+        self._folders = set[_Identity | None]()
+        self._files = set[_Identity | None]()
+        self._linked = set[_Identity | None]()
+        self._links = deque[str]()
+
+    def files(self, named: Iterable[str], matched: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """(path, problem) of files that were named, of those that globs matched, and of those in folders among both.
+
+        Links come last, so that each file and folder is taken where it is rather than where a link to it is. A problem is
+        why a folder could not be read.
+        """
+        folders = deque[str]()
+        for path in named:
+            if os.path.isdir(path):
+                folders.append(path)
+                if _identity(path) == self._output:  # latents go beside their videos
+                    self._output = None
+            elif os.path.islink(path):
+                self._links.append(path)
+            else:
+                self._files.add(_identity(path))
+                yield path, ""
+        for path in matched:
+            if os.path.isdir(path):
+                folders.append(path)
+            else:
+                yield from self._taken(path, os.path.islink(path), os.path.isfile(path), _identity(path))
+        yield from self._below(folders)
+        while self._links:
+            path = self._links.popleft()
+            if os.path.isdir(path):
+                yield from self._below(deque([path]))
+            elif (identity := _identity(path)) is not None and identity in self._files:
+                self.skipped[path] = "a link to a file that is taken already"
+            elif identity is not None and not os.path.isfile(path):
+                self.skipped[path] = "not a regular file"
+            else:  # one to nothing is refused when its turn comes
+                self._files.add(identity)
+                self._linked.add(identity)
+                yield path, ""
+
+    def _below(self, folders: deque[str]) -> Iterator[tuple[str, str]]:
+        while folders:
+            folder = folders.popleft()
+            identity = _identity(folder)
+            if identity is not None and identity == self._output:
+                continue
+            if identity is not None and identity in self._folders:
+                self.skipped[folder] = "a folder that is taken already"
+                continue
+            self._folders.add(identity)
+            try:
+                with os.scandir(folder) as entries:
+                    listed = sorted(entries, key=lambda entry: entry.name)
+            except OSError as error:
+                yield folder, os_reason(error)
+                continue
+            for entry in listed:
+                if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+                    folders.append(entry.path)
+                else:
+                    inode = (identity[0] if identity else 0, entry.inode())
+                    regular = entry.is_file(follow_symlinks=False)
+                    yield from self._taken(entry.path, entry.is_symlink(), regular, inode)
+
+    def _taken(self, path: str, link: bool, regular: bool, identity: _Identity | None) -> Iterator[tuple[str, str]]:
+        """The file, unless it is passed over or its turn comes later."""
+        name = os.path.basename(path)
+        if name.startswith("."):
+            self.skipped[path] = "hidden"
+        elif name.lower().endswith(_TEMPORARY):
+            self.skipped[path] = "temporary"
+        elif link and os.path.isdir(path):
+            self._links.append(path)
+        elif os.path.splitext(name)[1].lower() not in SUFFIXES:
+            self.skipped[path] = _NO_VIDEO
+        elif link:
+            self._links.append(path)
+        elif not regular:
+            self.skipped[path] = "not a regular file"
+        elif identity in self._linked:
+            self.skipped[path] = "taken already by a link to it"
+        else:
+            self._files.add(identity)
+            yield path, ""
+
+
+def _identity(path: str) -> _Identity | None:
+    """The same for two names of one file or folder; None if there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino

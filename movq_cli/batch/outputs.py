@@ -1,0 +1,64 @@
+"""Names of outputs: a place in the output folder for each item, that no other has, on any file system."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import unicodedata
+
+from ..files import MAX_NAME, text_of
+from .manifest import NAME
+
+SUFFIX = ".safetensors"
+_MARK_DIGITS = 10
+
+
+class Places:
+    """Ids and outputs given so far. Where two items would share one, the later gets a mark of what it is."""
+
+    def __init__(self) -> None:
+        self._ids = set[str]()
+        self._files = {_folded(NAME)}
+        self._folders = set[str]()
+
+    def place(self, name: str, *of: str) -> tuple[str, str]:
+        """An id and an output, from the name an item should have and all that it is."""
+        wanted = text = text_of(name)
+        tries = 0
+        while text in self._ids:
+            text = wanted + _mark(name, *of, str(tries))
+            tries += 1
+        self._ids.add(text)
+        *folders, last = text.split("/")
+        way = ""
+        for part in folders:
+            way += self._free(way, part, "", self._files) + "/"
+            self._folders.add(_folded(way[:-1]))
+        output = way + self._free(way, last, SUFFIX, self._files | self._folders)
+        self._files.add(_folded(output))
+        return text, output
+
+    def _free(self, way: str, part: str, suffix: str, taken: set[str]) -> str:
+        """A part of a path, short enough for a file system, that is not taken."""
+        found, tries = _short(part, "", suffix), 0
+        while _folded(way + found) in taken:
+            found = _short(part, _mark(way + part, *([str(tries)] if tries else [])), suffix)
+            tries += 1
+        return found
+
+
+def _folded(name: str) -> str:
+    """The same for names that some file systems hold to be the same."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _mark(*of: str) -> str:
+    return "~" + hashlib.sha256(b"\0".join(map(os.fsencode, of))).hexdigest()[:_MARK_DIGITS]
+
+
+def _short(part: str, mark: str, suffix: str) -> str:
+    """Shortened where it must be, then marked, so that long names with one beginning stay apart."""
+    if len((part + mark + suffix).encode()) > MAX_NAME:
+        mark = mark or _mark(part)
+        part = part.encode()[: MAX_NAME - len(mark) - len(suffix)].decode(errors="ignore")
+    return part + mark + suffix
