@@ -173,7 +173,7 @@ class Pool:
         elif message["kind"] == "end" and worker.task is not None:
             task, worker.task = worker.task, None
             worker.first_resident = worker.first_resident or message["resident"]
-            if message["resident"] > max((self._share() or 0) // 2, 2 * worker.first_resident, 2 * PROCESS_BYTES):
+            if message["resident"] > max((self._share() or 0) // 2, 2 * worker.first_resident):
                 self._replace(worker)
             yield from self._outcome(task, message["outcome"])
 

@@ -140,7 +140,8 @@ def _counts(state: BatchState) -> str:
 
 def _speed(state: BatchState) -> str:
     seconds = max(time.monotonic() - state.started, 1e-3)
-    return f"{duration(state.video_seconds)} of video, {state.frames / seconds:.1f} frames/s"
+    frames = state.frames + sum(worker.done for worker in state.workers if worker.task is not None)
+    return f"{duration(state.video_seconds)} of video, {frames / seconds:.1f} frames/s"
 
 
 def _bytes_done(state: BatchState) -> float:

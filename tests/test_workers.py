@@ -1,0 +1,345 @@
+"""Workers that die, hang or swell, batches that are interrupted, and what is shown meanwhile: real processes and signals."""
+
+import fcntl
+import json
+import os
+import pty
+import random
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+
+import pytest
+
+from movq_cli import MovqError, encode_batch, open_latents
+
+from . import clips
+from .test_batch import manifest, tree
+
+
+def start(cwd, *arguments, **more):
+    """`movq batch-encode` in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "movq_cli", "batch-encode", *map(str, arguments)],
+        cwd=cwd,
+        start_new_session=True,
+        text=True,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more,
+    )
+
+
+def children(pid):
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [int(p) for p in file.read().split()]
+    except OSError:
+        return []
+
+
+def wait_for(what, seconds=60):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if result := what():
+            return result
+        time.sleep(0.01)
+    raise AssertionError("waited in vain")
+
+
+def encoding(pid):
+    """The workers that are at a video: those with a decoding process."""
+    return [worker for worker in children(pid) if children(worker)]
+
+
+def group(pgid):
+    """The processes of a group that are alive."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat") as file:
+                state, _, of = file.read().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(of) == pgid and state != "Z":
+            found.append(int(name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Clips that take a second or two each."""
+    made = tmp_path_factory.mktemp("clips")
+    (made / "in" / "deep").mkdir(parents=True)
+    for i in range(6):
+        clips.write(made / "in" / ("deep" if i % 2 else "") / f"{i}.mp4", clips.pictures(25 + i, 160, 128))
+    (made / "in" / "bad.mp4").write_text("no video")
+    return made
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder):
+    process = start(folder, "in", "-o", "undisturbed", "--workers", 2)
+    _, talk = process.communicate(timeout=120)
+    assert process.returncode == 1, talk
+    return tree(folder / "undisturbed")
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (signal.SIGSEGV, "died (SIGSEGV)"),
+        (signal.SIGKILL, "was killed (SIGKILL)"),
+        (signal.SIGSTOP, "no progress for 3 s"),
+    ],
+)
+def test_a_worker_that_dies_or_hangs_costs_one_attempt_at_one_file(folder, undisturbed, tmp_path, number, reason):
+    process = start(folder, "in", "-o", tmp_path / "out", "--workers", 2, "--timeout", 3)
+    victim = wait_for(lambda: encoding(process.pid))[0]
+    os.kill(victim, number)
+    _, talk = process.communicate(timeout=120)
+    assert process.returncode == 1
+    lines = manifest(tmp_path / "out")
+    assert {name for name, line in lines.items() if line["status"] == "failed"} == {"bad.mp4"}, talk
+    again = [line for line in lines.values() if line.get("warnings")]
+    assert len(again) == 1
+    assert again[0]["warnings"][0].startswith("made at the second attempt; at the first: ")
+    assert reason in again[0]["warnings"][0]
+    assert again[0]["chunk_frames"] == (4 if number == signal.SIGKILL else 8)
+    if number != signal.SIGKILL:  # which may have been for lack of memory: smaller chunks
+        again[0]["warnings"] = []
+    wait_for(lambda: not group(process.pid), 5)
+    made, wanted = tree(tmp_path / "out"), dict(undisturbed)
+    made.pop("manifest"), wanted.pop("manifest")
+    assert made == wanted  # bf16: equal for any chunks
+
+
+def test_what_kills_every_worker_is_failed_after_two_attempts_and_tried_again_later(folder, tmp_path):
+    clips.write(tmp_path / "a.mp4", clips.pictures(400, 160, 128))
+    clips.write(tmp_path / "b.mp4", clips.pictures(5))
+    process = start(tmp_path, "a.mp4", "b.mp4", "-o", "out", "--workers", 1)
+    killed = set()
+    while len(killed) < 2:
+        workers = wait_for(lambda: [w for w in encoding(process.pid) if w not in killed])
+        path = tmp_path / "out" / "manifest.jsonl"
+        lines = path.read_text() if path.exists() else ""
+        if killed and "b.mp4" not in lines:
+            continue  # b's turn comes before a's second
+        os.kill(workers[0], signal.SIGSEGV)
+        killed.add(workers[0])
+    _, talk = process.communicate(timeout=60)
+    line = manifest(tmp_path / "out")["a.mp4"]
+    assert (process.returncode, line["status"], line["cause"]) == (1, "failed", "crash"), talk
+    assert line["reason"] == "its process died (SIGSEGV), twice"
+    assert manifest(tmp_path / "out")["b.mp4"]["status"] == "done"
+    result = encode_batch([tmp_path / "a.mp4", tmp_path / "b.mp4"], tmp_path / "out")
+    assert [made["id"] for made in result.made] == ["a.mp4"]
+    assert result.made[0]["status"] == "done"
+
+
+def test_a_worker_that_leaks_is_replaced(tmp_path):
+    """The leak is a thread that Python's own start-up begins in workers: 900 MB once the first output is there."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys, threading, time\n"
+        "def leak():\n"
+        "    global hoard\n"
+        "    while not os.path.exists('out/0.mp4.safetensors'): time.sleep(0.01)\n"
+        "    if not os.path.exists('leaked'):\n"
+        "        open('leaked', 'w').close()\n"
+        "        hoard = b'x' * (900 << 20)\n"
+        "if 'movq_cli.batch.work' in sys.orig_argv: threading.Thread(target=leak, daemon=True).start()\n"
+    )
+    for i in range(4):
+        clips.write(tmp_path / f"{i}.mp4", clips.pictures(30, 160, 128))
+    names = [f"{i}.mp4" for i in range(4)]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    process = start(tmp_path, *names, "-o", "out", "--workers", 1, "--memory-budget", "1.5GB", env=environment)
+    seen = set()
+    while process.poll() is None:
+        seen |= set(encoding(process.pid))
+        time.sleep(0.02)
+    assert process.returncode == 0, process.communicate()
+    assert (tmp_path / "leaked").exists()
+    assert len(seen) == 2
+    assert all(line["status"] == "done" and not line["warnings"][1:] for line in manifest(tmp_path / "out").values())
+
+
+def test_killed_at_any_moment_and_resumed_the_result_is_the_same(folder, undisturbed, tmp_path):
+    moments = random.Random(7)
+    for _ in range(3):
+        process = start(folder, "in", "-o", tmp_path / "out", "--workers", 2)
+        time.sleep(moments.uniform(1.0, 5.0))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        wait_for(lambda pgid=process.pid: not group(pgid), 5)
+        for path in (tmp_path / "out").rglob("*.safetensors"):
+            open_latents(path)
+    process = start(folder, "in", "-o", tmp_path / "out", "--workers", 2)
+    process.communicate(timeout=120)
+    assert tree(tmp_path / "out") == undisturbed
+
+
+def test_workers_end_with_the_batch_even_when_stopped(folder, tmp_path):
+    process = start(folder, "in", "-o", tmp_path / "out", "--workers", 2)
+    workers = wait_for(lambda: len(found := encoding(process.pid)) == 2 and found)
+    os.kill(workers[0], signal.SIGSTOP)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    wait_for(lambda: not group(process.pid), 5)
+    assert not list((tmp_path / "out").rglob(".movq*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_says_what_is_left_and_how_to_go_on(folder, undisturbed, tmp_path, number):
+    process = start(folder, "in", "-o", tmp_path / "out", "--workers", 1)
+    wait_for(lambda: (tmp_path / "out" / "0.mp4.safetensors").exists())
+    started = time.perf_counter()
+    os.killpg(process.pid, number)
+    out, talk = process.communicate(timeout=30)
+    assert time.perf_counter() - started < 5
+    assert process.returncode == 128 + number
+    wait_for(lambda: not group(process.pid), 5)
+    said = re.search(r"(\d) of 7 items ended, (\d) left: the same command goes on with them", talk)
+    assert said, talk
+    assert int(said[1]) + int(said[2]) == 7
+    assert f"stopped by {number.name}" in talk
+    assert out == ""
+    assert "Traceback" not in talk
+    process = start(folder, "in", "-o", tmp_path / "out", "--workers", 2)
+    process.communicate(timeout=120)
+    assert tree(tmp_path / "out") == undisturbed
+
+
+def test_two_batches_on_one_folder_the_second_is_refused(folder, tmp_path):
+    first = start(folder, "in", "-o", tmp_path / "out", "--workers", 1)
+    wait_for(lambda: encoding(first.pid))
+    with pytest.raises(MovqError, match="another movq batch-encode is at work"):
+        encode_batch([folder / "in"], tmp_path / "out")
+    first.kill()
+    first.communicate()
+
+
+def test_a_full_disk_stops_the_batch_and_loses_nothing(tmp_path):
+    """A file system of 2 MB, in a mount namespace of the command's own."""
+    for i in range(4):
+        clips.write(tmp_path / f"{i}.mp4", clips.pictures(17, 256, 256))
+    (tmp_path / "out").mkdir()
+    command = (
+        "mount -t tmpfs -o size=700k none out && "
+        f"{sys.executable} -m movq_cli batch-encode 0.mp4 1.mp4 2.mp4 3.mp4 -o out --workers 1; code=$?; "
+        "ls -A out; cat out/manifest.jsonl; exit $code"
+    )
+    result = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1, result
+    assert "no space left on device" in result.stderr
+    assert re.search(r"stopped: .*; \d items? left: the same command goes on", result.stderr)
+    lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    assert [line["status"] for line in lines] == ["done", "failed"]
+    assert lines[1]["cause"] == "disk"
+    assert ".movq" not in result.stdout
+
+
+def test_weights_or_options_that_no_item_can_be_encoded_with_are_said_once(folder, tmp_path, movq, make_weights):
+    def poison(tensors):
+        tensors["encoder.conv_in.conv.bias"][0] = float("nan")
+
+    result = movq("batch-encode", folder / "in", "-o", "out", "--weights", make_weights(change=poison))
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert "not finite" in result.stderr
+    assert not (tmp_path / "out" / "manifest.jsonl").exists()
+    for arguments, code in (
+        ([folder / "in"], 2),
+        (["-o", "out"], 2),
+        ([folder / "in", "-o", "out", "--workers", "0"], 2),
+        ([folder / "in", "-o", "out", "--max-failures", "1x"], 2),
+        ([folder / "in", "-o", "out", "--precision", "fp16", "--device", "cpu"], 2),
+        (["missing", "-o", "out"], 1),
+        ([folder / "in" / "0.mp4", "-o", folder / "in" / "0.mp4"], 1),
+    ):
+        result = movq("batch-encode", *arguments)
+        assert result.returncode == code, (arguments, result)
+        assert "Traceback" not in result.stderr
+
+
+def test_a_terminal_shows_a_bar_and_a_line_per_worker(folder, tmp_path):
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    process = start(folder, "in", "-o", tmp_path / "out", "--workers", 2, stderr=slave)
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            data = os.read(master, 65536)
+        except OSError:
+            break
+        if not data:
+            break
+        shown += data
+    process.communicate(timeout=60)
+    text = shown.decode()
+    assert re.search(r"\d of 7 items", text)
+    assert "frames/s" in text
+    assert "of video" in text
+    assert re.search(r" 1: \d\.mp4: \d+ of \d+ frames", text)
+    assert re.search(r" 2: \d\.mp4: \d+ of \d+ frames", text)
+    assert "bad.mp4: is not a video" in text
+
+
+def test_failures_within_bounds_are_no_failure(folder, undisturbed, movq):
+    for most, code in (("1", 0), ("20%", 0), ("0", 1), ("10%", 1)):
+        result = movq("batch-encode", folder / "in", "-o", folder / "undisturbed", "--max-failures", most)
+        assert result.returncode == code, most
+
+
+def test_a_list_with_spans_and_captions(tmp_path):
+    clips.write(tmp_path / "a.mp4", clips.pictures(20))
+    clips.write(tmp_path / "b.mp4", clips.pictures(7))
+    rows = [
+        {"path": "a.mp4", "id": "one", "caption": "a cat", "score": 0.5},
+        {"path": "a.mp4", "start": 0.2, "duration": 0.2, "caption": "its tail"},
+        {"path": "b.mp4"},
+    ]
+
+    def run(**options):
+        (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return encode_batch([], tmp_path / "out", lists=[tmp_path / "list.jsonl"], workers=1, **options)
+
+    run()
+    lines = manifest(tmp_path / "out")
+    assert {name: (line["frames"], line.get("caption"), line.get("extra")) for name, line in lines.items()} == {
+        "one": (20, "a cat", {"score": 0.5}),
+        "a.mp4_0.2-0.2": (5, "its tail", None),
+        "b.mp4": (7, None, None),
+    }
+    assert open_latents(tmp_path / "out" / "a.mp4_0.2-0.2.safetensors").frame_indices.tolist() == [5, 6, 7, 8, 9]
+    rows[0]["caption"] = "another cat"
+    rows[1]["note"] = "edited"
+    del rows[2]
+    result = run()
+    assert result.made == []
+    lines = manifest(tmp_path / "out")
+    assert lines["one"]["caption"] == "another cat"
+    assert lines["a.mp4_0.2-0.2"]["extra"] == {"note": "edited"}
+    assert "b.mp4" in lines
+    rows[1]["duration"] = 0.4
+    assert [line["id"] for line in run().made] == ["a.mp4_0.2-0.4"]
+
+
+def test_videos_with_fewer_frames_than_asked_for_are_short_not_failed(tmp_path, movq):
+    clips.write(tmp_path / "a.mp4", clips.pictures(20))
+    clips.write(tmp_path / "b.mp4", clips.pictures(7))
+    result = movq("batch-encode", "a.mp4", "b.mp4", "-o", "out", "--frames", "9")
+    assert result.returncode == 0
+    assert "1 done, 1 short of 2 items" in result.stdout
+    lines = manifest(tmp_path / "out")
+    assert (lines["b.mp4"]["status"], lines["b.mp4"]["reason"]) == ("short", "has 7 of the 9 frames asked for")
+    assert not (tmp_path / "out" / "b.mp4.safetensors").exists()
+    assert "nothing to do" in movq("batch-encode", "a.mp4", "b.mp4", "-o", "out", "--frames", "9").stdout
