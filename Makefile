@@ -17,7 +17,7 @@ demo: install
 	$(BIN)/movq info demo/city.safetensors
 
 test: install lint
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 test-gpu: install
 	$(BIN)/python -m pytest -q -s -m gpu
@@ -30,6 +30,7 @@ lint: install
 bench: install
 	$(BIN)/python benchmarks/encoder.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/batch.py throughput --runs 1
 
 clean:
 	rm -rf .venv demo build dist *.egg-info

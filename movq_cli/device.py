@@ -126,6 +126,17 @@ def _host_memory() -> int:
     return free
 
 
+def usable_cores() -> int:
+    """CPU cores this process may use, within its control group's limit."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = map(int, file.read().split())
+        return max(1, min(cores, quota // period))
+    except (OSError, ValueError):
+        return cores  # no control group, or no limit in it ("max")
+
+
 def keep_freed_memory() -> None:
     """Tells glibc to keep what is freed for the next chunk instead of giving it back and paging it in again.
 

@@ -21,6 +21,10 @@ def blocks(language):
 @pytest.fixture
 def folder(tmp_path):
     clips.write(tmp_path / "input.mp4", clips.pictures(60, 96, 64), rate=30)
+    for name in ("clips/one.mp4", "clips/a/x.mp4", "more/y.mkv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        clips.write(tmp_path / name, clips.pictures(6))
+    (tmp_path / "items.csv").write_text("path,start,duration,caption\nclips/one.mp4,0,0.2,a pattern\n")
     return tmp_path
 
 

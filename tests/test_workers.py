@@ -51,7 +51,15 @@ def wait_for(what, seconds=60):
 
 def encoding(pid):
     """The workers that are at a video: those with a decoding process."""
-    return [worker for worker in children(pid) if children(worker)]
+    return [worker for worker in children(pid) if any(map(decodes, children(worker)))]
+
+
+def decodes(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return b"movq_cli.video.child" in file.read()
+    except OSError:
+        return False
 
 
 def group(pgid):
@@ -104,8 +112,8 @@ def test_a_worker_that_dies_or_hangs_costs_one_attempt_at_one_file(folder, undis
     lines = manifest(tmp_path / "out")
     assert {name for name, line in lines.items() if line["status"] == "failed"} == {"bad.mp4"}, talk
     again = [line for line in lines.values() if line.get("warnings")]
-    assert len(again) == 1
-    assert again[0]["warnings"][0].startswith("made at the second attempt; at the first: ")
+    assert len(again) == 1, (talk, lines)
+    assert again[0]["warnings"][0].startswith("made at attempt 2; at the first: ")
     assert reason in again[0]["warnings"][0]
     assert again[0]["chunk_frames"] == (4 if number == signal.SIGKILL else 8)
     if number != signal.SIGKILL:  # which may have been for lack of memory: smaller chunks
@@ -132,7 +140,7 @@ def test_what_kills_every_worker_is_failed_after_two_attempts_and_tried_again_la
     _, talk = process.communicate(timeout=60)
     line = manifest(tmp_path / "out")["a.mp4"]
     assert (process.returncode, line["status"], line["cause"]) == (1, "failed", "crash"), talk
-    assert line["reason"] == "its process died (SIGSEGV), twice"
+    assert line["reason"] == "its process died (SIGSEGV) (attempt 2; at the first: its process died (SIGSEGV))"
     assert manifest(tmp_path / "out")["b.mp4"]["status"] == "done"
     result = encode_batch([tmp_path / "a.mp4", tmp_path / "b.mp4"], tmp_path / "out")
     assert [made["id"] for made in result.made] == ["a.mp4"]
@@ -151,9 +159,9 @@ def test_a_worker_that_leaks_is_replaced(tmp_path):
         "        hoard = b'x' * (900 << 20)\n"
         "if 'movq_cli.batch.work' in sys.orig_argv: threading.Thread(target=leak, daemon=True).start()\n"
     )
-    for i in range(4):
-        clips.write(tmp_path / f"{i}.mp4", clips.pictures(30, 160, 128))
-    names = [f"{i}.mp4" for i in range(4)]
+    names = [f"{i}.mp4" for i in range(8)]
+    for name in names:
+        clips.write(tmp_path / name, clips.pictures(30, 160, 128))
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     process = start(tmp_path, *names, "-o", "out", "--workers", 1, "--memory-budget", "1.5GB", env=environment)
     seen = set()
@@ -164,6 +172,23 @@ def test_a_worker_that_leaks_is_replaced(tmp_path):
     assert (tmp_path / "leaked").exists()
     assert len(seen) == 2
     assert all(line["status"] == "done" and not line["warnings"][1:] for line in manifest(tmp_path / "out").values())
+
+
+def test_what_needs_more_than_its_share_of_memory_is_made_when_there_is_more(tmp_path):
+    clips.write(tmp_path / "0.mp4", clips.pictures(5, 1000, 800))
+    clips.write(tmp_path / "1.mp4", clips.pictures(5))
+    clips.write(tmp_path / "2.mp4", clips.pictures(5, 2000, 1600))
+    names = [tmp_path / f"{i}.mp4" for i in range(3)]
+    result = encode_batch(names, tmp_path / "out", workers=2, memory_budget=2 * 10**9)
+    large, small, huge = result.lines
+    assert (large["status"], small["status"], huge["status"]) == ("done", "done", "failed")
+    assert re.fullmatch(
+        "made at attempt 2; at the first: a chunk of 4 .* where 1.0 GB may be used; .*", large["warnings"][-1]
+    )
+    assert small["warnings"] == []
+    assert re.match("a chunk of 4 frames of 2000x1600 needs .* where 2.0 GB may be used; .*", huge["reason"])
+    assert huge["cause"] == "memory"
+    assert {line["id"] for line in encode_batch(names, tmp_path / "out", workers=1).made} == {"2.mp4"}
 
 
 def test_killed_at_any_moment_and_resumed_the_result_is_the_same(folder, undisturbed, tmp_path):

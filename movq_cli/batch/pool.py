@@ -1,12 +1,12 @@
 """Local workers: processes that each load the weights once and take one item at a time.
 
 One that dies, shows no progress for too long, or holds on to too much memory is replaced. The item it had is tried once
-more, at the end, if the cause may have been passing: after a lack of memory, in the smallest chunks.
+more if the cause may have been passing. What lacked memory is tried again when all else is done, in the smallest chunks, by
+half as many workers with twice the memory each, and so on down to one.
 """
 
 from __future__ import annotations
 
-import os
 import select
 import time
 from collections import deque
@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..budget import PROCESS_BYTES
-from ..errors import PASSING, MovqCrash, MovqError, MovqHang, MovqMemoryError
+from ..device import usable_cores
+from ..errors import MovqCrash, MovqError, MovqHang, MovqMemoryError
 from ..plan import EncodeOptions
 from ..processes import Child
 from .items import Item
@@ -23,21 +24,19 @@ from .manifest import Line
 from .work import item_to_dict, unmade
 
 _TICK_SECONDS = 0.5
-_RETRIED = {error.cause for error in PASSING} - {"disk"}
+_START_SECONDS = 180.0
 
 
 @dataclass
 class Task:
-    """An item to be worked on, of so many `bytes`; `force`: its output may be replaced.
-
-    `before`: what became of the first attempt.
-    """
+    """An item to be worked on, of so many `bytes`; `force`: its output may be replaced. `first`: why the first attempt failed."""
 
     item: Item
     bytes: int = 0
     force: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
-    before: str = ""
+    attempts: int = 0
+    first: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,7 @@ class Pool:
         self._options, self._folder, self._wanted, self._timeout = options, folder, workers, timeout
         self._smallest_chunk = smallest_chunk
         self._tasks: deque[Task] = deque()
+        self._later: list[Task] = []
         self._deaths = 0
         self.ready: Ready | None = None
         self.count = 1
@@ -96,7 +96,9 @@ class Pool:
         self.settled()
         while len(self.workers) < min(self.count, len(self._tasks)):
             self.workers.append(self._start(len(self.workers)))
-        while self._tasks or any(worker.task for worker in self.workers):
+        while self._tasks or self._later or any(worker.task for worker in self.workers):
+            if not self._tasks and not any(worker.task for worker in self.workers):
+                self._try_again_with_fewer()
             for worker in self.workers:
                 if worker.ready and worker.task is None and self._tasks:
                     self._give(worker, self._tasks.popleft())
@@ -105,8 +107,9 @@ class Pool:
 
     def stop(self) -> int:
         """Gives out no further tasks; how many are left."""
-        left = len(self._tasks)
+        left = len(self._tasks) + len(self._later)
         self._tasks.clear()
+        self._later.clear()
         return left
 
     def close(self) -> None:
@@ -131,6 +134,7 @@ class Pool:
 
     def _give(self, worker: Worker, task: Task) -> None:
         worker.task, worker.done, worker.total = task, 0, None
+        task.attempts += 1
         worker.heard = time.monotonic()
         overrides = {"force": task.force, "memory_budget": self._share(), **task.overrides}
         worker.child.send({"item": item_to_dict(task.item), "folder": self._folder, "overrides": overrides})
@@ -155,10 +159,13 @@ class Pool:
                         yield from self._heard(worker, message)
                 except EOFError:
                     error = _death(worker.child.death())
-            elif (worker.task or not worker.ready) and now - worker.heard > self._timeout:
-                error = MovqHang(f"no progress for {self._timeout:g} s")
+            elif (worker.task or not worker.ready) and now - worker.heard > self._patience(worker):
+                error = MovqHang(f"no progress for {self._patience(worker):g} s")
             if error is not None:
                 yield from self._lost(worker, error)
+
+    def _patience(self, worker: Worker) -> float:
+        return self._timeout if worker.ready else max(self._timeout, _START_SECONDS)
 
     def _heard(self, worker: Worker, message: dict[str, Any]) -> Iterator[tuple[Task, Line]]:
         if message["kind"] == "progress":
@@ -181,9 +188,8 @@ class Pool:
         """How many workers, where nobody says: as many as there are devices or cores, and as memory allows."""
         if ready.devices:
             return ready.devices if self._options.device in ("auto", "cuda") else 1
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         memory = self._options.memory_budget or ready.memory
-        return max(1, min(cores // (self._options.threads or 1), memory // (3 * PROCESS_BYTES)))
+        return max(1, min(usable_cores() // (self._options.threads or 1), memory // (3 * PROCESS_BYTES)))
 
     def _lost(self, worker: Worker, error: MovqError) -> Iterator[tuple[Task, Line]]:
         """A worker is dead, or must be ended."""
@@ -201,19 +207,29 @@ class Pool:
         self.workers[self.workers.index(worker)] = self._start(worker.index)
 
     def _outcome(self, task: Task, outcome: Line) -> Iterator[tuple[Task, Line]]:
-        """Final, or the item waits for its second attempt."""
-        if outcome.get("cause") in _RETRIED and not task.before:
-            task.before = outcome["reason"]
-            if outcome["cause"] == "memory":
-                task.overrides["chunk_frames"] = self._smallest_chunk
+        """Final, or the item waits for another attempt."""
+        cause = outcome.get("cause")
+        if cause == MovqMemoryError.cause and (task.attempts == 1 or self.count > 1):
+            task.overrides["chunk_frames"] = self._smallest_chunk
+            self._later.append(task)
+        elif cause in (MovqCrash.cause, MovqHang.cause) and task.attempts == 1:
             self._tasks.append(task)
+        else:
+            if task.first and outcome["status"] == "done":
+                outcome["warnings"].append(f"made at attempt {task.attempts}; at the first: {task.first}")
+            elif task.first:
+                outcome["reason"] += f" (attempt {task.attempts}; at the first: {task.first})"
+            yield task, outcome
             return
-        if task.before and outcome["status"] == "done":
-            outcome["warnings"].append(f"made at the second attempt; at the first: {task.before}")
-        elif task.before:
-            same = outcome["reason"] == task.before
-            outcome["reason"] += ", twice" if same else f" (at the second attempt; at the first: {task.before})"
-        yield task, outcome
+        task.first = task.first or outcome["reason"]
+
+    def _try_again_with_fewer(self) -> None:
+        self.count = max(1, self.count // 2)
+        for worker in self.workers[self.count :]:
+            worker.child.close()
+        del self.workers[self.count :]
+        self._tasks.extend(self._later)
+        self._later.clear()
 
 
 def _death(how: str) -> MovqError:

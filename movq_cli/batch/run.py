@@ -134,13 +134,13 @@ def encode_batch(
         for line in left.kept:
             manifest.lines[line["id"]] = line
         state.begin(left)
-        stopped, untried = "", 0
+        stopped, untried, count = "", 0, 0
         if left.todo:
             smallest = checkpoint.config.temporal_factor
             pool = stack.enter_context(Pool(settings.options, folder, workers, timeout, smallest))
             ready = pool.settled()
             settings = replace(settings, precision=ready.precision, device=ready.device.partition(":")[0])
-            state.workers = pool.workers
+            state.workers, count = pool.workers, min(pool.count, len(left.todo))
             known = {line.get("output") for line in manifest.lines.values()}
             tasks = [Task(item, _size(item.path), force=options.force or item.output in known) for item in left.todo]
             for task, outcome in pool.results(tasks, lambda: watch(state)):
@@ -155,9 +155,9 @@ def encode_batch(
         manifest.put_in_order()
     state.phase = "over"
     watch(state)
-    lines = [line for name, line in manifest.lines.items() if name in named]
+    lines = [manifest.lines[name] for name in sorted(named & set(manifest.lines))]
     seconds = time.monotonic() - started
-    return BatchResult(lines, state.made, found.skipped, orphans, len(state.workers), seconds, stopped, untried)
+    return BatchResult(lines, state.made, found.skipped, orphans, count, seconds, stopped, untried)
 
 
 def gather(sources: Sequence[str | os.PathLike[str]], lists: Sequence[str | os.PathLike[str]], folder: str) -> Found:

@@ -1,0 +1,196 @@
+"""Batches: what a tree of hostile clips comes to, kills, how long resuming takes, and throughput against a shell loop.
+
+    python benchmarks/batch.py tree [--good 270] [--bad 30] [--kills 5]
+    python benchmarks/batch.py scan [--clips 10000] [--lines 100000]
+    python benchmarks/batch.py throughput [--clips 16] [--frames 49] [--size 256x256] [--runs 3]
+
+`tree` encodes a tree of tests/nasty.py, runs again, then once more into another folder, killing the whole process group
+that many times on the way, and compares the results byte for byte. Prints Markdown.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests import clips, nasty  # noqa: E402
+
+MOVQ = [sys.executable, "-m", "movq_cli"]
+
+
+def run(*arguments, cwd, **more):
+    """(seconds, CPU seconds, peak MB of the largest process, result)."""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    result = subprocess.run([*MOVQ, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, **more)
+    seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, cpu, after.ru_maxrss / 1000, result
+
+
+def contents(folder):
+    """Every file and its bytes; of the manifest everything but seconds."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.name == "manifest.jsonl":
+            lines = map(json.loads, path.open())
+            found["manifest"] = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+        elif path.is_file():
+            found[os.path.relpath(path, folder)] = path.read_bytes()
+    return found
+
+
+def tree(folder, options):
+    reasons = nasty.build(folder / "in", options.good, options.bad)
+    print("| run | s | exit | says |\n|---|---|---|---|")
+    for name in ("first", "second"):
+        seconds, _, _, result = run("batch-encode", "in", "-o", "out", cwd=folder)
+        print(f"| {name} | {seconds:.1f} | {result.returncode} | {result.stdout.strip()} |", flush=True)
+    lines = [json.loads(line) for line in (folder / "out" / "manifest.jsonl").open()]
+    assert len({line["id"] for line in lines}) == len(lines) == options.good + options.bad
+    failed = {line["id"]: line["reason"] for line in lines if line["status"] == "failed"}
+    assert set(failed) == set(reasons)
+    assert all(reasons[name] in reason for name, reason in failed.items())
+    from movq_cli import decode_video
+
+    for i, line in enumerate(line for line in lines if line["status"] == "done"):
+        made = decode_video(folder / "out" / line["output"], folder / f"{i}.npy")
+        assert made.frames == line["frames"]
+        (folder / f"{i}.npy").unlink()
+    print(
+        f"\n{len(lines) - len(failed)} outputs decoded, each to its frames; {len(failed)} failed, each with its reason."
+    )
+    moments, kills = random.Random(1), 0
+    for _ in range(options.kills):
+        process = subprocess.Popen(
+            [*MOVQ, "batch-encode", "in", "-o", "killed"],
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        time.sleep(moments.uniform(1, 20))
+        kills += process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    seconds, _, _, _ = run("batch-encode", "in", "-o", "killed", cwd=folder)
+    same = contents(folder / "killed") == contents(folder / "out")
+    left = list((folder / "killed").rglob(".*"))
+    verdict = "the same bytes" if same else "OTHER BYTES"
+    print(f"After {kills} kills, the rest in {seconds:.1f} s: {verdict}, {len(left)} files left over.")
+
+
+def scan(folder, options):
+    (folder / "in").mkdir()
+    clip = clips.write(folder / "in" / "0.mp4", clips.pictures(5))
+    run("batch-encode", "in", "-o", "out", cwd=folder)
+    (line,) = map(json.loads, (folder / "out" / "manifest.jsonl").open())
+    latents = folder / "out" / line["output"]
+
+    def manifest(path, count, copied):
+        with open(path, "w") as file:
+            for i in range(count):
+                name = f"{i:06d}.mp4"
+                source = folder / "in" / name
+                if copied:
+                    shutil.copy(clip, source)
+                    shutil.copy(latents, folder / "out" / f"{name}.safetensors")
+                    found = source.stat()
+                    line["source"] = [found.st_size, found.st_mtime_ns, found.st_ino]
+                changed = {"id": name, "path": str(source), "output": f"{name}.safetensors"}
+                file.write(json.dumps(line | changed) + "\n")
+
+    manifest(folder / "out" / "manifest.jsonl", options.clips, True)
+    clip.unlink(), latents.unlink()
+    (folder / "many").mkdir()
+    manifest(folder / "many" / "manifest.jsonl", options.lines, False)
+    print("| command | s | peak MB | says |\n|---|---|---|---|")
+    for arguments in (
+        ["batch-encode", "in", "-o", "out", "-q"],
+        ["batch-encode", "in", "-o", "out", "-q", "--verify"],
+        ["info", "out"],
+        ["info", "many"],
+    ):
+        seconds, _, peak, result = measured(arguments, folder)
+        says = [line for line in result.stdout.splitlines() if "to do" in line or "kind" in line]
+        print(f"| `movq {' '.join(arguments)}` | {seconds:.2f} | {peak:.0f} | {' '.join(says)} |", flush=True)
+
+
+def measured(arguments, folder):
+    """`run`, with a peak of its own: in a process that has no other children."""
+    code = (
+        "import json, sys; sys.path.insert(0, sys.argv[1]); from benchmarks.batch import run; "
+        "s, c, p, r = run(*sys.argv[3:], cwd=sys.argv[2]); print(json.dumps([s, c, p, r.returncode, r.stdout, r.stderr]))"
+    )
+    command = [sys.executable, "-c", code, str(ROOT), str(folder), *map(str, arguments)]
+    seconds, cpu, peak, *rest = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return seconds, cpu, peak, subprocess.CompletedProcess(arguments, *rest)
+
+
+def throughput(folder, options):
+    width, height = map(int, options.size.split("x"))
+    (folder / "in").mkdir()
+    for i in range(options.clips):
+        images = [clips.picture(width, height, 3 * n + 40 * i) for n in range(options.frames)]
+        clips.write(folder / "in" / f"{i:02d}.mp4", images)
+    encode = f'"{sys.executable}" -m movq_cli encode "$clip" -o loop/$(basename "$clip").safetensors -q'
+    loop = f"mkdir -p loop; for clip in in/*.mp4; do {encode}; done"
+    settings = {
+        "shell loop of `movq encode`": None,
+        "batch, 1 worker of 1 thread": ["--workers", "1"],
+        "batch, 1 worker of 2 threads": ["--workers", "1", "--threads", "2"],
+        "batch, 2 workers of 1 thread": ["--workers", "2"],
+    }
+    taken = {name: [] for name in settings}
+    for _ in range(options.runs):
+        for name, more in settings.items():
+            for left in ("loop", "out"):
+                shutil.rmtree(folder / left, ignore_errors=True)
+            if more is None:
+                before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+                subprocess.run(["sh", "-c", loop], cwd=folder, check=True, capture_output=True)
+                after = resource.getrusage(resource.RUSAGE_CHILDREN)
+                seconds = time.perf_counter() - started
+                cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            else:
+                seconds, cpu, _, _ = run("batch-encode", "in", "-o", "out", *more, cwd=folder, check=True)
+            taken[name].append((seconds, cpu / seconds))
+    medians = {name: statistics.median(seconds for seconds, _ in runs) for name, runs in taken.items()}
+    first = medians["shell loop of `movq encode`"]
+    print("| setting | s | frames/s | of the shell loop's speed | cores in use |\n|---|---|---|---|---|")
+    for name, seconds in medians.items():
+        frames = options.clips * options.frames / seconds
+        cores = statistics.median(cores for _, cores in taken[name])
+        print(f"| {name} | {seconds:.1f} | {frames:.1f} | {first / seconds:.2f} | {cores:.2f} |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["tree", "scan", "throughput"])
+    parser.add_argument("--good", type=int, default=270)
+    parser.add_argument("--bad", type=int, default=30)
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--clips", type=int)
+    parser.add_argument("--lines", type=int, default=100000)
+    parser.add_argument("--frames", type=int, default=49)
+    parser.add_argument("--size", default="256x256")
+    parser.add_argument("--runs", type=int, default=3)
+    options = parser.parse_args()
+    options.clips = options.clips or {"scan": 10000, "throughput": 16}.get(options.what)
+    with tempfile.TemporaryDirectory() as folder:
+        globals()[options.what](Path(folder), options)
+
+
+if __name__ == "__main__":
+    main()
