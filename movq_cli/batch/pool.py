@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import select
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from typing import Any
 
 from ..budget import PROCESS_BYTES
 from ..device import usable_cores
-from ..errors import MovqCrash, MovqError, MovqHang, MovqMemoryError
+from ..errors import MovqCrash, MovqError, MovqHang, MovqMemoryError, MovqWarning
 from ..plan import EncodeOptions
 from ..processes import Child
 from .items import Item
@@ -51,7 +52,7 @@ class Ready:
 
 @dataclass
 class Worker:
-    """A process and what it does. `done` and `total` are of its item, in frames; `share` is the memory meant for it."""
+    """A process and what it does. `done` and `total` are of its item, in frames."""
 
     index: int
     child: Child
@@ -79,6 +80,7 @@ class Pool:
         self._tasks: deque[Task] = deque()
         self._later: list[Task] = []
         self._deaths = 0
+        self._stopped = False
         self.ready: Ready | None = None
         self.count = 1
         self.workers = [self._start(0)]
@@ -107,6 +109,7 @@ class Pool:
 
     def stop(self) -> int:
         """Gives out no further tasks; how many are left."""
+        self._stopped = True
         left = len(self._tasks) + len(self._later)
         self._tasks.clear()
         self._later.clear()
@@ -150,7 +153,7 @@ class Pool:
         """Waits a little for the workers to say something; outcomes that are final."""
         readable, _, _ = select.select([worker.child for worker in self.workers], [], [], _TICK_SECONDS)
         now = time.monotonic()
-        for worker in self.workers:
+        for worker in list(self.workers):
             error: MovqError | None = None
             if worker.child in readable:
                 worker.heard = now
@@ -171,7 +174,7 @@ class Pool:
         if message["kind"] == "progress":
             worker.done, worker.total = message["done"], message["total"]
         elif message["kind"] == "unusable":
-            raise MovqError.from_dict(message)
+            self._do_without(worker, MovqError.from_dict(message))
         elif message["kind"] == "ready":
             worker.ready, self._deaths = True, 0
             if self.ready is None:
@@ -197,10 +200,20 @@ class Pool:
         if task is None and not worker.ready:
             self._deaths += 1
             if self._deaths > 2:
-                raise MovqCrash(f"a worker cannot start: {error.reason}")
+                self._do_without(worker, MovqCrash(f"a worker cannot start: {error.reason}"))
+                return
         self._replace(worker)
         if task is not None:
             yield from self._outcome(task, unmade(error))
+
+    def _do_without(self, worker: Worker, error: MovqError) -> None:
+        """Goes on with the others, if there are any."""
+        if len(self.workers) == 1:
+            raise error
+        warnings.warn(MovqWarning(f"one worker less: {error}"), stacklevel=2)
+        worker.child.close()
+        self.workers.remove(worker)
+        self._deaths = 0
 
     def _replace(self, worker: Worker) -> None:
         worker.child.close()
@@ -209,10 +222,11 @@ class Pool:
     def _outcome(self, task: Task, outcome: Line) -> Iterator[tuple[Task, Line]]:
         """Final, or the item waits for another attempt."""
         cause = outcome.get("cause")
-        if cause == MovqMemoryError.cause and (task.attempts == 1 or self.count > 1):
+        again = not self._stopped
+        if again and cause == MovqMemoryError.cause and (task.attempts == 1 or self.count > 1):
             task.overrides["chunk_frames"] = self._smallest_chunk
             self._later.append(task)
-        elif cause in (MovqCrash.cause, MovqHang.cause) and task.attempts == 1:
+        elif again and cause in (MovqCrash.cause, MovqHang.cause) and task.attempts == 1:
             self._tasks.append(task)
         else:
             if task.first and outcome["status"] == "done":
