@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from .codec import SEMANTICS, WHOLE_WINDOW, check_chunk_frames
 from .device import ITEM_SIZE, available_memory, choose_device
-from .errors import MovqError, MovqMemoryError, MovqUsageError
+from .errors import MovqError, MovqMemoryError, MovqOutputError, MovqUsageError
 from .model.checkpoint import Checkpoint
 from .model.config import AutoencoderConfig
 from .model.cost import MAX_ELEMENTS, ChunkCost
@@ -140,12 +140,12 @@ def make_budget(task: Task, options: ModelOptions, device: torch.device, precisi
     def indexable(chunk: int) -> bool:
         return task.cost(task.longest(chunk)).largest <= MAX_ELEMENTS
 
-    def refuse(chunk: int, advice: str) -> MovqMemoryError:
-        if indexable(chunk):
-            why = f"needs about {memory(chunk) / 1e9:.1f} GB where {most / 1e9:.1f} GB may be used"
-        else:
-            why = f"has a tensor of more than {MAX_ELEMENTS:,} numbers"
-        return MovqMemoryError(f"a chunk of {chunk} frames of {task.picture} {why}; {advice}")
+    def refuse(chunk: int, advice: str) -> MovqError:
+        what = f"a chunk of {chunk} frames of {task.picture}"
+        if not indexable(chunk):
+            return MovqError(f"{what} has a tensor of more than {MAX_ELEMENTS:,} numbers; {advice}")
+        needed, allowed = memory(chunk) / 1e9, most / 1e9
+        return MovqMemoryError(f"{what} needs about {needed:.1f} GB where {allowed:.1f} GB may be used; {advice}")
 
     if task.window and options.chunk_frames is None and memory(WHOLE_WINDOW) <= budget and indexable(WHOLE_WINDOW):
         return Budget(WHOLE_WINDOW, memory(WHOLE_WINDOW), 0, 0, 0, "", ())
@@ -179,7 +179,7 @@ def _require_disk(folder: str, needed: int) -> None:
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise MovqError(f"cannot be used ({error.strerror})", "--spill-dir " + folder) from None
+        raise MovqOutputError(f"cannot be used ({error.strerror})", "--spill-dir " + folder) from None
     if free < needed:
         raise MovqMemoryError(
             f"{needed / 1e9:.1f} GB of activations have to wait on disk, where {free / 1e9:.1f} GB are free; --spill-dir names "

@@ -104,7 +104,9 @@ def available_memory(device: torch.device) -> int:
     import torch
 
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * MEMORY_MARGIN)
+        # What torch holds and does not use is free too, or else a plan would depend on what was computed before.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int((torch.cuda.mem_get_info(device)[0] + kept) * MEMORY_MARGIN)
     return int(_host_memory() * MEMORY_MARGIN)
 
 

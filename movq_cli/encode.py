@@ -117,15 +117,19 @@ class VideoEncoder:
         output: str | os.PathLike[str],
         *,
         progress: Progress = silent,
+        alive: Callable[[], None] = lambda: None,
         **overrides: Any,
     ) -> EncodeResult:
-        """As `encode_video`; `overrides` are of this video alone, and not of its weights, device or precision."""
+        """As `encode_video`; `overrides` are of this video alone, and not of its weights, device or precision.
+
+        `alive` is called while decoding goes on and gives nothing to encode, as on the way to a far start.
+        """
         started = time.perf_counter()
         options = replace(self.options, **overrides).beside(output)
         before = require_file(source)
         refuse_inputs(output, source, *self.checkpoint.files)
         source_sha256 = _in_background(lambda: sha256_file(source))
-        run = _Run(self, source, output, options, progress, started, before, source_sha256)
+        run = _Run(self, source, output, options, progress, alive, started, before, source_sha256)
         with about(os.fspath(source)):
             try:
                 return run.encode(None)
@@ -145,6 +149,7 @@ class _Run:
     output: str | os.PathLike[str]
     options: EncodeOptions
     progress: Progress
+    alive: Callable[[], None]
     started: float
     before: os.stat_result
     source_sha256: Future[str]
@@ -158,13 +163,15 @@ class _Run:
         source, options, checkpoint = self.source, self.options, self.checkpoint
         with (
             LatentsWriter(self.output, force=options.force) as writer,
-            start_reader(source, options, checkpoint.config) as reader,  # its process starts while torch is imported
+            start_reader(
+                source, options, checkpoint.config, self.alive
+            ) as reader,  # its process starts while torch is imported
         ):
             device, precision = self.by.device, self.by.precision
             with computing(precision, options.threads), memory_errors():
                 encoder = self.by.network
                 if frames is None and must_count(options, checkpoint):
-                    frames = count_frames(source, options.selection)
+                    frames = count_frames(source, options.selection, self.alive)
                 plan = make_plan(reader, frames, options, checkpoint, device, precision)
                 chunker = Chunker(reader, options.tail, checkpoint.config)
                 self._append(encoder, plan, chunker, writer, device)

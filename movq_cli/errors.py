@@ -66,13 +66,19 @@ class MovqMemoryError(MovqError):
     cause = "memory"
 
 
-class MovqDiskError(MovqError):
-    """An output could not be written for lack of space, or because the disk failed."""
+class MovqOutputError(MovqError):
+    """An output, or what it needs beside it, cannot be written where it should go."""
+
+    cause = "output"
+
+
+class MovqDiskError(MovqOutputError):
+    """No output can be written there, for lack of space or because the disk failed."""
 
     cause = "disk"
 
 
-PASSING = (MovqCrash, MovqHang, MovqMemoryError, MovqDiskError)
+PASSING = (MovqCrash, MovqHang, MovqMemoryError, MovqOutputError, MovqDiskError)
 """What may go better another time, with the same input and options."""
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .errors import MovqDiskError, MovqError
+from .errors import MovqDiskError, MovqError, MovqOutputError
 
 BLOCK = 1 << 20
 """Bytes moved at a time where whole files pass through."""
@@ -85,7 +85,7 @@ class WholeFile:
         self._temp = _temporary_name(self._folder)
         self._named = False
         if not name or name in (".", ".."):
-            raise MovqError("is a folder; name a file", self.path)
+            raise MovqOutputError("is a folder; name a file", self.path)
         with _errors_about(self.path):
             if os.path.lexists(self.path):
                 self._refuse_existing()
@@ -94,11 +94,11 @@ class WholeFile:
     def _refuse_existing(self) -> None:
         mode = os.lstat(self.path).st_mode
         if stat.S_ISDIR(mode):
-            raise MovqError("is a folder; name a file", self.path)
+            raise MovqOutputError("is a folder; name a file", self.path)
         if not stat.S_ISREG(mode):
-            raise MovqError("exists and is not a regular file", self.path)
+            raise MovqOutputError("exists and is not a regular file", self.path)
         if not self._force:
-            raise MovqError("exists; --force overwrites it", self.path)
+            raise MovqOutputError("exists; --force overwrites it", self.path)
 
     def _open(self) -> int:
         _refuse_long_name(self.path, self._folder)
@@ -153,7 +153,7 @@ class WholeFile:
                 self._refuse_existing()
             os.rename(self._temp, self.path)
             self._named = False
-            _sync(self._folder)
+            sync(self._folder)
 
     def __enter__(self) -> WholeFile:
         return self
@@ -216,13 +216,13 @@ class WholeFolder:
         """Gives the folder its name: files and folder synced, then named, then the folder around it synced."""
         with _errors_about(self.path):
             for name in os.listdir(self._temp):
-                _sync(os.path.join(self._temp, name))
-            _sync(self._temp)
+                sync(os.path.join(self._temp, name))
+            sync(self._temp)
             if os.path.lexists(self.path):
                 self._refuse_existing()
                 os.rename(self.path, self._old)
             os.rename(self._temp, self.path)
-            _sync(self._parent)
+            sync(self._parent)
 
     def __enter__(self) -> WholeFolder:
         return self
@@ -246,11 +246,11 @@ def _errors_about(path: str) -> Iterator[None]:
 
 def write_error(error: OSError, path: str) -> MovqError:
     """What to raise for a system error while a file is written."""
-    kind = MovqDiskError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS) else MovqError
+    kind = MovqDiskError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS) else MovqOutputError
     return kind(os_reason(error), path)
 
 
-_TEMPORARY = re.compile(r"\.movq-[0-9a-f]{16}\.tmp")
+_TEMPORARY = re.compile(r"\.movq-[0-9a-f]{16}\.tmp(\.spool)?")
 
 
 def _temporary_name(folder: str) -> str:
@@ -272,10 +272,10 @@ def sweep(folder: str) -> None:
 
 def _refuse_long_name(path: str, folder: str) -> None:
     if len(os.fsencode(os.path.basename(path))) > os.pathconf(folder, "PC_NAME_MAX"):
-        raise MovqError("the name is too long for this file system", path)
+        raise MovqOutputError("the name is too long for this file system", path)
 
 
-def _sync(path: str) -> None:
+def sync(path: str) -> None:
     """What is in a file, or the names in a folder, to disk."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -305,6 +305,14 @@ class Latents:
             raise MovqError(f"cannot be read ({error})", self.path) from None
 
 
+def is_latents(path: str) -> bool:
+    """Whether a file says of itself that it is a latents file."""
+    try:
+        return read_header(path).metadata.get("format") == FORMAT
+    except MovqError:
+        return False
+
+
 def open_latents(path: str | os.PathLike[str]) -> Latents:
     """Opens a latents file; reads its header alone. Raises MovqError for anything else, and for a newer format."""
     name = os.fspath(path)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .budget import Budget, ModelOptions, Task, make_budget, one_of
@@ -66,6 +67,7 @@ class EncodeOptions(ModelOptions):
         parts = {"selection": Selection.from_dict(values["selection"]), "picture": Picture(**values["picture"])}
         return cls(**{**values, **parts})
 
+    @cached_property
     def choices(self) -> dict[str, Any]:
         """What changes the latents by more than rounding and is not as by default; weights and precision apart."""
         usual = EncodeOptions().to_dict()
@@ -130,7 +132,12 @@ def open_weights(options: EncodeOptions) -> Checkpoint:
     return checkpoint
 
 
-def start_reader(source: str | os.PathLike[str], options: EncodeOptions, config: AutoencoderConfig) -> FrameReader:
+def start_reader(
+    source: str | os.PathLike[str],
+    options: EncodeOptions,
+    config: AutoencoderConfig,
+    alive: Callable[[], None] = lambda: None,
+) -> FrameReader:
     return read_frames(
         source,
         options.selection,
@@ -138,6 +145,7 @@ def start_reader(source: str | os.PathLike[str], options: EncodeOptions, config:
         multiple=config.spatial_factor,
         ahead=AHEAD_FRAMES,
         threads=min(2, options.threads or 2),
+        alive=alive,
     )
 
 

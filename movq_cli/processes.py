@@ -85,11 +85,15 @@ class Child:
         code = self._process.wait()
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
+    def kill(self) -> None:
+        """Ends it at once, and waits for nothing."""
+        if self._process.poll() is None:
+            self._process.kill()
+
     def close(self) -> None:
         """Ends it, at once and for certain."""
+        self.kill()
         process = self._process
-        if process.poll() is None:
-            process.kill()
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:

@@ -5,12 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from movq_cli import decode_video, encode_batch, encode_video, open_latents
+from movq_cli import MovqError, MovqWarning, decode_video, encode_batch, encode_video, open_latents
+from movq_cli.batch import read_lines
 
 from . import clips, nasty
 
@@ -29,36 +29,6 @@ def tree(folder):
         elif path.is_file():
             found[os.path.relpath(path, folder)] = path.read_bytes()
     return found
-
-
-def start(cwd, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "movq_cli", "batch-encode", *map(str, arguments)],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def children(pid):
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return [int(p) for p in file.read().split()]
-
-
-def wait_for(what, seconds=60):
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if result := what():
-            return result
-        time.sleep(0.02)
-    raise AssertionError("waited in vain")
-
-
-def encoding(pid):
-    """The workers that are at a video: those with a decoding process."""
-    return [worker for worker in children(pid) if children(worker)]
 
 
 @pytest.fixture(scope="module")
@@ -169,25 +139,34 @@ def test_dry_run_counts_and_does_nothing(done, movq, tmp_path):
         name = line["output"].replace("\n", "\\n")
         assert f"{name}: {line['frames']} frame" in result.stdout
     again = movq("batch-encode", folder / "in", "-o", folder / "out", "--dry-run")
-    assert f"up to date   {24 + len(reasons)}" in again.stdout
+    assert f"failed before  {len(reasons)}" in again.stdout
 
 
 # Resuming by content, on a small batch of its own.
 
 
-@pytest.fixture
-def small(tmp_path):
-    """Three clips and a bad one, encoded: (folder, run), where run() resumes and tells which items were made."""
-    (tmp_path / "in").mkdir()
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "in").mkdir()
     for name, count in (("a.mp4", 5), ("b.mp4", 6), ("c.mp4", 7)):
-        clips.write(tmp_path / "in" / name, clips.pictures(count))
-    (tmp_path / "in" / "bad.mp4").write_text("no video")
+        clips.write(folder / "in" / name, clips.pictures(count))
+    (folder / "in" / "bad.mp4").write_text("no video")
+    result = encode_batch([folder / "in"], folder / "out", workers=1)
+    assert {line["id"] for line in result.made} == {"a.mp4", "b.mp4", "c.mp4", "bad.mp4"}
+    return folder
+
+
+@pytest.fixture
+def small(template, tmp_path):
+    """Three clips and a bad one, encoded: (folder, run), where run() resumes and tells which items were made."""
 
     def run(*sources, **options):
         result = encode_batch(sources or [tmp_path / "in"], tmp_path / "out", workers=1, **options)
         return {line["id"] for line in result.made}
 
-    assert run() == {"a.mp4", "b.mp4", "c.mp4", "bad.mp4"}
+    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
+    assert run() == {"bad.mp4"}  # another inode; of videos the contents are known
     assert run() == set()
     return tmp_path, run
 
@@ -201,6 +180,20 @@ def test_touched_copied_and_moved_inputs_are_not_encoded_again(small):
     assert run(folder / "elsewhere") == set()
     assert manifest(folder / "out")["a.mp4"]["path"] == str(folder / "elsewhere" / "a.mp4")
     assert run(folder / "elsewhere") == set()
+
+
+def test_a_dry_run_would_do_what_a_run_does(small, movq):
+    folder, _ = small
+    clips.write(folder / "in" / "d.mp4", clips.pictures(9))
+    for flags, said in (
+        ([], ("up to date     3", "failed before  1", "to encode      1, of 9 frames")),
+        (["--retry-failed"], ("up to date   3", "would fail   1", "to encode    1, of 9 frames")),
+        (["--force"], ("would fail   1", "to encode    4, of 27 frames")),
+    ):
+        result = movq("batch-encode", folder / "in", "-o", folder / "out", "--dry-run", *flags)
+        for part in said:
+            assert part in result.stdout, result.stdout
+    assert "d.mp4" not in manifest(folder / "out")
 
 
 def test_changed_inputs_are_encoded_again_whatever_their_times_say(small):
@@ -309,6 +302,87 @@ def test_a_second_source_adds_to_the_folder(small):
     lines = manifest(folder / "out")
     assert len(lines) == 5
     assert not any("orphan" in line for line in lines.values())
+
+
+def test_a_source_with_names_that_are_taken_is_refused(small):
+    folder, run = small
+    (folder / "other").mkdir()
+    clips.write(folder / "other" / "a.mp4", clips.pictures(12))
+    before = tree(folder / "out")
+    with pytest.raises(
+        MovqError, match=r"would replace a\.mp4\.safetensors, which is of .*in/a\.mp4; name all sources"
+    ):
+        run(folder / "other")
+    assert tree(folder / "out") == before
+    assert run(folder / "other", force=True) == {"a.mp4"}
+    shutil.copy(folder / "in" / "b.mp4", folder / "other" / "b.mp4")  # the same video, though
+    assert run(folder / "other") == set()
+
+
+def test_sources_named_otherwise_are_warned_of(small):
+    folder, run = small
+    (folder / "more").mkdir()
+    with pytest.warns(MovqWarning, match="4 videos are in the manifest under other names"):
+        run(folder / "in", folder / "more")
+
+
+def test_what_was_wrong_with_the_output_is_tried_again(small):
+    folder, run = small
+    clips.write(folder / "in" / "new.mp4", clips.pictures(5))
+    (folder / "out" / "new.mp4.safetensors").write_text("precious")
+    assert run() == {"new.mp4"}
+    assert manifest(folder / "out")["new.mp4"]["cause"] == "output"
+    (folder / "out" / "new.mp4.safetensors").unlink()
+    assert run() == {"new.mp4"}
+    assert manifest(folder / "out")["new.mp4"]["status"] == "done"
+
+
+def test_latents_of_what_a_video_was_before_are_said_to_be_outdated(small):
+    folder, _ = small
+    (folder / "in" / "a.mp4").write_text("no video any more")
+    result = encode_batch([folder / "in"], folder / "out", workers=1)
+    assert [line["status"] for line in result.made] == ["failed"]
+    assert result.orphans == ["a.mp4.safetensors"]
+    (folder / "out" / "other.safetensors").write_text("not latents")
+    assert encode_batch([folder / "in"], folder / "out").orphans == ["a.mp4.safetensors"]
+
+
+EDITS = [
+    {"threads": "many"},
+    {"caption": "\ud800"},
+    {"caption": 7},
+    {"source": []},
+    {"source": ["a", 1, 2]},
+    {"seconds": 10**400},
+    {"frames": None},
+    {"output": ["a"]},
+    {"status": "fine"},
+    {"status": ["done"]},
+    {"warnings": [1]},
+    {"id": "\ud800"},
+    {"duration": float("nan")},
+]
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=str)
+def test_a_line_that_cannot_be_is_left_out_with_a_warning(template, tmp_path, edit):
+    lines = [json.loads(text) for text in (template / "out" / "manifest.jsonl").open()]
+    lines[1] |= edit
+    path = tmp_path / "manifest.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    with pytest.warns(MovqWarning, match="line 2 is damaged and left out"):
+        assert [line["id"] for line in read_lines(path)] == ["a.mp4", "bad.mp4", "c.mp4"]
+
+
+def test_the_item_of_a_damaged_line_is_made_again(small, movq):
+    folder, run = small
+    path = folder / "out" / "manifest.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"frames": 5', b'"frames": "five"'))
+    result = movq("info", folder / "out")
+    assert result.returncode == 0
+    assert "line 1 is damaged and left out" in result.stderr
+    with pytest.warns(MovqWarning, match="line 1 is damaged"):
+        assert run() == {"a.mp4"}
 
 
 def test_a_torn_line_and_a_lost_manifest_lose_nothing(small):

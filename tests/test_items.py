@@ -121,7 +121,7 @@ def test_the_output_folder_is_left_out_silently(tmp_path):
         (["d/notes.txt", "d/e"], ["e/y.mp4", "notes.txt"]),
         (["*/x.mp4", "f/../f"], ["d/x.mp4", "f/z.mp4"]),
         (["**/*.mp4"], ["d/e/y.mp4", "d/x.mp4", "f/z.mp4"]),
-        (["d/**/[y]*.mp?"], ["y.mp4"]),
+        (["d/**/[y]*.mp?"], ["e/y.mp4"]),
     ],
     ids=brief,
 )

@@ -54,6 +54,14 @@ def encoding(pid):
     return [worker for worker in children(pid) if any(map(decodes, children(worker)))]
 
 
+def opened(pid):
+    """The files a process has open."""
+    try:
+        return [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    except OSError:
+        return []
+
+
 def decodes(pid):
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
@@ -237,6 +245,22 @@ def test_interrupted_it_says_what_is_left_and_how_to_go_on(folder, undisturbed, 
     assert tree(tmp_path / "out") == undisturbed
 
 
+def test_interrupted_while_it_reads_a_large_video_it_does_not_wait(tmp_path):
+    clips.write(tmp_path / "a.mp4", clips.pictures(5))
+    start(tmp_path, "a.mp4", "-o", "out").communicate(timeout=60)
+    lines = manifest(tmp_path / "out")
+    os.truncate(tmp_path / "a.mp4", 40 << 30)
+    lines["a.mp4"]["source"][0] = 40 << 30  # as if that had been its size, so that only reading it tells
+    (tmp_path / "out" / "manifest.jsonl").write_text(json.dumps(lines["a.mp4"]) + "\n")
+    process = start(tmp_path, "a.mp4", "-o", "out")
+    wait_for(lambda: str(tmp_path / "a.mp4") in opened(process.pid))
+    started = time.perf_counter()
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=30)
+    assert time.perf_counter() - started < 5
+    assert process.returncode == 130
+
+
 def test_two_batches_on_one_folder_the_second_is_refused(folder, tmp_path):
     first = start(folder, "in", "-o", tmp_path / "out", "--workers", 1)
     wait_for(lambda: encoding(first.pid))
@@ -247,27 +271,29 @@ def test_two_batches_on_one_folder_the_second_is_refused(folder, tmp_path):
 
 
 def test_a_full_disk_stops_the_batch_and_loses_nothing(tmp_path):
-    """A file system of 2 MB, in a mount namespace of the command's own."""
-    for i in range(4):
-        clips.write(tmp_path / f"{i}.mp4", clips.pictures(17, 256, 256))
+    """A file system of 700 kB, in a mount namespace of the command's own: one clip of 330 kB fits, and needs it twice."""
+    for name in "013456":
+        clips.write(tmp_path / f"{name}.mp4", clips.pictures(17, 256, 256))
+    clips.write(tmp_path / "2 small.mp4", clips.pictures(5))
     (tmp_path / "out").mkdir()
     command = (
         "mount -t tmpfs -o size=700k none out && "
-        f"{sys.executable} -m movq_cli batch-encode 0.mp4 1.mp4 2.mp4 3.mp4 -o out --workers 1; code=$?; "
+        f"{sys.executable} -m movq_cli batch-encode *.mp4 -o out --workers 1; code=$?; "
         "ls -A out; cat out/manifest.jsonl; exit $code"
     )
-    result = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", command],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    isolated = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", command]
+    result = subprocess.run(isolated, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 1, result
-    assert "no space left on device" in result.stderr
-    assert re.search(r"stopped: .*; \d items? left: the same command goes on", result.stderr)
+    assert "movq: out: stopped: no space left on device; 1 item left: the same command goes on" in result.stderr
     lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
-    assert [line["status"] for line in lines] == ["done", "failed"]
-    assert lines[1]["cause"] == "disk"
+    assert [(line["id"][0], line["status"], line.get("cause")) for line in lines] == [
+        ("0", "done", None),
+        ("1", "failed", "disk"),
+        ("2", "done", None),
+        ("3", "failed", "disk"),
+        ("4", "failed", "disk"),
+        ("5", "failed", "disk"),
+    ]
     assert ".movq" not in result.stdout
 
 

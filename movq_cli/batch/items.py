@@ -69,10 +69,10 @@ def find_items(sources: Sequence[str], lists: Sequence[str], output: str) -> Fou
                 raise MovqError(f"line {row.line} names the clip of line {other.line} twice, {columns}", row.list)
             if other is not row:
                 walk.skipped[row.path] = "named twice"
-    named, matched = _expand([source for source in sources if source != "-"])
+    named, matched, roots = _expand([source for source in sources if source != "-"])
     if named or matched:
-        everything = (*named, *matched)
-        root = os.path.commonpath([path if os.path.isdir(path) else os.path.dirname(path) for path in everything])
+        shared = [path if os.path.isdir(path) else os.path.dirname(path) for path in named]
+        root = os.path.commonpath([*shared, *roots])
         for path, problem in walk.files(named, matched):
             item = Item(os.path.relpath(path, root), path, "", problem=problem)
             items.setdefault(item.key, item)
@@ -85,10 +85,11 @@ def find_items(sources: Sequence[str], lists: Sequence[str], output: str) -> Fou
     return Found(placed, sorted(walk.skipped.items()))
 
 
-def _expand(sources: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Absolute paths: of what is named, and of what globs match."""
+def _expand(sources: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Absolute paths: of what is named, of what globs match, and of the folders that globs begin at."""
     named: list[str] = []
     matched: list[str] = []
+    roots: list[str] = []
     for source in sources:
         if os.path.lexists(source):
             named.append(absolute(source))
@@ -99,7 +100,10 @@ def _expand(sources: Sequence[str]) -> tuple[list[str], list[str]]:
             if not matches:
                 raise MovqError("matches no file", source)
             matched += map(absolute, matches)
-    return list(dict.fromkeys(named)), list(dict.fromkeys(matched))
+            parts = source.split(os.sep)
+            fixed = next(i for i, part in enumerate(parts) if glob.escape(part) != part)
+            roots.append(absolute(os.sep.join(parts[:fixed]) + os.sep if fixed else "."))
+    return list(dict.fromkeys(named)), list(dict.fromkeys(matched)), roots
 
 
 def _of_row(row: Row) -> Item:

@@ -52,6 +52,8 @@ def read_list(name: str) -> list[Row]:
     Raises MovqError, naming the line, for what cannot be understood: before any work, since a list is easily mended.
     """
     try:
+        if name == "-" and sys.stdin is None:
+            raise MovqError("is closed", "standard input")
         data = sys.stdin.buffer.read() if name == "-" else _read(name)
     except OSError as error:
         raise MovqError(os_reason(error), name) from None
@@ -154,7 +156,7 @@ def _csv(text: str, delimiter: str, shown: str) -> Iterator[tuple[int, dict[str,
         raise MovqError(f"line {reader.line_num} is not CSV ({error})", shown) from None
 
 
-_SECONDS = re.compile(r"-?(\d{1,12}(\.\d{0,12})?|\.\d{1,12})([eE][+-]?\d)?|\d{1,12}/\d{1,12}")
+_SECONDS = re.compile(r"-?(\d{1,12}(\.\d{0,12})?|\.\d{1,12})([eE][+-]?\d{1,2})?|\d{1,12}/\d{1,12}")
 
 
 def _row(values: dict[str, Any], folder: str, number: int, shown: str) -> Row:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, TypedDict
 
 from ..errors import MovqError, MovqWarning
-from ..files import WholeFile, os_reason, require_file, write_all, write_error
+from ..files import WholeFile, os_reason, require_file, sync, write_all, write_error
 
 NAME = "manifest.jsonl"
 STATUSES = ("done", "short", "failed")
@@ -64,17 +64,36 @@ class Line(TypedDict, total=False):
 
 
 _KEYS = tuple(Line.__annotations__)
-_ALL: dict[str, Any] = {"id": str, "path": str}
-_NEEDED: dict[str, dict[str, Any]] = {
-    "failed": _ALL | {"reason": str},
-    "short": _ALL | {"reason": str},
-    "done": _ALL
-    | dict.fromkeys(("bytes", "width", "height", "frames", "padded", "dropped"), int)
-    | dict.fromkeys(("output", "sha256", "source_sha256", "weights_digest", "semantics", "precision"), str)
-    | dict.fromkeys(("duration", "seconds"), int | float)
-    | dict.fromkeys(("shape", "source", "warnings"), list),
-}
-"""Without these a line is damaged."""
+_TYPES: dict[str, Any] = (
+    dict.fromkeys(("bytes", "width", "height", "frames", "padded", "dropped", "threads", "chunk_frames"), int)
+    | dict.fromkeys(("id", "path", "status", "reason", "cause", "output", "sha256", "dtype", "caption"), str)
+    | dict.fromkeys(("source_sha256", "weights_digest", "semantics", "precision", "format_version", "device"), str)
+    | dict.fromkeys(("shape", "source", "warnings"), list)
+    | {"duration": int | float, "seconds": int | float, "extra": dict, "options": dict, "orphan": bool}
+)
+_NUMBERS = tuple(name for name, kind in _TYPES.items() if kind in (int, int | float))
+_UNMADE = {"id", "path", "status", "reason"}
+_MADE = {"output", "bytes", "sha256", "shape", "width", "height", "frames", "padded", "dropped", "duration", "seconds"}
+_BY = {"source", "source_sha256", "weights_digest", "semantics", "precision", "warnings"}
+_NEEDED = {"failed": _UNMADE, "short": _UNMADE, "done": {"id", "path", "status"} | _MADE | _BY}
+_MOST = 2**62
+
+
+def _check(values: Any, text: bytes) -> None:
+    """Raises ValueError, KeyError or TypeError for a line that movq would not have written."""
+    if not _NEEDED[values["status"]] <= set(values):
+        raise KeyError
+    if not all(isinstance(value, _TYPES.get(name, object)) for name, value in values.items()):
+        raise TypeError
+    if not all(0 <= values[name] < _MOST for name in _NUMBERS if name in values):
+        raise ValueError
+    source = values.get("source", [0, 0, 0])
+    if [type(number) for number in source] != [int] * 3 or not all(
+        isinstance(w, str) for w in values.get("warnings", [])
+    ):
+        raise TypeError
+    if b"\\u" in text:  # half a character, perhaps: UnicodeEncodeError, which is a ValueError
+        json.dumps(values, ensure_ascii=False).encode()
 
 
 class Manifest:
@@ -93,6 +112,7 @@ class Manifest:
         try:
             if self._fd is None:
                 self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+                sync(os.path.dirname(self.path) or ".")  # its name
             write_all(self._fd, _text(line))
             os.fsync(self._fd)
         except OSError as error:
@@ -119,8 +139,8 @@ class Manifest:
 
 
 def _text(line: Line) -> bytes:
-    values = {key: line[key] for key in _KEYS if key in line}  # type: ignore[literal-required]
-    return json.dumps(values, ensure_ascii=False).encode() + b"\n"
+    known = {key: line[key] for key in _KEYS if key in line}  # type: ignore[literal-required]
+    return json.dumps(known | line, ensure_ascii=False).encode() + b"\n"
 
 
 def read_lines(path: str) -> Iterator[Line]:
@@ -131,8 +151,7 @@ def read_lines(path: str) -> Iterator[Line]:
             for number, text in enumerate(file, 1):
                 try:
                     values = json.loads(text)
-                    if not all(isinstance(values[name], kind) for name, kind in _NEEDED[values["status"]].items()):
-                        raise TypeError
+                    _check(values, text)
                 except (ValueError, KeyError, TypeError, RecursionError):
                     if text.endswith(b"\n"):
                         warnings.warn(MovqWarning(f"{path}: line {number} is damaged and left out"), stacklevel=2)
@@ -145,7 +164,10 @@ def read_lines(path: str) -> Iterator[Line]:
 @contextmanager
 def only_one(folder: str) -> Iterator[None]:
     """Inside, no other batch works on this folder. The kernel forgets this with the process. Raises MovqError."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise MovqError(os_reason(error), folder) from None
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -34,14 +34,14 @@ class Places:
         for part in folders:
             way += self._free(way, part, "", self._files) + "/"
             self._folders.add(_folded(way[:-1]))
-        output = way + self._free(way, last, SUFFIX, self._files | self._folders)
+        output = way + self._free(way, last, SUFFIX, self._files, self._folders)
         self._files.add(_folded(output))
         return text, output
 
-    def _free(self, way: str, part: str, suffix: str, taken: set[str]) -> str:
+    def _free(self, way: str, part: str, suffix: str, *taken: set[str]) -> str:
         """A part of a path, short enough for a file system, that is not taken."""
         found, tries = _short(part, "", suffix), 0
-        while _folded(way + found) in taken:
+        while any(_folded(way + found) in names for names in taken):
             found = _short(part, _mark(way + part, *([str(tries)] if tries else [])), suffix)
             tries += 1
         return found

@@ -1,8 +1,8 @@
 """Local workers: processes that each load the weights once and take one item at a time.
 
 One that dies, shows no progress for too long, or holds on to too much memory is replaced. The item it had is tried once
-more if the cause may have been passing. What lacked memory is tried again when all else is done, in the smallest chunks, by
-half as many workers with twice the memory each, and so on down to one.
+more if the cause may have been passing. What lacked memory is tried again when all else is done, by half as many workers with
+twice the memory each, and so on; in the end, or if the process died of it, in the smallest chunks.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from .work import item_to_dict, unmade
 
 _TICK_SECONDS = 0.5
 _START_SECONDS = 180.0
+_AWAY_SECONDS = 20.0
 
 
 @dataclass
@@ -80,6 +81,7 @@ class Pool:
         self._tasks: deque[Task] = deque()
         self._later: list[Task] = []
         self._deaths = 0
+        self._looked = time.monotonic()
         self._stopped = False
         self.ready: Ready | None = None
         self.count = 1
@@ -96,7 +98,8 @@ class Pool:
         """Each task with what became of it, in the order of their ends. `tick` is called about twice a second, and more."""
         self._tasks.extend(tasks)
         self.settled()
-        while len(self.workers) < min(self.count, len(self._tasks)):
+        self.count = max(1, min(self.count, len(self._tasks)))
+        while len(self.workers) < self.count:
             self.workers.append(self._start(len(self.workers)))
         while self._tasks or self._later or any(worker.task for worker in self.workers):
             if not self._tasks and not any(worker.task for worker in self.workers):
@@ -116,6 +119,8 @@ class Pool:
         return left
 
     def close(self) -> None:
+        for worker in self.workers:
+            worker.child.kill()
         for worker in self.workers:
             worker.child.close()
 
@@ -153,6 +158,10 @@ class Pool:
         """Waits a little for the workers to say something; outcomes that are final."""
         readable, _, _ = select.select([worker.child for worker in self.workers], [], [], _TICK_SECONDS)
         now = time.monotonic()
+        if now - self._looked > _AWAY_SECONDS:  # this process was stopped, and the workers may have been too
+            for worker in self.workers:
+                worker.heard = now
+        self._looked = now
         for worker in list(self.workers):
             error: MovqError | None = None
             if worker.child in readable:
@@ -183,7 +192,7 @@ class Pool:
         elif message["kind"] == "end" and worker.task is not None:
             task, worker.task = worker.task, None
             worker.first_resident = worker.first_resident or message["resident"]
-            if message["resident"] > max((self._share() or 0) // 2, 2 * worker.first_resident):
+            if message["over"] or message["resident"] > max((self._share() or 0) // 2, 2 * worker.first_resident):
                 self._replace(worker)
             yield from self._outcome(task, message["outcome"])
 
@@ -204,7 +213,7 @@ class Pool:
                 return
         self._replace(worker)
         if task is not None:
-            yield from self._outcome(task, unmade(error))
+            yield from self._outcome(task, unmade(error), died=True)
 
     def _do_without(self, worker: Worker, error: MovqError) -> None:
         """Goes on with the others, if there are any."""
@@ -219,12 +228,13 @@ class Pool:
         worker.child.close()
         self.workers[self.workers.index(worker)] = self._start(worker.index)
 
-    def _outcome(self, task: Task, outcome: Line) -> Iterator[tuple[Task, Line]]:
+    def _outcome(self, task: Task, outcome: Line, died: bool = False) -> Iterator[tuple[Task, Line]]:
         """Final, or the item waits for another attempt."""
-        cause = outcome.get("cause")
-        again = not self._stopped
-        if again and cause == MovqMemoryError.cause and (task.attempts == 1 or self.count > 1):
-            task.overrides["chunk_frames"] = self._smallest_chunk
+        cause, again = outcome.get("cause"), not self._stopped
+        last = self.count == 1 or self._have_devices  # there will not be more memory
+        if again and cause == MovqMemoryError.cause and not (last and "chunk_frames" in task.overrides):
+            if last or died:
+                task.overrides["chunk_frames"] = self._smallest_chunk
             self._later.append(task)
         elif again and cause in (MovqCrash.cause, MovqHang.cause) and task.attempts == 1:
             self._tasks.append(task)
@@ -237,8 +247,13 @@ class Pool:
             return
         task.first = task.first or outcome["reason"]
 
+    @property
+    def _have_devices(self) -> bool:
+        return self.ready is not None and self.ready.devices > 0
+
     def _try_again_with_fewer(self) -> None:
-        self.count = max(1, self.count // 2)
+        if not self._have_devices:
+            self.count = max(1, self.count // 2)
         for worker in self.workers[self.count :]:
             worker.child.close()
         del self.workers[self.count :]

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..latents import is_latents
 from .manifest import STATUSES, Line
 
 _NUMBER = re.compile(r"\d[\d.,]*")
@@ -28,7 +29,8 @@ class Summary:
     """Of the items of a manifest. `counts` by status; what follows is of those done.
 
     `video_seconds` and `frames` kept, `bytes` of latents, `raw_bytes` of the frames as RGB, `source_bytes` of the videos,
-    `work_seconds` of all workers together, `padded` and `dropped` items; digests of their `weights` and their `precisions`.
+    `work_seconds` of all workers together, `padded` and `dropped` items; digests of their `weights` and their
+    `precisions`. `warnings` and how often they occur, numbers in them apart.
     """
 
     items: int
@@ -44,6 +46,7 @@ class Summary:
     dropped: int
     weights: list[str]
     precisions: list[str]
+    warnings: list[tuple[str, int]]
     failures: list[Failure]
 
     @property
@@ -54,7 +57,7 @@ class Summary:
 
 def summarise(lines: Iterable[Line]) -> Summary:
     """One pass over lines of a manifest."""
-    counts, reasons = Counter[str](), Counter[str]()
+    counts, reasons, warned = Counter[str](), Counter[str](), Counter[str]()
     firsts: dict[str, tuple[str, str]] = {}
     items = orphans = frames = size = raw = source = padded = dropped = 0
     video, work = [], []
@@ -74,6 +77,7 @@ def summarise(lines: Iterable[Line]) -> Summary:
             work.append(line["seconds"])
             weights.add(line["weights_digest"])
             precisions.add(line["precision"])
+            warned.update(_NUMBER.sub("N", text) for text in line["warnings"])
         elif line["status"] == "failed":
             kind = _NUMBER.sub("N", line["reason"])
             reasons[kind] += 1
@@ -92,16 +96,18 @@ def summarise(lines: Iterable[Line]) -> Summary:
         dropped=dropped,
         weights=sorted(weights),
         precisions=sorted(precisions),
+        warnings=warned.most_common(),
         failures=[Failure(firsts[kind][0], count, firsts[kind][1]) for kind, count in reasons.most_common()],
     )
 
 
 def compare_outputs(lines: Iterable[Line], folder: str) -> tuple[list[str], list[str]]:
-    """Latents in the folder of a manifest that belong to no item whose video is there, and those that are missing."""
+    """Latents in the folder of a manifest that are not of the present state of a video there is, and those missing."""
     done = [line for line in lines if line["status"] == "done"]
     there = set()
     for below, _, names in os.walk(folder):
         inside = os.path.relpath(below, folder)
         there |= {os.path.normpath(os.path.join(inside, name)) for name in names if name.endswith(".safetensors")}
     claimed = {line["output"] for line in done if not line.get("orphan")}
-    return sorted(there - claimed), sorted({line["output"] for line in done} - there)
+    strays = [name for name in sorted(there - claimed) if is_latents(os.path.join(folder, name))]
+    return strays, sorted({line["output"] for line in done} - there)

@@ -8,9 +8,10 @@ reading it again.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ..errors import MovqError, printable
 from ..files import require_file, sha256_file, text_of
@@ -19,6 +20,9 @@ from ..plan import EncodeOptions
 from .items import Item
 from .manifest import Line, Manifest
 from .work import options_of, source_hint
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _THREADS = 6  # they wait for disks, or digest without holding Python's lock
 
@@ -43,7 +47,7 @@ class Settings:
             weights_digest=self.weights_digest,
             semantics=self.semantics,
             precision=self.precision,
-            options=options_of(item, self.options).choices(),
+            options=options_of(item, self.options).choices,
             format_version=FORMAT_VERSION,
             threads=self.threads,
             device=self.device,
@@ -84,15 +88,25 @@ def sort_out(
         return None if line is None else _still(item, line, settings, folder, verify, retry_failed)
 
     kept, todo = [], []
-    with ThreadPoolExecutor(_THREADS) as pool:
-        items = list(items)
-        for item, line in zip(items, pool.map(look, items), strict=True):
-            if line is None:
-                todo.append(item)
-            else:
-                kept.append(line)
-            passed()
+    items = list(items)
+    for item, line in zip(items, in_threads(look, items, _THREADS), strict=True):
+        if line is None:
+            todo.append(item)
+        else:
+            kept.append(line)
+        passed()
     return Sorted(kept, todo)
+
+
+def in_threads(work: Callable[[T], R], things: Iterable[T], threads: int) -> Iterator[R]:
+    """The results in order. Who is interrupted meanwhile does not wait for what is running."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield from pool.map(work, things)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 _RESULT = ("weights_digest", "semantics", "precision", "options", "format_version")
@@ -106,9 +120,11 @@ def _still(item: Item, line: Line, settings: Settings, folder: str, verify: bool
     if line["status"] != "done" and (retry_failed or verify or line.get("cause", "refused") != "refused"):
         return None
     if "source" not in line:
-        return line if _refusal(item) == line["reason"] else None
+        return _refreshed(item, line) if _refusal(item) == line["reason"] else None
     try:
         source = source_hint(item.path)
+        if source[0] != line["source"][0]:
+            return None
         if line["status"] == "done":
             if line["output"] != item.output or not _is_whole(os.path.join(folder, item.output), line, verify):
                 return None
@@ -118,13 +134,16 @@ def _still(item: Item, line: Line, settings: Settings, folder: str, verify: bool
             return None
     except (OSError, KeyError, MovqError):
         return None
+    return _refreshed(item, line) | Line(source=source)
+
+
+def _refreshed(item: Item, line: Line) -> Line:
+    """With what is said of the item now."""
     fresh = line.copy()
     fresh.pop("caption", None)
     fresh.pop("extra", None)
     fresh.pop("orphan", None)
-    fresh |= described(item)
-    fresh["source"] = source
-    return fresh
+    return fresh | described(item)
 
 
 def _refusal(item: Item) -> str:

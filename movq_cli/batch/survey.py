@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -16,7 +15,8 @@ from ..errors import MovqError, MovqShort
 from ..plan import EncodeOptions, open_weights, stored_bytes
 from ..video import Surveyed, survey
 from .items import Found, Item
-from .manifest import Manifest
+from .manifest import Line, Manifest
+from .resume import in_threads
 from .run import gather, settle, what_is_left
 from .work import options_of
 
@@ -37,10 +37,10 @@ class PlannedItem:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """`kept` items are up to date, `planned` those that are not. Bytes are of the latents they would become."""
+    """`kept` are lines of items that would not be touched, `planned` the others. Bytes are of the latents to be made."""
 
     found: Found
-    kept: int
+    kept: list[Line]
     planned: list[PlannedItem]
     frames: int
     moments_bytes: int
@@ -54,6 +54,8 @@ def plan_batch(
     options: EncodeOptions | None = None,
     *,
     lists: Sequence[str | os.PathLike[str]] = (),
+    verify: bool = False,
+    retry_failed: bool = False,
     **overrides: Any,
 ) -> BatchPlan:
     """What `encode_batch` would do: frames are counted from packet times, not decoded. Raises as it would."""
@@ -63,9 +65,9 @@ def plan_batch(
     config = checkpoint.config
     found = gather(sources, lists, folder)
     manifest = Manifest(folder)
-    settings = settle(options, checkpoint, manifest)
+    settings = settle(options, checkpoint, manifest, found)
     options = settings.options
-    sorted_out = what_is_left(found, manifest, settings, folder)
+    sorted_out = what_is_left(found, manifest, settings, folder, verify, retry_failed)
 
     def look(items: Sequence[Item]) -> list[PlannedItem]:
         wanted = [(item.path, options_of(item, options).selection) for item in items]
@@ -75,9 +77,8 @@ def plan_batch(
         ]
 
     todo = sorted_out.todo
-    with ThreadPoolExecutor(_PROCESSES) as pool:
-        parts = pool.map(look, (todo[i::_PROCESSES] for i in range(_PROCESSES)))
-        planned = sorted(chain.from_iterable(parts), key=lambda plan: plan.item.id)
+    parts = in_threads(look, (todo[i::_PROCESSES] for i in range(_PROCESSES)), _PROCESSES)
+    planned = sorted(chain.from_iterable(parts), key=lambda plan: plan.item.id)
     numbers = sum(
         math.prod(config.latent_shape(plan.frames + plan.padded, plan.height, plan.width))
         for plan in planned
@@ -88,7 +89,7 @@ def plan_batch(
     halves = 2 if config.double_z else 1
     return BatchPlan(
         found=found,
-        kept=len(sorted_out.kept),
+        kept=sorted_out.kept,
         planned=planned,
         frames=sum(plan.frames for plan in planned),
         moments_bytes=numbers * item_bytes,
@@ -98,8 +99,8 @@ def plan_batch(
 
 
 def _planned(item: Item, found: Surveyed | MovqError, options: EncodeOptions, factor: int) -> PlannedItem:
-    if isinstance(found, MovqError):
-        return PlannedItem(item, refused=found)
+    if item.problem or isinstance(found, MovqError):
+        return PlannedItem(item, refused=found if isinstance(found, MovqError) else MovqError(item.problem))
     try:
         if not found.frames:
             raise MovqError("has no frame in the range asked for")

@@ -8,18 +8,18 @@ could be encoded with.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 from ..codec import Progress
-from ..device import available_memory, keep_freed_memory
+from ..device import available_memory, keep_freed_memory, memory_errors
 from ..encode import EncodeResult, VideoEncoder
 from ..errors import MovqCrash, MovqError, printable
-from ..files import read_header, require_file, write_error
-from ..latents import FORMAT
+from ..files import require_file, write_error
+from ..latents import is_latents
 from ..plan import EncodeOptions
 from ..processes import Talk
 from .items import Item
@@ -38,7 +38,14 @@ def options_of(item: Item, options: EncodeOptions) -> EncodeOptions:
     return replace(options, selection=replace(options.selection, **own)) if own else options
 
 
-def work(encoder: VideoEncoder, item: Item, folder: str, progress: Progress, **overrides: Any) -> Line:
+def work(
+    encoder: VideoEncoder,
+    item: Item,
+    folder: str,
+    progress: Progress,
+    alive: Callable[[], None] = lambda: None,
+    **overrides: Any,
+) -> Line:
     """Encodes an item into the output folder; the part of its line that says what became of it. Raises nothing but bugs.
 
     An older latents file is replaced, anything else only with the override `force`.
@@ -52,20 +59,13 @@ def work(encoder: VideoEncoder, item: Item, folder: str, progress: Progress, **o
         require_file(item.path)
         outcome["source"] = source_hint(item.path)
         os.makedirs(os.path.dirname(output), exist_ok=True)
-        overrides["force"] = overrides.get("force", False) or _is_latents(output)
-        result = encoder.encode(item.path, output, progress=progress, selection=selection, **overrides)
+        overrides["force"] = overrides.get("force", False) or is_latents(output)
+        result = encoder.encode(item.path, output, progress=progress, alive=alive, selection=selection, **overrides)
     except MovqError as error:
         return outcome | unmade(error)
     except OSError as error:
-        return outcome | unmade(write_error(error, output))
+        return outcome | unmade(write_error(error, output))  # of a folder for it
     return outcome | _made(item, result)
-
-
-def _is_latents(path: str) -> bool:
-    try:
-        return read_header(path).metadata.get("format") == FORMAT
-    except MovqError:
-        return False
 
 
 def unmade(error: MovqError) -> Line:
@@ -110,10 +110,12 @@ def _serve(talk: Talk) -> None:
         return
     keep_freed_memory()
     try:
-        encoder = VideoEncoder(EncodeOptions.from_dict(first["options"]))
-        encoder.network  # noqa: B018  # loaded before it says so
-    except MovqError as error:
-        talk.say("unusable", **error.to_dict())
+        with memory_errors():
+            encoder = VideoEncoder(EncodeOptions.from_dict(first["options"]))
+            encoder.network  # noqa: B018  # loaded before it says so
+    except Exception as error:
+        known = error if isinstance(error, MovqError) else MovqCrash(f"{type(error).__name__}: {error}")
+        talk.say("unusable", **known.to_dict())
         return
     import torch
 
@@ -127,13 +129,14 @@ def _serve(talk: Talk) -> None:
             talk.say("progress", done=done, total=total)
 
         try:
-            outcome = work(encoder, item, message["folder"], progress, **message["overrides"])
+            outcome = work(encoder, item, message["folder"], progress, talk.alive, **message["overrides"])
         except BrokenPipeError:
             raise
         except Exception as error:
             reason = f"a bug of movq: {type(error).__name__}: {error} (movq --debug encode shows where)"
-            outcome = unmade(MovqCrash(reason))
-        talk.say("end", outcome=outcome, resident=_resident())
+            talk.say("end", outcome=unmade(MovqCrash(reason)), resident=0, over=True)
+            return  # who knows what state this process is in
+        talk.say("end", outcome=outcome, resident=_resident(), over=False)
 
 
 def item_to_dict(item: Item) -> dict[str, Any]:

@@ -26,7 +26,7 @@ _NAMES, _REASONS = 5, 20
 def _workers(text: str) -> int | None:
     if text == "auto":
         return None
-    if not text.isdigit() or not int(text):
+    if not text.isdecimal() or not int(text):
         raise MovqUsageError(f"must be auto or a number above 0, got {text!r}", "--workers")
     return int(text)
 
@@ -84,7 +84,9 @@ def batch_encode(
     verify: Annotated[
         bool,
         typer.Option(
-            "--verify", rich_help_panel=BATCH, help="Read all videos and outputs that are there, and compare."
+            "--verify",
+            rich_help_panel=BATCH,
+            help="Read all videos and outputs that are there; try refused ones again.",
         ),
     ] = False,
     *,
@@ -106,7 +108,10 @@ def batch_encode(
     allowed = _allowed(max_failures)
     count = _workers(workers)
     if dry_run:
-        _print_plan(plan_batch(sources or [], output, options, lists=lists or []), output)
+        _print_plan(
+            plan_batch(sources or [], output, options, lists=lists or [], verify=verify, retry_failed=retry_failed),
+            output,
+        )
         return
     if not quiet:
         say_whose_weights(options)
@@ -154,6 +159,14 @@ def _report(result: BatchResult, output: str, quiet: bool) -> None:
                 f"{new.padded:,} of {plural(new.counts['done'], 'clip')} had their last frame repeated to fill the last latent; "
                 "--tail drop leaves such frames out instead"
             )
+        if new.dropped:
+            complain(
+                f"{new.dropped:,} of {plural(new.counts['done'], 'clip')} had frames at their end left out (--tail drop)"
+            )
+        if new.warnings:
+            warned = plural(sum(bool(line.get("warnings")) for line in result.made), "clip")
+            most = ", ".join(f"{text} ({count:,})" for text, count in new.warnings[:_NAMES])
+            complain(f"{warned} with warnings, which the manifest and the headers have; most often: {most}")
     if result.stopped:
         complain(
             f"stopped: {result.stopped}; {plural(result.left, 'item')} left: the same command goes on with them", output
@@ -188,7 +201,9 @@ def show_failures(summary: Summary, file: TextIO | None = None) -> None:
 
 
 def say_orphans(orphans: list[str], output: str) -> None:
-    complain(f"{plural(len(orphans), 'output')} of no video there is (renamed, deleted?): {_some(orphans)}", output)
+    complain(
+        f"{plural(len(orphans), 'output')} of no video there is, or of an older state of one: {_some(orphans)}", output
+    )
 
 
 def _say_skipped(skipped: list[tuple[str, str]]) -> None:
@@ -205,6 +220,7 @@ def _some(names: list[str]) -> str:
 def _print_plan(plan: BatchPlan, output: str) -> None:
     from .tables import print_pairs
 
+    failed = sum(line["status"] == "failed" for line in plan.kept)
     good = [planned for planned in plan.planned if planned.refused is None]
     for planned in good:
         repeated = f" + {planned.padded} repeated" if planned.padded else ""
@@ -218,7 +234,8 @@ def _print_plan(plan: BatchPlan, output: str) -> None:
     print_pairs(
         {
             "items": f"{len(plan.found.items):,}",
-            "up to date": f"{plan.kept:,}" if plan.kept else "",
+            "up to date": f"{len(plan.kept) - failed:,}" if len(plan.kept) > failed else "",
+            "failed before": f"{failed:,}; --retry-failed tries again what was refused" if failed else "",
             "would fail": f"{len(plan.planned) - len(good):,}" if len(good) < len(plan.planned) else "",
             "to encode": f"{len(good):,}, of {plural(plan.frames, 'frame')}",
             "output size": f"{size(plan.moments_bytes)} for moments, {size(plan.mean_bytes)} for mean, in {plan.store_dtype}",

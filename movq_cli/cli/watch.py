@@ -39,7 +39,7 @@ def watching(quiet: bool) -> Iterator[Watch]:
 
 
 class _Quiet:
-    """Shows nothing."""
+    """A line for each item that fails, and nothing else."""
 
     def __init__(self) -> None:
         self.state: BatchState | None = None
@@ -54,7 +54,8 @@ class _Quiet:
             self._next = time.monotonic() + self.show(state)
 
     def failures(self, lines: list[Any]) -> None:
-        pass
+        for line in lines:
+            complain(line["reason"], line["path"])
 
     def show(self, state: BatchState) -> float:
         """Seconds until it wants to be called again."""
@@ -65,15 +66,11 @@ class _Quiet:
 
 
 class _Log(_Quiet):
-    """A line for each item that fails, and now and then one on how far it is."""
+    """Now and then also a line on how far it is."""
 
     def __init__(self) -> None:
         super().__init__()
         self._next = time.monotonic() + _LINE_SECONDS
-
-    def failures(self, lines: list[Any]) -> None:
-        for line in lines:
-            complain(line["reason"], line["path"])
 
     def show(self, state: BatchState) -> float:
         if state.phase == "checking":
@@ -121,6 +118,8 @@ class _Terminal(_Quiet):
         while len(self._lines) < len(state.workers):
             position = 1 + len(self._lines)
             self._lines.append(self._tqdm(bar_format="{desc}", leave=False, dynamic_ncols=True, position=position))
+        for line in self._lines[len(state.workers) :]:
+            line.set_description_str("")
         for line, worker in zip(self._lines, state.workers, strict=False):
             text = "starts" if not worker.ready else "waits"
             if worker.task is not None:

@@ -13,7 +13,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from ..errors import MovqDiskError, MovqError
+from ..errors import MovqDiskError, MovqOutputError
 from ..files import os_reason
 
 Claim = Callable[[], list[Tensor]]
@@ -35,7 +35,7 @@ class SpillFile:
         try:
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  # closed by __exit__
         except OSError as error:
-            raise MovqError(f"{os_reason(error)}; --spill-dir names a folder for activations", folder) from None
+            raise MovqOutputError(f"{os_reason(error)}; --spill-dir names a folder for activations", folder) from None
 
     def push(self, data: memoryview) -> None:
         if self._held + len(data) > self.capacity:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from types import TracebackType
@@ -58,6 +58,7 @@ class FrameReader:
         multiple: int,
         ahead: int,
         threads: int,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         self.path = os.fspath(path)
         self.warnings: tuple[str, ...] = ()
@@ -66,6 +67,7 @@ class FrameReader:
         self._worker = _Worker(
             self.path, "frames", selection, picture, threads, self._memory_fd, multiple=multiple, ahead=ahead
         )
+        self._worker.alive = alive
         self._opened: dict[str, Any] | None = None
         self._over = False
 
@@ -135,14 +137,16 @@ def read_frames(
     multiple: int = 1,
     ahead: int = 8,
     threads: int = 2,
+    alive: Callable[[], None] = lambda: None,
 ) -> FrameReader:
     """The frames of a video as a viewer shows them: turned, with square pixels, in RGB by the file's own colour tags.
 
     `multiple`: pad height and width, by repeating the right and bottom edge, to multiples of it. `ahead`: how many frames
-    decoding may be in front, never more than 128 MB of them but at least two. `threads`: of the decoder.
+    decoding may be in front, never more than 128 MB of them but at least two. `threads`: of the decoder;
+    `alive` is called now and then while it works and has no frame to give.
     Raises MovqError, when frames are taken, for a file that is missing, not a video, damaged or cut off in the range read.
     """
-    return FrameReader(path, selection or Selection(), picture or Picture(), multiple, ahead, threads)
+    return FrameReader(path, selection or Selection(), picture or Picture(), multiple, ahead, threads, alive)
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
@@ -150,9 +154,11 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     return _info(_ask(path, "probe", Selection())["info"])
 
 
-def count_frames(path: str | os.PathLike[str], selection: Selection | None = None) -> int:
+def count_frames(
+    path: str | os.PathLike[str], selection: Selection | None = None, alive: Callable[[], None] = lambda: None
+) -> int:
     """How many frames a selection has, from the times of packets, without decoding. Raises MovqError."""
-    return int(_ask(path, "count", selection or Selection())["frames"])
+    return int(_ask(path, "count", selection or Selection(), alive)["frames"])
 
 
 @dataclass(frozen=True)
@@ -189,8 +195,11 @@ def survey(wanted: Iterable[tuple[str, Selection]], picture: Picture, multiple: 
             worker.close()
 
 
-def _ask(path: str | os.PathLike[str], mode: str, selection: Selection) -> dict[str, Any]:
+def _ask(
+    path: str | os.PathLike[str], mode: str, selection: Selection, alive: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     worker = _Worker(os.fspath(path), mode, selection, Picture(), 1, None)
+    worker.alive = alive
     try:
         return worker.receive()
     finally:
@@ -203,7 +212,9 @@ def _info(values: dict[str, Any]) -> VideoInfo:
 
 
 class _Worker:
-    """A decoding process and the conversation with it."""
+    """A decoding process and the conversation with it. `alive` is called when it says that it is, and nothing else."""
+
+    alive: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(
         self,
@@ -266,6 +277,7 @@ class _Worker:
                 raise RuntimeError(f"in the decoding process of {self._path}:\n{message['trace']}")
             if message["kind"] != "alive":
                 return message
+            self.alive()
 
     def close(self) -> None:
         self._child.close()
