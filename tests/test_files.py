@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from movq_cli import MovqError
-from movq_cli.files import WholeFile, header_bytes, read_header
+from movq_cli.files import WholeFile, header_bytes, read_header, sweep
 
 
 def test_nothing_until_commit_and_nothing_without(tmp_path):
@@ -139,3 +139,20 @@ def test_headers_that_lie_are_refused(tmp_path):
         path.write_bytes(data)
         with pytest.raises(MovqError, match="safetensors"):
             read_header(path)
+
+
+def test_sweep_removes_what_the_dead_left_and_nothing_of_the_living(tmp_path, monkeypatch):
+    monkeypatch.delattr("os.O_TMPFILE")  # as on file systems without nameless files
+    left = tmp_path / "sub" / f".movq-{'0' * 16}.tmp"
+    left.parent.mkdir()
+    left.write_bytes(b"half a file")
+    others = [tmp_path / name for name in (".movq-notes.tmp", "a.tmp", ".hidden")]
+    for other in others:
+        other.write_bytes(b"mine")
+    with WholeFile(tmp_path / "sub" / "out") as file:
+        file.write(b"still at it")
+        sweep(tmp_path)
+        assert not left.exists()
+        file.commit()
+    assert (tmp_path / "sub" / "out").read_bytes() == b"still at it"
+    assert all(other.read_bytes() == b"mine" for other in others)
