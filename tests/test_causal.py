@@ -188,9 +188,9 @@ def test_two_streams_do_not_meet():
 
 
 def test_documented_example():
-    """CogVideo's: (1, 3, 16, 256, 256) becomes (1, 8, 4, 32, 32)."""
+    """CogVideo's: (1, 3, 16, 256, 256) becomes (1, 8, 4, 32, 32); with a quarter of its hidden channels, for speed."""
     encoder = Encoder3D(
-        ch=128,
+        ch=32,
         out_ch=3,
         ch_mult=(1, 2, 4, 4),
         num_res_blocks=2,

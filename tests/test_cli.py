@@ -133,7 +133,7 @@ def test_bad_inputs_are_one_line_and_leave_nothing(movq, tmp_path):
     reasons["cut.mp4"] = ""
     before = listing(tmp_path)
     for name, reason in reasons.items():
-        refused(movq("encode", name, "-o", "out.safetensors", "-q"), name, reason)
+        refused(movq("encode", name, "-o", "out.safetensors", "-q", "--short-side", "40", "--upscale"), name, reason)
         if name not in ("folder", "cut.mp4"):  # a folder of no latents says so; of a cut file, the header is whole
             refused(movq("info", name), name)
     assert listing(tmp_path) == before

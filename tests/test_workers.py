@@ -214,8 +214,10 @@ def test_killed_at_any_moment_and_resumed_the_result_is_the_same(folder, undistu
     assert tree(tmp_path / "out") == undisturbed
 
 
-def test_workers_end_with_the_batch_even_when_stopped(folder, tmp_path):
-    process = start(folder, "in", "-o", tmp_path / "out", "--workers", 2)
+def test_workers_end_with_the_batch_even_when_stopped(tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        clips.write(tmp_path / name, clips.pictures(1000, 160, 128))
+    process = start(tmp_path, "a.mp4", "b.mp4", "-o", "out", "--workers", 2)
     workers = wait_for(lambda: len(found := encoding(process.pid)) == 2 and found)
     os.kill(workers[0], signal.SIGSTOP)
     os.kill(process.pid, signal.SIGKILL)
