@@ -203,6 +203,9 @@ def test_changed_inputs_are_encoded_again_whatever_their_times_say(small):
     os.utime(folder / "in" / "a.mp4", ns=(old.st_atime_ns, old.st_mtime_ns))
     assert run() == {"a.mp4"}
     assert open_latents(folder / "out" / "a.mp4.safetensors").metadata.frames == 9
+    swap_contents(folder / "in" / "b.mp4")
+    os.utime(folder / "in" / "b.mp4")  # of the same size, with another time: only its contents tell
+    assert run() == {"b.mp4"}
     os.replace(clips.write(folder / "good.mp4", clips.pictures(5)), folder / "in" / "bad.mp4")
     assert run() == {"bad.mp4"}
     assert manifest(folder / "out")["bad.mp4"]["status"] == "done"
