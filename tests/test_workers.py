@@ -229,7 +229,8 @@ def test_workers_end_with_the_batch_even_when_stopped(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_says_what_is_left_and_how_to_go_on(folder, undisturbed, tmp_path, number):
     process = start(folder, "in", "-o", tmp_path / "out", "--workers", 1)
-    wait_for(lambda: (tmp_path / "out" / "0.mp4.safetensors").exists())
+    wait_for(lambda: (tmp_path / "out" / "manifest.jsonl").exists())
+    time.sleep(0.1)
     started = time.perf_counter()
     os.killpg(process.pid, number)
     out, talk = process.communicate(timeout=30)
