@@ -110,13 +110,11 @@ class Pool:
             yield from self._listen()
             tick()
 
-    def stop(self) -> int:
-        """Gives out no further tasks; how many are left."""
+    def stop(self) -> None:
+        """Gives out no further tasks."""
         self._stopped = True
-        left = len(self._tasks) + len(self._later)
         self._tasks.clear()
         self._later.clear()
-        return left
 
     def close(self) -> None:
         for worker in self.workers:

@@ -64,9 +64,8 @@ class FrameReader:
         self.warnings: tuple[str, ...] = ()
         self._memory_fd = _anonymous_memory()
         self._memory: mmap.mmap | None = None
-        self._worker = _Worker(
-            self.path, "frames", selection, picture, threads, self._memory_fd, multiple=multiple, ahead=ahead
-        )
+        self._worker = _Worker(self._memory_fd)
+        self._worker.ask(self.path, "frames", selection, picture, threads=threads, multiple=multiple, ahead=ahead)
         self._worker.alive = alive
         self._opened: dict[str, Any] | None = None
         self._over = False
@@ -178,10 +177,8 @@ def survey(wanted: Iterable[tuple[str, Selection]], picture: Picture, multiple: 
     worker: _Worker | None = None
     try:
         for path, selection in wanted:
-            if worker is None:
-                worker = _Worker(path, "survey", selection, picture, 1, None, multiple=multiple)
-            else:
-                worker.ask(path, "survey", selection, picture, 1, None, multiple=multiple)
+            worker = worker or _Worker()
+            worker.ask(path, "survey", selection, picture, multiple=multiple)
             try:
                 found = worker.receive()
                 yield Surveyed(found["frames"], found["height"], found["width"])
@@ -198,9 +195,10 @@ def survey(wanted: Iterable[tuple[str, Selection]], picture: Picture, multiple: 
 def _ask(
     path: str | os.PathLike[str], mode: str, selection: Selection, alive: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
-    worker = _Worker(os.fspath(path), mode, selection, Picture(), 1, None)
+    worker = _Worker()
     worker.alive = alive
     try:
+        worker.ask(os.fspath(path), mode, selection)
         return worker.receive()
     finally:
         worker.close()
@@ -216,45 +214,33 @@ class _Worker:
 
     alive: Callable[[], None] = staticmethod(lambda: None)
 
-    def __init__(
-        self,
-        path: str,
-        mode: str,
-        selection: Selection,
-        picture: Picture,
-        threads: int,
-        memory: int | None,
-        *,
-        multiple: int = 1,
-        ahead: int = 1,
-    ) -> None:
+    def __init__(self, memory: int | None = None) -> None:
+        self._memory = memory
         self._child = Child("movq_cli.video.child", () if memory is None else (memory,))
-        self.ask(path, mode, selection, picture, threads, memory, multiple=multiple, ahead=ahead)
 
     def ask(
         self,
         path: str,
         mode: str,
         selection: Selection,
-        picture: Picture,
-        threads: int,
-        memory: int | None,
+        picture: Picture | None = None,
         *,
+        threads: int = 1,
         multiple: int = 1,
         ahead: int = 1,
     ) -> None:
-        """A request more, of a process that is there for several."""
+        """A request; a process answers one, or several surveys."""
         self._path = path
         request = {
             "mode": mode,
             "path": os.fsencode(path).decode("utf-8", "surrogateescape"),
             "selection": selection.to_dict(),
-            "picture": asdict(picture),
+            "picture": asdict(picture or Picture()),
             "multiple": multiple,
             "ahead": ahead,
             "ahead_bytes": AHEAD_BYTES,
             "threads": threads,
-            "memory": memory,
+            "memory": self._memory,
         }
         self._child.send(request)
 
