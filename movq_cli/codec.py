@@ -150,17 +150,21 @@ def chunk_lengths(windows: Iterable[Iterable[int | None]], count: int) -> Iterat
         count -= chunk
 
 
-def fit_tail(frames: int, tail: str, factor: int) -> tuple[int, int]:
-    """(frames to repeat at the end, frames to drop) so that 1 + n * factor remain. Raises MovqError for tail 'error'."""
-    over = (frames - 1) % factor
-    if over == 0:
-        return 0, 0
-    if tail == "error":
+def fit_tail(frames: int, tail: str, factor: int, least: int = 0) -> tuple[int, int]:
+    """(frames to repeat at the end, frames to drop) so that 1 + n * factor remain, of `least` frames at least.
+
+    Raises MovqError for tail 'error'.
+    """
+    wanted = max(frames, least)
+    over = (wanted - 1) % factor
+    if over and tail == "error":
         raise MovqError(
-            f"has {frames} frames where 1 + a multiple of {factor} are wanted: {frames - over} and {frames - over + factor} "
+            f"has {frames} frames where 1 + a multiple of {factor} are wanted: {wanted - over} and {wanted - over + factor} "
             "fit; --tail pad repeats the last frame, --tail drop leaves some out"
         )
-    return (factor - over, 0) if tail == "pad" else (0, over)
+    if over:
+        wanted += factor - over if tail == "pad" else -over
+    return max(0, wanted - frames), max(0, frames - wanted)
 
 
 class WrongCount(Exception):
@@ -173,7 +177,7 @@ class WrongCount(Exception):
 
 @dataclass
 class Chunker:
-    """Collects frames, the tail as told, into windows of chunks (T, H, W, 3).
+    """Collects frames, the tail as told, into windows of chunks (T, H, W, 3). Fewer than `least` frames are made up to it.
 
     While its chunks are taken it records what happened to the frames: `times` and `indices` of those kept, how many were
     `padded` or `dropped`, and when the last kept one `end`s.
@@ -182,12 +186,14 @@ class Chunker:
     frames: Iterable[TimedImage]
     tail: str
     config: AutoencoderConfig
+    least: int = 0
 
     def __post_init__(self) -> None:
         self.times: array[float] = array("d")
         self.indices: array[int] = array("q")
         self.padded = self.dropped = 0
         self.end = Fraction(0)
+        self._last: np.ndarray | None = None
         self._buffer: np.ndarray | None = None
 
     def windows(
@@ -239,19 +245,21 @@ class Chunker:
                 room = self.config.temporal_factor
         if not self.times:
             raise MovqError("has no frame in the range asked for")
-        self.padded, self.dropped = fit_tail(len(self.times) + len(held), self.tail, self.config.temporal_factor)
+        factor = self.config.temporal_factor
+        self.padded, self.dropped = fit_tail(len(self.times) + len(held), self.tail, factor, self.least)
         if self.dropped:
             self.end = held[0].time
-        elif held:
-            last = held[-1].image
-            yield from self._keep(held)
-            yield from [last] * self.padded
+            return
+        yield from self._keep(held)
+        assert self._last is not None
+        yield from [self._last] * self.padded
 
     def _keep(self, held: list[TimedImage]) -> Iterator[np.ndarray]:
         for frame in held:
             self.times.append(float(frame.time))
             self.indices.append(frame.index)
             self.end = frame.end
+            self._last = frame.image
             yield frame.image
         held.clear()
 

@@ -152,8 +152,8 @@ def keep_freed_memory() -> None:
         mallopt(trim_threshold, (1 << 31) - 1)
 
 
-def parse_bytes(text: str) -> int:
-    """'64MB', '2.5 GB', '512MiB' or a number of bytes. Raises MovqUsageError."""
+def parse_bytes(text: str, option: str) -> int:
+    """'64MB', '2.5 GB', '512MiB' or a number of bytes. Raises MovqUsageError, about the option."""
     units = {"": 1, "B": 1}
     for i, letter in enumerate("KMGT", 1):
         units |= {letter: 1000**i, f"{letter}B": 1000**i, f"{letter}IB": 1024**i}
@@ -162,7 +162,7 @@ def parse_bytes(text: str) -> int:
     try:
         value = float(number) * units[text[len(number) :].strip()]
     except (KeyError, ValueError):
-        raise MovqUsageError(f"is not a size like 64MB or 2GiB: {text!r}", "--memory-budget") from None
-    if value <= 0:
-        raise MovqUsageError("must be above 0", "--memory-budget")
+        raise MovqUsageError(f"is not a size like 64MB or 2GiB: {text!r}", option) from None
+    if not 0 < value < float("inf"):
+        raise MovqUsageError("must be above 0", option)
     return int(value)

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from . import __version__
 from .codec import Chunker, Draw, Progress, WorkDone, WrongCount, encode, encode_windows, silent
 from .device import choose_device, choose_precision, computing, dtype_of, memory_errors
-from .errors import MovqError, MovqShort, MovqWarning, about
+from .errors import MovqError, MovqWarning, about
 from .files import changed, file_name, refuse_inputs, require_file, sha256_file
 from .latents import LatentsWriter, Metadata
 from .model.checkpoint import Checkpoint
-from .plan import EncodeOptions, Plan, make_plan, must_count, open_weights, start_reader
+from .plan import EncodeOptions, Plan, least_frames, make_plan, must_count, open_weights, start_reader, too_short
 from .video import FrameReader, Selection, VideoInfo, count_frames
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ class VideoEncoder:
             self.checkpoint = open_weights(options)
         self.notes = [str(w.message) for w in caught if issubclass(w.category, MovqWarning)]
         self.weights_digest = _in_background(lambda: self.checkpoint.digest)
+        self._digested: tuple[os.stat_result, Future[str]] | None = None
 
     @cached_property
     def device(self) -> torch.device:
@@ -128,8 +129,7 @@ class VideoEncoder:
         options = replace(self.options, **overrides).beside(output)
         before = require_file(source)
         refuse_inputs(output, source, *self.checkpoint.files)
-        source_sha256 = _in_background(lambda: sha256_file(source))
-        run = _Run(self, source, output, options, progress, alive, started, before, source_sha256)
+        run = _Run(self, source, output, options, progress, alive, started, before, self._digest(source, before))
         with about(os.fspath(source)):
             try:
                 return run.encode(None)
@@ -138,6 +138,16 @@ class VideoEncoder:
                     return run.encode(wrong.found)
                 except WrongCount as again:
                     raise MovqError(f"gave {wrong.found} frames at first, then {again.found}") from None
+
+    def _digest(self, source: str | os.PathLike[str], now: os.stat_result) -> Future[str]:
+        """The source's sha256, read once for several spans of it."""
+        if self._digested is not None:
+            before, digest = self._digested
+            if not changed(before, now) and not (digest.done() and digest.exception()):
+                return digest
+        digest = _in_background(lambda: sha256_file(source))
+        self._digested = now, digest
+        return digest
 
 
 @dataclass(frozen=True)
@@ -173,7 +183,7 @@ class _Run:
                 if frames is None and must_count(options, checkpoint):
                     frames = count_frames(source, options.selection, self.alive)
                 plan = make_plan(reader, frames, options, checkpoint, device, precision)
-                chunker = Chunker(reader, options.tail, checkpoint.config)
+                chunker = Chunker(reader, options.tail, checkpoint.config, least_frames(options))
                 self._append(encoder, plan, chunker, writer, device)
             if changed(self.before, os.stat(source)):
                 raise MovqError("changed while it was read")
@@ -263,7 +273,7 @@ class _Run:
             frames=len(chunker.times),
             frames_padded=chunker.padded,
             frames_dropped=chunker.dropped,
-            fps=options.selection.fps or info.fps,
+            fps=_rate(info, options.selection),
             duration=float(chunker.end) - chunker.times[0],
             preprocessing=preprocessing,
             source_name=file_name(self.source),
@@ -290,6 +300,11 @@ def _store_dtype(options: EncodeOptions, precision: str) -> torch.dtype:
     return dtype_of(precision if options.store_dtype == "auto" else options.store_dtype)
 
 
+def _rate(info: VideoInfo, selection: Selection) -> Fraction | None:
+    rate = selection.fps or info.fps
+    return rate and rate / selection.every
+
+
 def _expected_frames(info: VideoInfo, selection: Selection) -> int | None:
     """How many frames the header promises of a selection; for a progress bar."""
     count, fps = info.frames_from_header, info.fps
@@ -302,15 +317,15 @@ def _expected_frames(info: VideoInfo, selection: Selection) -> int | None:
         if selection.duration is not None:
             seconds = min(seconds, selection.duration)
         count = round(seconds * (selection.fps or fps))
+    count = max(0, -(-count // selection.every) - selection.skip)
     return count if selection.frames is None else min(count, selection.frames)
 
 
 def _shortfall(chunker: Chunker, options: EncodeOptions) -> Iterator[str]:
     wanted, found = options.selection.frames, len(chunker.times) + chunker.dropped
     if wanted is not None and found < wanted:
-        reason = f"has {found} of the {wanted} frames asked for"
         if options.short == "refuse":
-            raise MovqShort(reason)
-        yield reason
+            raise too_short(found, wanted)
+        yield too_short(found, wanted).reason + (": its last one is repeated" if options.short == "pad" else "")
     if chunker.dropped:
         yield f"the last {chunker.dropped} frames were dropped (--tail drop)"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .budget import Budget, ModelOptions, Task, make_budget, one_of
 from .codec import RGB, TAILS, chunk_lengths, encode_windows, first_chunk, fit_tail, window_lengths
 from .device import ITEM_SIZE, choose_device, choose_precision
-from .errors import MovqError, MovqUsageError, about
+from .errors import MovqError, MovqShort, MovqUsageError, about
 from .files import ITEM_SIZES
 from .latents import DTYPES, REPRESENTATIONS
 from .model.checkpoint import Checkpoint, open_checkpoint, require_fit
@@ -26,10 +26,10 @@ from .video import AHEAD_BYTES, FrameReader, Geometry, Picture, Selection, Video
 if TYPE_CHECKING:
     import torch
 
-SHORT = ("encode", "refuse")
+SHORT = ("encode", "pad", "refuse")
 """What becomes of a video with fewer frames than `Selection.frames` asks for."""
 
-_KNOBS = {field.name for field in fields(ModelOptions)} | {"force", "short"}
+_KNOBS = {field.name for field in fields(ModelOptions)} | {"force"}
 
 AHEAD_FRAMES = 32
 """How far decoding may run ahead of encoding, within AHEAD_BYTES of shared memory."""
@@ -39,7 +39,8 @@ AHEAD_FRAMES = 32
 class EncodeOptions(ModelOptions):
     """How to encode. The defaults are those of `movq encode`. Raises MovqUsageError for values that cannot be.
 
-    `short`: whether a video with fewer frames than `selection.frames` is encoded, with a warning, or refused (MovqShort).
+    `short`: whether a video with fewer frames than `selection.frames` is encoded, with a warning, first made as long by
+    repeating its last frame (pad), or refused (MovqShort).
     """
 
     selection: Selection = Selection()
@@ -56,7 +57,7 @@ class EncodeOptions(ModelOptions):
         one_of("--tail", self.tail, TAILS)
         one_of("--save", self.save, REPRESENTATIONS)
         one_of("--store-dtype", self.store_dtype, ("auto", *DTYPES))
-        one_of("--short", self.short, SHORT)
+        one_of("short", self.short, SHORT)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON and `from_dict`."""
@@ -77,6 +78,8 @@ class EncodeOptions(ModelOptions):
             chosen |= chosen.pop(part)
         if self.save != "sample":
             del chosen["seed"]
+        if self.short != "pad":  # else there is what all options give, or nothing
+            del chosen["short"]
         return {name: value for name, value in chosen.items() if name not in _KNOBS and value != usual[name]}
 
 
@@ -149,6 +152,15 @@ def start_reader(
     )
 
 
+def too_short(found: int, wanted: int) -> MovqShort:
+    return MovqShort(f"has {found} of the {wanted} frames asked for")
+
+
+def least_frames(options: EncodeOptions) -> int:
+    """How many frames a video is made to have where it has fewer."""
+    return options.selection.frames or 0 if options.short == "pad" else 0
+
+
 def must_count(options: EncodeOptions, checkpoint: Checkpoint) -> bool:
     """Whether a plan needs the number of frames: to place windows, to weigh one chunk, or to refuse a tail early."""
     return options.tail == "error" or checkpoint.semantics != "frame"
@@ -170,11 +182,11 @@ def make_plan(
     if frames is not None:
         if frames == 0:
             raise MovqError("has no frame in the range asked for")
-        padded, dropped = fit_tail(frames, options.tail, config.temporal_factor)
+        padded, dropped = fit_tail(frames, options.tail, config.temporal_factor, least_frames(options))
         frames -= dropped
         total = frames + padded
     # For norms per frame, as much as is known without counting, so that a plan and a run choose alike.
-    most = 1 if reader.info.is_picture else options.selection.frames
+    most = 1 if reader.info.is_picture and options.short != "pad" else options.selection.frames
     most = most and most + fit_tail(most, "pad", config.temporal_factor)[0]
     window = 0
     if semantics != "frame":

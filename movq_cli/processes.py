@@ -29,6 +29,8 @@ _PR_SET_PDEATHSIG = 1
 class Child:
     """A process that runs `main` of a module, which begins by making a Talk. Close it."""
 
+    started = True
+
     def __init__(self, module: str, pass_fds: tuple[int, ...] = ()) -> None:
         # Linux ties "dies with its parent" to the thread that started it; others may end before the process does.
         parent = os.getpid() if threading.current_thread() is threading.main_thread() else 0

@@ -76,7 +76,7 @@ def test_folders_are_taken_whole_and_in_order(tmp_path):
     assert [item.output for item in found.items] == [f"{name}.safetensors" for name in names]
     assert found.skipped == []
     item = found.items[0]
-    assert (item.start, item.duration, item.caption, item.extra, item.problem) == (None, None, None, {}, "")
+    assert (item.start, item.duration, item.caption, item.extra, item.refusal) == (None, None, None, {}, None)
 
 
 @pytest.mark.parametrize(

@@ -13,19 +13,35 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
-from ..errors import MovqError
+from ..errors import MovqError, MovqUsageError
 from ..files import text_of
+from .captions import caption_path, read_caption, read_captions
 from .folders import Walk
 from .lists import Row, absolute, read_list
 from .outputs import Places
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What was found of a video without encoding it: the frames of its selection, before spans are cut, and the size it
+    shows. `source` is what tells that it has not changed since (work.py).
+    """
+
+    source: list[int]
+    frames: int = 0
+    width: int = 0
+    height: int = 0
+
+
+@dataclass(frozen=True)
 class Item:
-    """One row of a dataset: a video, or a span of it, and what a list says of it.
+    """One row of a dataset: a video, or a span of it, and what is said of it.
 
     `path` is absolute; `output` is relative to the output folder; `id`, unique, is what the manifest knows it by. Times in
-    seconds. `problem` is why it cannot be encoded, where that is known already.
+    seconds. What follows `seen` is known of items that were cut out of videos (spans.py): `of` is the id of the video's item
+    where this is one of its spans, which begins `skip` frames in; `frames` how many it takes, repeating the last if `pad`;
+    `size` (height, width) of its bucket. `shape` is (frames, height, width) as encoded, `padded` frames and edges included.
+    `refusal` is why it cannot be encoded, where that is known already.
     """
 
     id: str
@@ -35,7 +51,25 @@ class Item:
     duration: Fraction | None = None
     caption: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
-    problem: str = ""
+    seen: Seen | None = None
+    of: str = ""
+    skip: int = 0
+    frames: int | None = None
+    pad: bool = False
+    size: tuple[int, int] | None = None
+    shape: tuple[int, int, int] | None = None
+    padded: int = 0
+    refusal: MovqError | None = None
+
+    @property
+    def video(self) -> str:
+        """The id of the video's item: its own, unless it is a span."""
+        return self.of or self.id
+
+    @property
+    def encoded_frames(self) -> int:
+        """Of the video, without padding; 0 where that is not known or it will not be encoded."""
+        return 0 if self.shape is None or self.refusal is not None else self.shape[0] - self.padded
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -51,38 +85,67 @@ class Found:
     skipped: list[tuple[str, str]]
 
 
-def find_items(sources: Sequence[str], lists: Sequence[str], output: str) -> Found:
-    """The items of folders (all below them), files, globs and lists ("-": of standard input).
+def find_items(sources: Sequence[str], lists: Sequence[str], output: str, captions: str | None = None) -> Found:
+    """The items of folders (all below them), files, globs and lists ("-": of standard input), in order of id.
 
-    The output folder is left out, unless it is itself a source. Raises MovqError for a source that is missing, a glob
-    without matches, and a list that cannot be understood.
+    The output folder is left out, unless it is itself a source. `captions`: a file of one line for each row of the list, or
+    each item if there is none. Raises MovqError for a source that is missing, a glob without matches, a list that cannot be
+    understood, and as many captions as there are not items.
     """
     walk = Walk(output)
     items: dict[tuple[Any, ...], Item] = {}
     rows: dict[tuple[Any, ...], Row] = {}
-    for name in (*lists, *(source for source in sources if source == "-")):
-        for row in read_list(name):
-            item = _of_row(row)
+    lists = [*lists, *(source for source in sources if source == "-")]
+    sources = [source for source in sources if source != "-"]
+    if captions is not None and lists and (sources or len(lists) > 1):
+        raise MovqUsageError("goes with one list, or with no list at all", "--captions")
+    for name in lists:
+        listed = read_list(name)
+        for row, caption in zip(listed, _captions(captions, listed), strict=True):
+            item = replace(_of_row(row), caption=caption)
             other = rows.setdefault(item.key, row)
             if items.setdefault(item.key, item) != item:
                 columns = "with other columns: give each an id"
                 raise MovqError(f"line {row.line} names the clip of line {other.line} twice, {columns}", row.list)
             if other is not row:
                 walk.skipped[row.path] = "named twice"
-    named, matched, roots = _expand([source for source in sources if source != "-"])
+    named, matched, roots = _expand(sources)
+    unread: dict[str, str] = {}
     if named or matched:
         shared = [path if os.path.isdir(path) else os.path.dirname(path) for path in named]
         root = os.path.commonpath([*shared, *roots])
         for path, problem in walk.files(named, matched):
-            item = Item(os.path.relpath(path, root), path, "", problem=problem)
+            item = Item(os.path.relpath(path, root), path, "", refusal=MovqError(problem) if problem else None)
+            if captions is None and not problem and os.path.lexists(caption_path(path)):
+                walk.skipped.pop(caption_path(path), None)
+                try:
+                    item = replace(item, caption=read_caption(caption_path(path)))
+                except MovqError as error:
+                    unread[caption_path(path)] = f"no caption: {error.reason}"
             items.setdefault(item.key, item)
+    found = [items[key] for key in sorted(items)]
+    if not lists:
+        found = [
+            replace(item, caption=caption) for item, caption in zip(found, _captions(captions, found), strict=True)
+        ]
     places = Places()
     placed = []
-    for key in sorted(items):
-        item = items[key]
+    for item in found:
         name, place = places.place(item.id, item.path, str(item.start), str(item.duration))
         placed.append(replace(item, id=name, output=place))
-    return Found(placed, sorted(walk.skipped.items()))
+    return Found(placed, sorted((walk.skipped | unread).items()))
+
+
+def _captions(path: str | None, of: Sequence[Item | Row]) -> list[str | None]:
+    """The captions of so many items or rows: their own, unless they are in a file."""
+    if path is None:
+        return [one.caption for one in of]
+    captions = read_captions(path)
+    if len(captions) != len(of):
+        raise MovqError(f"has {len(captions):,} captions for {len(of):,} items: a line is one, in the same order", path)
+    if any(one.caption is not None for one in of):
+        raise MovqUsageError("goes with a list that has no captions itself", "--captions")
+    return list(captions)
 
 
 def _expand(sources: Sequence[str]) -> tuple[list[str], list[str], list[str]]:

@@ -1,7 +1,7 @@
 """The manifest of a batch: `manifest.jsonl`, one line of JSON per item, what became of it and by which settings.
 
 Lines are appended as work ends, each synced to disk; the file is put in order, whole or not at all, when a batch begins
-and ends. See docs/format.md.
+and ends. Each shard of a batch has one of its own until they are merged. See docs/format.md.
 """
 
 from __future__ import annotations
@@ -9,25 +9,29 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypedDict
 
 from ..errors import MovqError, MovqWarning
 from ..files import WholeFile, os_reason, require_file, sync, write_all, write_error
+from .shard import Shard
 
 NAME = "manifest.jsonl"
+_SHARD_NAME = re.compile(r"manifest\.(\d+)-of-(\d+)\.jsonl")
 STATUSES = ("done", "short", "failed")
 
 
 class Line(TypedDict, total=False):
     """What the manifest says of an item. What does not apply is absent.
 
-    `status` is done, short (fewer frames than asked for) or failed, then with `reason` and `cause` (errors.py). `source` is
-    size, mtime_ns and inode of the video: unchanged, it need not be read to know that it is the same. `options` are those
-    that change the latents and are not as by default, `start` and `duration` of the item among them. `orphan`: it was in
-    no source named since, and its video is gone.
+    `status` is done, short (fewer frames than asked for) or failed, then with `reason` and `cause` (errors.py). `output` is a
+    latents file, or a tar in which `member` is one. `source` is size, mtime_ns and inode of the video: unchanged, it need not
+    be read to know that it is the same, nor that it has `seen`: frames of its selection, width and height. `of` is the id of
+    the video's item where this is a span of it. `options` are those that change the latents and are not as by default, what
+    is the item's own among them. `orphan`: it was in no source named since, and its video is gone, or no longer cut so.
     """
 
     id: str
@@ -36,6 +40,7 @@ class Line(TypedDict, total=False):
     reason: str
     cause: str
     output: str
+    member: str
     bytes: int
     sha256: str
     shape: list[int]
@@ -48,6 +53,8 @@ class Line(TypedDict, total=False):
     duration: float
     caption: str
     extra: dict[str, Any]
+    of: str
+    seen: list[int]
     source: list[int]
     source_sha256: str
     weights_digest: str
@@ -68,7 +75,8 @@ _TYPES: dict[str, Any] = (
     dict.fromkeys(("bytes", "width", "height", "frames", "padded", "dropped", "threads", "chunk_frames"), int)
     | dict.fromkeys(("id", "path", "status", "reason", "cause", "output", "sha256", "dtype", "caption"), str)
     | dict.fromkeys(("source_sha256", "weights_digest", "semantics", "precision", "format_version", "device"), str)
-    | dict.fromkeys(("shape", "source", "warnings"), list)
+    | dict.fromkeys(("of", "member"), str)
+    | dict.fromkeys(("shape", "source", "seen", "warnings"), list)
     | {"duration": int | float, "seconds": int | float, "extra": dict, "options": dict, "orphan": bool}
 )
 _NUMBERS = tuple(name for name, kind in _TYPES.items() if kind in (int, int | float))
@@ -87,8 +95,8 @@ def _check(values: Any, text: bytes) -> None:
         raise TypeError
     if not all(0 <= values[name] < _MOST for name in _NUMBERS if name in values):
         raise ValueError
-    source = values.get("source", [0, 0, 0])
-    if [type(number) for number in source] != [int] * 3 or not all(
+    numbers = [*values.get("source", [0, 0, 0]), *values.get("seen", [0, 0, 0])]
+    if [type(number) for number in numbers] != [int] * 6 or not all(
         isinstance(w, str) for w in values.get("warnings", [])
     ):
         raise TypeError
@@ -96,24 +104,48 @@ def _check(values: Any, text: bytes) -> None:
         json.dumps(values, ensure_ascii=False).encode()
 
 
+def video_of(line: Line) -> str:
+    """The id of the item that the whole video would be."""
+    return line.get("of") or line["id"]
+
+
+def shard_manifests(folder: str) -> dict[tuple[int, int], str]:
+    """Those that are not merged yet: their paths by index and count."""
+    found = {}
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        if match := _SHARD_NAME.fullmatch(name):
+            found[int(match[1]), int(match[2])] = os.path.join(folder, name)
+    return found
+
+
 class Manifest:
-    """The manifest in a folder, made when the first line is written. `lines` are those it has, by id."""
+    """The manifest in a folder, or a shard's, made when the first line is written. `lines` are those it has, by id.
 
-    def __init__(self, folder: str) -> None:
-        self.path = os.path.join(folder, NAME)
+    A shard knows the lines of its own videos from an earlier batch too. Raises MovqError where there are shards to merge.
+    """
+
+    def __init__(self, folder: str, shard: Shard | None = None) -> None:
+        self.path = os.path.join(folder, NAME if shard is None else f"manifest.{shard}.jsonl")
         self.lines: dict[str, Line] = {}
+        self._shard = shard
         self._fd: int | None = None
-        if os.path.lexists(self.path):
-            self.lines = {line["id"]: line for line in read_lines(self.path)}  # of two lines the later holds
+        unmerged = {count for _, count in shard_manifests(folder)}
+        if unmerged - {shard.count if shard else 0}:
+            what = " and ".join(map(str, sorted(unmerged)))
+            raise MovqError(f"is of a batch in {what} shards: put them together first, by batch-encode --merge", folder)
+        for path in dict.fromkeys((os.path.join(folder, NAME), self.path)):
+            if os.path.lexists(path):
+                lines = (line for line in read_lines(path) if shard is None or video_of(line) in shard)
+                self.lines |= {line["id"]: line for line in lines}  # of two lines the later holds
 
-    def append(self, line: Line) -> None:
-        """Adds the line of an item, or a newer one; it is on disk when this returns."""
-        self.lines[line["id"]] = line
+    def append(self, *lines: Line) -> None:
+        """Adds lines of items, or newer ones; they are on disk when this returns."""
+        self.lines |= {line["id"]: line for line in lines}
         try:
             if self._fd is None:
                 self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
                 sync(os.path.dirname(self.path) or ".")  # its name
-            write_all(self._fd, _text(line))
+            write_all(self._fd, b"".join(map(_text, lines)))
             os.fsync(self._fd)
         except OSError as error:
             raise write_error(error, self.path) from error
@@ -121,21 +153,25 @@ class Manifest:
     def put_in_order(self) -> None:
         """Rewrites it, unless it is as it should be: each item once, sorted by id."""
         self.close()
-        whole = b"".join(_text(self.lines[name]) for name in sorted(self.lines))
-        if not whole and not os.path.exists(self.path):
-            return
-        if os.path.exists(self.path):
-            with open(self.path, "rb") as file:
-                if file.read() == whole:
-                    return
-        with WholeFile(self.path, force=True) as file:
-            file.write(whole)
-            file.commit()
+        if self.lines or self._shard is not None or os.path.exists(self.path):
+            write_lines(self.path, self.lines.values())
 
     def close(self) -> None:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+def write_lines(path: str, lines: Iterable[Line]) -> None:
+    """Makes a manifest of these lines, sorted by id; whole or not at all, and only if it is not so already."""
+    whole = b"".join(_text(line) for line in sorted(lines, key=lambda line: line["id"]))
+    if os.path.exists(path):
+        with open(path, "rb") as file:
+            if file.read() == whole:
+                return
+    with WholeFile(path, force=True) as file:
+        file.write(whole)
+        file.commit()
 
 
 def _text(line: Line) -> bytes:
@@ -162,19 +198,55 @@ def read_lines(path: str) -> Iterator[Line]:
 
 
 @contextmanager
-def only_one(folder: str) -> Iterator[None]:
-    """Inside, no other batch works on this folder. The kernel forgets this with the process. Raises MovqError."""
+def only_one(folder: str, shard: Shard | None = None) -> Iterator[None]:
+    """Inside, no other batch works on this folder, but for other shards. The kernel forgets this with the process.
+
+    Raises MovqError.
+    """
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise MovqError(os_reason(error), folder) from None
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise MovqError("another movq batch-encode is at work in it", folder) from None
-        except OSError as error:  # a file system that cannot lock folders
-            warnings.warn(MovqWarning(f"{folder}: cannot be locked ({os_reason(error)})"), stacklevel=3)
-        yield
+        _lock(
+            fd, fcntl.LOCK_EX if shard is None else fcntl.LOCK_SH, folder, "another movq batch-encode is at work in it"
+        )
+        if shard is None:
+            yield
+        else:
+            with _only_shard(folder, shard):
+                yield
     finally:
         os.close(fd)
+
+
+@contextmanager
+def _only_shard(folder: str, shard: Shard) -> Iterator[None]:
+    path = os.path.join(folder, f".movq-shard-{shard}.lock")
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise write_error(error, path) from None
+        try:
+            _lock(
+                fd, fcntl.LOCK_EX, folder, f"another movq batch-encode is at work on shard {shard.index}/{shard.count}"
+            )
+            if not os.path.exists(path) or not os.path.samestat(os.fstat(fd), os.stat(path)):
+                continue  # whoever held it took it away
+            try:
+                yield
+            finally:
+                os.unlink(path)
+            return
+        finally:
+            os.close(fd)
+
+
+def _lock(fd: int, how: int, folder: str, taken: str) -> None:
+    try:
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise MovqError(taken, folder) from None
+    except OSError as error:  # a file system that cannot lock
+        warnings.warn(MovqWarning(f"{folder}: cannot be locked ({os_reason(error)})"), stacklevel=5)

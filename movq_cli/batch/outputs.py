@@ -47,6 +47,13 @@ class Places:
         return found
 
 
+def span_output(output: str, name: str) -> str:
+    """The output of a span, called `name`, of the video whose own output this would be."""
+    folder, last = os.path.split(output)
+    part = last.removesuffix(SUFFIX) + name
+    return os.path.join(folder, _short(part, "", SUFFIX))
+
+
 def _folded(name: str) -> str:
     """The same for names that some file systems hold to be the same."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

@@ -1,4 +1,4 @@
-"""Local workers: processes that each load the weights once and take one item at a time.
+"""Workers: processes that each load the weights once and take one item at a time; where they run, an engine says.
 
 One that dies, shows no progress for too long, or holds on to too much memory is replaced. The item it had is tried once
 more if the cause may have been passing. What lacked memory is tried again when all else is done, by half as many workers with
@@ -7,7 +7,7 @@ twice the memory each, and so on; in the end, or if the process died of it, in t
 
 from __future__ import annotations
 
-import select
+import os
 import time
 import warnings
 from collections import deque
@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..budget import PROCESS_BYTES
-from ..device import usable_cores
 from ..errors import MovqCrash, MovqError, MovqHang, MovqMemoryError, MovqWarning
 from ..plan import EncodeOptions
-from ..processes import Child
+from .engines import Engine, Handle, LocalEngine
 from .items import Item
 from .manifest import Line
+from .options import BatchOptions
 from .work import item_to_dict, unmade
 
 _TICK_SECONDS = 0.5
@@ -43,12 +42,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Ready:
-    """What the first worker found: how it computes, how many CUDA devices there are, and how much memory is free."""
+    """What the first worker found: how it computes, by which weights, and its machine: CUDA devices, free memory, cores."""
 
     precision: str
     device: str
     devices: int
     memory: int
+    cores: int
+    weights_digest: str
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Worker:
     """A process and what it does. `done` and `total` are of its item, in frames."""
 
     index: int
-    child: Child
+    child: Handle
     task: Task | None = None
     ready: bool = False
     heard: float = field(default_factory=time.monotonic)
@@ -68,15 +69,15 @@ class Worker:
 class Pool:
     """Runs tasks; `results` gives each one's outcome once it is final. Close it, or use it in a `with`.
 
-    `workers`: how many, None for as many as suit the machine: one for each CUDA device, or for each core of a CPU. The
-    others start when the first is ready, in `settled`, which then says how many. `timeout` in seconds without progress;
-    `smallest_chunk` in frames, for the second attempt of what ran out of memory.
+    Of `batch` it takes how many workers, None for as many as suit the machines: one for each CUDA device, or for each core
+    of a CPU; the timeout; and the engine. The other workers start when the first is ready, in `settled`, which then says how
+    many. `smallest_chunk` in frames, for the second attempt of what ran out of memory.
     """
 
-    def __init__(
-        self, options: EncodeOptions, folder: str, workers: int | None, timeout: float, smallest_chunk: int
-    ) -> None:
-        self._options, self._folder, self._wanted, self._timeout = options, folder, workers, timeout
+    def __init__(self, options: EncodeOptions, folder: str, batch: BatchOptions, smallest_chunk: int) -> None:
+        self._options, self._folder = _absolute(options), os.path.abspath(folder)
+        self._wanted, self._timeout = batch.workers, batch.timeout
+        self._engine = _engine(batch, self._options)
         self._smallest_chunk = smallest_chunk
         self._tasks: deque[Task] = deque()
         self._later: list[Task] = []
@@ -121,6 +122,7 @@ class Pool:
             worker.child.kill()
         for worker in self.workers:
             worker.child.close()
+        self._engine.close()
 
     def __enter__(self) -> Pool:
         return self
@@ -129,7 +131,7 @@ class Pool:
         self.close()
 
     def _start(self, index: int) -> Worker:
-        worker = Worker(index, Child("movq_cli.batch.work"))
+        worker = Worker(index, self._engine.start())
         options = self._options
         if self.ready is not None:  # all compute as the first does
             options = replace(options, precision=self.ready.precision)
@@ -150,11 +152,12 @@ class Pool:
         assert self.ready is not None
         if self.ready.devices:
             return self._options.memory_budget
-        return (self._options.memory_budget or self.ready.memory) // self.count
+        together = self._engine.on_one_machine(self.count, self.ready)
+        return (self._options.memory_budget or self.ready.memory) // together
 
     def _listen(self) -> Iterator[tuple[Task, Line]]:
         """Waits a little for the workers to say something; outcomes that are final."""
-        readable, _, _ = select.select([worker.child for worker in self.workers], [], [], _TICK_SECONDS)
+        readable = self._engine.wait([worker.child for worker in self.workers], _TICK_SECONDS)
         now = time.monotonic()
         if now - self._looked > _AWAY_SECONDS:  # this process was stopped, and the workers may have been too
             for worker in self.workers:
@@ -169,6 +172,8 @@ class Pool:
                         yield from self._heard(worker, message)
                 except EOFError:
                     error = _death(worker.child.death())
+            elif not worker.child.started:
+                worker.heard = now  # it waits for a machine
             elif (worker.task or not worker.ready) and now - worker.heard > self._patience(worker):
                 error = MovqHang(f"no progress for {self._patience(worker):g} s")
             if error is not None:
@@ -183,23 +188,20 @@ class Pool:
         elif message["kind"] == "unusable":
             self._do_without(worker, MovqError.from_dict(message))
         elif message["kind"] == "ready":
-            worker.ready, self._deaths = True, 0
+            ready = Ready(**message["ready"])
             if self.ready is None:
-                self.ready = Ready(*(message[name] for name in ("precision", "device", "devices", "memory")))
-                self.count = self._wanted or self._suitable(self.ready)
+                self.ready = ready
+                self.count = self._wanted or self._engine.suitable(ready)
+            elif ready.weights_digest != self.ready.weights_digest:
+                self._do_without(worker, MovqError("the weights of a worker's machine are others"))
+                return
+            worker.ready, self._deaths = True, 0
         elif message["kind"] == "end" and worker.task is not None:
             task, worker.task = worker.task, None
             worker.first_resident = worker.first_resident or message["resident"]
             if message["over"] or message["resident"] > max((self._share() or 0) // 2, 2 * worker.first_resident):
                 self._replace(worker)
             yield from self._outcome(task, message["outcome"])
-
-    def _suitable(self, ready: Ready) -> int:
-        """How many workers, where nobody says: as many as there are devices or cores, and as memory allows."""
-        if ready.devices:
-            return ready.devices if self._options.device in ("auto", "cuda") else 1
-        memory = self._options.memory_budget or ready.memory
-        return max(1, min(usable_cores() // (self._options.threads or 1), memory // (3 * PROCESS_BYTES)))
 
     def _lost(self, worker: Worker, error: MovqError) -> Iterator[tuple[Task, Line]]:
         """A worker is dead, or must be ended."""
@@ -257,6 +259,24 @@ class Pool:
         del self.workers[self.count :]
         self._tasks.extend(self._later)
         self._later.clear()
+
+
+def _engine(batch: BatchOptions, options: EncodeOptions) -> Engine:
+    if batch.engine == "local":
+        return LocalEngine(options)
+    from .ray_engine import RayEngine
+
+    return RayEngine(options, batch.ray_address, batch.ray_gpus)
+
+
+def _absolute(options: EncodeOptions) -> EncodeOptions:
+    """The same in any folder. Weights may also be the name of a model, which no file has."""
+    weights, spill = options.weights, options.spill_dir
+    return replace(
+        options,
+        weights=os.path.abspath(weights) if weights and os.path.exists(weights) else weights,
+        spill_dir=spill and os.path.abspath(spill),
+    )
 
 
 def _death(how: str) -> MovqError:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ..latents import is_latents
 from .manifest import STATUSES, Line
+from .tars import is_tar
 
 _NUMBER = re.compile(r"\d[\d.,]*")
 
@@ -102,12 +103,16 @@ def summarise(lines: Iterable[Line]) -> Summary:
 
 
 def compare_outputs(lines: Iterable[Line], folder: str) -> tuple[list[str], list[str]]:
-    """Latents in the folder of a manifest that are not of the present state of a video there is, and those missing."""
+    """Latents in the folder of a manifest that are not of the present state of a video there is, and those missing.
+
+    Of tars, those that no line is in, or that are not there.
+    """
     done = [line for line in lines if line["status"] == "done"]
-    there = set()
+    there = set[str]()
     for below, _, names in os.walk(folder):
         inside = os.path.relpath(below, folder)
-        there |= {os.path.normpath(os.path.join(inside, name)) for name in names if name.endswith(".safetensors")}
+        kept = (name for name in names if name.endswith((".safetensors", ".tar")))
+        there |= {os.path.normpath(os.path.join(inside, name)) for name in kept}
     claimed = {line["output"] for line in done if not line.get("orphan")}
-    strays = [name for name in sorted(there - claimed) if is_latents(os.path.join(folder, name))]
+    strays = [name for name in sorted(there - claimed) if is_tar(name) or is_latents(os.path.join(folder, name))]
     return strays, sorted({line["output"] for line in done} - there)

@@ -19,6 +19,7 @@ from ..latents import FORMAT_VERSION, open_latents
 from ..plan import EncodeOptions
 from .items import Item
 from .manifest import Line, Manifest
+from .tars import Tars, sha256_part
 from .work import options_of, source_hint
 
 T = TypeVar("T")
@@ -61,6 +62,10 @@ def described(item: Item) -> Line:
         line["caption"] = item.caption
     if item.extra:
         line["extra"] = item.extra
+    if item.of:
+        line["of"] = item.of
+    if item.seen is not None and item.seen.width:
+        line["seen"] = [item.seen.frames, item.seen.width, item.seen.height]
     return line
 
 
@@ -76,7 +81,7 @@ def sort_out(
     items: Iterable[Item],
     manifest: Manifest,
     settings: Settings,
-    folder: str,
+    tars: Tars,
     verify: bool,
     retry_failed: bool,
     passed: Callable[[], None],
@@ -85,7 +90,7 @@ def sort_out(
 
     def look(item: Item) -> Line | None:
         line = manifest.lines.get(item.id)
-        return None if line is None else _still(item, line, settings, folder, verify, retry_failed)
+        return None if line is None else _still(item, line, settings, tars, verify, retry_failed)
 
     kept, todo = [], []
     items = list(items)
@@ -112,21 +117,23 @@ def in_threads(work: Callable[[T], R], things: Iterable[T], threads: int) -> Ite
 _RESULT = ("weights_digest", "semantics", "precision", "options", "format_version")
 
 
-def _still(item: Item, line: Line, settings: Settings, folder: str, verify: bool, retry_failed: bool) -> Line | None:
+def _still(item: Item, line: Line, settings: Settings, tars: Tars, verify: bool, retry_failed: bool) -> Line | None:
     """The line as it should be now, if it still holds; None if there is work to do."""
     wanted = settings.line(item)
     if any(line.get(name) != wanted.get(name) for name in _RESULT):
         return None
     if line["status"] != "done" and (retry_failed or verify or line.get("cause", "refused") != "refused"):
         return None
-    if "source" not in line:
-        return _refreshed(item, line) if _refusal(item) == line["reason"] else None
+    if "source" not in line or item.refusal is not None:
+        return _refreshed(item, line) if _refusal(item) == line.get("reason") else None
     try:
         source = source_hint(item.path)
         if source[0] != line["source"][0]:
             return None
         if line["status"] == "done":
-            if line["output"] != item.output or not _is_whole(os.path.join(folder, item.output), line, verify):
+            if "member" not in line and line["output"] != item.output:
+                return None
+            if not _is_whole(tars, line, verify):
                 return None
             if (verify or line["source"] != source) and sha256_file(item.path) != line["source_sha256"]:
                 return None
@@ -140,22 +147,27 @@ def _still(item: Item, line: Line, settings: Settings, folder: str, verify: bool
 def _refreshed(item: Item, line: Line) -> Line:
     """With what is said of the item now."""
     fresh = line.copy()
-    fresh.pop("caption", None)
-    fresh.pop("extra", None)
-    fresh.pop("orphan", None)
+    for said in ("caption", "extra", "of", "seen", "orphan"):
+        fresh.pop(said, None)  # type: ignore[misc]
     return fresh | described(item)
 
 
 def _refusal(item: Item) -> str:
-    """Why an item cannot be read at all, as far as that can be seen at once."""
+    """Why an item cannot be encoded, as far as that can be seen at once."""
     try:
+        if item.refusal is not None:
+            raise item.refusal
         require_file(item.path)
     except MovqError as error:
-        return printable(item.problem or error.reason)
+        return printable(error.reason)
     return ""
 
 
-def _is_whole(output: str, line: Line, verify: bool) -> bool:
+def _is_whole(tars: Tars, line: Line, verify: bool) -> bool:
+    output = os.path.join(tars.folder, line["output"])
+    if "member" in line:
+        member = tars.find(line)
+        return not verify or sha256_part(output, member.offset, member.bytes) == line["sha256"]
     if os.path.getsize(output) != line["bytes"]:
         return False
     latents = open_latents(output)

@@ -1,4 +1,4 @@
-"""`encode_batch`: many videos to a folder of latents and its manifest; resumable, with local workers."""
+"""`encode_batch`: many videos to a folder of latents and its manifest; resumable, with workers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..device import PRECISIONS
-from ..errors import MovqDiskError, MovqError, MovqUsageError, MovqWarning
+from ..errors import MovqDiskError, MovqError, MovqWarning
 from ..files import os_reason, sweep
 from ..model.checkpoint import Checkpoint
 from ..plan import EncodeOptions, open_weights
+from .cut import Known, cut_items
 from .items import Found, Item, find_items
-from .manifest import Line, Manifest, only_one
+from .manifest import Line, Manifest, only_one, video_of
+from .options import BatchOptions, split_overrides
 from .pool import Pool, Task, Worker
 from .report import compare_outputs
 from .resume import Settings, Sorted, sort_out
+from .spans import in_order
+from .tars import Packer, Tars
+from .work import unmade
 
 THREADS = 1
 """Of each worker on a CPU: not by the number of workers, since threads change the last bits of a result."""
@@ -28,20 +33,20 @@ THREADS = 1
 _FULL = 3
 """So many items in a row that the disk has no room for end a batch; a single one may only have been too large."""
 
-TIMEOUT = 600.0
-"""Seconds without progress after which a worker is taken to hang."""
-
 
 @dataclass
 class BatchState:
     """How far a batch is, for those who watch it.
 
-    `phase` is checking, encoding or over. Of this run: lines `made`, their `ended` by status, `frames` and `video_seconds`
-    of those done; `bytes` of the videos to be encoded, `bytes_done` of those that are; `workers` as they are now.
+    `phase` is looking (at videos, of which `looked` are done), checking (`items`, of which `checked` are), encoding or over.
+    Of this run: lines `made`, their `ended` by status, `frames` and `video_seconds` of those done; `bytes` of the videos to
+    be encoded, `bytes_done` of those that are; `workers` as they are now.
     """
 
     found: Found
     phase: str = "checking"
+    looked: int = 0
+    items: int = 0
     checked: int = 0
     todo: int = 0
     bytes: int = 0
@@ -96,118 +101,183 @@ def encode_batch(
     sources: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
     options: EncodeOptions | None = None,
+    batch: BatchOptions | None = None,
     *,
-    lists: Sequence[str | os.PathLike[str]] = (),
-    workers: int | None = None,
-    timeout: float = TIMEOUT,
-    verify: bool = False,
-    retry_failed: bool = False,
     watch: Watch = lambda state: None,
     **overrides: Any,
 ) -> BatchResult:
     """Encodes all videos of folders, files, globs and lists into a folder, which has a manifest of what became of each.
 
-    What a batch before this one did is not done again. Options are as for `encode_video`. `workers`: processes, None for
-    as many as suit the machine; `timeout`: seconds without progress; `verify`: read all videos and outputs that are there;
-    `retry_failed`: also those that were refused. `watch` is called often, with the same object.
+    What a batch before this one did is not done again. Options come as EncodeOptions and BatchOptions, or by name:
+    `encode_batch(["clips"], "latents", save="mean", workers=2)`. `watch` is called often, with the same object.
     Raises MovqError for sources, weights or an output folder that are refused, MovqUsageError for options that cannot be;
     what is wrong with a single video is in its line.
     """
-    if workers is not None and workers < 1:
-        raise MovqUsageError(f"must be above 0, got {workers}", "--workers")
-    if not timeout > 0:
-        raise MovqUsageError(f"must be above 0, got {timeout:g}", "--timeout")
     started = time.monotonic()
-    options = replace(options or EncodeOptions(), **overrides)
+    options, batch = split_overrides(options, batch, overrides)
+    batch.spans.check(options)
     folder = os.fspath(output)
     checkpoint = open_weights(options)
-    found = gather(sources, lists, folder)
+    found = gather(sources, batch, folder)
     state = BatchState(found)
     _make_folder(folder)
-    with only_one(folder), ExitStack() as stack:
+    with only_one(folder, batch.shard), ExitStack() as stack:
         sweep(folder)
-        manifest = Manifest(folder)
+        manifest = Manifest(folder, batch.shard)
         stack.callback(manifest.close)
         manifest.put_in_order()
         settings = settle(options, checkpoint, manifest, found)
-
-        def passed() -> None:
-            state.checked += 1
-            watch(state)
-
-        left = what_is_left(found, manifest, settings, folder, verify, retry_failed, passed)
+        items = cut_as_wanted(found, manifest, settings, batch, checkpoint, state, watch)
+        tars = Tars(folder)
+        packer = Packer(tars, manifest, items, batch.shard_size, batch.shard) if batch.layout == "tar" else None
+        left = what_is_left(items, manifest, settings, tars, batch, state, watch)
         _refuse_to_replace(left.todo, manifest, settings)
-        for line in left.kept:
-            manifest.lines[line["id"]] = line
+        manifest.lines |= {line["id"]: line for line in left.kept}
+        if packer:
+            packer.end(line["id"] for line in left.kept)
         state.begin(left)
-        stopped, full, count = "", 0, 0
-        if left.todo:
-            smallest = checkpoint.config.temporal_factor
-            pool = stack.enter_context(Pool(settings.options, folder, workers, timeout, smallest))
-            ready = pool.settled()
-            settings = replace(settings, precision=ready.precision, device=ready.device.partition(":")[0])
-            state.workers, count = pool.workers, min(pool.count, len(left.todo))
-            known = {line.get("output") for line in manifest.lines.values()}
-            left.todo.sort(key=lambda item: manifest.lines.get(item.id, Line()).get("cause") == MovqDiskError.cause)
-            tasks = [Task(item, _size(item.path), force=options.force or item.output in known) for item in left.todo]
-            try:
-                for task, outcome in pool.results(tasks, lambda: watch(state)):
-                    line = settings.line(task.item) | outcome
-                    manifest.append(line)
-                    state.count(line)
-                    watch(state)
-                    full = full + 1 if line.get("cause") == MovqDiskError.cause else 0
-                    if full == _FULL and not stopped:
-                        stopped = line["reason"]
-                        pool.stop()
-            except MovqError as error:  # no worker is left, or the manifest cannot be written
-                if not state.made and not isinstance(error, MovqDiskError):
-                    raise
-                stopped = str(error)
-        named = {item.id for item in found.items}
-        orphans = _settle_orphans(manifest, named, folder)
+        run = _Run(folder, settings, batch, manifest, state, packer, watch)
+        stopped = run.all(left.todo, checkpoint.config.temporal_factor)
+        orphans = _settle_orphans(manifest, items, folder)
         try:
+            if packer and not stopped:
+                packer.finish()
             manifest.put_in_order()
-        except MovqDiskError:
+        except MovqDiskError as error:
             if not stopped:
-                raise
+                stopped = str(error)
     state.phase = "over"
     watch(state)
-    lines = [manifest.lines[name] for name in sorted(named & set(manifest.lines))]
+    lines = [manifest.lines[name] for name in sorted({item.id for item in items} & set(manifest.lines))]
     seconds = time.monotonic() - started
-    return BatchResult(lines, state.made, found.skipped, orphans, count, seconds, stopped, state.left)
+    return BatchResult(lines, state.made, found.skipped, orphans, run.workers, seconds, stopped, state.left)
 
 
-def gather(sources: Sequence[str | os.PathLike[str]], lists: Sequence[str | os.PathLike[str]], folder: str) -> Found:
-    """The items. Raises MovqError where there are none."""
-    names, list_names = [os.fspath(source) for source in sources], [os.fspath(name) for name in lists]
+@dataclass
+class _Run:
+    """The work itself: every item to its end, and a line for each."""
+
+    folder: str
+    settings: Settings
+    batch: BatchOptions
+    manifest: Manifest
+    state: BatchState
+    packer: Packer | None
+    watch: Watch
+    workers: int = 0
+
+    def all(self, todo: Sequence[Item], smallest_chunk: int) -> str:
+        """Why it ended early, or nothing."""
+        refused = [item for item in todo if item.refusal is not None]
+        items = [item for item in todo if item.refusal is None]
+        try:
+            if items:
+                return self._encode(items, refused, smallest_chunk)
+            self._refuse(refused)
+            return ""
+        except MovqError as error:  # no worker is left, or the manifest cannot be written
+            if not self.state.made and not isinstance(error, MovqDiskError):
+                raise
+            return str(error)
+
+    def _refuse(self, items: Iterable[Item]) -> None:
+        for item in items:
+            assert item.refusal is not None
+            source = Line() if item.seen is None else Line(source=item.seen.source)
+            self._end(item, source | unmade(item.refusal))
+
+    def _encode(self, items: list[Item], refused: Iterable[Item], smallest_chunk: int) -> str:
+        lines, options = self.manifest.lines, self.settings.options
+        with Pool(options, self.folder, self.batch, smallest_chunk) as pool:
+            ready = pool.settled()
+            device = ready.device.partition(":")[0]
+            self.settings = replace(self.settings, precision=ready.precision, device=device)
+            self.state.workers, self.workers = pool.workers, min(pool.count, len(items))
+            self._refuse(refused)
+            known = {line.get("output") for line in lines.values()}
+            items.sort(key=lambda item: lines.get(item.id, Line()).get("cause") == MovqDiskError.cause)
+            tasks = [Task(item, _size(item.path), force=options.force or item.output in known) for item in items]
+            stopped, full = "", 0
+            for task, outcome in pool.results(tasks, lambda: self.watch(self.state)):
+                self._end(task.item, outcome)
+                full = full + 1 if outcome.get("cause") == MovqDiskError.cause else 0
+                if full == _FULL and not stopped:
+                    stopped = outcome["reason"]
+                    pool.stop()
+            return stopped
+
+    def _end(self, item: Item, outcome: Line) -> None:
+        line = self.settings.line(item) | outcome
+        self.manifest.append(line)
+        if self.packer is not None:
+            self.packer.end([item.id])
+        self.state.count(line)
+        self.watch(self.state)
+
+
+def gather(sources: Sequence[str | os.PathLike[str]], batch: BatchOptions, folder: str) -> Found:
+    """The items, of all videos, or of those of the shard. Raises MovqError where there are none at all."""
+    names = [os.fspath(source) for source in sources]
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise MovqError("is a file; name a folder", folder)
-    found = find_items(names, list_names, folder)
+    found = find_items(names, batch.lists, folder, batch.captions)
     if not found.items:
-        raise MovqError("nothing to encode in it", ", ".join([*names, *list_names]))
-    return found
+        raise MovqError("nothing to encode in it", ", ".join([*names, *batch.lists]))
+    shard = batch.shard
+    return found if shard is None else replace(found, items=[item for item in found.items if item.id in shard])
 
 
-def what_is_left(
+def cut_as_wanted(
     found: Found,
     manifest: Manifest,
     settings: Settings,
-    folder: str,
-    verify: bool = False,
-    retry_failed: bool = False,
-    passed: Callable[[], None] = lambda: None,
+    batch: BatchOptions,
+    checkpoint: Checkpoint,
+    state: BatchState | None = None,
+    watch: Watch = lambda state: None,
+) -> list[Item]:
+    """The items that the videos are cut into; the videos themselves, not looked at, where that is not wanted."""
+    if not batch.spans.cut:
+        return found.items
+
+    def passed() -> None:
+        if state is not None:
+            state.phase, state.looked = "looking", state.looked + 1
+            watch(state)
+
+    fresh = batch.verify or settings.options.force
+    known = None if fresh else Known(manifest.lines.values(), refused=not batch.retry_failed)
+    return in_order(cut_items(found.items, batch.spans, settings.options, checkpoint.config, known, passed))
+
+
+def what_is_left(
+    items: Sequence[Item],
+    manifest: Manifest,
+    settings: Settings,
+    tars: Tars,
+    batch: BatchOptions,
+    state: BatchState | None = None,
+    watch: Watch = lambda state: None,
 ) -> Sorted:
     """What there is to do: everything, where options force it."""
     if settings.options.force:
-        return Sorted([], list(found.items))
-    return sort_out(found.items, manifest, settings, folder, verify, retry_failed, passed)
+        return Sorted([], list(items))
+
+    def passed() -> None:
+        if state is not None:
+            state.checked += 1
+            watch(state)
+
+    if state is not None:
+        state.phase, state.items = "checking", len(items)
+    return sort_out(items, manifest, settings, tars, batch.verify, batch.retry_failed, passed)
 
 
 def settle(options: EncodeOptions, checkpoint: Checkpoint, manifest: Manifest, found: Found) -> Settings:
     """The settings of a batch. What options leave open is as it was for most of its items, so that all outputs are alike."""
     semantics = checkpoint.semantics if options.semantics == "auto" else options.semantics
-    named = [manifest.lines[item.id] for item in found.items if item.id in manifest.lines]
+    videos = {item.id for item in found.items}
+    named = [line for line in manifest.lines.values() if video_of(line) in videos]
     used = Counter(
         (line["precision"], line["threads"])
         for line in named
@@ -271,15 +341,18 @@ def _is_there(line: Line) -> bool:
     return os.path.isfile(line["path"]) or "\\x" in line["path"]
 
 
-def _settle_orphans(manifest: Manifest, named: Iterable[str], folder: str) -> list[str]:
-    """Marks the lines of items that were not named and whose videos are gone; drops them where there never was an output.
+def _settle_orphans(manifest: Manifest, items: Sequence[Item], folder: str) -> list[str]:
+    """Marks the lines of items that were not named and whose videos are gone, or are cut into other items now; drops them
+    where there never was an output.
 
     Returns the outputs that are not of the present state of a video there is: theirs, and others that no line has.
     """
-    for name in set(manifest.lines) - set(named):
+    named, videos = {item.id for item in items}, {item.video for item in items}
+    for name in set(manifest.lines) - named:
         line = manifest.lines[name]
         line.pop("orphan", None)
-        if _is_there(line) or not os.path.isdir(os.path.dirname(line["path"])):  # or what it is on is not mounted
+        there = _is_there(line) or not os.path.isdir(os.path.dirname(line["path"]))  # or what it is on is not mounted
+        if there and video_of(line) not in videos:
             continue
         if line["status"] == "done" and os.path.exists(os.path.join(folder, line["output"])):
             line["orphan"] = True

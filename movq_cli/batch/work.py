@@ -15,13 +15,14 @@ from fractions import Fraction
 from typing import Any
 
 from ..codec import Progress
-from ..device import available_memory, keep_freed_memory, memory_errors
+from ..device import available_memory, keep_freed_memory, memory_errors, usable_cores
 from ..encode import EncodeResult, VideoEncoder
 from ..errors import MovqCrash, MovqError, printable
 from ..files import require_file, write_error
 from ..latents import is_latents
 from ..plan import EncodeOptions
 from ..processes import Talk
+from ..video import Picture
 from .items import Item
 from .manifest import Line
 
@@ -34,8 +35,15 @@ def source_hint(path: str) -> list[int]:
 
 def options_of(item: Item, options: EncodeOptions) -> EncodeOptions:
     """The batch's options with the item's own."""
-    own = {name: value for name in ("start", "duration") if (value := getattr(item, name)) is not None}
-    return replace(options, selection=replace(options.selection, **own)) if own else options
+    own = {name: value for name in ("start", "duration", "frames") if (value := getattr(item, name)) is not None}
+    selection, picture = options.selection, options.picture
+    if own or item.skip:
+        selection = replace(selection, skip=item.skip, **own)
+    if item.size is not None:
+        picture = Picture(*item.size, upscale=picture.upscale)
+    if selection is options.selection and picture is options.picture and not item.pad:
+        return options
+    return replace(options, selection=selection, picture=picture, short="pad" if item.pad else options.short)
 
 
 def work(
@@ -52,15 +60,14 @@ def work(
     """
     outcome = Line()
     output = os.path.join(folder, item.output)
-    selection = options_of(item, encoder.options).selection
+    options = options_of(item, encoder.options)
+    overrides |= {name: getattr(options, name) for name in ("selection", "picture", "short")}
     try:
-        if item.problem:
-            raise MovqError(item.problem)
         require_file(item.path)
         outcome["source"] = source_hint(item.path)
         os.makedirs(os.path.dirname(output), exist_ok=True)
         overrides["force"] = overrides.get("force", False) or is_latents(output)
-        result = encoder.encode(item.path, output, progress=progress, alive=alive, selection=selection, **overrides)
+        result = encoder.encode(item.path, output, progress=progress, alive=alive, **overrides)
     except MovqError as error:
         return outcome | unmade(error)
     except OSError as error:
@@ -90,6 +97,7 @@ def _made(item: Item, result: EncodeResult) -> Line:
         dropped=result.frames_dropped,
         duration=result.duration,
         source_sha256=result.source_sha256,
+        weights_digest=result.weights_digest,
         chunk_frames=result.chunk_frames,
         seconds=round(result.seconds, 3),
         warnings=[printable(text) for text in result.warnings],
@@ -121,7 +129,8 @@ def _serve(talk: Talk) -> None:
 
     devices = torch.cuda.device_count() if encoder.device.type == "cuda" else 0
     memory = available_memory(encoder.device)
-    talk.say("ready", precision=encoder.precision, device=str(encoder.device), devices=devices, memory=memory)
+    ready = {"precision": encoder.precision, "device": str(encoder.device), "devices": devices, "memory": memory}
+    talk.say("ready", ready=ready | {"cores": usable_cores(), "weights_digest": encoder.weights_digest.result()})
     while (message := talk.hear()) is not None:
         item = item_from_dict(message["item"])
 
@@ -139,9 +148,13 @@ def _serve(talk: Talk) -> None:
         talk.say("end", outcome=outcome, resident=_resident(), over=False)
 
 
+_SENT = ("id", "path", "output", "start", "duration", "skip", "frames", "pad", "size")
+
+
 def item_to_dict(item: Item) -> dict[str, Any]:
-    """For another process, whose `item_from_dict` makes the same item of it."""
-    return {name: str(value) if isinstance(value, Fraction) else value for name, value in vars(item).items()}
+    """What encoding takes of an item, for another process, whose `item_from_dict` makes an item of it."""
+    values = {name: getattr(item, name) for name in _SENT}
+    return {name: str(value) if isinstance(value, Fraction) else value for name, value in values.items()}
 
 
 def item_from_dict(values: Mapping[str, Any]) -> Item:

@@ -13,62 +13,33 @@ import typer
 
 from ..errors import MovqUsageError
 from . import options as o
+from .batch_options import takes_batch_options
 from .show import complain, duration, name_of, plural, ratio, say_whose_weights, size
 
 if TYPE_CHECKING:
-    from ..batch import BatchPlan, BatchResult, Summary
+    from ..batch import BatchOptions, BatchPlan, BatchResult, Summary
     from ..plan import EncodeOptions
 
 BATCH = "Batch"
 _NAMES, _REASONS = 5, 20
 
 
-def _workers(text: str) -> int | None:
-    if text == "auto":
-        return None
-    if not text.isdecimal() or not int(text):
-        raise MovqUsageError(f"must be auto or a number above 0, got {text!r}", "--workers")
-    return int(text)
-
-
 @o.takes_encode_options()
+@takes_batch_options()
 def batch_encode(
     output: Annotated[
-        str, typer.Option("--output", "-o", metavar="DIR", help="The folder of latents; made if missing.")
-    ],
+        str | None,
+        typer.Option("--output", "-o", metavar="DIR", help="The folder of latents; made if missing."),
+    ] = None,
     sources: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="SRC...", help='Folders, with all below them; files; quoted globs; "-": a list on stdin.'
         ),
     ] = None,
-    lists: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--list",
-            rich_help_panel=BATCH,
-            metavar="FILE",
-            help="Text, CSV or JSON lines: path, and if wanted id, start, duration, caption; others go to the manifest.",
-        ),
-    ] = None,
-    workers: Annotated[
-        str,
-        typer.Option(
-            "--workers",
-            rich_help_panel=BATCH,
-            metavar="auto|N",
-            help="Processes. auto: one per CUDA device, or per core.",
-        ),
-    ] = "auto",
-    timeout: Annotated[
-        float,
-        typer.Option(
-            "--timeout",
-            rich_help_panel=BATCH,
-            metavar="S",
-            help="Seconds without progress that a file is given up after.",
-        ),
-    ] = 600.0,
+    *,
+    options: EncodeOptions,
+    batch: BatchOptions,
     max_failures: Annotated[
         str,
         typer.Option(
@@ -78,19 +49,15 @@ def batch_encode(
             help="So many failed items are no reason to exit 1.",
         ),
     ] = "0",
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", rich_help_panel=BATCH, help="Try again what was refused before, too.")
-    ] = False,
-    verify: Annotated[
-        bool,
+    merge: Annotated[
+        str | None,
         typer.Option(
-            "--verify",
+            "--merge",
             rich_help_panel=BATCH,
-            help="Read all videos and outputs that are there; try refused ones again.",
+            metavar="DIR",
+            help="Nothing else: make one manifest of those of all shards in this folder.",
         ),
-    ] = False,
-    *,
-    options: EncodeOptions,
+    ] = None,
     force: Annotated[bool, typer.Option("--force", rich_help_panel=o.RESULT, help="Make everything again.")] = False,
     dry_run: o.DryRun = False,
     quiet: o.Quiet = False,
@@ -102,35 +69,39 @@ def batch_encode(
     from ..batch import encode_batch, plan_batch
     from .watch import watching
 
-    if not sources and not lists:
+    if merge is not None:
+        _merge(merge, [*(sources or []), *batch.lists, *([output] if output else [])])
+        return
+    if not sources and not batch.lists:
         raise MovqUsageError("name a folder, files, a glob or a --list", "SRC")
+    if output is None:
+        raise MovqUsageError("name a folder for the latents", "--output")
     options = replace(options, force=force)
     allowed = _allowed(max_failures)
-    count = _workers(workers)
     if dry_run:
-        _print_plan(
-            plan_batch(sources or [], output, options, lists=lists or [], verify=verify, retry_failed=retry_failed),
-            output,
-        )
+        _print_plan(plan_batch(sources or [], output, options, batch), output)
         return
     if not quiet:
         say_whose_weights(options)
     with watching(quiet) as watch:
-        result = encode_batch(
-            sources or [],
-            output,
-            options,
-            lists=lists or [],
-            workers=count,
-            timeout=timeout,
-            verify=verify,
-            retry_failed=retry_failed,
-            watch=watch,
-        )
+        result = encode_batch(sources or [], output, options, batch, watch=watch)
     _report(result, output, quiet)
     failed = sum(line["status"] == "failed" for line in result.lines)
     if result.stopped or failed > allowed(len(result.lines)):
         raise typer.Exit(1)
+
+
+def _merge(folder: str, others: list[str]) -> None:
+    from ..batch import merge_shards, summarise
+
+    if others:
+        raise MovqUsageError(f"takes the folder alone, and nothing to encode: {others[0]}", "--merge")
+    whole = summarise(merge_shards(folder))
+    print(f"{name_of(folder)}: {_counts(whole)} of {plural(whole.items, 'item')} of all shards in one manifest")
+
+
+def _counts(whole: Summary) -> str:
+    return ", ".join(f"{count:,} {status}" for status, count in whole.counts.items() if count)
 
 
 def _allowed(text: str) -> Callable[[int], float]:
@@ -171,7 +142,7 @@ def _report(result: BatchResult, output: str, quiet: bool) -> None:
         complain(
             f"stopped: {result.stopped}; {plural(result.left, 'item')} left: the same command goes on with them", output
         )
-    counts = ", ".join(f"{count:,} {status}" for status, count in whole.counts.items() if count)
+    counts = _counts(whole)
     if not result.made:
         again = "; --retry-failed tries again what failed" if whole.counts["failed"] else ""
         print(
@@ -221,19 +192,18 @@ def _print_plan(plan: BatchPlan, output: str) -> None:
     from .tables import print_pairs
 
     failed = sum(line["status"] == "failed" for line in plan.kept)
-    good = [planned for planned in plan.planned if planned.refused is None]
-    for planned in good:
-        repeated = f" + {planned.padded} repeated" if planned.padded else ""
-        print(
-            f"{name_of(planned.item.output)}: {plural(planned.frames, 'frame')}{repeated} of {planned.width}x{planned.height}"
-        )
-    for planned in plan.planned:
-        if planned.refused is not None:
-            complain(planned.refused.reason, planned.item.path)
+    good = [item for item in plan.planned if item.refusal is None]
+    for item in good:
+        _, height, width = item.shape or (0, 0, 0)
+        repeated = f" + {item.padded} repeated" if item.padded else ""
+        print(f"{name_of(item.output)}: {plural(item.encoded_frames, 'frame')}{repeated} of {width}x{height}")
+    for item in plan.planned:
+        if item.refusal is not None:
+            complain(item.refusal.reason, item.path)
     _say_skipped(plan.found.skipped)
     print_pairs(
         {
-            "items": f"{len(plan.found.items):,}",
+            "items": f"{len(plan.kept) + len(plan.planned):,}",
             "up to date": f"{len(plan.kept) - failed:,}" if len(plan.kept) > failed else "",
             "failed before": f"{failed:,}; --retry-failed tries again what was refused" if failed else "",
             "would fail": f"{len(plan.planned) - len(good):,}" if len(good) < len(plan.planned) else "",

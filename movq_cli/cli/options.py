@@ -119,6 +119,9 @@ Fps = Annotated[
 FpsRepeat = Annotated[
     bool, _option("--fps-repeat", panel=_WHAT, help="Let --fps show a frame of a slower video twice.")
 ]
+Every = Annotated[
+    int, _option("--every", panel=_WHAT, metavar="N", help="Each N-th of these frames, from the first on.")
+]
 Frames = Annotated[int | None, _option("--frames", panel=_WHAT, metavar="N", help="The first N frames.")]
 Tail = Annotated[
     str,
@@ -189,7 +192,7 @@ def model_options(
         "device": device,
         "precision": precision,
         "chunk_frames": _chunk_frames(chunk_frames),
-        "memory_budget": None if memory_budget is None else parse_bytes(memory_budget),
+        "memory_budget": None if memory_budget is None else parse_bytes(memory_budget, "--memory-budget"),
         "spill_dir": spill_dir,
         "threads": threads,
     }
@@ -201,6 +204,7 @@ def encode_options(
     duration: Duration = None,
     fps: Fps = None,
     fps_repeat: FpsRepeat = False,
+    every: Every = 1,
     frames: Frames = None,
     tail: Tail = "pad",
     height: Height = None,
@@ -219,7 +223,7 @@ def encode_options(
 
     return EncodeOptions(
         **model_options(**model),
-        selection=Selection(stream, start or Fraction(0), duration, fps, fps_repeat, frames),
+        selection=Selection(stream, start or Fraction(0), duration, fps, fps_repeat, every, frames=frames),
         tail=tail,
         picture=Picture(height, width, short_side, fit, upscale),
         save=save,
@@ -231,10 +235,10 @@ def encode_options(
 _Command = Callable[..., Any]
 
 
-def _with(
-    make: Callable[..., Any], *declared_by: _Command, without: tuple[str, ...] = ()
+def decorate(
+    place: str, make: Callable[..., Any], *declared_by: _Command, without: tuple[str, ...] = ()
 ) -> Callable[[_Command], _Command]:
-    """Puts the parameters declared by functions where a command has one named `options`, which becomes what `make` makes."""
+    """Puts the parameters declared by functions where a command has one named `place`, which becomes what `make` makes."""
     given: dict[str, inspect.Parameter] = {}
     for function in declared_by:
         hints = _hints(function)
@@ -242,32 +246,32 @@ def _with(
             if name not in without and parameter.kind is not parameter.VAR_KEYWORD:
                 given[name] = parameter.replace(annotation=hints[name], kind=parameter.KEYWORD_ONLY)
 
-    def decorate(command: _Command) -> _Command:
+    def decorated(command: _Command) -> _Command:
         @wraps(command)
         def run(**values: Any) -> Any:
-            return command(options=make(**{name: values.pop(name) for name in given}), **values)
+            return command(**{place: make(**{name: values.pop(name) for name in given})}, **values)
 
         hints = _hints(command)
         parameters: list[inspect.Parameter] = []
         for name, own in inspect.signature(command).parameters.items():
             keyword = own.replace(annotation=hints.get(name), kind=own.KEYWORD_ONLY)
-            parameters += given.values() if name == "options" else [keyword]
+            parameters += given.values() if name == place else [keyword]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return run
 
-    return decorate
+    return decorated
 
 
 def _hints(function: _Command) -> dict[str, Any]:
     """Its annotations, but those whose types are not imported before they are needed."""
-    for name in ("options", "return"):
+    for name in ("options", "batch", "return"):
         function.__annotations__.pop(name, None)
     return get_type_hints(function, include_extras=True)
 
 
-takes_model_options = partial(_with, model_options, model_options)
+takes_model_options = partial(decorate, "options", model_options, model_options)
 """Decorates a command: its `options` are the fields of ModelOptions, a dict, from the options in panel Model."""
 
-takes_encode_options = partial(_with, encode_options, model_options, encode_options)
+takes_encode_options = partial(decorate, "options", encode_options, model_options, encode_options)
 """Decorates a command: its `options` are EncodeOptions, from all options above but --force, --dry-run and --quiet."""

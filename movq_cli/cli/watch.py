@@ -73,8 +73,8 @@ class _Log(_Quiet):
         self._next = time.monotonic() + _LINE_SECONDS
 
     def show(self, state: BatchState) -> float:
-        if state.phase == "checking":
-            complain(f"{state.checked:,} of {plural(len(state.found.items), 'item')} checked")
+        if state.phase in ("looking", "checking"):
+            complain(_beginning(state)[2])
         elif state.phase == "encoding":
             left = _left(state)
             complain(f"{_counts(state)}; {_speed(state)}" + ("" if left is None else f", {duration(left)} left"))
@@ -100,11 +100,9 @@ class _Terminal(_Quiet):
 
     def show(self, state: BatchState) -> float:
         bar = self._bar
-        if state.phase == "checking":
-            bar.total, bar.n = len(state.found.items), state.checked
-            bar.set_description_str(
-                f"{state.checked:,} of {plural(len(state.found.items), 'item')} checked ", refresh=False
-            )
+        if state.phase in ("looking", "checking"):
+            bar.total, bar.n, text = _beginning(state)
+            bar.set_description_str(text + " ", refresh=False)
         elif state.phase == "encoding":
             left = _left(state)
             bar.total, bar.n = max(state.bytes, 1), min(_bytes_done(state), max(state.bytes, 1))
@@ -130,6 +128,15 @@ class _Terminal(_Quiet):
     def close(self) -> None:
         for bar in (*reversed(self._lines), self._bar):
             bar.close()
+
+
+def _beginning(state: BatchState) -> tuple[int, int, str]:
+    """In all, done, and both in words, before anything is encoded."""
+    if state.phase == "looking":
+        total, done, verb = len(state.found.items), state.looked, "videos looked at"
+    else:
+        total, done, verb = state.items, state.checked, "items checked"
+    return total, done, f"{done:,} of {total:,} {verb}"
 
 
 def _counts(state: BatchState) -> str:

@@ -66,12 +66,13 @@ def _serve(talk: Talk, request: dict[str, Any]) -> None:
         if request["mode"] == "probe":
             talk.say("end", info=_plain(asdict(decoder.info)))
             return
-        geometry = decoder.geometry(picture, request["multiple"])
         if request["mode"] == "survey":
+            width, height = decoder.info.shown_width, decoder.info.shown_height
             with open_video(path, selection.stream) as again:  # the decoder has taken packets of this one
                 frames = count_frames(again, selection, talk.alive)
-            talk.say("end", frames=frames, height=geometry.padded_height, width=geometry.padded_width)
+            talk.say("end", frames=frames, width=width, height=height)
             return
+        geometry = decoder.geometry(picture, request["multiple"])
         size = geometry.padded_width * geometry.padded_height * 3
         slots = max(2, min(request["ahead"], request["ahead_bytes"] // size))
         os.ftruncate(request["memory"], slots * size)

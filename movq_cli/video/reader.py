@@ -162,14 +162,14 @@ def count_frames(
 
 @dataclass(frozen=True)
 class Surveyed:
-    """How many `frames` a selection has, and the size they would be encoded at, padding included."""
+    """How many `frames` a selection has, and the size they show."""
 
     frames: int
-    height: int
     width: int
+    height: int
 
 
-def survey(wanted: Iterable[tuple[str, Selection]], picture: Picture, multiple: int) -> Iterator[Surveyed | MovqError]:
+def survey(wanted: Iterable[tuple[str, Selection]]) -> Iterator[Surveyed | MovqError]:
     """What encoding videos would read, or why one cannot be: its first frame is decoded, the others counted.
 
     All by one process, unless it has to be replaced, so that thousands of files take no time to speak of each.
@@ -178,10 +178,10 @@ def survey(wanted: Iterable[tuple[str, Selection]], picture: Picture, multiple: 
     try:
         for path, selection in wanted:
             worker = worker or _Worker()
-            worker.ask(path, "survey", selection, picture, multiple=multiple)
+            worker.ask(path, "survey", selection)
             try:
                 found = worker.receive()
-                yield Surveyed(found["frames"], found["height"], found["width"])
+                yield Surveyed(found["frames"], found["width"], found["height"])
             except MovqError as error:
                 if isinstance(error, MovqCrash | MovqHang):
                     worker.close()

@@ -1,4 +1,5 @@
-"""Which frames of a video: `--stream`, `--start`, `--duration`, `--fps`, `--frames`, in this order. Times only, no pixels."""
+"""Which frames of a video: `--stream`, `--start`, `--duration`, `--fps`, `--every`, `--frames`, in this order. Times only,
+no pixels."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Selection:
-    """`start` and `duration` in seconds from the first frame shown; `fps` frames per second; `frames` at most.
+    """`start` and `duration` in seconds from the first frame shown; `fps` frames per second; then each `every`-th of these.
 
+    Of what is left, `skip` frames are passed over and at most `frames` taken.
     Raises MovqUsageError for values that no video could satisfy.
     """
 
@@ -25,12 +27,14 @@ class Selection:
     duration: Fraction | None = None
     fps: Fraction | None = None
     fps_repeat: bool = False
+    every: int = 1
+    skip: int = 0
     frames: int | None = None
 
     def __post_init__(self) -> None:
         if self.start < 0:
             raise MovqUsageError(f"must not be negative, got {float(self.start):g}", "--start")
-        for name in ("duration", "fps", "frames"):
+        for name in ("duration", "fps", "every", "frames"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise MovqUsageError(f"must be above 0, got {float(value):g}", f"--{name}")
@@ -67,7 +71,9 @@ def select(
     kept = _span(shown, selection, passed)
     if selection.fps is not None:
         kept = _nearest(kept, selection.fps, selection.fps_repeat)
-    return kept if selection.frames is None else islice(kept, selection.frames)
+    if selection.every > 1:
+        kept = _every(kept, selection.every)
+    return islice(kept, selection.skip, None if selection.frames is None else selection.skip + selection.frames)
 
 
 def _span(shown: Iterable[Shown[T]], selection: Selection, passed: Callable[[], None]) -> Iterator[Shown[T]]:
@@ -111,3 +117,10 @@ def _nearest(frames: Iterable[Shown[T]], fps: Fraction, repeat: bool) -> Iterato
     while origin + k / fps < here.end and (repeat or not times):
         k, times = k + 1, times + 1
         yield replace(here, end=min(here.end, origin + k / fps))
+
+
+def _every(frames: Iterable[Shown[T]], step: int) -> Iterator[Shown[T]]:
+    """Each `step`-th frame, the first among them; it stands until the next one does."""
+    frames = iter(frames)
+    for frame in frames:
+        yield replace(frame, end=max((left.end for left in islice(frames, step - 1)), default=frame.end))

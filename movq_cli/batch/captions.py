@@ -1,0 +1,43 @@
+"""Captions that are not in a list: `clip.txt` beside `clip.mp4`, or a file with one line for each item."""
+
+from __future__ import annotations
+
+import os
+
+from ..errors import MovqError
+from ..files import os_reason
+
+SUFFIX = ".txt"
+_MOST_BYTES = 1 << 20
+
+
+def caption_path(video: str) -> str:
+    """Where the caption of a video in a folder would be."""
+    return os.path.splitext(video)[0] + SUFFIX
+
+
+def read_caption(path: str) -> str:
+    """All of a caption file, without white space around it. Raises MovqError where it is no text."""
+    return _text(path, _MOST_BYTES).strip()
+
+
+def read_captions(path: str) -> list[str]:
+    """The lines of a file, each a caption; an empty line is an empty one. Raises MovqError where it is no text."""
+    lines = _text(path).split("\n")
+    if not lines[-1]:
+        lines.pop()  # the end of the last line, not one more
+    return [line.strip() for line in lines]
+
+
+def _text(path: str, most: int | None = None) -> str:
+    try:
+        if not os.path.isfile(path):
+            raise MovqError("no such file" if not os.path.lexists(path) else "is not a regular file", path)
+        if most is not None and os.path.getsize(path) > most:
+            raise MovqError(f"is larger than {most:,} bytes: no caption", path)
+        with open(path, encoding="utf-8-sig", newline=None) as file:
+            return file.read()
+    except UnicodeDecodeError:
+        raise MovqError("is not UTF-8", path) from None
+    except OSError as error:
+        raise MovqError(os_reason(error), path) from None

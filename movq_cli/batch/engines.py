@@ -1,0 +1,80 @@
+"""Where workers run: on this machine. What an engine is; ray.py has another."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..budget import PROCESS_BYTES
+from ..plan import EncodeOptions
+from ..processes import Child
+
+if TYPE_CHECKING:
+    from .pool import Ready
+
+WORKER = "movq_cli.batch.work"
+"""The module that every worker runs, whichever engine started it."""
+
+
+class Handle(Protocol):
+    """A worker, as the pool speaks to it."""
+
+    @property
+    def started(self) -> bool:
+        """Whether it has a machine to run on."""
+
+    def send(self, data: dict[str, Any]) -> None:
+        """A message to it. Nothing happens if it is over: `messages` tells."""
+
+    def messages(self) -> list[dict[str, Any]]:
+        """What it has said since; after `wait` named it. Raises EOFError where it is over and has said all."""
+
+    def death(self) -> str:
+        """How it ended."""
+
+    def kill(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Engine(Protocol):
+    """Starts workers and hears of them."""
+
+    def start(self) -> Handle: ...
+
+    def wait(self, handles: Sequence[Any], seconds: float) -> Sequence[Any]:
+        """Those that have something to say; waits for one at most so long."""
+
+    def suitable(self, ready: Ready) -> int:
+        """How many workers, where nobody says: as many as there are devices or cores, and as memory allows."""
+
+    def on_one_machine(self, count: int, ready: Ready) -> int:
+        """How many of so many share the memory of one."""
+
+    def close(self) -> None: ...
+
+
+class LocalEngine:
+    """Processes of this machine."""
+
+    def __init__(self, options: EncodeOptions) -> None:
+        self._options = options
+
+    def start(self) -> Child:
+        return Child(WORKER)
+
+    def wait(self, handles: Sequence[Child], seconds: float) -> Sequence[Child]:
+        return select.select(handles, [], [], seconds)[0]
+
+    def suitable(self, ready: Ready) -> int:
+        if ready.devices:
+            return ready.devices if self._options.device in ("auto", "cuda") else 1
+        memory = self._options.memory_budget or ready.memory
+        return max(1, min(ready.cores // (self._options.threads or 1), memory // (3 * PROCESS_BYTES)))
+
+    def on_one_machine(self, count: int, ready: Ready) -> int:
+        return count
+
+    def close(self) -> None:
+        pass

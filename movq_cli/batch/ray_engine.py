@@ -1,0 +1,180 @@
+"""Workers on a Ray cluster: an actor each, which starts the same process as everywhere and passes messages on.
+
+Ray sees paths and messages, never frames or latents: videos, weights and the output folder are on storage that all machines
+share. An actor that is killed, or whose machine is lost, is a worker that died.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from ..budget import PROCESS_BYTES
+from ..errors import MovqError, MovqUsageError
+from ..plan import EncodeOptions
+from ..processes import Child
+from .engines import WORKER
+
+if TYPE_CHECKING:
+    from .pool import Ready
+
+_POLL_SECONDS = 0.25
+
+
+class Relay:
+    """The actor: a worker's process, and what it says."""
+
+    def __init__(self) -> None:
+        self._child = Child(WORKER)
+
+    def exchange(self, messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
+        """Passes messages on to the worker and back what it says within a moment; and how it ended, if it has."""
+        for message in messages:
+            self._child.send(message)
+        if not select.select([self._child], [], [], _POLL_SECONDS)[0]:
+            return [], None
+        try:
+            return self._child.messages(), None
+        except EOFError:
+            return [], self._child.death()
+
+
+class RayHandle:
+    """A Relay, as the pool speaks to it."""
+
+    def __init__(self, actor: Any) -> None:
+        self.started = False
+        self._actor = actor
+        self._unsent: list[dict[str, Any]] = []
+        self._said: list[dict[str, Any]] = []
+        self._pending: Any = None
+        self._death: str | None = None
+
+    def send(self, data: dict[str, Any]) -> None:
+        self._unsent.append(data)
+
+    def messages(self) -> list[dict[str, Any]]:
+        if not self._said and self._death is not None:
+            raise EOFError
+        said, self._said = self._said, []
+        return said
+
+    def death(self) -> str:
+        return self._death or "it was ended"
+
+    def kill(self) -> None:
+        import ray
+
+        with suppress(Exception):  # it is dead already, or all of Ray is
+            ray.kill(self._actor)
+
+    def close(self) -> None:
+        self.kill()
+
+    @property
+    def heard(self) -> bool:
+        """Whether it has something to say."""
+        return bool(self._said) or self._death is not None
+
+    def ask(self) -> Any:
+        """What to wait for, to hear of it."""
+        if self._pending is None:
+            self._pending, self._unsent = self._actor.exchange.remote(self._unsent), []
+        return self._pending
+
+    def take(self) -> None:
+        """What was waited for is there."""
+        import ray
+
+        pending, self._pending = self._pending, None
+        try:
+            said, self._death = ray.get(pending)
+            self._said += said
+            self.started = True
+        except ray.exceptions.RayError as error:
+            self._death = "its actor or machine is gone: " + type(error).__name__
+
+
+class RayEngine:
+    """Actors on a cluster: the one at `address`, or the one that the environment or this machine has, or a new one here."""
+
+    def __init__(self, options: EncodeOptions, address: str | None, gpus: float) -> None:
+        if options.device not in ("auto", "cpu", "cuda"):
+            raise MovqUsageError(
+                f"goes with auto, cpu or cuda: Ray gives devices out, got {options.device}", "--device"
+            )
+        try:
+            import ray
+        except ImportError:
+            raise MovqError("needs Ray: pip install 'movq-cli[ray]'", "--engine ray") from None
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no network unless asked
+        self._ours = not ray.is_initialized()
+        if self._ours:
+            try:
+                with _our_signals():
+                    ray.init(address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise MovqError(f"no cluster: {str(error).splitlines()[0]}", f"--ray-address {address}") from None
+        self._threads = options.threads or 1
+        has_gpus = _resources().get("GPU", 0) > 0
+        self._gpus = gpus if has_gpus and options.device != "cpu" else 0
+        if options.device == "cuda" and not self._gpus:
+            raise MovqError("no machine of the cluster has a GPU", "--device cuda")
+        self._actor = ray.remote(Relay).options(num_cpus=self._threads, num_gpus=self._gpus, max_restarts=0)
+
+    def start(self) -> RayHandle:
+        return RayHandle(self._actor.remote())
+
+    def wait(self, handles: Sequence[RayHandle], seconds: float) -> Sequence[RayHandle]:
+        import ray
+
+        if not any(handle.heard for handle in handles):
+            asked = {handle.ask(): handle for handle in handles}
+            ray.wait(list(asked), num_returns=1, timeout=seconds)
+            there, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0)
+            for answer in there:
+                asked[answer].take()
+        return [handle for handle in handles if handle.heard]
+
+    def suitable(self, ready: Ready) -> int:
+        import ray
+
+        resources = _resources()
+        if self._gpus:
+            return max(1, int(resources["GPU"] / self._gpus))
+        machines = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call, unused-ignore]
+        most = machines * (ready.memory // (3 * PROCESS_BYTES))
+        return max(1, min(int(resources.get("CPU", 1)) // self._threads, most))
+
+    def on_one_machine(self, count: int, ready: Ready) -> int:
+        return min(count, max(1, ready.cores // self._threads))
+
+    def close(self) -> None:
+        import ray
+
+        if self._ours:
+            ray.shutdown()
+
+
+def _resources() -> dict[str, float]:
+    import ray
+
+    return ray.cluster_resources()  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+
+
+@contextmanager
+def _our_signals() -> Iterator[None]:
+    """Ray takes signals over when it starts; inside, it does so in vain."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # not the main thread, whose they are
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)

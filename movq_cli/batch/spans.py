@@ -1,0 +1,175 @@
+"""Buckets and spans: which frames of a video, at which size, become an item each.
+
+What is decided here is decided from the number of frames and the size of a video, before any of it is encoded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from ..codec import fit_tail
+from ..errors import MovqError, MovqShort, MovqUsageError
+from ..model.config import AutoencoderConfig
+from ..plan import EncodeOptions, too_short
+from ..video import Picture, plan_geometry
+from ..video.geometry import Orientation
+from .items import Item, Seen
+from .outputs import span_output
+from .work import options_of
+
+SHORT = ("skip", "pad")
+"""What becomes of a video that is too short: nothing but a line that says so, or its last frame is repeated."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A shape that items may have: frames, and size in pixels."""
+
+    frames: int
+    height: int
+    width: int
+
+    @classmethod
+    def parse(cls, text: str) -> Bucket:
+        """FxHxW. Raises MovqUsageError."""
+        parts = text.lower().split("x")
+        if len(parts) != 3 or not all(re.fullmatch(r"[1-9]\d{0,6}", part) for part in parts):
+            raise MovqUsageError(f"must be FRAMESxHEIGHTxWIDTH like 49x480x720, got {text!r}", "--bucket")
+        return cls(*map(int, parts))
+
+    def enlarges(self, seen: Seen) -> bool:
+        """Whether covering it takes a larger picture than there is."""
+        return self.width > seen.width or self.height > seen.height
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Where spans begin. `kind`: head (the first frame), uniform (`number` spans, evenly), slide (one each `number` frames),
+    random (`number` spans, drawn).
+    """
+
+    kind: str
+    number: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Pick:
+        """head, uniform:K, slide:S or random:K. Raises MovqUsageError."""
+        kind, colon, number = text.partition(":")
+        if text == "head":
+            return cls("head")
+        if kind in ("uniform", "slide", "random") and colon and re.fullmatch(r"[1-9]\d{0,6}", number):
+            return cls(kind, int(number))
+        raise MovqUsageError(f"must be head, uniform:K, slide:S or random:K, got {text!r}", "--pick")
+
+    def starts(self, frames: int, length: int, key: str) -> list[int]:
+        """The first frames of spans of `length` in a video of `frames`, in order, none twice. `key` decides what is drawn."""
+        last = max(0, frames - length)
+        if self.kind == "head":
+            return [0]
+        if self.kind == "slide":
+            return list(range(0, last + 1, self.number))
+        if self.kind == "uniform":
+            if self.number == 1:
+                return [last // 2]
+            return sorted({round(Fraction(i * last, self.number - 1)) for i in range(self.number)})
+        if self.number > last:
+            return list(range(last + 1))
+        drawn = set[int]()
+        tries = 0
+        while len(drawn) < self.number:
+            digest = hashlib.sha256(f"{key} {tries}".encode("utf-8", "surrogateescape")).digest()
+            drawn.add(int.from_bytes(digest, "big") % (last + 1))
+            tries += 1
+        return sorted(drawn)
+
+
+@dataclass(frozen=True)
+class Spans:
+    """How items are cut out of videos. By default they are not: each video is one. Raises MovqUsageError."""
+
+    buckets: tuple[Bucket, ...] = ()
+    pick: Pick | None = None
+    short: str = "skip"
+
+    def __post_init__(self) -> None:
+        if self.short not in SHORT:
+            raise MovqUsageError(f"must be one of {', '.join(SHORT)}, got {self.short!r}", "--short")
+
+    @property
+    def cut(self) -> bool:
+        """Whether frames and size of every video must be known to tell what the items are."""
+        return bool(self.buckets) or self.pick is not None or self.short == "pad"
+
+    def check(self, options: EncodeOptions) -> None:
+        """Raises MovqUsageError for options that do not go with these."""
+        if self.pick is not None and not self.buckets and options.selection.frames is None:
+            raise MovqUsageError("needs --frames or --bucket, which say how long a span is", "--pick")
+        if self.short == "pad" and not self.buckets and options.selection.frames is None:
+            raise MovqUsageError("pad needs --frames or --bucket, which say how long a clip must be", "--short")
+        if self.buckets and options.picture != Picture(upscale=options.picture.upscale):
+            raise MovqUsageError("goes without --height, --width, --short-side and --fit: it says the size", "--bucket")
+
+    def items(self, item: Item, seen: Seen, options: EncodeOptions, config: AutoencoderConfig) -> list[Item]:
+        """What is cut out of a video; or the item itself, with the reason why nothing can be."""
+        try:
+            return self._items(item, seen, options, config)
+        except MovqError as error:
+            return [replace(item, refusal=error)]
+
+    def _items(self, item: Item, seen: Seen, options: EncodeOptions, config: AutoencoderConfig) -> list[Item]:
+        if not seen.frames:
+            raise MovqError("has no frame in the range asked for")
+        length, size, picture = options_of(item, options).selection.frames, None, options.picture
+        if length is not None and seen.frames < length and self.short != "pad":
+            raise too_short(seen.frames, length)
+        if self.buckets:
+            bucket = self._bucket(seen, length or seen.frames, picture.upscale)
+            length, size = bucket.frames, (bucket.height, bucket.width)
+            picture = Picture(*size, upscale=picture.upscale)
+        kept = min(seen.frames, length or seen.frames)
+        pad = length is not None and kept < length
+        geometry = plan_geometry(seen.width, seen.height, Fraction(1), Orientation(), picture, config.spatial_factor)
+        padded, dropped = fit_tail(kept, options.tail, config.temporal_factor, length or 0)
+        shape = kept - dropped + padded, geometry.padded_height, geometry.padded_width
+        item = replace(item, frames=length, size=size, pad=pad, shape=shape, padded=padded)
+        if self.pick is None:
+            return [item]
+        assert length is not None
+        starts = self.pick.starts(seen.frames, length, f"{options.seed} {item.id}")
+        return [_span(item, start, length) for start in starts]
+
+    def _bucket(self, seen: Seen, frames: int, upscale: bool) -> Bucket:
+        """The longest of those that fit, among these the nearest in aspect, and the largest of equal ones."""
+        shortest = min(bucket.frames for bucket in self.buckets)
+        if shortest > frames:
+            if self.short != "pad":
+                raise MovqShort(f"has {frames} frames, the shortest bucket {shortest}")
+            frames = shortest
+        fitting = [bucket for bucket in self.buckets if bucket.frames <= frames]
+        fitting = [bucket for bucket in fitting if upscale or not bucket.enlarges(seen)]
+        if not fitting:
+            raise MovqError(
+                f"shows {seen.width}x{seen.height}, which would be enlarged for every bucket of up to {frames} frames; "
+                "--upscale allows it"
+            )
+
+        def rank(bucket: Bucket) -> tuple[float, ...]:
+            aspect = abs(math.log(bucket.width * seen.height / (bucket.height * seen.width)))
+            return -bucket.frames, round(aspect, 9), bucket.enlarges(seen), -bucket.height * bucket.width
+
+        return min(fitting, key=rank)
+
+
+def _span(item: Item, start: int, length: int) -> Item:
+    name = f"_{start}-{length}"
+    return replace(item, id=item.id + name, output=span_output(item.output, name), of=item.id, skip=start)
+
+
+def in_order(items: Sequence[Item]) -> list[Item]:
+    """Items of one shape together, the shapes in order; within one as they were."""
+    return sorted(items, key=lambda item: item.shape or ())
