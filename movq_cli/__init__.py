@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .batch import BatchPlan, BatchResult, encode_batch, plan_batch
+    from .batch import BatchOptions, BatchPlan, BatchResult, encode_batch, merge_shards, plan_batch
+    from .dataset import BucketBatchSampler, LatentDataset, collate
     from .decode import DecodeOptions, DecodeResult, decode_video
     from .encode import EncodeResult, encode_video
     from .errors import MovqError, MovqUsageError, MovqWarning
@@ -26,10 +27,15 @@ if TYPE_CHECKING:
     from .video import Picture, Selection, VideoInfo, probe, read_frames
 
 _HOMES = {
+    "BatchOptions": "batch",
     "BatchPlan": "batch",
     "BatchResult": "batch",
     "encode_batch": "batch",
+    "merge_shards": "batch",
     "plan_batch": "batch",
+    "BucketBatchSampler": "dataset",
+    "LatentDataset": "dataset",
+    "collate": "dataset",
     "DecodeOptions": "decode",
     "DecodeResult": "decode",
     "decode_video": "decode",
@@ -53,13 +59,16 @@ _HOMES = {
 }
 
 __all__ = [
+    "BatchOptions",
     "BatchPlan",
     "BatchResult",
+    "BucketBatchSampler",
     "DecodeOptions",
     "DecodeResult",
     "EncodeOptions",
     "EncodeResult",
     "Evaluation",
+    "LatentDataset",
     "Latents",
     "MovqError",
     "MovqUsageError",
@@ -68,10 +77,12 @@ __all__ = [
     "Plan",
     "Selection",
     "VideoInfo",
+    "collate",
     "decode_video",
     "encode_batch",
     "encode_video",
     "evaluate_video",
+    "merge_shards",
     "open_latents",
     "plan_batch",
     "plan_encode",

@@ -347,9 +347,10 @@ class Draw:
         """mean + exp(logvar / 2) * noise of moments (1, 2z, n, H', W') in fp32; logvar clamped to [-30, 20]."""
         import torch
 
-        mean, logvar = moments.float().cpu().chunk(2, dim=1)
-        noise = torch.stack([self._noise(first_latent + i, mean[0, :, i].shape) for i in range(mean.shape[2])], dim=1)
-        return mean + (0.5 * logvar.clamp(-30.0, 20.0)).exp() * noise[None]
+        moments = moments.cpu()
+        c, n, h, w = moments.shape[1] // 2, *moments.shape[2:]
+        noise = [self._noise(first_latent + i, torch.Size((c, h, w))) for i in range(n)]
+        return draw_from(moments[0], torch.stack(noise, dim=1))[None]
 
     def _noise(self, latent: int, shape: torch.Size) -> torch.Tensor:
         import torch
@@ -357,3 +358,16 @@ class Draw:
         key = f"{self.seed} {self.source_sha256} {self.first_index} {latent}".encode()
         number = int.from_bytes(hashlib.sha256(key).digest(), "little") % 2**63  # a seed torch takes
         return torch.randn(shape, generator=torch.Generator().manual_seed(number))
+
+
+def draw_from(moments: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+    """mean + exp(logvar / 2) * noise of moments (2z, T, H, W): (z, T, H, W) in fp32; logvar clamped to [-30, 20].
+
+    `noise` is torch's own where none is given.
+    """
+    import torch
+
+    mean, logvar = moments.float().chunk(2)
+    if noise is None:
+        noise = torch.randn_like(mean)
+    return mean + (0.5 * logvar.clamp(-30.0, 20.0)).exp() * noise

@@ -345,22 +345,28 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         with safe_open(name, framework="np") as checked:  # checks every offset, shape and the header's size
             checked.keys()
         with open(name, "rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header: dict[str, Any] = json.loads(file.read(size))
-        metadata = header.pop("__metadata__", None) or {}
-        tensors = {
-            key: TensorEntry(
-                entry["dtype"],
-                tuple(entry["shape"]),
-                8 + size + entry["data_offsets"][0],
-                8 + size + entry["data_offsets"][1],
-            )
-            for key, entry in header.items()
-        }
+            size = file.read(8)
+            return parse_header(size + file.read(int.from_bytes(size, "little")))
     except SafetensorError as error:
         raise MovqError(f"is not a safetensors file ({error})", name) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise MovqError(f"is not a readable safetensors file ({error})", name) from None
+
+
+def parse_header(data: bytes | memoryview) -> Header:
+    """The header of a safetensors file that begins with these bytes; whether the rest fits it is not looked at.
+
+    Raises ValueError, KeyError, TypeError or RecursionError for what is none.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header: dict[str, Any] = json.loads(bytes(data[8:end]))
+    metadata = header.pop("__metadata__", None) or {}
+    tensors = {
+        key: TensorEntry(
+            entry["dtype"], tuple(entry["shape"]), end + entry["data_offsets"][0], end + entry["data_offsets"][1]
+        )
+        for key, entry in header.items()
+    }
     return Header(tensors, metadata)
 
 

@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "movq_cli"
 ROOMS = [
     "__main__",
     "cli",
+    "dataset",
     "batch",
     "eval",
     "decode",

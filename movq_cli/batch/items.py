@@ -110,18 +110,18 @@ def find_items(sources: Sequence[str], lists: Sequence[str], output: str, captio
             if other is not row:
                 walk.skipped[row.path] = "named twice"
     named, matched, roots = _expand(sources)
-    unread: dict[str, str] = {}
+    used: dict[str, str] = {}
     if named or matched:
         shared = [path if os.path.isdir(path) else os.path.dirname(path) for path in named]
         root = os.path.commonpath([*shared, *roots])
         for path, problem in walk.files(named, matched):
             item = Item(os.path.relpath(path, root), path, "", refusal=MovqError(problem) if problem else None)
             if captions is None and not problem and os.path.lexists(caption_path(path)):
-                walk.skipped.pop(caption_path(path), None)
                 try:
                     item = replace(item, caption=read_caption(caption_path(path)))
+                    used[caption_path(path)] = ""
                 except MovqError as error:
-                    unread[caption_path(path)] = f"no caption: {error.reason}"
+                    used[caption_path(path)] = f"no caption: {error.reason}"
             items.setdefault(item.key, item)
     found = [items[key] for key in sorted(items)]
     if not lists:
@@ -133,7 +133,7 @@ def find_items(sources: Sequence[str], lists: Sequence[str], output: str, captio
     for item in found:
         name, place = places.place(item.id, item.path, str(item.start), str(item.duration))
         placed.append(replace(item, id=name, output=place))
-    return Found(placed, sorted((walk.skipped | unread).items()))
+    return Found(placed, sorted((path, why) for path, why in (walk.skipped | used).items() if why))
 
 
 def _captions(path: str | None, of: Sequence[Item | Row]) -> list[str | None]:

@@ -181,10 +181,17 @@ def _text(line: Line) -> bytes:
 
 def read_lines(path: str) -> Iterator[Line]:
     """The lines of a manifest. Warns of damaged ones; of the last, which a crash may have cut off, says nothing."""
+    return (line for _, line in scan_lines(path))
+
+
+def scan_lines(path: str) -> Iterator[tuple[int, Line]]:
+    """The same, each with its place in the file."""
     require_file(path)
+    end = 0
     try:
         with open(path, "rb") as file:
             for number, text in enumerate(file, 1):
+                at, end = end, end + len(text)
                 try:
                     values = json.loads(text)
                     _check(values, text)
@@ -192,7 +199,7 @@ def read_lines(path: str) -> Iterator[Line]:
                     if text.endswith(b"\n"):
                         warnings.warn(MovqWarning(f"{path}: line {number} is damaged and left out"), stacklevel=2)
                     continue
-                yield values
+                yield at, values
     except OSError as error:
         raise MovqError(os_reason(error), path) from None
 

@@ -1,0 +1,281 @@
+"""Reading a batch back, to train on it: `LatentDataset`, and a sampler whose batches are of one shape.
+
+Latents are mapped from their files or tars, one item at a time; draws and scaling happen here and nowhere before.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from .batch.manifest import NAME, Line, scan_lines, shard_manifests
+from .batch.tars import Tars
+from .codec import draw_from
+from .errors import MovqError, MovqUsageError
+from .files import parse_header, require_file
+from .latents import FORMAT, FORMAT_VERSION
+
+SCALES = {
+    "cogvideox-2b": 1.15258426,
+    "cogvideox-5b": 0.7,
+    "cogvideox-5b-i2v": 0.7,
+    "cogvideox1.5-5b": 0.7,
+    "cogvideox1.5-5b-i2v": 0.7,
+}
+"""What diffusion models multiply latents by (their VAE's scaling_factor): they share one VAE and differ in this."""
+
+_DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_OPEN_TARS = 32
+
+
+class Sample(TypedDict):
+    """One item. `latents` (C, T, H, W), drawn or mean, scaled; `row` is its line of the manifest.
+
+    `frames_per_latent` (T,): how many frames of the clip each stands for: the first of a clip for one, others for four.
+    """
+
+    latents: torch.Tensor
+    caption: str
+    row: Line
+    frames_per_latent: torch.Tensor
+
+
+class Batch(TypedDict):
+    """Samples of one shape: `latents` (B, C, T, H, W), `frames_per_latent` (B, T), and lists of the rest."""
+
+    latents: torch.Tensor
+    caption: list[str]
+    row: list[Line]
+    frames_per_latent: torch.Tensor
+
+
+class LatentDataset(Dataset[Sample]):
+    """What `movq batch-encode` made in a folder, in either layout: the items that are done, in order of id.
+
+    Each time an item of moments is read, a sample is drawn (by torch's own generator, which a DataLoader seeds anew for each
+    worker and epoch); with `draw=False` it is the mean. Items saved as mean or sample are as they were saved. `scale`: None,
+    a factor, or the name of a model, as in SCALES. `where` chooses items by their lines. Outputs of videos that are gone
+    (`orphan`) are left out, as are failed and short items: `left_out` counts them. Raises MovqError where there is no
+    manifest, or shards to merge.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        scale: float | str | None = None,
+        draw: bool = True,
+        dtype: torch.dtype = torch.float32,
+        where: Callable[[Line], bool] | None = None,
+    ) -> None:
+        self.folder = os.fspath(folder)
+        self.scale = scale_of(scale)
+        self.draw, self.dtype = draw, dtype
+        self.left_out: Counter[str] = Counter()
+        if shard_manifests(self.folder):
+            raise MovqError("is of a batch in shards: put them together first, by batch-encode --merge", self.folder)
+        self._path = os.path.join(self.folder, NAME)
+        self._stat = require_file(self._path)
+        last: dict[str, tuple[int, tuple[Any, ...] | None]] = {}  # of two lines of an item the later holds
+        for at, line in scan_lines(self._path):
+            last[line["id"]] = at, self._bucket_of(line, where)
+        kept = [found for _, found in sorted(last.items()) if found[1] is not None]
+        keys = sorted({key for _, key in kept if key is not None})
+        numbers = {key: number for number, key in enumerate(keys)}
+        self._offsets = np.array([at for at, _ in kept], np.int64)
+        self._buckets = np.array([numbers[key] for _, key in kept if key is not None], np.int64)
+        self._open()
+
+    def _bucket_of(self, line: Line, where: Callable[[Line], bool] | None) -> tuple[Any, ...] | None:
+        """The same for items whose latents have one shape; None for those left out."""
+        why = line["status"] if line["status"] != "done" else "orphan" if line.get("orphan") else ""
+        if not why and where is not None and not where(line):
+            why = "where"
+        if why:
+            self.left_out[why] += 1
+            return None
+        return *line["shape"], line.get("options", {}).get("save", "")
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.slice(index)
+
+    def row(self, index: int) -> Line:
+        """An item's line of the manifest."""
+        at = int(self._offsets[range(len(self))[index]])
+        line: Line = json.loads(self._lines[at : self._lines.find(b"\n", at) + 1 or None])
+        return line
+
+    def slice(self, index: int, start: int = 0, stop: int | None = None) -> Sample:
+        """Latents `start` to `stop` of an item: as it is, in (C, stop - start, H, W). Only they are read.
+
+        A slice that does not begin at 0 has no latent that stands for a single frame: `frames_per_latent` tells.
+        Raises MovqError where the file is not what the manifest says.
+        """
+        row = self.row(index)
+        moments, factor, representation = self._stored(row, start, stop)
+        if representation == "moments":
+            latents = draw_from(moments) if self.draw else moments.chunk(2)[0].float()
+        else:
+            latents = moments.float()
+        frames = torch.full((latents.shape[1],), factor)
+        if start == 0:
+            frames[:1] = 1
+        return Sample(
+            latents=(latents * self.scale).to(self.dtype),
+            caption=row.get("caption", ""),
+            row=row,
+            frames_per_latent=frames,
+        )
+
+    def buckets(self) -> list[list[int]]:
+        """The items of each shape."""
+        return [
+            np.flatnonzero(self._buckets == number).tolist() for number in range(int(self._buckets.max(initial=-1)) + 1)
+        ]
+
+    def _stored(self, row: Line, start: int, stop: int | None) -> tuple[torch.Tensor, int, str]:
+        """(latents as stored (C, n, H, W), frames per latent, representation)."""
+        data, path = self._data(row)
+        try:
+            header = parse_header(data)
+            said, entry = header.metadata, header.tensors["latents"]
+            if (said["format"], said["format_version"]) != (FORMAT, FORMAT_VERSION) or list(entry.shape) != row[
+                "shape"
+            ]:
+                raise ValueError("other latents")
+            whole = np.frombuffer(data, _DTYPES[entry.dtype], entry.numel, entry.start).reshape(entry.shape)[0]
+            factor, representation = int(said["temporal_factor"]), said["representation"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise MovqError(f"is not what the manifest says ({error})", path) from None
+        part = torch.from_numpy(whole[:, start:stop].copy())
+        return part.view(torch.bfloat16) if entry.dtype == "BF16" else part, factor, representation
+
+    def _data(self, row: Line) -> tuple[memoryview, str]:
+        """The bytes of a latents file, mapped, and the file they are in."""
+        path = os.path.join(self.folder, row["output"])
+        if "member" not in row:
+            data = _mapped(path)
+            if len(data) != row["bytes"]:
+                raise MovqError(f"has {len(data)} bytes where the manifest says {row['bytes']}", path)
+            return data, path
+        member = self._tars.find(row)
+        if path not in self._maps:
+            if len(self._maps) >= _OPEN_TARS:
+                self._maps.popitem(last=False)
+            self._maps[path] = _mapped(path)
+        self._maps.move_to_end(path)
+        return self._maps[path][member.offset : member.offset + member.bytes], path
+
+    def _open(self) -> None:
+        now = require_file(self._path)
+        if (now.st_ino, now.st_size, now.st_mtime_ns) != (
+            self._stat.st_ino,
+            self._stat.st_size,
+            self._stat.st_mtime_ns,
+        ):
+            raise MovqError("has changed since the dataset was made: make it anew", self._path)
+        self._lines = _mapped(self._path)
+        self._tars = Tars(self.folder)
+        self._maps: OrderedDict[str, memoryview] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_lines", "_tars", "_maps")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open()
+
+    def __repr__(self) -> str:
+        left = "".join(f", {count} {why} left out" for why, count in sorted(self.left_out.items()))
+        return f"LatentDataset({self.folder!r}: {len(self)} items in {len(self.buckets())} shapes{left})"
+
+
+def scale_of(scale: float | str | None) -> float:
+    """The factor that a name stands for. Raises MovqUsageError for one that is not known."""
+    if isinstance(scale, str):
+        name = scale.rpartition("/")[2].lower()
+        if name not in SCALES:
+            raise MovqUsageError(f"must be a number or one of {', '.join(SCALES)}; got {scale!r}", "scale")
+        return SCALES[name]
+    return 1.0 if scale is None else float(scale)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """What a DataLoader makes of samples of one shape: latents are stacked, captions and rows listed."""
+    return Batch(
+        latents=torch.stack([sample["latents"] for sample in samples]),
+        caption=[sample["caption"] for sample in samples],
+        row=[sample["row"] for sample in samples],
+        frames_per_latent=torch.stack([sample["frames_per_latent"] for sample in samples]),
+    )
+
+
+class BucketBatchSampler(Sampler[list[int]]):
+    """Batches whose items have one shape, as a DataLoader's `batch_sampler`.
+
+    At each step all `world` ranks get a batch of the same shape and size, so that none waits for another. What is left over
+    in a shape makes a smaller batch, to which items are added a second time where it does not go round; or, with
+    `drop_last`, is left out. `shuffle` items and batches by `seed` and epoch; each pass is the next epoch, unless `set_epoch`
+    says otherwise.
+    """
+
+    def __init__(
+        self,
+        dataset: LatentDataset,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        if batch_size < 1 or not 0 <= rank < world:
+            raise MovqUsageError(f"of {batch_size} items for rank {rank} of {world} cannot be", "a batch")
+        self._buckets = dataset.buckets()
+        self._batch_size, self._rank, self._world = batch_size, rank, world
+        self._shuffle, self._seed, self._drop_last = shuffle, seed, drop_last
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next pass is this epoch's."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        step = self._batch_size * self._world
+        return sum(len(items) // step if self._drop_last else -(-len(items) // step) for items in self._buckets)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        random = np.random.default_rng([self._seed, self._epoch])
+        self._epoch += 1
+        steps = []
+        for items in self._buckets:
+            order = random.permutation(items).tolist() if self._shuffle else items
+            size = self._batch_size * self._world
+            for at in range(0, len(order), size):
+                step = order[at : at + size]
+                if len(step) < size and self._drop_last:
+                    continue
+                each = -(-len(step) // self._world)
+                step += (order * self._world)[: each * self._world - len(step)]
+                steps.append(step[self._rank * each : (self._rank + 1) * each])
+        yield from (steps[i] for i in (random.permutation(len(steps)) if self._shuffle else range(len(steps))))
+
+
+def _mapped(path: str) -> memoryview:
+    """A file's bytes, mapped. Raises MovqError."""
+    if not require_file(path).st_size:
+        return memoryview(b"")
+    with open(path, "rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
