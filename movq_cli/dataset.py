@@ -32,7 +32,7 @@ SCALES = {
 }
 """What diffusion models multiply latents by (their VAE's scaling_factor): they share one VAE and differ in this."""
 
-_DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 _OPEN_TARS = 32
 
 
@@ -165,7 +165,7 @@ class LatentDataset(Dataset[Sample]):
         """The bytes of a latents file, mapped, and the file they are in."""
         path = os.path.join(self.folder, row["output"])
         if "member" not in row:
-            data = _mapped(path)
+            data = memoryview(_mapped(path))
             if len(data) != row["bytes"]:
                 raise MovqError(f"has {len(data)} bytes where the manifest says {row['bytes']}", path)
             return data, path
@@ -173,7 +173,7 @@ class LatentDataset(Dataset[Sample]):
         if path not in self._maps:
             if len(self._maps) >= _OPEN_TARS:
                 self._maps.popitem(last=False)
-            self._maps[path] = _mapped(path)
+            self._maps[path] = memoryview(_mapped(path))
         self._maps.move_to_end(path)
         return self._maps[path][member.offset : member.offset + member.bytes], path
 
@@ -273,9 +273,9 @@ class BucketBatchSampler(Sampler[list[int]]):
         yield from (steps[i] for i in (random.permutation(len(steps)) if self._shuffle else range(len(steps))))
 
 
-def _mapped(path: str) -> memoryview:
-    """A file's bytes, mapped. Raises MovqError."""
+def _mapped(path: str) -> mmap.mmap | bytes:
+    """A file's bytes. Raises MovqError."""
     if not require_file(path).st_size:
-        return memoryview(b"")
+        return b""  # nothing cannot be mapped
     with open(path, "rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -1,0 +1,372 @@
+"""Captions, buckets and spans: which items are cut out of videos, and that they are what `movq encode` would make."""
+
+import json
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from movq_cli import MovqError, MovqUsageError, Selection, encode_batch, encode_video, open_latents
+from movq_cli.batch import Bucket, Pick
+from movq_cli.batch.items import Item, Seen, find_items
+from movq_cli.batch.spans import Spans, in_order
+from movq_cli.codec import fit_tail
+from movq_cli.model import AutoencoderConfig
+from movq_cli.plan import EncodeOptions
+from movq_cli.video import Picture, read_frames
+from movq_cli.video.selection import Shown, select
+
+from . import clips
+from .conftest import SMALL
+from .test_batch import manifest, tree
+
+CONFIG = AutoencoderConfig(**SMALL)
+
+
+def cut(seen, buckets=(), pick=None, short="skip", **options):
+    """The items cut out of a video of (frames, width, height), as (id, shape), or the reason why there are none."""
+    spans = Spans(tuple(map(Bucket.parse, buckets)), pick and Pick.parse(pick), short)
+    frames = options.pop("frames", None)
+    picture = Picture(**{name: options.pop(name) for name in ("upscale", "height", "width") if name in options})
+    settings = EncodeOptions(selection=Selection(frames=frames), picture=picture, short="refuse", **options)
+    spans.check(settings)
+    item = Item("v.mp4", "/v.mp4", "v.mp4.safetensors")
+    items = spans.items(item, Seen([0, 0, 0], *seen), settings, CONFIG)
+    if items[0].refusal:
+        return items[0].refusal.cause, str(items[0].refusal)
+    return [(item.id, item.shape) for item in items]
+
+
+def whole(frames, height, width):
+    return [("v.mp4", (frames, height, width))]
+
+
+@pytest.mark.parametrize(
+    ("seen", "buckets", "chosen"),
+    [
+        ((50, 640, 360), ["17x48x80", "49x48x80", "81x48x80"], (49, 48, 80)),  # the longest that fits
+        ((49, 640, 360), ["17x48x80", "49x48x80"], (49, 48, 80)),
+        ((48, 640, 360), ["17x48x80", "49x48x80"], (17, 48, 80)),
+        ((50, 640, 360), ["17x48x80", "49x80x48"], (49, 80, 48)),  # frames come before the aspect
+        ((50, 640, 360), ["49x64x64", "49x48x80", "49x80x48"], (49, 48, 80)),  # then the nearest aspect
+        ((50, 360, 640), ["49x64x64", "49x48x80", "49x80x48"], (49, 80, 48)),
+        ((50, 500, 490), ["49x64x64", "49x48x80", "49x80x48"], (49, 64, 64)),
+        ((50, 640, 360), ["49x48x80", "49x96x160", "49x480x800"], (49, 96, 160)),  # the largest that enlarges nothing
+        ((50, 64, 48), ["49x96x128", "17x48x64"], (17, 48, 64)),  # not enlarging comes before frames
+        ((1, 640, 360), ["49x48x80", "1x48x80"], (1, 48, 80)),  # a picture
+    ],
+)
+def test_buckets(seen, buckets, chosen):
+    assert cut(seen, buckets) == whole(*chosen)
+    assert cut(seen, buckets[::-1]) == whole(*chosen)
+
+
+def test_what_fits_no_bucket():
+    assert cut((16, 640, 360), ["17x48x80", "49x48x80"]) == ("short", "has 16 frames, the shortest bucket 17")
+    cause, reason = cut((60, 64, 48), ["49x96x128"])
+    assert (cause, "64x48" in reason, "--upscale" in reason) == ("refused", True, True)
+    assert cut((60, 64, 48), ["49x96x128", "49x96x96"], upscale=True) == whole(49, 96, 128)
+    assert cut((16, 640, 360), ["17x48x80", "49x48x80"], short="pad") == whole(17, 48, 80)
+    assert cut((0, 640, 360), ["17x48x80"])[1] == "has no frame in the range asked for"
+
+
+def test_frames_alone():
+    assert cut((30, 64, 48), frames=17) == whole(17, 48, 64)
+    assert cut((16, 64, 48), frames=17) == ("short", "has 16 of the 17 frames asked for")
+    assert cut((16, 64, 48), frames=17, short="pad") == whole(17, 48, 64)
+    assert cut((16, 64, 48), frames=30, short="pad") == whole(33, 48, 64)
+    assert cut((16, 60, 44)) == whole(17, 48, 64)  # tail and edges are padded as ever
+    assert cut((16, 60, 44), tail="drop") == whole(13, 48, 64)
+    assert cut((16, 60, 44), tail="error")[0] == "refused"
+
+
+@pytest.mark.parametrize(
+    ("pick", "frames", "starts"),
+    [
+        ("head", 40, [0]),
+        ("uniform:1", 40, [11]),
+        ("uniform:2", 40, [0, 23]),
+        ("uniform:3", 40, [0, 12, 23]),
+        ("uniform:9", 19, [0, 1, 2]),  # none twice
+        ("slide:10", 40, [0, 10, 20]),
+        ("slide:17", 51, [0, 17, 34]),
+        ("slide:17", 50, [0, 17]),
+        ("random:99", 19, [0, 1, 2]),
+        ("slide:5", 17, [0]),
+    ],
+)
+def test_picks(pick, frames, starts):
+    assert cut((frames, 64, 48), pick=pick, frames=17) == [(f"v.mp4_{at}-17", (17, 48, 64)) for at in starts]
+    assert cut((frames, 64, 48), ["17x48x64"], pick) == [(f"v.mp4_{at}-17", (17, 48, 64)) for at in starts]
+
+
+def test_random_spans_depend_on_the_seed_and_the_video_alone():
+    pick = Pick.parse("random:5")
+    starts = pick.starts(200, 17, "0 a.mp4")
+    assert len(set(starts)) == 5
+    assert starts == sorted(starts)
+    assert starts[0] >= 0
+    assert starts[-1] <= 183
+    assert pick.starts(200, 17, "0 a.mp4") == starts
+    assert pick.starts(200, 17, "1 a.mp4") != starts
+    assert pick.starts(200, 17, "0 b.mp4") != starts
+    drawn = {at for i in range(300) for at in pick.starts(20, 17, str(i))}
+    assert drawn == {0, 1, 2, 3}
+    assert cut((200, 64, 48), pick="random:5", frames=17) != cut((200, 64, 48), pick="random:5", frames=17, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        *((text, Bucket) for text in ("17x48", "0x48x64", "17x48x64x3", "axbxc", "-1x8x8")),
+        *((text, Pick) for text in ("tail", "slide", "slide:0", "uniform:x", "head:2", "random:-1")),
+    ],
+)
+def test_what_cannot_be_read_is_a_usage_error(text, kind):
+    with pytest.raises(MovqUsageError, match="must be"):
+        kind.parse(text)
+
+
+def test_what_does_not_go_together():
+    for arguments in (
+        {"pick": "head"},
+        {"short": "pad"},
+        {"buckets": ["17x48x64"], "height": 48},
+        {"short": "perhaps"},
+    ):
+        with pytest.raises(MovqUsageError):
+            cut((30, 64, 48), **arguments)
+
+
+def test_items_of_one_shape_run_together():
+    shapes = [(17, 48, 64), (1, 48, 64), None, (17, 48, 64), (1, 48, 64), (17, 64, 48)]
+    items = [Item(str(i), "", "", shape=shape) for i, shape in enumerate(shapes)]
+    assert [item.id for item in in_order(items)] == ["2", "1", "4", "0", "3", "5"]
+
+
+def test_tail_of_what_is_padded_to_a_length():
+    for frames in range(1, 30):
+        for least in range(30):
+            padded, dropped = fit_tail(frames, "pad", 4, least)
+            kept = frames + padded - dropped
+            assert (dropped, kept % 4) == (0, 1)
+            assert max(frames, least) <= kept < max(frames, least) + 4
+            padded, dropped = fit_tail(frames, "drop", 4, least)
+            kept = frames + padded - dropped
+            assert kept % 4 == 1
+            assert max(frames, least) - 4 < kept <= max(frames, least)
+            assert min(padded, dropped) == 0
+
+
+def test_every_and_skip():
+    def taken(**selection):
+        shown = [Shown(i, Fraction(i), Fraction(i + 1), None) for i in range(20)]
+        return [(frame.index, frame.end) for frame in select(shown, Selection(**selection))]
+
+    assert taken(every=3) == [(0, 3), (3, 6), (6, 9), (9, 12), (12, 15), (15, 18), (18, 20)]
+    assert taken(every=3, skip=2, frames=3) == [(6, 9), (9, 12), (12, 15)]
+    assert taken(fps=Fraction(1, 2), every=2, frames=2) == [(0, 4), (4, 8)]
+    assert taken(skip=18) == [(18, 19), (19, 20)]
+    assert taken(skip=30) == []
+    with pytest.raises(MovqUsageError, match="--every"):
+        Selection(every=0)
+
+
+def test_every_of_a_real_video(tmp_path, movq):
+    pictures = clips.pictures(20)
+    clips.lossless(tmp_path / "a.mkv", pictures)
+    with read_frames(tmp_path / "a.mkv", Selection(every=4, skip=1, frames=3)) as frames:
+        found = [(frame.index, frame.image) for frame in frames]
+    assert [index for index, _ in found] == [4, 8, 12]
+    assert all(np.array_equal(image, pictures[index]) for index, image in found)
+    result = movq("encode", "a.mkv", "-o", "a.safetensors", "--every", 4)
+    assert result.returncode == 0, result.stderr
+    latents = open_latents(tmp_path / "a.safetensors")
+    assert latents.frame_indices.tolist() == [0, 4, 8, 12, 16]
+    assert (latents.metadata.fps, latents.metadata.duration) == (Fraction(25, 4), pytest.approx(0.8))
+
+
+# Captions.
+
+
+def captions(*sources, **options):
+    found = find_items(list(map(str, sources)), [], "no/such/folder", **options)
+    return {item.id: item.caption for item in found.items}, found.skipped
+
+
+def test_captions_beside_videos(tmp_path):
+    for name in ("a.mp4", "b.mkv", "b.mp4", "c.mp4", "d.mp4"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf a cat,\r\non two lines \r\n")
+    (tmp_path / "b.txt").write_text("both")
+    (tmp_path / "c.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "other.txt").write_text("of nothing")
+    found, skipped = captions(tmp_path)
+    assert found == {"a.mp4": "a cat,\non two lines", "b.mkv": "both", "b.mp4": "both", "c.mp4": None, "d.mp4": None}
+    assert [(path.rpartition("/")[2], why) for path, why in skipped] == [
+        ("c.txt", "no caption: is not UTF-8"),
+        ("other.txt", "not a video or picture by its name"),
+    ]
+
+
+def test_captions_of_a_file_pair_by_line(tmp_path):
+    for name in ("b.mp4", "a.mp4", "c.mp4"):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"")
+    (tmp_path / "prompts.txt").write_bytes(b"one\r\n\r\nthree")
+    prompts = str(tmp_path / "prompts.txt")
+    assert captions(tmp_path / "in", captions=prompts)[0] == {"a.mp4": "one", "b.mp4": "", "c.mp4": "three"}
+    (tmp_path / "list.txt").write_text("in/c.mp4\nin/a.mp4\nin/b.mp4\n")
+    found = find_items([], [str(tmp_path / "list.txt")], "out", prompts)
+    assert {item.id: item.caption for item in found.items} == {"in/c.mp4": "one", "in/a.mp4": "", "in/b.mp4": "three"}
+    for text in ("one\ntwo\n", "1\n2\n3\n4\n"):
+        (tmp_path / "prompts.txt").write_text(text)
+        with pytest.raises(MovqError, match=r"prompts\.txt: has \d captions for 3 items"):
+            captions(tmp_path / "in", captions=prompts)
+        with pytest.raises(MovqError, match=r"prompts\.txt: has \d captions for 3 items"):
+            find_items([], [str(tmp_path / "list.txt")], "out", prompts)
+    (tmp_path / "prompts.txt").write_text("1\n2\n3\n")
+    (tmp_path / "list.csv").write_text("path,caption\nin/a.mp4,mine\nin/b.mp4,\nin/c.mp4,\n")
+    for sources, lists in (([], ["list.csv"]), (["in"], ["list.txt"]), ([], ["list.txt", "list.csv"])):
+        with pytest.raises(MovqUsageError, match="--captions"):
+            find_items([str(tmp_path / s) for s in sources], [str(tmp_path / s) for s in lists], "out", prompts)
+
+
+# As real batches.
+
+BUCKETS = ("17x48x64", "17x64x48", "1x48x64")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Wide and tall videos, a picture, one too small, one that is none, and captions; and the batch of them in buckets."""
+    made = tmp_path_factory.mktemp("spans")
+    (made / "in").mkdir()
+    for name, count, width, height in (("wide", 34, 96, 64), ("tall", 20, 64, 96), ("small", 30, 40, 40)):
+        clips.write(made / "in" / f"{name}.mp4", clips.pictures(count, width, height))
+        (made / "in" / f"{name}.txt").write_text(f"a {name} one")
+    clips.still(made / "in" / "still.png", clips.picture(80, 64), "png")
+    (made / "in" / "bad.mp4").write_text("no video")
+    encode_batch([made / "in"], made / "out", buckets=BUCKETS, pick="slide:8", workers=2)
+    return made
+
+
+def test_what_a_batch_in_buckets_comes_to(folder):
+    lines = manifest(folder / "out")
+    assert {name: line.get("shape") or line["reason"] for name, line in lines.items()} == {
+        "wide.mp4_0-17": [1, 32, 5, 6, 8],
+        "wide.mp4_8-17": [1, 32, 5, 6, 8],
+        "wide.mp4_16-17": [1, 32, 5, 6, 8],
+        "tall.mp4_0-17": [1, 32, 5, 8, 6],
+        "still.png_0-1": [1, 32, 1, 6, 8],
+        "small.mp4": "shows 40x40, which would be enlarged for every bucket of up to 30 frames; --upscale allows it",
+        "bad.mp4": "is not a video movq can read (invalid data found when processing input)",
+    }
+    assert {line["caption"] for name, line in lines.items() if name.startswith("wide")} == {"a wide one"}
+    assert lines["wide.mp4_8-17"]["of"] == "wide.mp4"
+    assert lines["wide.mp4_8-17"]["output"] == "wide.mp4_8-17.safetensors"
+    assert open_latents(folder / "out" / "wide.mp4_8-17.safetensors").frame_indices.tolist() == list(range(8, 25))
+
+
+def test_a_span_is_what_encode_makes_of_it(folder, tmp_path):
+    selection, picture = Selection(skip=8, frames=17), Picture(48, 64)
+    encode_video(folder / "in" / "wide.mp4", tmp_path / "a", selection=selection, picture=picture, threads=1)
+    assert (tmp_path / "a").read_bytes() == (folder / "out" / "wide.mp4_8-17.safetensors").read_bytes()
+
+
+def again(folder, **options):
+    settings = {"buckets": BUCKETS, "pick": "slide:8", "workers": 1} | options
+    return encode_batch([folder / "in"], folder / "out", **settings)
+
+
+def made(result):
+    return {line["id"] for line in result.made}
+
+
+def test_spans_are_resumed_by_content_and_captions_edited_without_encoding(folder, tmp_path):
+    from shutil import copytree
+
+    copytree(folder, tmp_path, dirs_exist_ok=True)
+    again(tmp_path)  # other inodes
+    before = tree(tmp_path / "out")
+    assert made(again(tmp_path)) == set()
+    (tmp_path / "in" / "wide.txt").write_text("edited")
+    (tmp_path / "in" / "tall.txt").unlink()
+    assert made(again(tmp_path)) == set()
+    lines = manifest(tmp_path / "out")
+    assert {line["caption"] for name, line in lines.items() if name.startswith("wide")} == {"edited"}
+    assert "caption" not in lines["tall.mp4_0-17"]
+    after = tree(tmp_path / "out")
+    del before["manifest"], after["manifest"]
+    assert after == before
+    clips.write(tmp_path / "in" / "tall.mp4", clips.pictures(26, 64, 96))
+    assert made(again(tmp_path)) == {"tall.mp4_0-17", "tall.mp4_8-17"}
+    result = again(tmp_path, pick="slide:16")
+    assert made(result) == set()
+    assert result.orphans == ["tall.mp4_8-17.safetensors", "wide.mp4_8-17.safetensors"]  # spans no longer wanted
+    assert {name for name, line in manifest(tmp_path / "out").items() if line.get("orphan")} == {
+        "tall.mp4_8-17",
+        "wide.mp4_8-17",
+    }
+    assert made(again(tmp_path, picture=Picture(upscale=True))) >= {"small.mp4_0-17"}
+
+
+def test_short_videos_are_said_or_padded(tmp_path, movq):
+    clips.lossless(tmp_path / "a.mkv", clips.pictures(20))
+    clips.lossless(tmp_path / "b.mkv", clips.pictures(7))
+    result = movq("batch-encode", "a.mkv", "b.mkv", "-o", "out", "--frames", 17, "--pick", "head", "--short", "pad")
+    assert result.returncode == 0, result.stderr
+    line = manifest(tmp_path / "out")["b.mkv_0-17"]
+    assert (line["frames"], line["padded"], line["shape"][2]) == (7, 10, 5)
+    assert line["warnings"] == ["has 7 of the 17 frames asked for: its last one is repeated"]
+    clips.lossless(tmp_path / "c.mkv", [*clips.pictures(7), *([clips.pictures(7)[-1]] * 10)])
+    encode_video(tmp_path / "c.mkv", tmp_path / "c.safetensors", threads=1)
+    padded = open_latents(tmp_path / "out" / "b.mkv_0-17.safetensors")
+    assert padded.latents.equal(open_latents(tmp_path / "c.safetensors").latents)
+    assert movq("decode", padded.path, "-o", "back.npy").returncode == 0
+    assert np.load(tmp_path / "back.npy").shape[0] == 7
+    assert (
+        "nothing to do"
+        in movq(
+            *("batch-encode", "a.mkv", "b.mkv", "-o", "out", "--frames", 17, "--pick", "head", "--short", "pad")
+        ).stdout
+    )
+    result = movq("batch-encode", "a.mkv", "b.mkv", "-o", "out", "--frames", 17, "--pick", "head")
+    assert "1 done, 1 short of 2 items" in result.stdout
+
+
+def test_a_dry_run_says_what_would_be_cut(folder, movq):
+    options = [part for bucket in BUCKETS for part in ("--bucket", bucket)]
+    result = movq("batch-encode", folder / "in", "-o", "new", *options, "--pick", "slide:8", "--dry-run")
+    assert result.returncode == 0
+    assert result.stdout.splitlines()[:5] == [
+        "still.png_0-1.safetensors: 1 frame of 64x48",
+        "wide.mp4_0-17.safetensors: 17 frames of 64x48",
+        "wide.mp4_8-17.safetensors: 17 frames of 64x48",
+        "wide.mp4_16-17.safetensors: 17 frames of 64x48",
+        "tall.mp4_0-17.safetensors: 17 frames of 48x64",
+    ]
+    assert "would fail   2" in result.stdout
+    assert json.dumps("to encode    5, of 69 frames")[1:-1] in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--bucket", "17x48"], "--bucket: must be FRAMESxHEIGHTxWIDTH"),
+        (["--pick", "slide:8"], "--pick: needs --frames or --bucket"),
+        (["--bucket", "17x48x64", "--short-side", "48"], "--bucket: goes without --height"),
+        (["--short", "pad"], "--short: pad needs --frames or --bucket"),
+        (["--shard", "3/2"], "--shard: must be I/N"),
+        (["--layout", "zip"], "--layout: must be one of files, tar"),
+        (["--shard-size", "big"], "--shard-size: is not a size"),
+        (["--ray-address", "auto"], "--ray-address: goes with --engine ray"),
+        (["--every", "0"], "--every: must be above 0"),
+        (["--merge", "out"], "--merge: takes the folder alone"),
+    ],
+)
+def test_usage_errors_come_before_the_work(folder, movq, tmp_path, arguments, said):
+    result = movq("batch-encode", folder / "in", "-o", "out", *arguments)
+    assert result.returncode == 2
+    assert said in result.stderr
+    assert list(tmp_path.iterdir()) == []
