@@ -113,7 +113,7 @@ class Packer:
         self._folder = tars.folder
         self._prefix = "latents-" if shard is None else f"latents-{shard}-"
         self._own = _TAR if shard is None else re.compile(self._prefix + r"\d{5,}\.tar")
-        self._items = items
+        self._items, self._alone = items, shard is None
         self._ended = set[str]()
         self._next = 0
         self._ready: list[Line] = []
@@ -141,6 +141,12 @@ class Packer:
             self._pack()
         for tar in self._names():
             self._update(tar)
+        if self._alone:  # else workers of other shards may be about to use them
+            for folder in sorted({os.path.dirname(item.output) for item in self._items}, reverse=True):
+                while folder:
+                    with suppress(OSError):  # it is gone already, or not empty
+                        os.rmdir(os.path.join(self._folder, folder))
+                    folder = os.path.dirname(folder)
 
     def _names(self) -> list[str]:
         return sorted(filter(self._own.fullmatch, os.listdir(self._folder)))

@@ -1,0 +1,269 @@
+"""The tar layout: what WebDataset reads, and that a kill, an edit or damage at any moment leaves tars whole and true."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import pytest
+from safetensors.torch import load, load_file
+
+from movq_cli import MovqError, encode_batch
+from movq_cli.batch.tars import member_name
+
+from . import clips
+from .test_batch import manifest, tree
+from .test_workers import encoding, group, wait_for
+
+SIZE = 60_000  # of a tar; an item takes about 15,000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Nine clips, one bad, in folders and with captions; the batch of them as files, and as tars."""
+    made = tmp_path_factory.mktemp("tars")
+    (made / "in" / "a.b").mkdir(parents=True)
+    for i in range(8):
+        name = f"a.b/{i}" if i % 3 else str(i)
+        clips.write(made / "in" / f"{name}.mp4", clips.pictures(9 + i, 64 if i % 2 else 48, 48))
+        (made / "in" / f"{name}.txt").write_text(f"number {i}, größer")
+    (made / "in" / "bad.mp4").write_text("no video")
+    encode_batch([made / "in"], made / "files", workers=2)
+    packed(made, "tars", workers=2)
+    return made
+
+
+def packed(folder, out="tars", **options):
+    settings = {"layout": "tar", "shard_size": SIZE, "workers": 1} | options
+    return encode_batch([settings.pop("source", folder / "in")], folder / out, **settings)
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    """The same again, to be spoilt."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    assert {line["id"] for line in packed(tmp_path).made} == {"bad.mp4"}  # another inode
+    return tmp_path
+
+
+def members(path):
+    with tarfile.open(path) as tar:
+        return {info.name: tar.extractfile(info).read() for info in tar}
+
+
+def tars(folder, out="tars"):
+    return sorted((folder / out).glob("*.tar"))
+
+
+def test_names_of_members_are_webdataset_keys():
+    assert member_name("a.b/x.mp4_0-17") == "a%2Eb/x%2Emp4_0-17.safetensors"
+    names = ["a.b", "a%2Eb", "a/b", "a_b", "__x__", "%5F_x__", "__x__/y", "x__"]
+    assert len(set(map(member_name, names))) == len(names)
+    assert not any(
+        part.startswith("__") and "__" in part[2:] for name in names for part in member_name(name).split("/")
+    )
+
+
+def test_tars_hold_what_files_hold_and_what_is_said_of_it(folder):
+    files, lines = manifest(folder / "files"), manifest(folder / "tars")
+    assert {path.name for path in (folder / "tars").iterdir()} == {
+        "manifest.jsonl",
+        *(f"latents-0000{i}.{suffix}" for i in range(3) for suffix in ("tar", "index.json")),
+    }
+    found = {}
+    for path in tars(folder):
+        assert path.stat().st_size <= SIZE
+        held = members(path)
+        index = json.loads((folder / "tars" / path.name.replace(".tar", ".index.json")).read_text())
+        assert index["bytes"] == path.stat().st_size
+        assert [member["name"] for member in index["members"]] == list(held)[::2]
+        for member in index["members"]:
+            data = path.read_bytes()[member["offset"] :][: member["bytes"]]
+            assert data == held[member["name"]]
+            assert member["offset"] % 512 == 0
+        for name in list(held)[::2]:
+            said = json.loads(held[name.replace(".safetensors", ".json")])
+            found[said["id"]] = held[name], said, path.name
+    good = {name: line for name, line in files.items() if line["status"] == "done"}
+    assert list(found) == list(good)  # in order
+    for name, line in good.items():
+        data, said, tar = found[name]
+        assert data == (folder / "files" / line["output"]).read_bytes()
+        assert (said["caption"], said["shape"]) == (line["caption"], line["shape"])
+        assert not {"path", "seconds", "source", "output"} & set(said)  # nothing of this machine
+        assert lines[name] == line | {"output": tar, "member": member_name(name), "seconds": lines[name]["seconds"]}
+    assert lines["bad.mp4"]["status"] == "failed"
+
+
+def test_webdataset_reads_them(folder):
+    import webdataset
+
+    paths = list(map(str, tars(folder)))
+    samples = list(webdataset.WebDataset(paths, shardshuffle=False, empty_check=False).decode())
+    lines = [line for line in manifest(folder / "files").values() if line["status"] == "done"]
+    assert [sample["json"]["id"] for sample in samples] == [line["id"] for line in lines]
+    for sample, line in zip(samples, lines, strict=True):
+        assert sample["__key__"] + ".safetensors" == member_name(line["id"])
+        wanted = load_file(folder / "files" / line["output"])
+        assert all(tensor.equal(wanted[name]) for name, tensor in load(sample["safetensors"]).items())
+
+
+def test_a_second_run_does_nothing(copy):
+    before = {path: (path.stat().st_ino, path.read_bytes()) for path in (copy / "tars").iterdir()}
+    assert packed(copy).made == []
+    assert packed(copy, layout="files").made == []  # what is packed stays so
+    assert {path: (path.stat().st_ino, path.read_bytes()) for path in (copy / "tars").iterdir()} == before
+
+
+def test_killed_at_random_and_resumed(folder, tmp_path):
+    command = [sys.executable, "-m", "movq_cli", "batch-encode", str(folder / "in"), "-o", "tars", "--layout", "tar"]
+    command += ["--shard-size", str(SIZE), "--workers", "2"]
+    dice = random.Random(5)
+    for _ in range(4):
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True)
+        wait_for(lambda process=process: encoding(process.pid) or process.poll() is not None)
+        time.sleep(dice.random())
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        wait_for(lambda process=process: not group(process.pid), 5)
+        for path in tars(tmp_path):
+            members(path)  # whole
+    packed(tmp_path, source=folder / "in")
+    assert tree(tmp_path / "tars") == tree(folder / "tars")
+
+
+def unpack(folder, names=None):
+    """Takes a batch back to the moment before tars were packed: files are there and the manifest has them."""
+    lines, files = manifest(folder / "tars"), manifest(folder / "files")
+    with open(folder / "tars" / "manifest.jsonl", "w") as out:
+        for name, line in lines.items():
+            if names is None or name in names:
+                line = files[name]
+                if line["status"] == "done":
+                    (folder / "tars" / line["output"]).parent.mkdir(exist_ok=True)
+                    shutil.copy(folder / "files" / line["output"], folder / "tars" / line["output"])
+            out.write(json.dumps(line) + "\n")
+
+
+@pytest.mark.parametrize("moment", ["tar written", "index written", "lines half written", "files not yet gone"])
+def test_killed_between_the_steps_of_packing(copy, folder, moment):
+    names = list(manifest(copy / "files"))
+    clean = tree(copy / "tars")
+    if moment == "files not yet gone":
+        lines = (copy / "tars" / "manifest.jsonl").read_bytes()
+        unpack(copy)
+        (copy / "tars" / "manifest.jsonl").write_bytes(lines)
+    else:
+        unpack(copy, names[:2] if moment == "lines half written" else None)
+        for path in tars(copy)[1:]:
+            path.unlink()
+            path.with_name(path.name.replace(".tar", ".index.json")).unlink()
+        if moment == "tar written":
+            (copy / "tars" / "latents-00000.index.json").unlink()
+        if moment == "lines half written":
+            for path in tars(folder)[1:]:
+                shutil.copy(path, copy / "tars")
+    assert {line["id"] for line in packed(copy).made} <= {"bad.mp4"}
+    after = tree(copy / "tars")
+    after["manifest"] = [{k: v for k, v in line.items() if k != "source"} for line in after["manifest"]]
+    clean["manifest"] = [{k: v for k, v in line.items() if k != "source"} for line in clean["manifest"]]
+    indexes = [name for name in clean if name.endswith(".index.json") and name not in after]
+    assert {name: data for name, data in clean.items() if name not in indexes} == {
+        name: data for name, data in after.items() if not name.startswith("a.b")
+    }
+
+
+def test_an_edited_caption_rewrites_its_tar_and_encodes_nothing(copy):
+    before = {path: path.read_bytes() for path in tars(copy)}
+    held = {path: members(path) for path in before}
+    (copy / "in" / "3.txt").write_text("edited")
+    assert packed(copy).made == []
+    changed = [path for path in before if path.read_bytes() != before[path]]
+    assert len(changed) == 1
+    after = members(changed[0])
+    assert list(after) == list(held[changed[0]])
+    differ = [name for name in after if after[name] != held[changed[0]][name]]
+    assert differ == ["3%2Emp4.json"]
+    assert json.loads(after[differ[0]])["caption"] == "edited"
+    assert packed(copy).made == []
+
+
+def test_what_is_made_again_takes_its_old_place(copy):
+    before = members(tars(copy)[1])
+    name = json.loads(before[list(before)[1]])["id"]
+    clips.write(copy / "in" / name, clips.pictures(5))
+    assert {line["id"] for line in packed(copy).made} == {name}
+    after = members(tars(copy)[1])
+    assert list(after) == list(before)
+    assert [key for key in after if after[key] != before[key]] == list(before)[:2]
+    assert len(tars(copy)) == 3
+    assert manifest(copy / "tars")[name]["output"] == "latents-00001.tar"
+    assert not list((copy / "tars").rglob("*.safetensors"))
+    assert packed(copy).made == []
+    (copy / "in" / name).write_text("no video any more")
+    assert {line["status"] for line in packed(copy).made} == {"failed"}
+    assert members(tars(copy)[1]) == after  # the last there was of it
+    clips.write(copy / "in" / "new.mp4", clips.pictures(5))
+    packed(copy)
+    assert list(members(tars(copy)[3])) == ["new%2Emp4.safetensors", "new%2Emp4.json"]
+
+
+def test_a_folder_of_files_is_packed_without_encoding(copy):
+    lines = [line for line in manifest(copy / "files").values() if line["status"] == "done"]
+    outputs = [copy / "files" / line["output"] for line in lines]
+    data = bytearray(outputs[4].read_bytes())
+    data[-1] ^= 1
+    outputs[4].write_bytes(data)  # damaged since
+    assert {line["id"] for line in packed(copy, "files").made} == {"bad.mp4"}
+    line = manifest(copy / "files")[lines[4]["id"]]
+    assert (line["status"], line["reason"]) == ("failed", "its file was damaged before it was packed")
+    assert sum(len(members(path)) for path in tars(copy, "files")) == 14
+    assert {line["id"] for line in packed(copy, "files").made} == {lines[4]["id"]}
+    assert sum(len(members(path)) for path in tars(copy, "files")) == 16
+
+
+def test_damage_in_a_tar_is_found(copy, movq):
+    path = tars(copy)[0]
+    name = next(line["id"] for line in manifest(copy / "tars").values() if line.get("output") == path.name)
+    good = path.read_bytes()
+    index = json.loads((copy / "tars" / "latents-00000.index.json").read_text())
+    data = bytearray(good)
+    data[index["members"][0]["offset"] + index["members"][0]["bytes"] - 1] ^= 1
+    path.write_bytes(data)
+    assert packed(copy).made == []
+    assert {line["id"] for line in packed(copy, verify=True).made} == {name, "bad.mp4"}
+    assert path.read_bytes() == good
+    path.unlink()
+    assert len(packed(copy).made) == len(index["members"])
+    path.write_bytes(good[:-3000])
+    (copy / "tars" / "latents-00000.index.json").unlink()
+    with pytest.raises(MovqError, match=r"latents-00000\.tar: is not a tar of latents"):
+        packed(copy)
+    result = movq("info", copy / "tars")
+    assert result.returncode == 0
+    assert "batch of 9 items: 8 done, 1 failed" in result.stdout
+
+
+def test_an_item_larger_than_a_tar_has_one_of_its_own(folder, tmp_path):
+    packed(tmp_path, source=folder / "in", shard_size=1000)
+    assert [len(members(path)) for path in tars(tmp_path)] == [2] * 8
+
+
+def test_shards_have_tars_of_their_own(folder, tmp_path, movq):
+    for i in range(2):
+        packed(tmp_path, source=folder / "in", shard=f"{i}/2")
+    assert {path.name.rpartition("-")[0] for path in tars(tmp_path)} == {"latents-0-of-2", "latents-1-of-2"}
+    assert movq("batch-encode", "--merge", "tars").returncode == 0
+    assert packed(tmp_path, source=folder / "in").made == []
+    held = {}
+    for path in tars(tmp_path):
+        held |= members(path)
+    whole = {}
+    for path in tars(folder):
+        whole |= members(path)
+    assert held == whole
