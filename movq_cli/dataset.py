@@ -123,6 +123,7 @@ class LatentDataset(Dataset[Sample]):
         Raises MovqError where the file is not what the manifest says.
         """
         row = self.row(index)
+        start, stop, _ = slice(start, stop).indices(row["shape"][2])
         moments, factor, representation = self._stored(row, start, stop)
         if representation == "moments":
             latents = draw_from(moments) if self.draw else moments.chunk(2)[0].float()
@@ -144,7 +145,7 @@ class LatentDataset(Dataset[Sample]):
             np.flatnonzero(self._buckets == number).tolist() for number in range(int(self._buckets.max(initial=-1)) + 1)
         ]
 
-    def _stored(self, row: Line, start: int, stop: int | None) -> tuple[torch.Tensor, int, str]:
+    def _stored(self, row: Line, start: int, stop: int) -> tuple[torch.Tensor, int, str]:
         """(latents as stored (C, n, H, W), frames per latent, representation)."""
         data, path = self._data(row)
         try:

@@ -10,6 +10,7 @@ import logging
 import os
 import select
 import signal
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .pool import Ready
 
 _POLL_SECONDS = 0.25
+_CONNECT_SECONDS = 10.0
 
 
 class Relay:
@@ -116,9 +118,10 @@ class RayEngine:
         self._ours = not ray.is_initialized()
         if self._ours:
             try:
+                _require_listener(address)
                 with _our_signals():
                     ray.init(address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 raise MovqError(f"no cluster: {str(error).splitlines()[0]}", f"--ray-address {address}") from None
         self._threads = options.threads or 1
         has_gpus = _resources().get("GPU", 0) > 0
@@ -165,6 +168,13 @@ def _resources() -> dict[str, float]:
     import ray
 
     return ray.cluster_resources()  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+
+
+def _require_listener(address: str | None) -> None:
+    """Raises OSError where nobody listens at HOST:PORT: Ray itself would try for minutes."""
+    host, colon, port = (address or "").rpartition("://")[2].rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -83,7 +84,7 @@ def batch_encode(
         return
     if not quiet:
         say_whose_weights(options)
-    with watching(quiet) as watch:
+    with watching(quiet) as watch, redirect_stdout(sys.stderr):  # what Ray prints is talk
         result = encode_batch(sources or [], output, options, batch, watch=watch)
     _report(result, output, quiet)
     failed = sum(line["status"] == "failed" for line in result.lines)

@@ -1,0 +1,226 @@
+"""Reading a batch back: shapes, draws, scales, both layouts, loaders with several workers, and batches of one shape."""
+
+import itertools
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from movq_cli import BucketBatchSampler, LatentDataset, MovqError, MovqUsageError, collate, encode_batch, open_latents
+from movq_cli.dataset import SCALES
+
+from . import clips
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Clips in two shapes and of other states, as files and as tars."""
+    made = tmp_path_factory.mktemp("dataset")
+    (made / "in").mkdir()
+    for i in range(5):
+        clips.write(made / "in" / f"{i}.mp4", clips.pictures(9, 64, 48) if i % 2 else clips.pictures(14, 48, 64))
+        (made / "in" / f"{i}.txt").write_text(f"number {i}")
+    (made / "in" / "bad.mp4").write_text("no video")
+    for layout in ("files", "tar"):
+        encode_batch([made / "in"], made / layout, layout=layout, shard_size=50_000, precision="fp32", workers=2)
+    return made
+
+
+@pytest.fixture(params=["files", "tar"])
+def out(folder, request):
+    return folder / request.param
+
+
+def stored(folder, name):
+    return open_latents(folder / "files" / f"{name}.safetensors").latents[0]
+
+
+def test_items_are_those_done_in_order_with_caption_and_row(out, folder):
+    dataset = LatentDataset(out, draw=False)
+    assert len(dataset) == 5
+    assert dataset.left_out == {"failed": 1}
+    assert "5 items in 2 shapes, 1 failed left out" in repr(dataset)
+    for i, sample in enumerate(dataset):
+        assert sample["row"]["id"] == f"{i}.mp4"
+        assert sample["caption"] == f"number {i}"
+        assert sample["latents"].dtype == torch.float32
+        assert sample["latents"].equal(stored(folder, f"{i}.mp4")[:16])
+    assert dataset[-1]["row"]["id"] == "4.mp4"
+    with pytest.raises(IndexError):
+        dataset[5]
+    chosen = LatentDataset(out, where=lambda row: row["frames"] > 9)
+    assert [chosen.row(i)["id"] for i in range(len(chosen))] == ["0.mp4", "2.mp4", "4.mp4"]
+
+
+def test_draws_agree_with_mean_and_deviation(out, folder):
+    dataset = LatentDataset(out)
+    mean, logvar = stored(folder, "1.mp4").chunk(2)
+    torch.manual_seed(0)
+    drawn = torch.stack([dataset[1]["latents"] for _ in range(400)])
+    noise = (drawn - mean) / (0.5 * logvar).exp()
+    assert abs(noise.mean()) < 0.01
+    assert abs(noise.std() - 1) < 0.01
+    assert (noise.mean(0) / (1 / 20)).abs().max() < 6
+    torch.manual_seed(0)
+    assert dataset[1]["latents"].equal(drawn[0])
+    assert not dataset[1]["latents"].equal(drawn[0])
+
+
+def test_scales_are_named(out):
+    plain = LatentDataset(out, draw=False)[0]["latents"]
+    assert LatentDataset(out, draw=False, scale=0.5)[0]["latents"].equal(plain * 0.5)
+    # CogVideo's sat/configs/cogvideox_2b.yaml and cogvideox_5b.yaml say so
+    for name, factor in (("cogvideox-2b", 1.15258426), ("zai-org/CogVideoX-5b", 0.7), ("CogVideoX1.5-5B-I2V", 0.7)):
+        assert LatentDataset(out, draw=False, scale=name)[0]["latents"].equal(plain * factor)
+    with pytest.raises(MovqUsageError, match="cogvideox-2b"):
+        LatentDataset(out, scale="cogvideox-9b")
+    assert all(name == name.lower() for name in SCALES)
+    assert LatentDataset(out, dtype=torch.bfloat16)[0]["latents"].dtype == torch.bfloat16
+
+
+def test_slices_in_time_say_what_latents_stand_for(out):
+    dataset = LatentDataset(out, draw=False)
+    whole = dataset[0]
+    assert whole["frames_per_latent"].tolist() == [1, 4, 4, 4, 4]
+    part = dataset.slice(0, 0, 3)
+    assert part["latents"].equal(whole["latents"][:, :3])
+    assert part["frames_per_latent"].tolist() == [1, 4, 4]
+    part = dataset.slice(0, 2, 4)
+    assert part["latents"].equal(whole["latents"][:, 2:4])
+    assert part["frames_per_latent"].tolist() == [4, 4]
+    assert dataset.slice(0, -2)["frames_per_latent"].tolist() == [4, 4]
+    assert dataset.slice(0, -5)["frames_per_latent"].tolist() == [1, 4, 4, 4, 4]
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_a_loader_with_workers_and_batches_of_one_shape(out, folder, context):
+    dataset = LatentDataset(out, scale="cogvideox-5b")
+    torch.manual_seed(1)
+    sampler = BucketBatchSampler(dataset, 2)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=2,
+        collate_fn=collate,
+        multiprocessing_context=context,
+        persistent_workers=True,
+    )
+    epochs = []
+    for _ in range(2):
+        drawn = {}
+        batches = list(loader)
+        assert len(batches) == len(loader) == 3
+        for batch in batches:
+            assert batch["latents"].shape[1:] in {(16, 3, 6, 8), (16, 5, 8, 6)}
+            assert batch["latents"].shape[0] == len(batch["caption"]) == len(batch["row"]) <= 2
+            for latents, row in zip(batch["latents"], batch["row"], strict=True):
+                drawn[row["id"]] = latents
+        assert set(drawn) == {f"{i}.mp4" for i in range(5)}
+        epochs.append(drawn)
+    for name in epochs[0]:
+        mean, logvar = stored(folder, name).chunk(2)
+        first, second = ((epoch[name] / 0.7 - mean) / (0.5 * logvar).exp() for epoch in epochs)
+        assert not first.equal(second)
+        assert abs(first.mean()) < 0.1
+        assert abs(first.std() - 1) < 0.1
+        assert abs((first * second).mean()) < 0.1  # independent
+
+
+class Buckets:
+    """Stands for a dataset where only its buckets matter."""
+
+    def __init__(self, *sizes):
+        ends = np.cumsum([0, *sizes]).tolist()
+        self.made = [list(range(a, b)) for a, b in itertools.pairwise(ends)]
+
+    def buckets(self):
+        return self.made
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_ranks_get_the_same_shapes_at_each_step_and_all_items_once(world, drop_last):
+    dataset = Buckets(7, 1, 12, 20)
+    of = {i: number for number, items in enumerate(dataset.buckets()) for i in items}
+    samplers = [BucketBatchSampler(dataset, 2, rank=r, world=world, drop_last=drop_last) for r in range(world)]
+    epochs = []
+    for _ in range(2):
+        ranks = [list(sampler) for sampler in samplers]
+        assert {len(rank) for rank in ranks} == {len(samplers[0])}
+        for step in zip(*ranks, strict=True):
+            assert len({of[i] for batch in step for i in batch}) == 1
+            assert len(set(map(len, step))) == 1
+        seen = [i for rank in ranks for batch in rank for i in batch]
+        if drop_last:
+            assert len(seen) == len(set(seen))
+            assert all(len(batch) == 2 for rank in ranks for batch in rank)
+            assert len(seen) == sum(n // (2 * world) * 2 * world for n in (7, 1, 12, 20))
+        else:
+            assert set(seen) == set(of)
+            assert len(seen) - len(of) <= 4 * (world - 1)
+        epochs.append(ranks)
+    assert epochs[0] != epochs[1]
+    for sampler in samplers:
+        sampler.set_epoch(0)
+    assert [list(sampler) for sampler in samplers] == epochs[0]
+    plain = BucketBatchSampler(Buckets(3, 2), 2, shuffle=False)
+    assert list(plain) == list(plain) == [[0, 1], [2], [3, 4]]
+    with pytest.raises(MovqUsageError):
+        BucketBatchSampler(dataset, 2, rank=2, world=2)
+
+
+def test_what_was_saved_as_a_draw_or_mean_stays_so(folder, tmp_path):
+    for save in ("mean", "sample"):
+        encode_batch([folder / "in" / "1.mp4"], tmp_path / save, save=save, store_dtype="bf16", workers=1)
+        dataset = LatentDataset(tmp_path / save)
+        assert dataset[0]["latents"].equal(open_latents(tmp_path / save / "1.mp4.safetensors").latents[0].float())
+        assert dataset[0]["latents"].equal(dataset[0]["latents"])
+        assert dataset[0]["latents"].shape == (16, 3, 6, 8)
+
+
+def test_what_is_not_as_the_manifest_says_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    files, tar = LatentDataset(tmp_path / "files"), LatentDataset(tmp_path / "tar")
+    path = tmp_path / "files" / "0.mp4.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    shutil.copy(tmp_path / "files" / "3.mp4.safetensors", tmp_path / "files" / "1.mp4.safetensors")
+    (tmp_path / "files" / "2.mp4.safetensors").unlink()
+    (tmp_path / "files" / "3.mp4.safetensors").write_bytes(b"\xff" * files.row(3)["bytes"])
+    for i, reason in enumerate(
+        ("bytes where the manifest says", None, "no such file", "is not what the manifest says")
+    ):
+        if reason:
+            with pytest.raises(MovqError, match=rf"{i}\.mp4\.safetensors: .*{reason}"):
+                files[i]
+    (tmp_path / "tar" / "latents-00000.index.json").write_text("{}")
+    assert tar[0]["latents"].shape == (16, 5, 8, 6)  # read from the tar itself
+    last = tar.row(-1)["output"]
+    (tmp_path / "tar" / last).write_bytes(b"no tar")
+    with pytest.raises(MovqError, match=rf"{last}: is not a tar of latents"):
+        tar[-1]
+    with pytest.raises(MovqError, match="no such file"):
+        LatentDataset(tmp_path)
+    with open(tmp_path / "files" / "manifest.jsonl", "a") as file:
+        file.write("\n")
+    with pytest.raises(MovqError, match="has changed since"):
+        pickle.loads(pickle.dumps(files))
+    shutil.copy(tmp_path / "tar" / "manifest.jsonl", tmp_path / "tar" / "manifest.0-of-2.jsonl")
+    with pytest.raises(MovqError, match="--merge"):
+        LatentDataset(tmp_path / "tar")
+
+
+def test_of_two_lines_the_later_holds_and_orphans_are_left_out(folder, tmp_path):
+    shutil.copytree(folder / "files", tmp_path, dirs_exist_ok=True)
+    lines = [json.loads(text) for text in (tmp_path / "manifest.jsonl").open()]
+    with open(tmp_path / "manifest.jsonl", "a") as file:
+        file.write(json.dumps(lines[0] | {"caption": "newer"}, ensure_ascii=False) + "\n")
+        file.write(json.dumps(lines[1] | {"orphan": True}) + "\n")
+        file.write('{"id": "torn')
+    dataset = LatentDataset(tmp_path)
+    assert [dataset.row(i)["id"] for i in range(len(dataset))] == ["0.mp4", "2.mp4", "3.mp4", "4.mp4"]
+    assert dataset[0]["caption"] == "newer"
+    assert dataset.left_out["orphan"] == 1

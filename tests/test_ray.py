@@ -1,0 +1,104 @@
+"""Workers on Ray: a real cluster of this machine. The same as local workers, also when actors are killed."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from movq_cli import encode_batch
+
+from . import clips
+from .test_batch import manifest, tree
+from .test_workers import wait_for
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("ray")
+    (made / "in").mkdir()
+    for i in range(6):
+        clips.write(made / "in" / f"{i}.mp4", clips.pictures(25 + i, 160, 128))
+    (made / "in" / "bad.mp4").write_text("no video")
+    encode_batch([made / "in"], made / "local", workers=2)
+    return made
+
+
+def relays():
+    """Processes of Ray that pass messages on to a worker which is encoding, and that worker."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                if b"ray::Relay" not in file.read():
+                    continue
+            with open(f"/proc/{name}/task/{name}/children") as file:
+                workers = [int(pid) for pid in file.read().split()]
+            for worker in workers:
+                with open(f"/proc/{worker}/task/{worker}/children") as file:
+                    if file.read().strip():
+                        found.append((int(name), worker))
+        except OSError:
+            continue
+    return found
+
+
+def test_an_actor_that_is_killed_costs_one_attempt_and_the_bytes_are_those_of_local_workers(folder, tmp_path):
+    command = [sys.executable, "-m", "movq_cli", "batch-encode", str(folder / "in"), "-o", "out", "--engine", "ray"]
+    process = subprocess.Popen(
+        [*command, "--workers", "2"], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    relay, worker = wait_for(relays)[0]
+    os.kill(relay, signal.SIGKILL)
+    wait_for(lambda: not os.path.exists(f"/proc/{worker}"), 10)
+    said, talk = process.communicate(timeout=120)
+    assert process.returncode == 1, talk
+    assert said.startswith("out: 6 done, 1 failed of 7 items; ")
+    assert "by 2 workers" in said
+    lines = manifest(tmp_path / "out")
+    again = [line for line in lines.values() if line.get("warnings")]
+    assert len(again) == 1, (talk, lines)
+    assert again[0]["warnings"][0].startswith("made at attempt 2; at the first: ")
+    assert "actor or machine is gone" in again[0]["warnings"][0]
+    again[0]["warnings"] = []
+    wanted = manifest(folder / "local")
+    for line in (*lines.values(), *wanted.values()):
+        line.pop("seconds", None)
+    assert lines == wanted
+    made, local = tree(tmp_path / "out"), tree(folder / "local")
+    assert {name: data for name, data in made.items() if name != "manifest"} == {
+        name: data for name, data in local.items() if name != "manifest"
+    }
+    assert not relays()
+
+
+def test_in_python_with_a_cluster_that_is_there(folder, tmp_path):
+    """In a process of its own: Ray stays in the process that it was started in."""
+    code = (
+        "import json, sys, ray, movq_cli\n"
+        "ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level='ERROR')\n"
+        "for verify in (False, True):\n"
+        "    result = movq_cli.encode_batch([sys.argv[1]], 'out', engine='ray', verify=verify)\n"
+        "    print(json.dumps([result.workers, sorted(line['id'] for line in result.made)]))\n"
+        "assert ray.is_initialized()\n"
+        "ray.shutdown()\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(folder / "in")], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    names = [f"{i}.mp4" for i in range(6)] + ["bad.mp4"]
+    assert result.stdout.splitlines() == [str([1, names]).replace("'", '"'), '[1, ["bad.mp4"]]']
+    made, local = tree(tmp_path / "out"), tree(folder / "local")
+    assert made == local
+
+
+def test_what_cannot_be(folder, movq):
+    result = movq("batch-encode", folder / "in", "-o", "out", "--engine", "ray", "--device", "cuda:1")
+    assert result.returncode == 2
+    assert "--device: goes with auto, cpu or cuda" in result.stderr
+    result = movq("batch-encode", folder / "in", "-o", "out", "--engine", "ray", "--ray-address", "127.0.0.1:1")
+    assert result.returncode == 1
+    assert "movq: --ray-address 127.0.0.1:1: no cluster" in result.stderr
+    assert "Traceback" not in result.stderr
