@@ -368,6 +368,5 @@ def draw_from(moments: torch.Tensor, noise: torch.Tensor | None = None) -> torch
     import torch
 
     mean, logvar = moments.float().chunk(2)
-    if noise is None:
-        noise = torch.randn_like(mean)
-    return mean + (0.5 * logvar.clamp(-30.0, 20.0)).exp() * noise
+    deviation = logvar.clamp(-30.0, 20.0).mul_(0.5).exp_()
+    return deviation.mul_(torch.randn_like(mean) if noise is None else noise).add_(mean)

@@ -32,7 +32,7 @@ SCALES = {
 }
 """What diffusion models multiply latents by (their VAE's scaling_factor): they share one VAE and differ in this."""
 
-_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _OPEN_TARS = 32
 
 
@@ -124,16 +124,16 @@ class LatentDataset(Dataset[Sample]):
         """
         row = self.row(index)
         start, stop, _ = slice(start, stop).indices(row["shape"][2])
-        moments, factor, representation = self._stored(row, start, stop)
+        stored, factor, representation = self._stored(row, start, stop)
         if representation == "moments":
-            latents = draw_from(moments) if self.draw else moments.chunk(2)[0].float()
+            latents = draw_from(stored) if self.draw else stored.chunk(2)[0].to(torch.float32, copy=True)
         else:
-            latents = moments.float()
+            latents = stored.to(torch.float32, copy=True)  # never the file's own bytes
         frames = torch.full((latents.shape[1],), factor)
         if start == 0:
             frames[:1] = 1
         return Sample(
-            latents=(latents * self.scale).to(self.dtype),
+            latents=latents.mul_(self.scale).to(self.dtype),
             caption=row.get("caption", ""),
             row=row,
             frames_per_latent=frames,
@@ -155,12 +155,10 @@ class LatentDataset(Dataset[Sample]):
                 "shape"
             ]:
                 raise ValueError("other latents")
-            whole = np.frombuffer(data, _DTYPES[entry.dtype], entry.numel, entry.start).reshape(entry.shape)[0]
-            factor, representation = int(said["temporal_factor"]), said["representation"]
+            whole = torch.frombuffer(data, dtype=_DTYPES[entry.dtype], count=entry.numel, offset=entry.start)
+            return whole.view(entry.shape)[0, :, start:stop], int(said["temporal_factor"]), said["representation"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise MovqError(f"is not what the manifest says ({error})", path) from None
-        part = torch.from_numpy(whole[:, start:stop].copy())
-        return part.view(torch.bfloat16) if entry.dtype == "BF16" else part, factor, representation
 
     def _data(self, row: Line) -> tuple[memoryview, str]:
         """The bytes of a latents file, mapped, and the file they are in."""
@@ -279,4 +277,4 @@ def _mapped(path: str) -> mmap.mmap | bytes:
     if not require_file(path).st_size:
         return b""  # nothing cannot be mapped
     with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch wants what could be written to

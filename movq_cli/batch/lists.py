@@ -156,7 +156,7 @@ def _csv(text: str, delimiter: str, shown: str) -> Iterator[tuple[int, dict[str,
         raise MovqError(f"line {reader.line_num} is not CSV ({error})", shown) from None
 
 
-_SECONDS = re.compile(r"-?(\d{1,12}(\.\d{0,12})?|\.\d{1,12})([eE][+-]?\d{1,2})?|\d{1,12}/\d{1,12}")
+_SECONDS = re.compile(r"-?(\d{1,12}(\.\d{0,30})?|\.\d{1,30})([eE][+-]?\d{1,2})?|\d{1,12}/\d{1,12}")
 
 
 def _row(values: dict[str, Any], folder: str, number: int, shown: str) -> Row:
