@@ -29,7 +29,7 @@ _PR_SET_PDEATHSIG = 1
 class Child:
     """A process that runs `main` of a module, which begins by making a Talk. Close it."""
 
-    started = True
+    started, lost = True, False
 
     def __init__(self, module: str, pass_fds: tuple[int, ...] = ()) -> None:
         # Linux ties "dies with its parent" to the thread that started it; others may end before the process does.

@@ -24,6 +24,8 @@ def folder(tmp_path):
     for name in ("clips/one.mp4", "clips/a/x.mp4", "more/y.mkv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         clips.write(tmp_path / name, clips.pictures(6))
+    (tmp_path / "videos.txt").write_text("clips/one.mp4\nclips/a/x.mp4\n")
+    (tmp_path / "prompts.txt").write_text("a pattern\nanother\n")
     (tmp_path / "items.csv").write_text("path,start,duration,caption\nclips/one.mp4,0,0.2,a pattern\n")
     return tmp_path
 

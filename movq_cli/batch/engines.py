@@ -24,6 +24,10 @@ class Handle(Protocol):
     def started(self) -> bool:
         """Whether it has a machine to run on."""
 
+    @property
+    def lost(self) -> bool:
+        """Whether it is over because its machine is gone, or what else is no fault of its item."""
+
     def send(self, data: dict[str, Any]) -> None:
         """A message to it. Nothing happens if it is over: `messages` tells."""
 

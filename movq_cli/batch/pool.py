@@ -26,17 +26,21 @@ from .work import item_to_dict, unmade
 _TICK_SECONDS = 0.5
 _START_SECONDS = 180.0
 _AWAY_SECONDS = 20.0
+_MOST_ATTEMPTS = 5  # where machines are lost, which is not the item's fault
 
 
 @dataclass
 class Task:
-    """An item to be worked on, of so many `bytes`; `force`: its output may be replaced. `first`: why the first attempt failed."""
+    """An item to be worked on, of so many `bytes`; `force`: its output may be replaced. `allowed` attempts, if workers die of
+    it; `first`: why the first failed.
+    """
 
     item: Item
     bytes: int = 0
     force: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
     attempts: int = 0
+    allowed: int = 2
     first: str = ""
 
 
@@ -213,6 +217,8 @@ class Pool:
                 return
         self._replace(worker)
         if task is not None:
+            if worker.child.lost:
+                task.allowed = min(task.allowed + 1, _MOST_ATTEMPTS)
             yield from self._outcome(task, unmade(error), died=True)
 
     def _do_without(self, worker: Worker, error: MovqError) -> None:
@@ -236,7 +242,7 @@ class Pool:
             if last or died:
                 task.overrides["chunk_frames"] = self._smallest_chunk
             self._later.append(task)
-        elif again and cause in (MovqCrash.cause, MovqHang.cause) and task.attempts == 1:
+        elif again and cause in (MovqCrash.cause, MovqHang.cause) and task.attempts < task.allowed:
             self._tasks.append(task)
         else:
             if task.first and outcome["status"] == "done":

@@ -11,12 +11,14 @@ import os
 import select
 import signal
 import socket
+import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from ..budget import PROCESS_BYTES
-from ..errors import MovqError, MovqUsageError
+from ..errors import MovqError, MovqUsageError, MovqWarning
 from ..plan import EncodeOptions
 from ..processes import Child
 from .engines import WORKER
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 0.25
 _CONNECT_SECONDS = 10.0
+_PATIENCE_SECONDS = 60.0
 
 
 class Relay:
@@ -50,7 +53,7 @@ class RayHandle:
     """A Relay, as the pool speaks to it."""
 
     def __init__(self, actor: Any) -> None:
-        self.started = False
+        self.started = self.lost = False
         self._actor = actor
         self._unsent: list[dict[str, Any]] = []
         self._said: list[dict[str, Any]] = []
@@ -99,7 +102,7 @@ class RayHandle:
             self._said += said
             self.started = True
         except ray.exceptions.RayError as error:
-            self._death = "its actor or machine is gone: " + type(error).__name__
+            self._death, self.lost = "its actor or machine is gone: " + type(error).__name__, True
 
 
 class RayEngine:
@@ -128,6 +131,7 @@ class RayEngine:
         self._gpus = gpus if has_gpus and options.device != "cpu" else 0
         if options.device == "cuda" and not self._gpus:
             raise MovqError("no machine of the cluster has a GPU", "--device cuda")
+        self._waits = time.monotonic()
         self._actor = ray.remote(Relay).options(num_cpus=self._threads, num_gpus=self._gpus, max_restarts=0)
 
     def start(self) -> RayHandle:
@@ -142,6 +146,12 @@ class RayEngine:
             there, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0)
             for answer in there:
                 asked[answer].take()
+        if any(handle.started for handle in handles):
+            self._waits = time.monotonic()
+        elif time.monotonic() - self._waits > _PATIENCE_SECONDS:
+            self._waits = float("inf")
+            needed = f"{self._threads} CPUs" + (f" and {self._gpus:g} GPUs" if self._gpus else "")
+            warnings.warn(MovqWarning(f"no machine of the cluster has {needed} free: still waiting"), stacklevel=2)
         return [handle for handle in handles if handle.heard]
 
     def suitable(self, ready: Ready) -> int:
@@ -150,7 +160,7 @@ class RayEngine:
         resources = _resources()
         if self._gpus:
             return max(1, int(resources["GPU"] / self._gpus))
-        machines = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call, unused-ignore]
+        machines = sum(bool(node["Alive"]) for node in ray.nodes())
         most = machines * (ready.memory // (3 * PROCESS_BYTES))
         return max(1, min(int(resources.get("CPU", 1)) // self._threads, most))
 
@@ -167,7 +177,8 @@ class RayEngine:
 def _resources() -> dict[str, float]:
     import ray
 
-    return ray.cluster_resources()  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+    resources: dict[str, float] = ray.cluster_resources()
+    return resources
 
 
 def _require_listener(address: str | None) -> None:
