@@ -20,7 +20,8 @@ from .batch.manifest import NAME, Line, scan_lines, shard_manifests
 from .batch.tars import Tars
 from .codec import draw_from
 from .errors import MovqError, MovqUsageError
-from .files import parse_header, require_file
+from .files import require_file
+from .headers import parse_header
 from .latents import FORMAT, FORMAT_VERSION
 
 SCALES = {

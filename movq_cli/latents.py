@@ -22,7 +22,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .errors import MovqError
-from .files import BLOCK, ITEM_SIZES, Header, WholeFile, header_bytes, read_header, write_all, write_error
+from .files import BLOCK, WholeFile, write_all, write_error
+from .headers import ITEM_SIZES, Header, header_bytes, read_header
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,7 +16,7 @@ from .budget import Budget, ModelOptions, Task, make_budget, one_of
 from .codec import RGB, TAILS, chunk_lengths, encode_windows, first_chunk, fit_tail, window_lengths
 from .device import ITEM_SIZE, choose_device, choose_precision
 from .errors import MovqError, MovqShort, MovqUsageError, about
-from .files import ITEM_SIZES
+from .headers import ITEM_SIZES
 from .latents import DTYPES, REPRESENTATIONS
 from .model.checkpoint import Checkpoint, open_checkpoint, require_fit
 from .model.config import WINDOW_FRAMES, AutoencoderConfig

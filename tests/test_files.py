@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from movq_cli import MovqError
-from movq_cli.files import WholeFile, header_bytes, read_header, sweep
+from movq_cli.files import WholeFile, sweep
+from movq_cli.headers import header_bytes, read_header
 
 
 def test_nothing_until_commit_and_nothing_without(tmp_path):

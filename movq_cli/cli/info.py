@@ -62,7 +62,8 @@ _Described = tuple[dict[str, Any], Callable[[], None]]
 
 def _describe(path: str, stats: bool, weights: str | None) -> _Described:
     """What JSON says of a path, and what prints it for people."""
-    from ..files import looks_like_safetensors, read_header, require_file
+    from ..files import require_file
+    from ..headers import looks_like_safetensors, read_header
     from ..latents import FORMAT
     from ..model.locate import is_model_id, refuse_pytorch
 
@@ -187,7 +188,7 @@ def _folder(path: str) -> _Described:
     Without any, a folder of weights is described as such; a batch's, by its manifest.
     """
     from ..batch.manifest import NAME
-    from ..files import read_header
+    from ..headers import read_header
     from ..latents import FORMAT, open_latents
     from ..model.locate import holds_weights
     from .tables import print_rows

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import MovqError, about
-from ..files import BLOCK, Header, TensorEntry, os_reason, read_header
+from ..files import BLOCK, os_reason
+from ..headers import Header, TensorEntry, read_header
 from .config import AutoencoderConfig
 from .layouts import describe, parse_object, some
 from .locate import Located, locate, refuse_pytorch

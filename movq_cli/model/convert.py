@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..errors import MovqError, MovqUsageError, about
-from ..files import WholeFile, header_bytes, refuse_inputs
+from ..files import WholeFile, refuse_inputs
+from ..headers import header_bytes
 from .checkpoint import (
     DTYPES,
     FORMAT,

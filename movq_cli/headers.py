@@ -1,0 +1,99 @@
+"""The outside of a safetensors file: its header, read and written. No tensor library is imported."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import MovqError
+from .files import os_reason, require_file
+
+ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8}
+"""Bytes per number of the safetensors dtypes that movq's own files may hold."""
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor of a safetensors file: dtype by its safetensors name, shape, and where its bytes are in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of a safetensors file."""
+
+    tensors: dict[str, TensorEntry]
+    metadata: dict[str, str]
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """The header alone. Raises MovqError for anything but a well-formed safetensors file."""
+    from safetensors import SafetensorError, safe_open
+
+    name = os.fspath(path)
+    require_file(name)
+    try:
+        with safe_open(name, framework="np") as checked:  # checks every offset, shape and the header's size
+            checked.keys()
+        with open(name, "rb") as file:
+            size = file.read(8)
+            return parse_header(size + file.read(int.from_bytes(size, "little")))
+    except SafetensorError as error:
+        raise MovqError(f"is not a safetensors file ({error})", name) from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise MovqError(f"is not a readable safetensors file ({error})", name) from None
+
+
+def parse_header(data: bytes | memoryview) -> Header:
+    """The header of a safetensors file that begins with these bytes; whether the rest fits it is not looked at.
+
+    Raises ValueError, KeyError, TypeError or RecursionError for what is none.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header: dict[str, Any] = json.loads(bytes(data[8:end]))
+    metadata = header.pop("__metadata__", None) or {}
+    tensors = {
+        key: TensorEntry(
+            entry["dtype"], tuple(entry["shape"]), end + entry["data_offsets"][0], end + entry["data_offsets"][1]
+        )
+        for key, entry in header.items()
+    }
+    return Header(tensors, metadata)
+
+
+def looks_like_safetensors(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as safetensors files do: a length, then JSON. Says nothing of the rest."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(9)[8:] == b"{"
+    except OSError as error:
+        raise MovqError(os_reason(error), os.fspath(path)) from None
+
+
+def header_bytes(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    """The header of a safetensors file of these tensors (name: dtype, shape), laid out in the order given.
+
+    Metadata is sorted and the header padded with spaces to a multiple of 8, so equal contents give equal bytes and
+    tensors are aligned.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    at = 0
+    for name, (dtype, shape) in tensors.items():
+        size = TensorEntry(dtype, shape, 0, 0).numel * ITEM_SIZES[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
