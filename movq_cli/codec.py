@@ -159,7 +159,7 @@ def fit_tail(frames: int, tail: str, factor: int, least: int = 0) -> tuple[int, 
     over = (wanted - 1) % factor
     if over and tail == "error":
         raise MovqError(
-            f"has {frames} frames where 1 + a multiple of {factor} are wanted: {wanted - over} and {wanted - over + factor} "
+            f"has {wanted} frames where 1 + a multiple of {factor} are wanted: {wanted - over} and {wanted - over + factor} "
             "fit; --tail pad repeats the last frame, --tail drop leaves some out"
         )
     if over:

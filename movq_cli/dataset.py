@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypedDict
@@ -80,30 +81,19 @@ class LatentDataset(Dataset[Sample]):
         self.folder = os.fspath(folder)
         self.scale = scale_of(scale)
         self.draw, self.dtype = draw, dtype
-        self.left_out: Counter[str] = Counter()
         if shard_manifests(self.folder):
             raise MovqError("is of a batch in shards: put them together first, by batch-encode --merge", self.folder)
         self._path = os.path.join(self.folder, NAME)
         self._stat = require_file(self._path)
-        last: dict[str, tuple[int, tuple[Any, ...] | None]] = {}  # of two lines of an item the later holds
+        last: dict[str, tuple[int, str | tuple[Any, ...]]] = {}  # of two lines of an item the later holds
         for at, line in scan_lines(self._path):
-            last[line["id"]] = at, self._bucket_of(line, where)
-        kept = [found for _, found in sorted(last.items()) if found[1] is not None]
-        keys = sorted({key for _, key in kept if key is not None})
-        numbers = {key: number for number, key in enumerate(keys)}
+            last[line["id"]] = at, _left_out(line, where) or (*line["shape"], line.get("options", {}).get("save", ""))
+        self.left_out = Counter(why for _, why in last.values() if isinstance(why, str))
+        kept = [(at, bucket) for _, (at, bucket) in sorted(last.items()) if not isinstance(bucket, str)]
+        numbers = {bucket: number for number, bucket in enumerate(sorted({bucket for _, bucket in kept}))}
         self._offsets = np.array([at for at, _ in kept], np.int64)
-        self._buckets = np.array([numbers[key] for _, key in kept if key is not None], np.int64)
+        self._buckets = np.array([numbers[bucket] for _, bucket in kept], np.int64)
         self._open()
-
-    def _bucket_of(self, line: Line, where: Callable[[Line], bool] | None) -> tuple[Any, ...] | None:
-        """The same for items whose latents have one shape; None for those left out."""
-        why = line["status"] if line["status"] != "done" else "orphan" if line.get("orphan") else ""
-        if not why and where is not None and not where(line):
-            why = "where"
-        if why:
-            self.left_out[why] += 1
-            return None
-        return *line["shape"], line.get("options", {}).get("save", "")
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -152,11 +142,14 @@ class LatentDataset(Dataset[Sample]):
         try:
             header = parse_header(data)
             said, entry = header.metadata, header.tensors["latents"]
-            if (said["format"], said["format_version"]) != (FORMAT, FORMAT_VERSION) or list(entry.shape) != row[
-                "shape"
-            ]:
+            found = [said[name] for name in ("format", "format_version", "source_sha256", "weights_digest")]
+            if found != [FORMAT, FORMAT_VERSION, row["source_sha256"], row["weights_digest"]]:
                 raise ValueError("other latents")
-            whole = torch.frombuffer(data, dtype=_DTYPES[entry.dtype], count=entry.numel, offset=entry.start)
+            if list(entry.shape) != row["shape"]:
+                raise ValueError("of another shape")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # it is not writable, and nobody writes to it
+                whole = torch.frombuffer(data, dtype=_DTYPES[entry.dtype], count=entry.numel, offset=entry.start)
             return whole.view(entry.shape)[0, :, start:stop], int(said["temporal_factor"]), said["representation"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise MovqError(f"is not what the manifest says ({error})", path) from None
@@ -199,6 +192,15 @@ class LatentDataset(Dataset[Sample]):
     def __repr__(self) -> str:
         left = "".join(f", {count} {why} left out" for why, count in sorted(self.left_out.items()))
         return f"LatentDataset({self.folder!r}: {len(self)} items in {len(self.buckets())} shapes{left})"
+
+
+def _left_out(line: Line, where: Callable[[Line], bool] | None) -> str:
+    """Why an item is left out, if it is."""
+    if line["status"] != "done":
+        return line["status"]
+    if line.get("orphan"):
+        return "orphan"
+    return "" if where is None or where(line) else "where"
 
 
 def scale_of(scale: float | str | None) -> float:
@@ -278,4 +280,4 @@ def _mapped(path: str) -> mmap.mmap | bytes:
     if not require_file(path).st_size:
         return b""  # nothing cannot be mapped
     with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch wants what could be written to
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

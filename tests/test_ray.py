@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -11,7 +12,7 @@ from movq_cli import encode_batch
 
 from . import clips
 from .test_batch import manifest, tree
-from .test_workers import wait_for
+from .test_workers import children, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +95,34 @@ def test_in_python_with_a_cluster_that_is_there(folder, tmp_path):
     assert made == local
 
 
+def test_waiting_for_a_machine_can_be_interrupted(folder, tmp_path):
+    command = [sys.executable, "-m", "movq_cli", "batch-encode", str(folder / "in"), "-o", "out", "--engine", "ray"]
+    process = subprocess.Popen(
+        [*command, "--threads", "999"], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    wait_for(lambda: b"ray" in b"".join(map(commands, children(process.pid))))
+    time.sleep(5)  # until it waits
+    process.send_signal(signal.SIGTERM)
+    _, talk = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, talk
+    assert "stopped by SIGTERM" in talk
+
+
+def commands(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
 def test_what_cannot_be(folder, movq):
     result = movq("batch-encode", folder / "in", "-o", "out", "--engine", "ray", "--device", "cuda:1")
     assert result.returncode == 2
     assert "--device: goes with auto, cpu or cuda" in result.stderr
+    result = movq("batch-encode", folder / "in", "-o", "out", "--engine", "ray", "--ray-gpus", "1.5")
+    assert result.returncode == 2
+    assert "--ray-gpus: above 1 must be a whole number" in result.stderr
     result = movq("batch-encode", folder / "in", "-o", "out", "--engine", "ray", "--ray-address", "127.0.0.1:1")
     assert result.returncode == 1
     assert "movq: --ray-address 127.0.0.1:1: no cluster" in result.stderr

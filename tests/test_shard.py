@@ -3,16 +3,18 @@
 import functools
 import json
 import operator
+import os
 import subprocess
 import sys
 
 import pytest
 
 from movq_cli import MovqError, MovqUsageError, Selection, encode_batch, merge_shards
-from movq_cli.batch import Shard
+from movq_cli.batch import Shard, read_folder
 
 from . import clips
 from .test_batch import manifest, tree
+from .test_workers import wait_for
 
 ITEMS = 10
 SLURM_ARRAY = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "4"}
@@ -76,7 +78,7 @@ def folder(tmp_path_factory):
 
 def batch(folder, out, **options):
     settings = {"selection": Selection(frames=9), "pick": "slide:4", "workers": 1} | options
-    return encode_batch([folder / "in"], folder / out, **settings)
+    return encode_batch(settings.pop("sources", [folder / "in"]), folder / out, **settings)
 
 
 def test_merged_shards_are_one_batch(folder):
@@ -104,8 +106,6 @@ def test_merged_shards_are_one_batch(folder):
         "manifest.1-of-2.jsonl",
     }
     with pytest.raises(MovqError, match="--merge"):
-        batch(folder, "two")
-    with pytest.raises(MovqError, match="--merge"):
         batch(folder, "two", shard="0/3")
     assert batch(folder, "two", shard="0/2").made == []  # resumed
     command = [sys.executable, "-m", "movq_cli", "batch-encode", "--merge", "two"]
@@ -115,6 +115,7 @@ def test_merged_shards_are_one_batch(folder):
         f"two: {ITEMS - 1} done, 1 failed of {ITEMS} items of all shards in one manifest\n",
     )
     assert tree(folder / "two") == tree(folder / "whole")
+    assert subprocess.run(command, cwd=folder, capture_output=True).returncode == 0  # once more
     assert batch(folder, "two").made == []
     (folder / "in" / "a.txt").write_text("a caption")
     for i in range(3):  # in other shards than it was made in
@@ -126,15 +127,16 @@ def test_merged_shards_are_one_batch(folder):
 
 def test_what_is_not_there_or_not_alike_is_not_merged(folder, tmp_path, make_weights):
     (tmp_path / "in").symlink_to(folder / "in")
+    (tmp_path / "nothing").mkdir()
     with pytest.raises(MovqError, match="no manifests of shards"):
-        merge_shards(folder / "whole")
+        merge_shards(tmp_path / "nothing")
     for name, alike, options in (
         ("precision", {"precision": "fp32"}, {"precision": "bf16"}),
         ("weights", {}, {"weights": str(make_weights())}),
         ("options", {}, {"save": "mean"}),
     ):
         batch(tmp_path, name, shard="0/2", **alike)
-        with pytest.raises(MovqError, match="no manifest of shard 1/2"):
+        with pytest.raises(MovqError, match="shard 1/2 has no manifest yet"):
             merge_shards(tmp_path / name)
         batch(tmp_path, name, shard="1/2", **options)
         before = tree(tmp_path / name)
@@ -200,3 +202,38 @@ def test_an_empty_shard_has_a_manifest_too(tmp_path):
         batch(tmp_path, "out", shard=f"{i}/4")
     assert [line["id"] for line in merge_shards(tmp_path / "out")] == ["a.mp4_0-9"]
     assert set(manifest(tmp_path / "out")) == {"a.mp4_0-9"}
+
+
+def test_a_shard_that_was_stopped_is_not_merged_and_a_batch_without_shards_takes_it_over(folder, tmp_path):
+    command = [sys.executable, "-m", "movq_cli", "batch-encode", str(folder / "in"), "-o", "out", "--frames", "9"]
+    command += ["--pick", "slide:4", "--workers", "1", "--shard"]
+    subprocess.run([*command, "0/2"], cwd=tmp_path, capture_output=True, check=False)
+    process = subprocess.Popen([*command, "1/2"], cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    path = tmp_path / "out" / "manifest.1-of-2.jsonl"
+    wait_for(lambda: path.exists() and path.stat().st_size)
+    process.kill()
+    process.wait()
+    with pytest.raises(MovqError, match="shard 1/2 is not finished"):
+        merge_shards(tmp_path / "out")
+    os.rename(path, tmp_path / "away")
+    with pytest.raises(MovqError, match="has no manifest yet"):
+        merge_shards(tmp_path / "out")
+    os.rename(tmp_path / "away", path)
+    assert json.loads(movq_info(tmp_path))["items"] == len(read_folder(tmp_path / "out"))
+    result = batch(tmp_path, "out", sources=[folder / "in"])
+    assert 0 < len(result.made) < ITEMS
+    assert tree(tmp_path / "out") == tree(folder / "whole")
+
+
+def movq_info(folder):
+    command = [sys.executable, "-m", "movq_cli", "info", "--json", "out"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def test_shards_do_not_take_the_outputs_of_others_for_orphans(folder, tmp_path):
+    for layout in ("files", "tar"):
+        for i in range(2):
+            result = batch(tmp_path, layout, sources=[folder / "in"], shard=f"{i}/2", layout=layout)
+            assert result.orphans == []
+        merge_shards(tmp_path / layout)
+        assert batch(tmp_path, layout, sources=[folder / "in"], layout=layout).orphans == []

@@ -1,12 +1,13 @@
 """Captions, buckets and spans: which items are cut out of videos, and that they are what `movq encode` would make."""
 
 import json
+import os
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from movq_cli import MovqError, MovqUsageError, Selection, encode_batch, encode_video, open_latents
+from movq_cli import LatentDataset, MovqError, MovqUsageError, Selection, encode_batch, encode_video, open_latents
 from movq_cli.batch import Bucket, Pick
 from movq_cli.batch.items import Item, Seen, find_items
 from movq_cli.batch.spans import Spans, in_order
@@ -370,3 +371,66 @@ def test_usage_errors_come_before_the_work(folder, movq, tmp_path, arguments, sa
     assert result.returncode == 2
     assert said in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_orphans_stay_orphans_when_other_sources_are_added(tmp_path):
+    (tmp_path / "in").mkdir()
+    clips.write(tmp_path / "in" / "a.mp4", clips.pictures(13))
+    clips.write(tmp_path / "b.mp4", clips.pictures(9))
+    options = {"selection": Selection(frames=5), "workers": 1}
+    encode_batch([tmp_path / "in"], tmp_path / "out", pick="slide:4", **options)
+    encode_batch([tmp_path / "in"], tmp_path / "out", pick="slide:3", **options)
+    encode_batch([tmp_path / "b.mp4"], tmp_path / "out", pick="slide:3", **options)
+    orphans = {name for name, line in manifest(tmp_path / "out").items() if line.get("orphan")}
+    assert orphans == {"a.mp4_4-5", "a.mp4_8-5"}
+    dataset = LatentDataset(tmp_path / "out")
+    assert [dataset.row(i)["id"] for i in range(len(dataset))] == [
+        *("a.mp4_0-5", "a.mp4_3-5", "a.mp4_6-5"),
+        *("b.mp4_0-5", "b.mp4_3-5"),
+    ]
+
+
+def test_a_video_that_changes_after_it_was_looked_at_is_looked_at_again(tmp_path):
+    clips.write(tmp_path / "a.mp4", clips.pictures(9))
+    clips.write(tmp_path / "longer.mp4", clips.pictures(30))
+
+    def swap(state):
+        if state.phase == "checking" and (tmp_path / "longer.mp4").exists():
+            os.replace(tmp_path / "longer.mp4", tmp_path / "a.mp4")
+
+    options = {"selection": Selection(frames=5), "workers": 1, "pick": "slide:4"}
+    result = encode_batch([tmp_path / "a.mp4"], tmp_path / "out", watch=swap, **options)
+    assert [(line["id"], "looked at" in line["warnings"][-1]) for line in result.lines] == [
+        ("a.mp4_0-5", True),
+        ("a.mp4_4-5", True),
+    ]
+    result = encode_batch([tmp_path / "a.mp4"], tmp_path / "out", **options)
+    assert {line["id"] for line in result.made} == {f"a.mp4_{at}-5" for at in (8, 12, 16, 20, 24)}
+    assert encode_batch([tmp_path / "a.mp4"], tmp_path / "out", **options).made == []
+
+
+def test_a_refusal_holds_for_what_was_refused_alone(tmp_path):
+    clips.write(tmp_path / "a.mp4", clips.pictures(10))
+    options = {"tail": "error", "workers": 1}
+    assert encode_batch([tmp_path / "a.mp4"], tmp_path / "out", **options).lines[0]["status"] == "failed"
+    assert (
+        encode_batch([tmp_path / "a.mp4"], tmp_path / "out", buckets=["9x48x64"], **options).lines[0]["status"]
+        == "done"
+    )
+
+
+def test_a_video_that_is_not_cut_and_a_span_with_its_id_are_two_items(tmp_path):
+    clips.write(tmp_path / "a.mp4", clips.pictures(16))
+    (tmp_path / "list.csv").write_text("path,id,start,duration\na.mp4,a,,\na.mp4,a_6-5,0,0.1\n")
+    options = {"lists": [tmp_path / "list.csv"], "selection": Selection(frames=5), "pick": "slide:3", "workers": 1}
+    result = encode_batch([], tmp_path / "out", **options)
+    status = {line["id"]: line["status"] for line in result.lines}
+    assert [(name[:5], status[name]) for name in sorted(status)] == [
+        *(("a_0-5", "done"), ("a_3-5", "done"), ("a_6-5", "done"), ("a_6-5", "short"), ("a_9-5", "done"))
+    ]
+    assert encode_batch([], tmp_path / "out", **options).made == []
+
+
+def test_a_bucket_that_fits_is_not_padded():
+    assert cut((7, 64, 48), ["9x48x64", "5x48x64"], frames=13, short="pad") == whole(5, 48, 64)
+    assert cut((4, 64, 48), ["9x48x64", "5x48x64"], frames=13, short="pad") == whole(5, 48, 64)

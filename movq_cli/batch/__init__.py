@@ -1,7 +1,7 @@
 """Many videos to a folder of latents with a manifest: items, resuming, workers. One item in, one line out."""
 
 from .items import Found, Item, find_items
-from .manifest import NAME, Line, read_lines
+from .manifest import NAME, Line, read_folder, read_lines
 from .merge import merge_shards
 from .options import BatchOptions
 from .report import Summary, compare_outputs, summarise
@@ -28,6 +28,7 @@ __all__ = [
     "find_items",
     "merge_shards",
     "plan_batch",
+    "read_folder",
     "read_lines",
     "summarise",
 ]

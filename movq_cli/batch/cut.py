@@ -33,29 +33,27 @@ class Known:
 
     def __init__(self, lines: Iterable[Line], refused: bool = True) -> None:
         self._seen: dict[tuple[str, str], list[int]] = {}
-        self._refused: dict[tuple[str, str], str] = {}
+        self._refused: dict[tuple[str, str], tuple[list[int], str]] = {}
         for line in lines:
             if "source" not in line or "options" not in line:
                 continue
-            if "seen" in line:
-                self._seen[line["path"], _text(line["options"], _RANGE)] = [*line["source"], *line["seen"]]
-            elif refused and line.get("cause") == "refused":
-                self._refused[line["path"], _text([line["options"], line["source"]])] = line["reason"]
+            key = line["path"], _text(line["options"], _RANGE)
+            if any(line.get("seen", ())):
+                self._seen[key] = [*line["source"], *line["seen"]]
+            elif "seen" in line and refused and line.get("cause") == "refused":
+                self._refused[key] = line["source"], line["reason"]
 
     def of(self, item: Item, source: list[int], options: EncodeOptions) -> Seen | MovqError | None:
-        choices = options_of(item, options).choices
-        path = text_of(item.path)
-        seen = self._seen.get((path, _text(choices, _RANGE)))
+        key = text_of(item.path), _text(options_of(item, options).choices, _RANGE)
+        seen = self._seen.get(key)
         if seen is not None and seen[:3] == source:
             return Seen(source, *seen[3:])
-        reason = self._refused.get((path, _text([choices, source])))
-        return None if reason is None else MovqError(reason)
+        before, reason = self._refused.get(key, ([], ""))
+        return MovqError(reason) if before == source else None
 
 
-def _text(values: Any, names: tuple[str, ...] | None = None) -> str:
-    if names is not None:
-        values = {name: values[name] for name in names if name in values}
-    return json.dumps(values, sort_keys=True)
+def _text(values: dict[str, Any], names: tuple[str, ...]) -> str:
+    return json.dumps({name: values[name] for name in names if name in values}, sort_keys=True)
 
 
 def cut_items(

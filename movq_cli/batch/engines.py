@@ -1,4 +1,4 @@
-"""Where workers run: on this machine. What an engine is; ray.py has another."""
+"""Where workers run: on this machine. What an engine is; ray_engine.py has another."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from ..processes import Child
 
 if TYPE_CHECKING:
     from .pool import Ready
+
+WORKER_BYTES = 3 * PROCESS_BYTES
+"""Memory that is thought to be enough for a worker, where nothing is known of its videos."""
 
 WORKER = "movq_cli.batch.work"
 """The module that every worker runs, whichever engine started it."""
@@ -75,7 +78,7 @@ class LocalEngine:
         if ready.devices:
             return ready.devices if self._options.device in ("auto", "cuda") else 1
         memory = self._options.memory_budget or ready.memory
-        return max(1, min(ready.cores // (self._options.threads or 1), memory // (3 * PROCESS_BYTES)))
+        return max(1, min(ready.cores // (self._options.threads or 1), memory // WORKER_BYTES))
 
     def on_one_machine(self, count: int, ready: Ready) -> int:
         return count

@@ -24,7 +24,7 @@ from .outputs import Places
 @dataclass(frozen=True)
 class Seen:
     """What was found of a video without encoding it: the frames of its selection, before spans are cut, and the size it
-    shows. `source` is what tells that it has not changed since (work.py).
+    shows; 0 where it cannot be read. `source` is what tells that it has not changed since (work.py).
     """
 
     source: list[int]

@@ -12,7 +12,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypedDict
 
 from ..errors import MovqError, MovqWarning
@@ -21,6 +21,7 @@ from .shard import Shard
 
 NAME = "manifest.jsonl"
 _SHARD_NAME = re.compile(r"manifest\.(\d+)-of-(\d+)\.jsonl")
+_UNFINISHED_NAME = re.compile(r"\.movq-shard-(\d+)-of-(\d+)\.unfinished")
 STATUSES = ("done", "short", "failed")
 
 
@@ -111,17 +112,45 @@ def video_of(line: Line) -> str:
 
 def shard_manifests(folder: str) -> dict[tuple[int, int], str]:
     """Those that are not merged yet: their paths by index and count."""
+    return _of_shards(folder, _SHARD_NAME)
+
+
+def unfinished_shards(folder: str) -> dict[tuple[int, int], str]:
+    """The marks of those that are at work, or were stopped before all was done, likewise."""
+    return _of_shards(folder, _UNFINISHED_NAME)
+
+
+def _of_shards(folder: str, names: re.Pattern[str]) -> dict[tuple[int, int], str]:
     found = {}
     for name in os.listdir(folder) if os.path.isdir(folder) else ():
-        if match := _SHARD_NAME.fullmatch(name):
+        if match := names.fullmatch(name):
             found[int(match[1]), int(match[2])] = os.path.join(folder, name)
-    return found
+    return dict(sorted(found.items()))
+
+
+def refuse_other_shards(folder: str, shard: Shard) -> None:
+    """Raises MovqError where there are shards of another number than this one is of."""
+    if other := sorted({count for _, count in shard_manifests(folder)} - {shard.count}):
+        what = " and ".join(map(str, other))
+        raise MovqError(
+            f"is of a batch in {what} shards: --merge, or the same command without --shard, puts them together", folder
+        )
+
+
+def read_folder(folder: str) -> dict[str, Line]:
+    """The lines of a batch by id, those of its shards among them, merged or not."""
+    lines: dict[str, Line] = {}
+    for path in (os.path.join(folder, NAME), *shard_manifests(folder).values()):
+        if os.path.lexists(path):
+            lines |= {line["id"]: line for line in read_lines(path)}
+    return lines
 
 
 class Manifest:
     """The manifest in a folder, or a shard's, made when the first line is written. `lines` are those it has, by id.
 
-    A shard knows the lines of its own videos from an earlier batch too. Raises MovqError where there are shards to merge.
+    A shard knows the lines of its own videos from an earlier batch too. What is not of a shard takes over those of all shards
+    there were.
     """
 
     def __init__(self, folder: str, shard: Shard | None = None) -> None:
@@ -129,13 +158,14 @@ class Manifest:
         self.lines: dict[str, Line] = {}
         self._shard = shard
         self._fd: int | None = None
-        unmerged = {count for _, count in shard_manifests(folder)}
-        if unmerged - {shard.count if shard else 0}:
-            what = " and ".join(map(str, sorted(unmerged)))
-            raise MovqError(f"is of a batch in {what} shards: put them together first, by batch-encode --merge", folder)
-        for path in dict.fromkeys((os.path.join(folder, NAME), self.path)):
+        self._taken_over: list[str] = []
+        if shard is None:
+            self.lines = read_folder(folder)
+            self._taken_over += [*shard_manifests(folder).values(), *unfinished_shards(folder).values()]
+            return
+        for path in (os.path.join(folder, NAME), self.path):
             if os.path.lexists(path):
-                lines = (line for line in read_lines(path) if shard is None or video_of(line) in shard)
+                lines = (line for line in read_lines(path) if video_of(line) in shard)
                 self.lines |= {line["id"]: line for line in lines}  # of two lines the later holds
 
     def append(self, *lines: Line) -> None:
@@ -155,6 +185,10 @@ class Manifest:
         self.close()
         if self.lines or self._shard is not None or os.path.exists(self.path):
             write_lines(self.path, self.lines.values())
+        for path in self._taken_over:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+        self._taken_over = []
 
     def close(self) -> None:
         if self._fd is not None:
@@ -208,46 +242,56 @@ def scan_lines(path: str) -> Iterator[tuple[int, Line]]:
 def only_one(folder: str, shard: Shard | None = None) -> Iterator[None]:
     """Inside, no other batch works on this folder, but for other shards. The kernel forgets this with the process.
 
-    Raises MovqError.
+    A shard is marked as unfinished until `finish_shard`. Raises MovqError.
     """
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise MovqError(os_reason(error), folder) from None
     try:
-        _lock(
-            fd, fcntl.LOCK_EX if shard is None else fcntl.LOCK_SH, folder, "another movq batch-encode is at work in it"
-        )
+        how, taken = fcntl.LOCK_EX, "another movq batch-encode is at work in it"
+        _lock(fd, how if shard is None else fcntl.LOCK_SH, folder, taken)
         if shard is None:
             yield
-        else:
-            with _only_shard(folder, shard):
-                yield
+            return
+        mark = _mark(folder, shard)
+        try:
+            yield
+        finally:
+            os.close(mark)
     finally:
         os.close(fd)
 
 
-@contextmanager
-def _only_shard(folder: str, shard: Shard) -> Iterator[None]:
-    path = os.path.join(folder, f".movq-shard-{shard}.lock")
+def _mark(folder: str, shard: Shard) -> int:
+    """The descriptor of a shard's mark, locked and on disk."""
+    path = unfinished_name(folder, shard)
     while True:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            sync(folder)
         except OSError as error:
             raise write_error(error, path) from None
         try:
             _lock(
                 fd, fcntl.LOCK_EX, folder, f"another movq batch-encode is at work on shard {shard.index}/{shard.count}"
             )
-            if not os.path.exists(path) or not os.path.samestat(os.fstat(fd), os.stat(path)):
-                continue  # whoever held it took it away
-            try:
-                yield
-            finally:
-                os.unlink(path)
-            return
-        finally:
+            if os.fstat(fd).st_nlink:
+                return fd
+        except BaseException:
             os.close(fd)
+            raise
+        os.close(fd)  # who had it has finished, and taken it away, since it was opened
+
+
+def unfinished_name(folder: str, shard: Shard) -> str:
+    """The mark of a shard that is not finished."""
+    return os.path.join(folder, f".movq-shard-{shard}.unfinished")
+
+
+def finish_shard(folder: str, shard: Shard) -> None:
+    """All of it is done: inside `only_one`."""
+    os.unlink(unfinished_name(folder, shard))
 
 
 def _lock(fd: int, how: int, folder: str, taken: str) -> None:
@@ -256,4 +300,4 @@ def _lock(fd: int, how: int, folder: str, taken: str) -> None:
     except BlockingIOError:
         raise MovqError(taken, folder) from None
     except OSError as error:  # a file system that cannot lock
-        warnings.warn(MovqWarning(f"{folder}: cannot be locked ({os_reason(error)})"), stacklevel=5)
+        warnings.warn(MovqWarning(f"{folder}: cannot be locked ({os_reason(error)})"), stacklevel=4)

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterable
 
 from ..errors import MovqError
-from ..files import os_reason
-from .manifest import NAME, Line, only_one, read_lines, shard_manifests, write_lines
+from ..files import os_reason, sweep
+from .manifest import NAME, Line, only_one, read_lines, shard_manifests, unfinished_shards, write_lines
 
 _ALIKE = ("weights_digest", "semantics", "precision", "format_version")
 _OF_ITEMS = ("start", "duration", "skip", "frames", "short", "height", "width", "upscale")
@@ -17,40 +17,49 @@ _OF_ITEMS = ("start", "duration", "skip", "frames", "short", "height", "width", 
 def merge_shards(folder: str | os.PathLike[str]) -> list[Line]:
     """Makes the manifest of a batch of those of its shards, which are then gone; its lines, in order of id.
 
-    Raises MovqError where there are none or one is missing, and where they were not made alike: by other weights, semantics,
-    precision or options.
+    Raises MovqError where there are none, one is missing or not finished, and where they were not made alike: by other weights,
+    semantics, precision or options. What is merged already is as it is.
     """
     folder = os.fspath(folder)
     with only_one(folder):
-        before = _by_id(os.path.join(folder, NAME))
+        sweep(folder)
+        path = os.path.join(folder, NAME)
+        before = _by_id(path)
         paths = shard_manifests(folder)
-        shards = {key: _by_id(path) for key, path in sorted(paths.items())}
-        if not shards:
+        shards = {key: _by_id(of) for key, of in paths.items()}
+        if not shards and not before:
             raise MovqError("has no manifests of shards", folder)
-        counts = sorted({count for _, count in shards})
-        if len(counts) > 1:
-            raise MovqError(f"has shards of {' and of '.join(map(str, counts))}: they are not of one batch", folder)
-        missing = [index for index in range(counts[0]) if (index, counts[0]) not in shards]
-        known = all(before.get(name) == line for lines in shards.values() for name, line in lines.items())
-        if missing and not (before and known):  # else an earlier merge was interrupted when it was all but done
-            names = ", ".join(f"{index}/{counts[0]}" for index in missing)
-            raise MovqError(f"has no manifest of shard {names} yet: run that first", folder)
-        _refuse_unlike(
-            (paths[key], [line for name, line in lines.items() if before.get(name) != line])
-            for key, lines in shards.items()
-        )
-        merged = {name: line for lines in ([before] if missing else shards.values()) for name, line in lines.items()}
-        write_lines(os.path.join(folder, NAME), merged.values())
-        for path in paths.values():
+        merged_before = all(before.get(name) == line for lines in shards.values() for name, line in lines.items())
+        if not (before and merged_before):
+            _refuse_incomplete(folder, list(shards))
+            _refuse_unlike(
+                (paths[key], [line for name, line in lines.items() if before.get(name) != line])
+                for key, lines in shards.items()
+            )
+            before = {name: line for lines in shards.values() for name, line in lines.items()}
+            write_lines(path, before.values())
+        for of in paths.values():
             try:
-                os.unlink(path)
+                os.unlink(of)
             except OSError as error:
-                raise MovqError(os_reason(error), path) from None
-    return [merged[name] for name in sorted(merged)]
+                raise MovqError(os_reason(error), of) from None
+    return [before[name] for name in sorted(before)]
 
 
 def _by_id(path: str) -> dict[str, Line]:
     return {line["id"]: line for line in read_lines(path)} if os.path.lexists(path) else {}
+
+
+def _refuse_incomplete(folder: str, shards: list[tuple[int, int]]) -> None:
+    """Raises MovqError unless there is each shard of one batch, finished."""
+    counts = sorted({count for _, count in shards})
+    if len(counts) > 1:
+        raise MovqError(f"has shards of {' and of '.join(map(str, counts))}: they are not of one batch", folder)
+    unfinished = unfinished_shards(folder)
+    for key in ((index, counts[0]) for index in range(counts[0])):
+        if key not in shards or key in unfinished:
+            what = "is not finished" if key in shards else "has no manifest yet"
+            raise MovqError(f"shard {key[0]}/{key[1]} {what}: the same command goes on with it", folder)
 
 
 def _refuse_unlike(shards: Iterable[tuple[str, Iterable[Line]]]) -> None:

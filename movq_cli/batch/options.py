@@ -54,6 +54,8 @@ class BatchOptions:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise MovqUsageError(f"must be above 0, got {value:g}", "--" + name.replace("_", "-"))
+        if self.ray_gpus > 1 and self.ray_gpus % 1:
+            raise MovqUsageError(f"above 1 must be a whole number, got {self.ray_gpus:g}", "--ray-gpus")
 
     @property
     def spans(self) -> Spans:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import unicodedata
 
 from ..files import MAX_NAME, text_of
@@ -11,6 +12,8 @@ from .manifest import NAME
 
 SUFFIX = ".safetensors"
 _MARK_DIGITS = 10
+_RESERVED = re.compile(r"(latents-(\d+-of-\d+-)?\d+\.(tar|index\.json)|manifest\.\d+-of-\d+\.jsonl)", re.IGNORECASE)
+"""What a batch itself may put into its folder."""
 
 
 class Places:
@@ -26,7 +29,7 @@ class Places:
         wanted = text = text_of(name)
         tries = 0
         while text in self._ids:
-            text = wanted + _mark(name, *of, str(tries))
+            text = wanted + mark_of(name, *of, str(tries))
             tries += 1
         self._ids.add(text)
         *folders, last = text.split("/")
@@ -41,8 +44,8 @@ class Places:
     def _free(self, way: str, part: str, suffix: str, *taken: set[str]) -> str:
         """A part of a path, short enough for a file system, that is not taken."""
         found, tries = _short(part, "", suffix), 0
-        while any(_folded(way + found) in names for names in taken):
-            found = _short(part, _mark(way + part, *([str(tries)] if tries else [])), suffix)
+        while any(_folded(way + found) in names for names in taken) or _RESERVED.fullmatch(way + found):
+            found = _short(part, mark_of(way + part, *([str(tries)] if tries else [])), suffix)
             tries += 1
         return found
 
@@ -59,13 +62,14 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
-def _mark(*of: str) -> str:
+def mark_of(*of: str) -> str:
+    """What tells a name from the same of something else."""
     return "~" + hashlib.sha256(b"\0".join(map(os.fsencode, of))).hexdigest()[:_MARK_DIGITS]
 
 
 def _short(part: str, mark: str, suffix: str) -> str:
     """Shortened where it must be, then marked, so that long names with one beginning stay apart."""
     if len((part + mark + suffix).encode()) > MAX_NAME:
-        mark = mark or _mark(part)
+        mark = mark or mark_of(part)
         part = part.encode()[: MAX_NAME - len(mark) - len(suffix)].decode(errors="ignore")
     return part + mark + suffix

@@ -17,11 +17,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from ..budget import PROCESS_BYTES
 from ..errors import MovqError, MovqUsageError, MovqWarning
 from ..plan import EncodeOptions
 from ..processes import Child
-from .engines import WORKER
+from .engines import WORKER, WORKER_BYTES
 
 if TYPE_CHECKING:
     from .pool import Ready
@@ -98,7 +97,8 @@ class RayHandle:
 
         pending, self._pending = self._pending, None
         try:
-            said, self._death = ray.get(pending)
+            with _unwrapped():
+                said, self._death = ray.get(pending)
             self._said += said
             self.started = True
         except ray.exceptions.RayError as error:
@@ -142,8 +142,9 @@ class RayEngine:
 
         if not any(handle.heard for handle in handles):
             asked = {handle.ask(): handle for handle in handles}
-            ray.wait(list(asked), num_returns=1, timeout=seconds)
-            there, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0)
+            with _unwrapped():
+                ray.wait(list(asked), num_returns=1, timeout=seconds)
+                there, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0)
             for answer in there:
                 asked[answer].take()
         if any(handle.started for handle in handles):
@@ -161,7 +162,7 @@ class RayEngine:
         if self._gpus:
             return max(1, int(resources["GPU"] / self._gpus))
         machines = sum(bool(node["Alive"]) for node in ray.nodes())
-        most = machines * (ready.memory // (3 * PROCESS_BYTES))
+        most = machines * (ready.memory // WORKER_BYTES)
         return max(1, min(int(resources.get("CPU", 1)) // self._threads, most))
 
     def on_one_machine(self, count: int, ready: Ready) -> int:
@@ -186,6 +187,15 @@ def _require_listener(address: str | None) -> None:
     host, colon, port = (address or "").rpartition("://")[2].rpartition(":")
     if colon and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+
+
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Inside, what a signal's handler raises comes out of Ray's compiled code as what it is."""
+    try:
+        yield
+    except SystemError as error:
+        raise (error.__cause__ or error.__context__ or error) from None
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..errors import MovqError
 from ..latents import is_latents
 from .manifest import STATUSES, Line
-from .tars import is_tar
+from .tars import Tars
 
 _NUMBER = re.compile(r"\d[\d.,]*")
 
@@ -105,14 +106,26 @@ def summarise(lines: Iterable[Line]) -> Summary:
 def compare_outputs(lines: Iterable[Line], folder: str) -> tuple[list[str], list[str]]:
     """Latents in the folder of a manifest that are not of the present state of a video there is, and those missing.
 
-    Of tars, those that no line is in, or that are not there.
+    Of what is in a tar, as TAR:NAME; a tar that cannot be read is one of the first itself.
     """
     done = [line for line in lines if line["status"] == "done"]
     there = set[str]()
     for below, _, names in os.walk(folder):
         inside = os.path.relpath(below, folder)
-        kept = (name for name in names if name.endswith((".safetensors", ".tar")))
-        there |= {os.path.normpath(os.path.join(inside, name)) for name in kept}
-    claimed = {line["output"] for line in done if not line.get("orphan")}
-    strays = [name for name in sorted(there - claimed) if is_tar(name) or is_latents(os.path.join(folder, name))]
-    return strays, sorted({line["output"] for line in done} - there)
+        there |= {os.path.normpath(os.path.join(inside, name)) for name in names if name.endswith(".safetensors")}
+    claimed = {_place(line) for line in done if not line.get("orphan")}
+    strays = {name for name in there - claimed if is_latents(os.path.join(folder, name))}
+    tars = Tars(folder)
+    for tar in tars.names():
+        try:
+            held = {f"{tar}:{member.name}" for member in tars.members(tar).values()}
+        except MovqError:
+            strays.add(tar)
+            continue
+        there |= held
+        strays |= held - claimed
+    return sorted(strays), sorted({_place(line) for line in done} - there)
+
+
+def _place(line: Line) -> str:
+    return f"{line['output']}:{line['member']}" if "member" in line else line["output"]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 from typing import TypeVar
 
 from ..errors import MovqError, printable
@@ -64,7 +65,7 @@ def described(item: Item) -> Line:
         line["extra"] = item.extra
     if item.of:
         line["of"] = item.of
-    if item.seen is not None and item.seen.width:
+    if item.seen is not None:
         line["seen"] = [item.seen.frames, item.seen.width, item.seen.height]
     return line
 
@@ -88,9 +89,11 @@ def sort_out(
 ) -> Sorted:
     """Compares what is wanted with what is there. `verify` reads all videos and outputs; `passed` is called for each item."""
 
+    digests = _Digests()
+
     def look(item: Item) -> Line | None:
         line = manifest.lines.get(item.id)
-        return None if line is None else _still(item, line, settings, tars, verify, retry_failed)
+        return None if line is None else _still(item, line, settings, tars, digests, verify, retry_failed)
 
     kept, todo = [], []
     items = list(items)
@@ -114,10 +117,32 @@ def in_threads(work: Callable[[T], R], things: Iterable[T], threads: int) -> Ite
     pool.shutdown()
 
 
+class _Digests:
+    """Of files, each read once, whoever asks: a video may be that of many spans."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, ...], Future[str]] = {}
+        self._lock = Lock()
+
+    def of(self, path: str, source: list[int]) -> str:
+        with self._lock:
+            key = path, *map(str, source)
+            known = self._known.get(key)
+            digest = self._known.setdefault(key, Future())
+        if known is None:
+            try:
+                digest.set_result(sha256_file(path))
+            except BaseException as error:
+                digest.set_exception(error)
+        return digest.result()
+
+
 _RESULT = ("weights_digest", "semantics", "precision", "options", "format_version")
 
 
-def _still(item: Item, line: Line, settings: Settings, tars: Tars, verify: bool, retry_failed: bool) -> Line | None:
+def _still(
+    item: Item, line: Line, settings: Settings, tars: Tars, digests: _Digests, verify: bool, retry_failed: bool
+) -> Line | None:
     """The line as it should be now, if it still holds; None if there is work to do."""
     wanted = settings.line(item)
     if any(line.get(name) != wanted.get(name) for name in _RESULT):
@@ -135,7 +160,7 @@ def _still(item: Item, line: Line, settings: Settings, tars: Tars, verify: bool,
                 return None
             if not _is_whole(tars, line, verify):
                 return None
-            if (verify or line["source"] != source) and sha256_file(item.path) != line["source_sha256"]:
+            if (verify or line["source"] != source) and digests.of(item.path, source) != line["source_sha256"]:
                 return None
         elif line.get("source") != source:
             return None

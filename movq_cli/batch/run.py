@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import warnings
@@ -18,13 +19,14 @@ from ..model.checkpoint import Checkpoint
 from ..plan import EncodeOptions, open_weights
 from .cut import Known, cut_items
 from .items import Found, Item, find_items
-from .manifest import Line, Manifest, only_one, video_of
+from .manifest import Line, Manifest, finish_shard, only_one, refuse_other_shards, video_of
 from .options import BatchOptions, split_overrides
+from .packer import Packer
 from .pool import Pool, Task, Worker
 from .report import compare_outputs
 from .resume import Settings, Sorted, sort_out
 from .spans import in_order
-from .tars import Packer, Tars
+from .tars import Tars
 from .work import unmade
 
 THREADS = 1
@@ -122,7 +124,8 @@ def encode_batch(
     state = BatchState(found)
     _make_folder(folder)
     with only_one(folder, batch.shard), ExitStack() as stack:
-        sweep(folder)
+        if batch.shard is None:  # others may be writing
+            sweep(folder)
         manifest = Manifest(folder, batch.shard)
         stack.callback(manifest.close)
         manifest.put_in_order()
@@ -138,14 +141,18 @@ def encode_batch(
         state.begin(left)
         run = _Run(folder, settings, batch, manifest, state, packer, watch)
         stopped = run.all(left.todo, checkpoint.config.temporal_factor)
-        orphans = _settle_orphans(manifest, items, folder)
+        _mark_orphans(manifest, items, folder)
         try:
             if packer and not stopped:
                 packer.finish()
             manifest.put_in_order()
+            if batch.shard is not None and not stopped:
+                finish_shard(folder, batch.shard)
         except MovqDiskError as error:
             if not stopped:
                 stopped = str(error)
+        # What other shards have made is theirs to know.
+        orphans = compare_outputs(manifest.lines.values(), folder)[0] if batch.shard is None else []
     state.phase = "over"
     watch(state)
     lines = [manifest.lines[name] for name in sorted({item.id for item in items} & set(manifest.lines))]
@@ -208,6 +215,12 @@ class _Run:
 
     def _end(self, item: Item, outcome: Line) -> None:
         line = self.settings.line(item) | outcome
+        if item.seen is not None and line.get("source") != item.seen.source:
+            line.pop("seen", None)  # so that it is looked at again
+            line["warnings"] = [
+                *line.get("warnings", []),
+                "changed after it was looked at: the same command does that again",
+            ]
         self.manifest.append(line)
         if self.packer is not None:
             self.packer.end([item.id])
@@ -220,6 +233,8 @@ def gather(sources: Sequence[str | os.PathLike[str]], batch: BatchOptions, folde
     names = [os.fspath(source) for source in sources]
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise MovqError("is a file; name a folder", folder)
+    if batch.shard is not None:
+        refuse_other_shards(folder, batch.shard)
     found = find_items(names, batch.lists, folder, batch.captions)
     if not found.items:
         raise MovqError("nothing to encode in it", ", ".join([*names, *batch.lists]))
@@ -312,15 +327,16 @@ def _refuse_to_replace(todo: Iterable[Item], manifest: Manifest, settings: Setti
     """Raises MovqError where items would take the places of others whose videos are there; warns of videos under new ids."""
     others: list[tuple[Item, Line]] = []
     renamed = 0
-    made: dict[str, list[Any]] = {}
+    made: dict[tuple[str, str], set[str]] = {}  # as which videos the manifest has what is made of one by some options
     for line in manifest.lines.values():
-        made.setdefault(line["path"], []).append(line.get("options"))
+        made.setdefault((line["path"], json.dumps(line.get("options"), sort_keys=True)), set()).add(video_of(line))
     for item in todo:
         line, wanted = manifest.lines.get(item.id, Line()), settings.line(item)
         if line.get("status") == "done" and line["path"] != wanted["path"] and _is_there(line):
             others.append((item, line))
-        elif not line and wanted["options"] in made.get(wanted["path"], []):
-            renamed += 1
+        elif not line and item.refusal is None:
+            names = made.get((wanted["path"], json.dumps(wanted["options"], sort_keys=True)), {item.video})
+            renamed += item.video not in names
     if others and not settings.options.force:
         item, line = others[0]
         more = f", and {len(others) - 1:,} more like it" if len(others) > 1 else ""
@@ -341,16 +357,13 @@ def _is_there(line: Line) -> bool:
     return os.path.isfile(line["path"]) or "\\x" in line["path"]
 
 
-def _settle_orphans(manifest: Manifest, items: Sequence[Item], folder: str) -> list[str]:
+def _mark_orphans(manifest: Manifest, items: Sequence[Item], folder: str) -> None:
     """Marks the lines of items that were not named and whose videos are gone, or are cut into other items now; drops them
-    where there never was an output.
-
-    Returns the outputs that are not of the present state of a video there is: theirs, and others that no line has.
+    where there never was an output. What it cannot tell of stays as it was.
     """
     named, videos = {item.id for item in items}, {item.video for item in items}
     for name in set(manifest.lines) - named:
         line = manifest.lines[name]
-        line.pop("orphan", None)
         there = _is_there(line) or not os.path.isdir(os.path.dirname(line["path"]))  # or what it is on is not mounted
         if there and video_of(line) not in videos:
             continue
@@ -358,4 +371,3 @@ def _settle_orphans(manifest: Manifest, items: Sequence[Item], folder: str) -> l
             line["orphan"] = True
         else:
             del manifest.lines[name]
-    return compare_outputs(manifest.lines.values(), folder)[0]

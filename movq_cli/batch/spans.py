@@ -19,7 +19,7 @@ from ..plan import EncodeOptions, too_short
 from ..video import Picture, plan_geometry
 from ..video.geometry import Orientation
 from .items import Item, Seen
-from .outputs import span_output
+from .outputs import mark_of, span_output
 from .work import options_of
 
 SHORT = ("skip", "pad")
@@ -128,7 +128,7 @@ class Spans:
         if length is not None and seen.frames < length and self.short != "pad":
             raise too_short(seen.frames, length)
         if self.buckets:
-            bucket = self._bucket(seen, length or seen.frames, picture.upscale)
+            bucket = self._bucket(seen, min(seen.frames, length or seen.frames), picture.upscale)
             length, size = bucket.frames, (bucket.height, bucket.width)
             picture = Picture(*size, upscale=picture.upscale)
         kept = min(seen.frames, length or seen.frames)
@@ -171,5 +171,12 @@ def _span(item: Item, start: int, length: int) -> Item:
 
 
 def in_order(items: Sequence[Item]) -> list[Item]:
-    """Items of one shape together, the shapes in order; within one as they were."""
-    return sorted(items, key=lambda item: item.shape or ())
+    """Items of one shape together, the shapes in order; within one as they were. Each has an id of its own.
+
+    A video of which nothing can be cut has its id from before, which may be that of a span of another: it gets a mark.
+    """
+    spans = {item.id for item in items if item.of}
+    apart = (
+        replace(item, id=item.id + mark_of(item.path)) if not item.of and item.id in spans else item for item in items
+    )
+    return sorted(apart, key=lambda item: item.shape or ())

@@ -67,11 +67,15 @@ def batch_encode(
 
     On a CPU each worker has one thread unless --threads says otherwise: so the bytes do not depend on the number of workers.
     """
-    from ..batch import encode_batch, plan_batch
+    from ..batch import BatchOptions, encode_batch, plan_batch
+    from ..plan import EncodeOptions
     from .watch import watching
 
     if merge is not None:
-        _merge(merge, [*(sources or []), *batch.lists, *([output] if output else [])])
+        _merge(
+            merge,
+            not sources and output is None and options == EncodeOptions() and batch == BatchOptions() and not dry_run,
+        )
         return
     if not sources and not batch.lists:
         raise MovqUsageError("name a folder, files, a glob or a --list", "SRC")
@@ -92,11 +96,11 @@ def batch_encode(
         raise typer.Exit(1)
 
 
-def _merge(folder: str, others: list[str]) -> None:
+def _merge(folder: str, alone: bool) -> None:
     from ..batch import merge_shards, summarise
 
-    if others:
-        raise MovqUsageError(f"takes the folder alone, and nothing to encode: {others[0]}", "--merge")
+    if not alone:
+        raise MovqUsageError("takes the folder alone: nothing is encoded", "--merge")
     whole = summarise(merge_shards(folder))
     print(f"{name_of(folder)}: {_counts(whole)} of {plural(whole.items, 'item')} of all shards in one manifest")
 

@@ -140,10 +140,10 @@ def _show_latents(latents: Latents, values: dict[str, Any]) -> None:
     )
 
 
-def _batch(path: str, manifest: str) -> _Described:
-    from ..batch import compare_outputs, read_lines, summarise
+def _batch(path: str) -> _Described:
+    from ..batch import compare_outputs, read_folder, summarise
 
-    lines = {line["id"]: line for line in read_lines(manifest)}
+    lines = read_folder(path)
     summary = summarise(lines.values())
     orphans, missing = compare_outputs(lines.values(), path)
     values = {"kind": "batch", "path": path, **asdict(summary), "orphaned_outputs": orphans, "missing_outputs": missing}
@@ -187,14 +187,14 @@ def _folder(path: str) -> _Described:
 
     Without any, a folder of weights is described as such; a batch's, by its manifest.
     """
-    from ..batch.manifest import NAME
+    from ..batch.manifest import NAME, shard_manifests
     from ..headers import read_header
     from ..latents import FORMAT, open_latents
     from ..model.locate import holds_weights
     from .tables import print_rows
 
-    if os.path.isfile(manifest := os.path.join(path, NAME)):
-        return _batch(path, manifest)
+    if os.path.isfile(os.path.join(path, NAME)) or shard_manifests(path):
+        return _batch(path)
     opened, refused = [], []
     for file in _candidates_below(path):
         try:

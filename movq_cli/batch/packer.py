@@ -1,0 +1,248 @@
+"""Packing the outputs of a batch into tars, and keeping the manifest true of where they are, whatever moment it is killed at.
+
+A tar is written whole, then its index, then the manifest says so, then files that are in it go.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tarfile
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+from ..errors import MovqDiskError, MovqError, MovqWarning
+from ..files import WholeFile, sync
+from ..latents import is_latents
+from .items import Item
+from .manifest import Line, Manifest
+from .shard import Shard
+from .tars import TAR, CutError, Member, Tars, blocks, digest_of, index_path, json_name, member_name, write_index
+
+_END = bytes(2 * tarfile.BLOCKSIZE)
+_SAID = (
+    *("id", "of", "caption", "extra", "shape", "dtype", "width", "height", "frames", "padded", "dropped", "duration"),
+    *("bytes", "sha256", "source_sha256", "weights_digest", "semantics", "precision", "options", "format_version"),
+)
+"""Of an item's line, what is in its JSON: what is true wherever the tar is taken."""
+
+
+class Packer:
+    """Packs the outputs of a batch into tars as their turn comes, and keeps the manifest true of where they are."""
+
+    def __init__(self, tars: Tars, manifest: Manifest, items: Sequence[Item], size: int, shard: Shard | None) -> None:
+        self._tars, self._manifest, self._size = tars, manifest, size
+        self._folder = tars.folder
+        self._prefix = "latents-" if shard is None else f"latents-{shard}-"
+        self._own = TAR if shard is None else re.compile(self._prefix + r"\d{5,}\.tar")
+        self._items, self._alone = items, shard is None
+        self._ended = set[str]()
+        self._next = 0
+        self._ready: list[Line] = []
+        self._room = 0
+        self._tar_of: dict[str, str] = {}
+        """Of what is in tars already: if it is made again, it takes its own place."""
+        self._open: dict[str, set[str]] = {}
+        """Items in tars that may still be made again."""
+        self._settle()
+
+    def end(self, ids: Iterable[str]) -> None:
+        """These items are final. Packs those whose turn has come, as far as they fill tars."""
+        for id in ids:
+            self._ended.add(id)
+            if (tar := self._tar_of.get(id)) is not None:
+                self._open[tar].discard(id)
+                if not self._open[tar]:
+                    self._update(tar)
+        while self._next < len(self._items) and self._items[self._next].id in self._ended:
+            line = self._manifest.lines.get(self._items[self._next].id, Line())
+            self._next += 1
+            if line.get("status") != "done" or line.get("member") or line["id"] in self._tar_of:
+                continue
+            if self._ready and self._room + _room(line) + len(_END) > self._size:
+                self._pack()
+            self._ready.append(line)
+            self._room += _room(line)
+
+    def finish(self) -> None:
+        """Packs what is left, and brings tars up to date that hold something older."""
+        if self._ready:
+            self._pack()
+        for tar, items in self._open.items():
+            if items:
+                self._update(tar)
+        if self._alone:  # else workers of other shards may be about to use them
+            for folder in sorted({os.path.dirname(item.output) for item in self._items}, reverse=True):
+                while folder:
+                    with suppress(OSError):  # it is gone already, or not empty
+                        os.rmdir(os.path.join(self._folder, folder))
+                    folder = os.path.dirname(folder)
+
+    def _names(self) -> list[str]:
+        return list(filter(self._own.fullmatch, self._tars.names()))
+
+    def _settle(self) -> None:
+        """After a kill: tars that are whole and not in the manifest yet, and files that are in a tar and still there."""
+        lines, items = self._manifest.lines, {item.id for item in self._items}
+        for tar in self._names():
+            try:
+                members = self._tars.members(tar)
+                self._tars.put_index(tar)
+            except MovqDiskError:
+                raise
+            except MovqError as error:  # what it held is made again
+                warnings.warn(MovqWarning(f"{error}: nothing in it is used"), stacklevel=2)
+                continue
+            self._tar_of |= dict.fromkeys(members, tar)
+            self._open[tar] = items & members.keys()
+            adopted = [
+                _in_tar(line, tar, member)
+                for name, member in members.items()
+                if (line := lines.get(name, Line())).get("sha256") == member.sha256 and "member" not in line
+            ]
+            if adopted:
+                self._manifest.append(*adopted)
+        for item in self._items:
+            line, path = lines.get(item.id, Line()), os.path.join(self._folder, item.output)
+            if (
+                "member" in line
+                and os.path.isfile(path)
+                and os.path.getsize(path) == line["bytes"]
+                and is_latents(path)
+            ):
+                with suppress(MovqError):  # then it is the only one
+                    self._tars.find(line)
+                    os.unlink(path)
+
+    def _pack(self) -> None:
+        """What is ready, as a new tar."""
+        names = (name.removeprefix(self._prefix).removesuffix(".tar") for name in self._names())
+        tar = f"{self._prefix}{1 + max((int(name) for name in names if name.isdecimal()), default=-1):05d}.tar"
+        ready, self._ready, self._room = self._ready, [], 0
+        self._write(tar, [(line, None) for line in ready], new=True)
+
+    def _update(self, tar: str) -> None:
+        """Rewrites a tar where items in it were made again or are described otherwise."""
+        wanted: list[tuple[Line | None, Member | None]] = []
+        same = True
+        for member in self._tars.members(tar).values():
+            line = self._manifest.lines.get(member.id)
+            if line is None or line["status"] != "done":
+                wanted.append((None, member))  # the last that there was of it
+            elif line.get("member") is None:
+                wanted.append((line, None))
+                same = False
+            elif line["output"] == tar:
+                wanted.append((line, member))
+                same = same and digest_of(_said(line)) == member.json_sha256
+            else:
+                same = False
+        if not same:
+            self._write(tar, wanted, new=False)
+
+    def _write(self, tar: str, wanted: list[tuple[Line | None, Member | None]], new: bool) -> None:
+        """A tar of latents: files, where no member is given, else parts of the tar of this name as it is."""
+        path = os.path.join(self._folder, tar)
+        while True:
+            try:
+                members = self._write_whole(path, wanted, new)
+                break
+            except _Damaged as damaged:  # it is left out, and made again by the next batch
+                line, _ = wanted.pop(damaged.number)
+                if line is not None:
+                    reason = "its latents were damaged before they were packed"
+                    warnings.warn(
+                        MovqWarning(f"{line['path']}: {reason}; the same command makes them again"), stacklevel=2
+                    )
+                    line = Line(**line | Line(status="failed", reason=reason, cause=MovqDiskError.cause))
+                    self._manifest.append(line)
+                if not wanted:
+                    return
+        self._tars.forget(tar)
+        fresh = [(line, member) for (line, _), member in zip(wanted, members, strict=True) if line is not None]
+        self._manifest.append(*(_in_tar(line, tar, member) for line, member in fresh))
+        for (line, old), _ in zip(wanted, members, strict=True):
+            if line is not None and old is None:
+                with suppress(FileNotFoundError):
+                    os.unlink(os.path.join(self._folder, line["output"]))
+
+    def _write_whole(self, path: str, wanted: list[tuple[Line | None, Member | None]], new: bool) -> list[Member]:
+        members = []
+        at = 0
+        with WholeFile(path, force=not new) as file:
+
+            def add(name: str, size: int, data: Iterable[bytes]) -> tuple[int, str]:
+                nonlocal at
+                header = _header(name, size)
+                file.write(header)
+                digest, start = hashlib.sha256(), at + len(header)
+                for block in data:
+                    file.write(block)
+                    digest.update(block)
+                rest = -size % tarfile.BLOCKSIZE
+                file.write(bytes(rest))
+                at = start + size + rest
+                return start, digest.hexdigest()
+
+            for number, (line, member) in enumerate(wanted):
+                if member is not None:
+                    id, name, size, expected = member.id, member.name, member.bytes, member.sha256
+                    data = blocks(path, member.offset, size)
+                else:
+                    assert line is not None
+                    id, name, size, expected = line["id"], member_name(line["id"]), line["bytes"], line["sha256"]
+                    data = blocks(os.path.join(self._folder, line["output"]), 0, size)
+                try:
+                    offset, sha256 = add(name, size, data)
+                    if sha256 != expected:
+                        raise _Damaged(number)
+                    said = _said(line) if line is not None else _said_before(path, member)
+                except CutError:
+                    raise _Damaged(number) from None
+                json_offset, json_sha256 = add(json_name(name), len(said), [said])
+                members.append(Member(id, name, offset, size, sha256, json_offset, len(said), json_sha256))
+            file.write(_END)
+            with suppress(FileNotFoundError):
+                os.unlink(index_path(path))
+            sync(self._folder)
+            file.commit()
+        write_index(path, at + len(_END), members)
+        return members
+
+
+class _Damaged(Exception):
+    """What was to be packed is not what it was; its place among the others."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _in_tar(line: Line, tar: str, member: Member) -> Line:
+    return line | Line(output=tar, member=member.name)
+
+
+def _said(line: Line) -> bytes:
+    values = {"caption": "", **{name: line[name] for name in _SAID if name in line}}  # type: ignore[literal-required]
+    return json.dumps(values, ensure_ascii=False, sort_keys=True).encode()
+
+
+def _said_before(path: str, member: Member | None) -> bytes:
+    assert member is not None
+    return b"".join(blocks(path, member.json_offset, member.json_bytes))
+
+
+def _header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf(tarfile.PAX_FORMAT)
+
+
+def _room(line: Line) -> int:
+    """Bytes that an item takes of a tar."""
+    name = member_name(line["id"])
+    parts = (name, line["bytes"]), (json_name(name), len(_said(line)))
+    return sum(len(_header(name, size)) + size + -size % tarfile.BLOCKSIZE for name, size in parts)
