@@ -326,6 +326,7 @@ def _shortfall(chunker: Chunker, options: EncodeOptions) -> Iterator[str]:
     if wanted is not None and found < wanted:
         if options.short == "refuse":
             raise too_short(found, wanted)
-        yield too_short(found, wanted).reason + (": its last one is repeated" if chunker.padded else "")
+        repeated = options.short == "pad" and chunker.padded
+        yield too_short(found, wanted).reason + (": its last one is repeated" if repeated else "")
     if chunker.dropped:
         yield f"the last {chunker.dropped} frames were dropped (--tail drop)"

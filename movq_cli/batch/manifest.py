@@ -300,4 +300,4 @@ def _lock(fd: int, how: int, folder: str, taken: str) -> None:
     except BlockingIOError:
         raise MovqError(taken, folder) from None
     except OSError as error:  # a file system that cannot lock
-        warnings.warn(MovqWarning(f"{folder}: cannot be locked ({os_reason(error)})"), stacklevel=4)
+        warnings.warn(MovqWarning(f"{folder}: cannot be locked ({os_reason(error)})"), stacklevel=3)
