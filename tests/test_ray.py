@@ -127,3 +127,39 @@ def test_what_cannot_be(folder, movq):
     assert result.returncode == 1
     assert "movq: --ray-address 127.0.0.1:1: no cluster" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_machine_that_is_lost_costs_one_attempt(folder, tmp_path):
+    """Two machines, as far as Ray can tell; in a process of its own, which takes one away."""
+    code = (
+        "import subprocess, sys, time\n"
+        "from ray.cluster_utils import Cluster\n"
+        "cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 1, 'include_dashboard': False})\n"
+        "other = cluster.add_node(num_cpus=1)\n"
+        "command = [sys.executable, '-m', 'movq_cli', 'batch-encode', sys.argv[1], '-o', 'out', '--engine', 'ray']\n"
+        "command += ['--ray-address', cluster.address]\n"
+        "movq = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)\n"
+        "from tests.test_ray import relays\n"
+        "while len(relays()) < 2: time.sleep(0.05)\n"
+        "cluster.remove_node(other, allow_graceful=False)\n"
+        "print(movq.communicate(timeout=200)[0], movq.returncode)\n"
+        "cluster.shutdown()\n"
+    )
+    root = os.path.dirname(os.path.dirname(__file__))
+    environment = os.environ | {"PYTHONPATH": root, "RAY_health_check_timeout_ms": "2000"}
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(folder / "in")],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "out: 6 done, 1 failed of 7 items" in result.stdout, result.stderr
+    assert result.stdout.split()[-1] == "1"
+    again = [line for line in manifest(tmp_path / "out").values() if line.get("warnings")]
+    assert ["gone" in line["warnings"][0] for line in again] == [True]
+    made, local = tree(tmp_path / "out"), tree(folder / "local")
+    assert {name: data for name, data in made.items() if name != "manifest"} == {
+        name: data for name, data in local.items() if name != "manifest"
+    }
