@@ -13,6 +13,7 @@ import tarfile
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
 from ..errors import MovqDiskError, MovqError, MovqWarning
 from ..files import WholeFile, sync
@@ -122,54 +123,53 @@ class Packer:
         names = (name.removeprefix(self._prefix).removesuffix(".tar") for name in self._names())
         tar = f"{self._prefix}{1 + max((int(name) for name in names if name.isdecimal()), default=-1):05d}.tar"
         ready, self._ready, self._room = self._ready, [], 0
-        self._write(tar, [(line, None) for line in ready], new=True)
+        self._write(tar, [_Part(line, None) for line in ready], new=True)
 
     def _update(self, tar: str) -> None:
-        """Rewrites a tar where items in it were made again or are described otherwise."""
-        wanted: list[tuple[Line | None, Member | None]] = []
+        """Rewrites a tar where items in it were made again, are described otherwise, or are in another tar now."""
+        parts: list[_Part] = []
         same = True
         for member in self._tars.members(tar).values():
             line = self._manifest.lines.get(member.id)
             if line is None or line["status"] != "done":
-                wanted.append((None, member))  # the last that there was of it
+                parts.append(_Part(None, member))  # the last that there was of it
             elif line.get("member") is None:
-                wanted.append((line, None))
+                parts.append(_Part(line, None))
                 same = False
             elif line["output"] == tar:
-                wanted.append((line, member))
+                parts.append(_Part(line, member))
                 same = same and digest_of(_said(line)) == member.json_sha256
             else:
                 same = False
         if not same:
-            self._write(tar, wanted, new=False)
+            self._write(tar, parts, new=False)
 
-    def _write(self, tar: str, wanted: list[tuple[Line | None, Member | None]], new: bool) -> None:
-        """A tar of latents: files, where no member is given, else parts of the tar of this name as it is."""
+    def _write(self, tar: str, parts: list[_Part], new: bool) -> None:
+        """A tar of these, in the place of the one there is unless it is new; none where nothing is left."""
         path = os.path.join(self._folder, tar)
-        while True:
+        members: list[Member] = []
+        while parts and not members:
             try:
-                members = self._write_whole(path, wanted, new)
-                break
+                members = self._write_whole(path, parts, new)
             except _Damaged as damaged:  # it is left out, and made again by the next batch
-                line, _ = wanted.pop(damaged.number)
+                line = parts.pop(damaged.number).line
                 if line is not None:
                     reason = "its latents were damaged before they were packed"
                     warnings.warn(
                         MovqWarning(f"{line['path']}: {reason}; the same command makes them again"), stacklevel=2
                     )
-                    line = Line(**line | Line(status="failed", reason=reason, cause=MovqDiskError.cause))
-                    self._manifest.append(line)
-                if not wanted:
-                    return
+                    self._manifest.append(line | Line(status="failed", reason=reason, cause=MovqDiskError.cause))
         self._tars.forget(tar)
-        fresh = [(line, member) for (line, _), member in zip(wanted, members, strict=True) if line is not None]
-        self._manifest.append(*(_in_tar(line, tar, member) for line, member in fresh))
-        for (line, old), _ in zip(wanted, members, strict=True):
-            if line is not None and old is None:
-                with suppress(FileNotFoundError):
-                    os.unlink(os.path.join(self._folder, line["output"]))
+        pairs = zip(parts, members, strict=True)
+        self._manifest.append(*(_in_tar(part.line, tar, member) for part, member in pairs if part.line is not None))
+        gone = [part.line["output"] for part in parts if part.line is not None and part.member is None]
+        if not parts and not new:
+            gone += [tar, index_path(tar)]
+        for name in gone:
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(self._folder, name))
 
-    def _write_whole(self, path: str, wanted: list[tuple[Line | None, Member | None]], new: bool) -> list[Member]:
+    def _write_whole(self, path: str, parts: list[_Part], new: bool) -> list[Member]:
         members = []
         at = 0
         with WholeFile(path, force=not new) as file:
@@ -187,7 +187,7 @@ class Packer:
                 at = start + size + rest
                 return start, digest.hexdigest()
 
-            for number, (line, member) in enumerate(wanted):
+            for number, (line, member) in enumerate(parts):
                 if member is not None:
                     id, name, size, expected = member.id, member.name, member.bytes, member.sha256
                     data = blocks(path, member.offset, size)
@@ -211,6 +211,16 @@ class Packer:
             file.commit()
         write_index(path, at + len(_END), members)
         return members
+
+
+class _Part(NamedTuple):
+    """Of a tar to be written: latents from the tar that is there, if they are a member of it, else from their file.
+
+    Without a line, what is said of them stays as it is.
+    """
+
+    line: Line | None
+    member: Member | None
 
 
 class _Damaged(Exception):
