@@ -269,6 +269,14 @@ def test_what_a_batch_in_buckets_comes_to(folder):
     assert open_latents(folder / "out" / "wide.mp4_8-17.safetensors").frame_indices.tolist() == list(range(8, 25))
 
 
+def test_info_has_shapes_and_captions(folder, movq):
+    shown = movq("info", folder / "out").stdout
+    for part in ("1 x 32 x 5 x 6 x 8: 3 items", "1 x 32 x 5 x 8 x 6: 1 item\n", "captions  4\n"):
+        assert part in shown
+    values = json.loads(movq("info", "--json", folder / "out").stdout)
+    assert [[1, 32, 5, 6, 8], 3] in values["shapes"]
+
+
 def test_a_span_is_what_encode_makes_of_it(folder, tmp_path):
     selection, picture = Selection(skip=8, frames=17), Picture(48, 64)
     encode_video(folder / "in" / "wide.mp4", tmp_path / "a", selection=selection, picture=picture, threads=1)

@@ -31,8 +31,8 @@ class Summary:
     """Of the items of a manifest. `counts` by status; what follows is of those done.
 
     `video_seconds` and `frames` kept, `bytes` of latents, `raw_bytes` of the frames as RGB, `source_bytes` of the videos,
-    `work_seconds` of all workers together, `padded` and `dropped` items; digests of their `weights` and their
-    `precisions`. `warnings` and how often they occur, numbers in them apart.
+    `work_seconds` of all workers together, `padded` and `dropped` items, those with a `captions`; digests of their `weights`
+    and their `precisions`; `shapes` of latents and how often they occur, and `warnings` likewise, numbers in them apart.
     """
 
     items: int
@@ -46,8 +46,10 @@ class Summary:
     work_seconds: float
     padded: int
     dropped: int
+    captions: int
     weights: list[str]
     precisions: list[str]
+    shapes: list[tuple[list[int], int]]
     warnings: list[tuple[str, int]]
     failures: list[Failure]
 
@@ -61,7 +63,8 @@ def summarise(lines: Iterable[Line]) -> Summary:
     """One pass over lines of a manifest."""
     counts, reasons, warned = Counter[str](), Counter[str](), Counter[str]()
     firsts: dict[str, tuple[str, str]] = {}
-    items = orphans = frames = size = raw = source = padded = dropped = 0
+    items = orphans = frames = size = raw = source = padded = dropped = captions = 0
+    shapes = Counter[tuple[int, ...]]()
     video, work = [], []
     weights, precisions = set[str](), set[str]()
     for line in lines:
@@ -75,6 +78,8 @@ def summarise(lines: Iterable[Line]) -> Summary:
             source += line["source"][0]
             padded += line["padded"] > 0
             dropped += line["dropped"] > 0
+            captions += bool(line.get("caption"))
+            shapes[tuple(line["shape"])] += 1
             video.append(line["duration"])
             work.append(line["seconds"])
             weights.add(line["weights_digest"])
@@ -96,8 +101,10 @@ def summarise(lines: Iterable[Line]) -> Summary:
         work_seconds=math.fsum(work),
         padded=padded,
         dropped=dropped,
+        captions=captions,
         weights=sorted(weights),
         precisions=sorted(precisions),
+        shapes=[(list(shape), count) for shape, count in shapes.most_common()],
         warnings=warned.most_common(),
         failures=[Failure(firsts[kind][0], count, firsts[kind][1]) for kind, count in reasons.most_common()],
     )

@@ -163,6 +163,8 @@ def _batch(path: str) -> _Described:
                 "speed": f"{summary.frames_per_second:.1f} frames/s of each worker",
                 "padded": f"{plural(summary.padded, 'clip')}, by repeating the last frame" if summary.padded else "",
                 "dropped": f"frames of {plural(summary.dropped, 'clip')}" if summary.dropped else "",
+                "shapes": _shapes(summary.shapes),
+                "captions": f"{summary.captions:,}" if summary.captions else "",
                 "computed": f"by weights {weights} in {', '.join(summary.precisions)}" if weights else "",
                 "orphans": _named(orphans, "of no video that is there"),
                 "missing": _named(missing, "that the manifest has"),
@@ -175,6 +177,11 @@ def _batch(path: str) -> _Described:
 
 
 _NAMED = 20
+
+
+def _shapes(shapes: list[tuple[list[int], int]]) -> list[str]:
+    more = [f"... and {len(shapes) - _NAMED:,} more"] if len(shapes) > _NAMED else []
+    return [f"{shape(size)}: {plural(count, 'item')}" for size, count in shapes[:_NAMED]] + more
 
 
 def _named(outputs: list[str], what: str) -> list[str]:
