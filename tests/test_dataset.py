@@ -196,8 +196,13 @@ def test_what_is_not_as_the_manifest_says_is_refused(folder, tmp_path):
     for i, reason in enumerate(reasons):
         with pytest.raises(MovqError, match=rf"{i}\.mp4\.safetensors: .*{re.escape(reason)}"):
             files[i]
-    (tmp_path / "tar" / "latents-00000.index.json").write_text("{}")
-    assert tar[0]["latents"].shape == (16, 5, 8, 6)  # read from the tar itself
+    index = json.loads((tmp_path / "tar" / "latents-00000.index.json").read_text())
+    index["bytes"] -= 512  # of an older tar
+    index["members"] = [member | {"offset": member["offset"] - 512} for member in index["members"]]
+    for text in (json.dumps(index), "{}", "[" * 100_000):
+        (tmp_path / "tar" / "latents-00000.index.json").write_text(text)
+        mean = LatentDataset(tmp_path / "tar", draw=False)[0]["latents"]
+        assert mean.equal(stored(folder, "0.mp4")[:16])  # read from the tar itself
     last = tar.row(-1)["output"]
     (tmp_path / "tar" / last).write_bytes(b"no tar")
     with pytest.raises(MovqError, match=rf"{last}: is not a tar of latents"):

@@ -86,7 +86,7 @@ class Packer:
         return list(filter(self._own.fullmatch, self._tars.names()))
 
     def _settle(self) -> None:
-        """After a kill: tars that are whole and not in the manifest yet, and files that are in a tar and still there."""
+        """What is in tars already. After a kill, files may be there that are in one too: if the manifest knows, they go."""
         lines, items = self._manifest.lines, {item.id for item in self._items}
         for tar in self._names():
             try:
@@ -99,13 +99,6 @@ class Packer:
                 continue
             self._tar_of |= dict.fromkeys(members, tar)
             self._open[tar] = items & members.keys()
-            adopted = [
-                _in_tar(line, tar, member)
-                for name, member in members.items()
-                if (line := lines.get(name, Line())).get("sha256") == member.sha256 and "member" not in line
-            ]
-            if adopted:
-                self._manifest.append(*adopted)
         for item in self._items:
             line, path = lines.get(item.id, Line()), os.path.join(self._folder, item.output)
             if (
