@@ -180,7 +180,7 @@ class Chunker:
     """Collects frames, the tail as told, into windows of chunks (T, H, W, 3). Fewer than `least` frames are made up to it.
 
     While its chunks are taken it records what happened to the frames: `times` and `indices` of those kept, how many were
-    `padded` or `dropped`, and when the last kept one `end`s.
+    `padded` or `dropped`, when the first kept one `start`s and the last one `end`s.
     """
 
     frames: Iterable[TimedImage]
@@ -192,7 +192,7 @@ class Chunker:
         self.times: array[float] = array("d")
         self.indices: array[int] = array("q")
         self.padded = self.dropped = 0
-        self.end = Fraction(0)
+        self.start = self.end = Fraction(0)
         self._last: np.ndarray | None = None
         self._buffer: np.ndarray | None = None
 
@@ -256,6 +256,8 @@ class Chunker:
 
     def _keep(self, held: list[TimedImage]) -> Iterator[np.ndarray]:
         for frame in held:
+            if not self.times:
+                self.start = frame.time
             self.times.append(float(frame.time))
             self.indices.append(frame.index)
             self.end = frame.end

@@ -84,6 +84,8 @@ class LatentDataset(Dataset[Sample]):
         if shard_manifests(self.folder):
             raise MovqError("is of a batch in shards: put them together first, by batch-encode --merge", self.folder)
         self._path = os.path.join(self.folder, NAME)
+        if not os.path.exists(self._path):
+            raise MovqError(f"has no {NAME}: it is not a folder that batch-encode made", self.folder)
         self._stat = require_file(self._path)
         last: dict[str, tuple[int, str | tuple[Any, ...]]] = {}  # of two lines of an item the later holds
         for at, line in scan_lines(self._path):
@@ -108,7 +110,7 @@ class LatentDataset(Dataset[Sample]):
         return line
 
     def slice(self, index: int, start: int = 0, stop: int | None = None) -> Sample:
-        """Latents `start` to `stop` of an item: as it is, in (C, stop - start, H, W). Only they are read.
+        """Latents `start` to `stop` of an item, which mean what they mean in Python's own slices. Only they are read.
 
         A slice that does not begin at 0 has no latent that stands for a single frame: `frames_per_latent` tells.
         Raises MovqError where the file is not what the manifest says.
@@ -210,11 +212,20 @@ def scale_of(scale: float | str | None) -> float:
         if name not in SCALES:
             raise MovqUsageError(f"must be a number or one of {', '.join(SCALES)}; got {scale!r}", "scale")
         return SCALES[name]
-    return 1.0 if scale is None else float(scale)
+    factor = 1.0 if scale is None else float(scale)
+    if not 0 < factor < float("inf"):
+        raise MovqUsageError(f"must be a number above 0, or the name of a model; got {scale!r}", "scale")
+    return factor
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """What a DataLoader makes of samples of one shape: latents are stacked, captions and rows listed."""
+    """What a DataLoader makes of samples of one shape: latents are stacked, captions and rows listed.
+
+    Raises MovqUsageError for samples of several.
+    """
+    shapes = sorted({tuple(sample["latents"].shape) for sample in samples})
+    if len(shapes) > 1:
+        raise MovqUsageError(f"has latents of {shapes[0]} and {shapes[1]}: use a BucketBatchSampler", "a batch")
     return Batch(
         latents=torch.stack([sample["latents"] for sample in samples]),
         caption=[sample["caption"] for sample in samples],
@@ -243,8 +254,10 @@ class BucketBatchSampler(Sampler[list[int]]):
         seed: int = 0,
         drop_last: bool = False,
     ) -> None:
-        if batch_size < 1 or not 0 <= rank < world:
-            raise MovqUsageError(f"of {batch_size} items for rank {rank} of {world} cannot be", "a batch")
+        if batch_size < 1:
+            raise MovqUsageError(f"must be above 0, got {batch_size}", "batch_size")
+        if not 0 <= rank < world:
+            raise MovqUsageError(f"must be 0 to world - 1, got {rank} of {world}", "rank")
         self._buckets = dataset.buckets()
         self._batch_size, self._rank, self._world = batch_size, rank, world
         self._shuffle, self._seed, self._drop_last = shuffle, seed, drop_last

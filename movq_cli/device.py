@@ -157,10 +157,10 @@ def parse_bytes(text: str, option: str) -> int:
     units = {"": 1, "B": 1}
     for i, letter in enumerate("KMGT", 1):
         units |= {letter: 1000**i, f"{letter}B": 1000**i, f"{letter}IB": 1024**i}
-    text = text.strip().upper()
-    number = text.rstrip("BIKMGT ")
+    upper = text.strip().upper()
+    number = upper.rstrip("BIKMGT ")
     try:
-        value = float(number) * units[text[len(number) :].strip()]
+        value = float(number) * units[upper[len(number) :].strip()]
     except (KeyError, ValueError):
         raise MovqUsageError(f"is not a size like 64MB or 2GiB: {text!r}", option) from None
     if not 0 < value < float("inf"):

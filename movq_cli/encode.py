@@ -274,7 +274,7 @@ class _Run:
             frames_padded=chunker.padded,
             frames_dropped=chunker.dropped,
             fps=_rate(info, options.selection),
-            duration=float(chunker.end) - chunker.times[0],
+            duration=float(chunker.end - chunker.start),
             preprocessing=preprocessing,
             source_name=file_name(self.source),
             source_sha256=self.source_sha256.result(),

@@ -80,6 +80,9 @@ def test_scales_are_named(out):
         assert LatentDataset(out, draw=False, scale=name)[0]["latents"].equal(plain * factor)
     with pytest.raises(MovqUsageError, match="cogvideox-2b"):
         LatentDataset(out, scale="cogvideox-9b")
+    for scale in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(MovqUsageError, match="above 0"):
+            LatentDataset(out, scale=scale)
     assert all(name == name.lower() for name in SCALES)
     assert LatentDataset(out, dtype=torch.bfloat16)[0]["latents"].dtype == torch.bfloat16
 
@@ -171,8 +174,14 @@ def test_ranks_get_the_same_shapes_at_each_step_and_all_items_once(world, drop_l
     assert [list(sampler) for sampler in samplers] == epochs[0]
     plain = BucketBatchSampler(Buckets(3, 2), 2, shuffle=False)
     assert list(plain) == list(plain) == [[0, 1], [2], [3, 4]]
-    with pytest.raises(MovqUsageError):
+    with pytest.raises(MovqUsageError, match="rank"):
         BucketBatchSampler(dataset, 2, rank=2, world=2)
+
+
+def test_samples_of_several_shapes_are_no_batch(out):
+    dataset = LatentDataset(out)
+    with pytest.raises(MovqUsageError, match="use a BucketBatchSampler"):
+        collate([dataset[0], dataset[1]])
 
 
 def test_what_was_saved_as_a_draw_or_mean_stays_so(folder, tmp_path):
@@ -207,7 +216,7 @@ def test_what_is_not_as_the_manifest_says_is_refused(folder, tmp_path):
     (tmp_path / "tar" / last).write_bytes(b"no tar")
     with pytest.raises(MovqError, match=rf"{last}: is not a tar of latents"):
         tar[-1]
-    with pytest.raises(MovqError, match="no such file"):
+    with pytest.raises(MovqError, match=r"has no manifest\.jsonl: it is not a folder that batch-encode made"):
         LatentDataset(tmp_path)
     with open(tmp_path / "files" / "manifest.jsonl", "a") as file:
         file.write("\n")

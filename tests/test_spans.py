@@ -30,7 +30,7 @@ def cut(seen, buckets=(), pick=None, short="skip", **options):
     frames = options.pop("frames", None)
     picture = Picture(**{name: options.pop(name) for name in ("upscale", "height", "width") if name in options})
     settings = EncodeOptions(selection=Selection(frames=frames), picture=picture, short="refuse", **options)
-    spans.check(settings)
+    spans.check(settings, CONFIG)
     item = Item("v.mp4", "/v.mp4", "v.mp4.safetensors")
     items = spans.items(item, Seen([0, 0, 0], *seen), settings, CONFIG)
     if items[0].refusal:
@@ -205,7 +205,7 @@ def test_captions_beside_videos(tmp_path):
     found, skipped = captions(tmp_path)
     assert found == {"a.mp4": "a cat,\non two lines", "b.mkv": "both", "b.mp4": "both", "c.mp4": None, "d.mp4": None}
     assert [(path.rpartition("/")[2], why) for path, why in skipped] == [
-        ("c.txt", "no caption: is not UTF-8"),
+        ("c.txt", "a caption that is not UTF-8, so that its video has none"),
         ("other.txt", "not a video or picture by its name"),
     ]
 
@@ -271,7 +271,7 @@ def test_what_a_batch_in_buckets_comes_to(folder):
 
 def test_info_has_shapes_and_captions(folder, movq):
     shown = movq("info", folder / "out").stdout
-    for part in ("1 x 32 x 5 x 6 x 8: 3 items", "1 x 32 x 5 x 8 x 6: 1 item\n", "captions  4\n"):
+    for part in ("1 x 32 x 5 x 6 x 8: 3 items", "1 x 32 x 5 x 8 x 6: 1 item\n", "captions  4 of 5 items\n"):
         assert part in shown
     values = json.loads(movq("info", "--json", folder / "out").stdout)
     assert [[1, 32, 5, 6, 8], 3] in values["shapes"]
@@ -350,10 +350,10 @@ def test_a_dry_run_says_what_would_be_cut(folder, movq):
     assert result.returncode == 0
     assert result.stdout.splitlines()[:5] == [
         "still.png_0-1.safetensors: 1 frame of 64x48",
-        "wide.mp4_0-17.safetensors: 17 frames of 64x48",
-        "wide.mp4_8-17.safetensors: 17 frames of 64x48",
-        "wide.mp4_16-17.safetensors: 17 frames of 64x48",
-        "tall.mp4_0-17.safetensors: 17 frames of 48x64",
+        "wide.mp4_0-17.safetensors: 17 frames of 64x48; a wide one",
+        "wide.mp4_8-17.safetensors: 17 frames of 64x48; a wide one",
+        "wide.mp4_16-17.safetensors: 17 frames of 64x48; a wide one",
+        "tall.mp4_0-17.safetensors: 17 frames of 48x64; a tall one",
     ]
     assert "would fail   2" in result.stdout
     assert json.dumps("to encode    5, of 69 frames")[1:-1] in result.stdout
@@ -368,7 +368,9 @@ def test_a_dry_run_says_what_would_be_cut(folder, movq):
         (["--short", "pad"], "--short: pad needs --frames or --bucket"),
         (["--shard", "3/2"], "--shard: must be I/N"),
         (["--layout", "zip"], "--layout: must be one of files, tar"),
-        (["--shard-size", "big"], "--shard-size: is not a size"),
+        (["--layout", "tar", "--shard-size", "big"], "--shard-size: is not a size like 64MB or 2GiB: 'big'"),
+        (["--shard-size", "1GB"], "--shard-size: goes with --layout tar"),
+        (["--frames", "9", "--bucket", "17x48x64"], "--frames: 9 is less than the shortest bucket, 17"),
         (["--ray-address", "auto"], "--ray-address: goes with --engine ray"),
         (["--every", "0"], "--every: must be above 0"),
         (["--merge", "out"], "--merge: takes the folder alone"),
@@ -442,3 +444,40 @@ def test_a_video_that_is_not_cut_and_a_span_with_its_id_are_two_items(tmp_path):
 def test_a_bucket_that_fits_is_not_padded():
     assert cut((7, 64, 48), ["9x48x64", "5x48x64"], frames=13, short="pad") == whole(5, 48, 64)
     assert cut((4, 64, 48), ["9x48x64", "5x48x64"], frames=13, short="pad") == whole(5, 48, 64)
+
+
+def test_what_a_bucket_does_to_pictures_is_said(tmp_path, movq):
+    clips.write(tmp_path / "tall.mp4", clips.pictures(5, 48, 160))
+    clips.write(tmp_path / "wide.mp4", clips.pictures(5, 96, 64))
+    for more in (["--dry-run"], []):
+        result = movq("batch-encode", "tall.mp4", "wide.mp4", "-o", "out", "--bucket", "5x30x45", *more)
+        assert result.returncode == 0
+        assert "1 item keep less than half of their picture, " + str(tmp_path / "tall.mp4") + " 20%" in result.stderr
+        assert "--bucket 5x30x45: its edge is repeated up to 32x48" in result.stderr
+    result = movq("batch-encode", "tall.mp4", "-o", "other", "--bucket", "5x96x32")
+    assert "keep less" not in result.stderr
+    assert "edge" not in result.stderr
+
+
+def test_what_a_run_that_encodes_nothing_did(tmp_path, movq):
+    (tmp_path / "in").mkdir()
+    clips.write(tmp_path / "in" / "a.mp4", clips.pictures(5))
+    command = ("batch-encode", "in", "-o", "out", "--layout", "tar")
+    assert movq(*command).returncode == 0
+    (tmp_path / "in" / "a.txt").write_text("a caption")
+    result = movq(*command[:-2])  # a folder of tars stays one
+    assert "nothing to encode: all of 1 item up to date, 1 done; 1 item described anew; 1 tar written" in result.stdout
+    assert "out: nothing to do: all of 1 item up to date, 1 done; checked" in movq(*command).stdout
+    result = movq("batch-encode", "in", "-o", "short", "--frames", 9)
+    assert result.stdout.startswith("short: 1 short of 1 item; nothing was made in ")
+    (tmp_path / "list.csv").write_text("path,begin\nin/a.mp4,0.1\n")
+    result = movq("batch-encode", "--list", "list.csv", "-o", "listed", "--dry-run")
+    assert "columns that are kept as they are, in the manifest's extra: begin" in result.stderr
+
+
+def test_options_of_other_kinds_are_refused_in_python(tmp_path):
+    clips.write(tmp_path / "a.mp4", clips.pictures(5))
+    for options in ({"shard": (0, 2)}, {"pick": 3}, {"shard_size": "many"}, {"layout": "zip"}, {"ray_gpus": 1.5}):
+        with pytest.raises(MovqUsageError):
+            encode_batch([tmp_path / "a.mp4"], tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()

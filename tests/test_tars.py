@@ -317,3 +317,10 @@ def test_shards_have_tars_of_their_own(folder, tmp_path, movq):
     for path in tars(folder):
         whole |= members(path)
     assert held == whole
+
+
+def test_a_tar_that_was_taken_away_leaves_no_gap(copy):
+    before = {path.name: path.read_bytes() for path in (copy / "tars").glob("latents-*")}
+    tars(copy)[1].unlink()
+    assert len(packed(copy).made) > 0
+    assert {path.name: path.read_bytes() for path in (copy / "tars").glob("latents-*")} == before

@@ -72,6 +72,14 @@ class Item:
         return 0 if self.shape is None or self.refusal is not None else self.shape[0] - self.padded
 
     @property
+    def kept(self) -> float:
+        """The part of the picture that cropping leaves of it."""
+        if self.seen is None or self.size is None:
+            return 1.0
+        ratio = self.size[1] * self.seen.height / (self.size[0] * self.seen.width)
+        return min(ratio, 1 / ratio)
+
+    @property
     def key(self) -> tuple[Any, ...]:
         """What it is, whatever is said of it."""
         return text_of(self.id), os.fsencode(self.path), self.start or 0, self.duration or 0
@@ -83,6 +91,11 @@ class Found:
 
     items: list[Item]
     skipped: list[tuple[str, str]]
+
+    @property
+    def extra(self) -> list[str]:
+        """Columns of lists that are not movq's."""
+        return sorted({name for item in self.items for name in item.extra})
 
 
 def find_items(sources: Sequence[str], lists: Sequence[str], output: str, captions: str | None = None) -> Found:
@@ -121,7 +134,7 @@ def find_items(sources: Sequence[str], lists: Sequence[str], output: str, captio
                     item = replace(item, caption=read_caption(caption_path(path)))
                     used[caption_path(path)] = ""
                 except MovqError as error:
-                    used[caption_path(path)] = f"no caption: {error.reason}"
+                    used[caption_path(path)] = f"a caption that {error.reason}, so that its video has none"
             items.setdefault(item.key, item)
     found = [items[key] for key in sorted(items)]
     if not lists:

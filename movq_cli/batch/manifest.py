@@ -31,8 +31,9 @@ class Line(TypedDict, total=False):
     `status` is done, short (fewer frames than asked for) or failed, then with `reason` and `cause` (errors.py). `output` is a
     latents file, or a tar in which `member` is one. `source` is size, mtime_ns and inode of the video: unchanged, it need not
     be read to know that it is the same, nor that it has `seen`: frames of its selection, width and height. `of` is the id of
-    the video's item where this is a span of it. `options` are those that change the latents and are not as by default, what
-    is the item's own among them. `orphan`: it was in no source named since, and its video is gone, or no longer cut so.
+    the video's item where this is a span of it; `cut` how items were to be cut out of all videos. `options` are those that
+    change the latents and are not as by default, what is the item's own among them. `orphan`: it was in no source named
+    since, and its video is gone, or no longer cut so.
     """
 
     id: str
@@ -55,6 +56,7 @@ class Line(TypedDict, total=False):
     caption: str
     extra: dict[str, Any]
     of: str
+    cut: dict[str, Any]
     seen: list[int]
     source: list[int]
     source_sha256: str
@@ -78,7 +80,7 @@ _TYPES: dict[str, Any] = (
     | dict.fromkeys(("source_sha256", "weights_digest", "semantics", "precision", "format_version", "device"), str)
     | dict.fromkeys(("of", "member"), str)
     | dict.fromkeys(("shape", "source", "seen", "warnings"), list)
-    | {"duration": int | float, "seconds": int | float, "extra": dict, "options": dict, "orphan": bool}
+    | {"duration": int | float, "seconds": int | float, "extra": dict, "options": dict, "cut": dict, "orphan": bool}
 )
 _NUMBERS = tuple(name for name, kind in _TYPES.items() if kind in (int, int | float))
 _UNMADE = {"id", "path", "status", "reason"}

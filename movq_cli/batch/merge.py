@@ -11,7 +11,8 @@ from ..files import os_reason, sweep
 from .manifest import NAME, Line, only_one, read_lines, shard_manifests, unfinished_shards, write_lines
 
 _ALIKE = ("weights_digest", "semantics", "precision", "format_version")
-_OF_ITEMS = ("start", "duration", "skip", "frames", "short", "height", "width", "upscale")
+_OF_ITEMS = ("start", "duration", "skip")
+_OF_CUT_ITEMS = ("frames", "short", "height", "width", "upscale")
 
 
 def merge_shards(folder: str | os.PathLike[str]) -> list[Line]:
@@ -58,8 +59,9 @@ def _refuse_incomplete(folder: str, shards: list[tuple[int, int]]) -> None:
     unfinished = unfinished_shards(folder)
     for key in ((index, counts[0]) for index in range(counts[0])):
         if key not in shards or key in unfinished:
-            what = "is not finished" if key in shards else "has no manifest yet"
-            raise MovqError(f"shard {key[0]}/{key[1]} {what}: the same command goes on with it", folder)
+            what = "is not finished" if key in shards else "was not run yet"
+            name = f"{key[0]}/{key[1]}" + (f" ({key[1]}/{key[1]})" if not key[0] else "")
+            raise MovqError(f"shard {name} {what}: run batch-encode with --shard {key[0]}/{key[1]} first", folder)
 
 
 def _refuse_unlike(shards: Iterable[tuple[str, Iterable[Line]]]) -> None:
@@ -74,13 +76,19 @@ def _refuse_unlike(shards: Iterable[tuple[str, Iterable[Line]]]) -> None:
                 if value != first[1][name]:
                     other, name = first[1][name], name.removesuffix("_digest")
                     raise MovqError(
-                        f"was made with {name} {value[:80]}, {os.path.basename(first[0])} with {other[:80]}: shards of one "
-                        "batch are made alike",
+                        f"was made with {name} {value[:80]}, {os.path.basename(first[0])} with {other[:80]}; shards of one "
+                        "batch are made alike: the same command without --shard makes all so",
                         path,
                     )
 
 
 def _made_by(line: Line) -> dict[str, str]:
     """What all lines of a batch have in common."""
-    options = {name: value for name, value in line.get("options", {}).items() if name not in _OF_ITEMS}
-    return {**{name: str(line.get(name, "")) for name in _ALIKE}, "options": json.dumps(options, sort_keys=True)}
+    cut = line.get("cut", {})
+    own = _OF_ITEMS + (_OF_CUT_ITEMS if cut else ())
+    options = {name: value for name, value in line.get("options", {}).items() if name not in own}
+    return {
+        **{name: str(line.get(name, "")) for name in _ALIKE},
+        "options": json.dumps(options, sort_keys=True),
+        "buckets and spans": json.dumps(cut, sort_keys=True),
+    }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..budget import one_of
+from ..device import parse_bytes
 from ..errors import MovqUsageError
 from ..plan import EncodeOptions
 from .shard import Shard
@@ -27,7 +28,7 @@ class BatchOptions:
     cut items out of videos (spans.py); `shard` ("I/N") is the part of them that is made here.
     Running: `workers`, processes, None for as many as suit; `timeout` in seconds without progress; `verify`: read all videos
     and outputs that are there; `retry_failed`: also those that were refused; `engine` with `ray_address` and `ray_gpus`, of
-    each worker. Output: `layout`, and the `shard_size` of tars in bytes.
+    each worker. Output: `layout`, files or tar (None: as the folder has it, files in a new one), and the `shard_size` of tars.
     """
 
     lists: tuple[str, ...] = ()
@@ -43,13 +44,17 @@ class BatchOptions:
     engine: str = "local"
     ray_address: str | None = None
     ray_gpus: float = 1.0
-    layout: str = "files"
+    layout: str | None = None
     shard_size: int = SHARD_SIZE
 
     def __post_init__(self) -> None:
         self.spans  # noqa: B018  # refuses what cannot be
         one_of("--engine", self.engine, ENGINES)
-        one_of("--layout", self.layout, LAYOUTS)
+        if self.layout is not None:
+            one_of("--layout", self.layout, LAYOUTS)
+        for name, kind in (("shard", Shard), ("pick", Pick)):
+            if not isinstance(value := getattr(self, name), kind | None):
+                raise MovqUsageError(f"must be a text like that on the command line, got {value!r}", "--" + name)
         for name in ("workers", "timeout", "shard_size", "ray_gpus"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -76,6 +81,8 @@ def split_overrides(
         own["buckets"] = tuple(buckets)
     if "lists" in own:
         own["lists"] = tuple(map(os.fspath, own["lists"]))
+    if isinstance(own.get("shard_size"), str):
+        own["shard_size"] = parse_bytes(own["shard_size"], "--shard-size")
     if own.get("captions") is not None:
         own["captions"] = os.fspath(own["captions"])
     return replace(options or EncodeOptions(), **overrides), replace(batch or BatchOptions(), **own)

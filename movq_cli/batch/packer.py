@@ -44,6 +44,7 @@ class Packer:
         self._next = 0
         self._ready: list[Line] = []
         self._room = 0
+        self.written = 0
         self._tar_of: dict[str, str] = {}
         """Of what is in tars already: if it is made again, it takes its own place."""
         self._open: dict[str, set[str]] = {}
@@ -113,8 +114,9 @@ class Packer:
 
     def _pack(self) -> None:
         """What is ready, as a new tar."""
-        names = (name.removeprefix(self._prefix).removesuffix(".tar") for name in self._names())
-        tar = f"{self._prefix}{1 + max((int(name) for name in names if name.isdecimal()), default=-1):05d}.tar"
+        number = 0
+        while os.path.lexists(os.path.join(self._folder, tar := f"{self._prefix}{number:05d}.tar")):
+            number += 1
         ready, self._ready, self._room = self._ready, [], 0
         self._write(tar, [_Part(line, None) for line in ready], new=True)
 
@@ -153,6 +155,7 @@ class Packer:
                     )
                     self._manifest.append(line | Line(status="failed", reason=reason, cause=MovqDiskError.cause))
         self._tars.forget(tar)
+        self.written += bool(members)
         pairs = zip(parts, members, strict=True)
         self._manifest.append(*(_in_tar(part.line, tar, member) for part, member in pairs if part.line is not None))
         gone = [part.line["output"] for part in parts if part.line is not None and part.member is None]

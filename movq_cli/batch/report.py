@@ -28,11 +28,12 @@ class Failure:
 
 @dataclass(frozen=True)
 class Summary:
-    """Of the items of a manifest. `counts` by status; what follows is of those done.
+    """Of the items of a manifest, orphans apart. `counts` by status; what follows is of those done.
 
     `video_seconds` and `frames` kept, `bytes` of latents, `raw_bytes` of the frames as RGB, `source_bytes` of the videos,
-    `work_seconds` of all workers together, `padded` and `dropped` items, those with a `captions`; digests of their `weights`
-    and their `precisions`; `shapes` of latents and how often they occur, and `warnings` likewise, numbers in them apart.
+    `work_seconds` of all workers together, `padded` and `dropped` items, those with `captions`; digests of their `weights` and
+    their `precisions`; `shapes` of latents and how often they occur, and `warnings` likewise, those that differ in numbers
+    alone as one.
     """
 
     items: int
@@ -63,20 +64,23 @@ def summarise(lines: Iterable[Line]) -> Summary:
     """One pass over lines of a manifest."""
     counts, reasons, warned = Counter[str](), Counter[str](), Counter[str]()
     firsts: dict[str, tuple[str, str]] = {}
+    examples: dict[str, str] = {}
     items = orphans = frames = size = raw = source = padded = dropped = captions = 0
     shapes = Counter[tuple[int, ...]]()
     video, work = [], []
     weights, precisions = set[str](), set[str]()
     for line in lines:
+        if line.get("orphan"):
+            orphans += 1
+            continue
         items += 1
         counts[line["status"]] += 1
-        orphans += bool(line.get("orphan"))
         if line["status"] == "done":
             frames += line["frames"]
             size += line["bytes"]
             raw += line["frames"] * line["width"] * line["height"] * 3
             source += line["source"][0]
-            padded += line["padded"] > 0
+            padded += line["padded"] > 0 and "short" not in line.get("options", {})
             dropped += line["dropped"] > 0
             captions += bool(line.get("caption"))
             shapes[tuple(line["shape"])] += 1
@@ -84,7 +88,10 @@ def summarise(lines: Iterable[Line]) -> Summary:
             work.append(line["seconds"])
             weights.add(line["weights_digest"])
             precisions.add(line["precision"])
-            warned.update(_NUMBER.sub("N", text) for text in line["warnings"])
+            for text in line["warnings"]:
+                kind = _NUMBER.sub("N", text)
+                warned[kind] += 1
+                examples.setdefault(kind, text)
         elif line["status"] == "failed":
             kind = _NUMBER.sub("N", line["reason"])
             reasons[kind] += 1
@@ -105,7 +112,7 @@ def summarise(lines: Iterable[Line]) -> Summary:
         weights=sorted(weights),
         precisions=sorted(precisions),
         shapes=[(list(shape), count) for shape, count in shapes.most_common()],
-        warnings=warned.most_common(),
+        warnings=[(examples[kind], count) for kind, count in warned.most_common()],
         failures=[Failure(firsts[kind][0], count, firsts[kind][1]) for kind, count in reasons.most_common()],
     )
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..errors import MovqError, printable
 from ..files import require_file, sha256_file, text_of
@@ -42,10 +42,11 @@ class Settings:
     precision: str
     threads: int
     device: str = ""
+    cut: dict[str, Any] = field(default_factory=dict)
 
     def line(self, item: Item) -> Line:
         """The part of an item's line that is known before it is worked on."""
-        return described(item) | Line(
+        return self.described(item) | Line(
             weights_digest=self.weights_digest,
             semantics=self.semantics,
             precision=self.precision,
@@ -55,9 +56,12 @@ class Settings:
             device=self.device,
         )
 
+    def described(self, item: Item) -> Line:
+        """The part of a line that says which item it is."""
+        return _described(item) | (Line(cut=self.cut) if self.cut else Line())
 
-def described(item: Item) -> Line:
-    """The part of a line that says which item it is."""
+
+def _described(item: Item) -> Line:
     line = Line(id=item.id, path=text_of(item.path))
     if item.caption is not None:
         line["caption"] = item.caption
@@ -150,7 +154,7 @@ def _still(
     if line["status"] != "done" and (retry_failed or verify or line.get("cause", "refused") != "refused"):
         return None
     if "source" not in line or item.refusal is not None:
-        return _refreshed(item, line) if _refusal(item) == line.get("reason") else None
+        return _refreshed(item, line, settings) if _refusal(item) == line.get("reason") else None
     try:
         source = source_hint(item.path)
         if source[0] != line["source"][0]:
@@ -166,15 +170,15 @@ def _still(
             return None
     except (OSError, KeyError, MovqError):
         return None
-    return _refreshed(item, line) | Line(source=source)
+    return _refreshed(item, line, settings) | Line(source=source)
 
 
-def _refreshed(item: Item, line: Line) -> Line:
+def _refreshed(item: Item, line: Line, settings: Settings) -> Line:
     """With what is said of the item now."""
     fresh = line.copy()
-    for said in ("caption", "extra", "of", "seen", "orphan"):
+    for said in ("caption", "extra", "of", "cut", "seen", "orphan"):
         fresh.pop(said, None)  # type: ignore[misc]
-    return fresh | described(item)
+    return fresh | settings.described(item)
 
 
 def _refusal(item: Item) -> str:

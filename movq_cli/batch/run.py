@@ -86,17 +86,24 @@ class BatchResult:
     """What a batch came to. `lines` are those of its items; `made` those that this run wrote.
 
     `orphans` are outputs, relative to the folder, of videos that are gone or of no item at all; `stopped` why the batch
-    ended early, with `left` items not tried.
+    ended early, with `left` items not tried; `described` how many that were made before have another caption now, or other
+    columns; `tars` how many were written.
     """
 
     lines: list[Line]
     made: list[Line]
-    skipped: list[tuple[str, str]]
+    found: Found
     orphans: list[str]
     workers: int
     seconds: float
     stopped: str = ""
     left: int = 0
+    described: int = 0
+    tars: int = 0
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        return self.found.skipped
 
 
 def encode_batch(
@@ -117,9 +124,9 @@ def encode_batch(
     """
     started = time.monotonic()
     options, batch = split_overrides(options, batch, overrides)
-    batch.spans.check(options)
     folder = os.fspath(output)
     checkpoint = open_weights(options)
+    batch.spans.check(options, checkpoint.config)
     found = gather(sources, batch, folder)
     state = BatchState(found)
     _make_folder(folder)
@@ -129,12 +136,14 @@ def encode_batch(
         manifest = Manifest(folder, batch.shard)
         stack.callback(manifest.close)
         manifest.put_in_order()
-        settings = settle(options, checkpoint, manifest, found)
+        settings = settle(options, checkpoint, manifest, found, batch)
         items = cut_as_wanted(found, manifest, settings, batch, checkpoint, state, watch)
         tars = Tars(folder)
-        packer = Packer(tars, manifest, items, batch.shard_size, batch.shard) if batch.layout == "tar" else None
+        layout = batch.layout or ("tar" if tars.names() else "files")
+        packer = Packer(tars, manifest, items, batch.shard_size, batch.shard) if layout == "tar" else None
         left = what_is_left(items, manifest, settings, tars, batch, state, watch)
         _refuse_to_replace(left.todo, manifest, settings)
+        described = sum(_said(manifest.lines[line["id"]]) != _said(line) for line in left.kept)
         manifest.lines |= {line["id"]: line for line in left.kept}
         if packer:
             packer.end(line["id"] for line in left.kept)
@@ -157,7 +166,22 @@ def encode_batch(
     watch(state)
     lines = [manifest.lines[name] for name in sorted({item.id for item in items} & set(manifest.lines))]
     seconds = time.monotonic() - started
-    return BatchResult(lines, state.made, found.skipped, orphans, run.workers, seconds, stopped, state.left)
+    return BatchResult(
+        lines=lines,
+        made=state.made,
+        found=found,
+        orphans=orphans,
+        workers=run.workers,
+        seconds=seconds,
+        stopped=stopped,
+        left=state.left,
+        described=described,
+        tars=packer.written if packer else 0,
+    )
+
+
+def _said(line: Line) -> tuple[Any, ...]:
+    return line.get("caption"), line.get("extra")
 
 
 @dataclass
@@ -288,7 +312,9 @@ def what_is_left(
     return sort_out(items, manifest, settings, tars, batch.verify, batch.retry_failed, passed)
 
 
-def settle(options: EncodeOptions, checkpoint: Checkpoint, manifest: Manifest, found: Found) -> Settings:
+def settle(
+    options: EncodeOptions, checkpoint: Checkpoint, manifest: Manifest, found: Found, batch: BatchOptions
+) -> Settings:
     """The settings of a batch. What options leave open is as it was for most of its items, so that all outputs are alike."""
     semantics = checkpoint.semantics if options.semantics == "auto" else options.semantics
     videos = {item.id for item in found.items}
@@ -304,7 +330,8 @@ def settle(options: EncodeOptions, checkpoint: Checkpoint, manifest: Manifest, f
     precision = options.precision if options.precision != "auto" else before[0]
     threads = options.threads or before[1]
     options = replace(options, precision=precision, threads=threads, short="refuse")
-    return Settings(options, checkpoint.digest, semantics, "" if precision == "auto" else precision, threads)
+    cut = batch.spans.to_dict(options)
+    return Settings(options, checkpoint.digest, semantics, "" if precision == "auto" else precision, threads, cut=cut)
 
 
 def _size(path: str) -> int:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 from ..codec import fit_tail
-from ..errors import MovqError, MovqShort, MovqUsageError
+from ..errors import MovqError, MovqShort, MovqUsageError, MovqWarning
 from ..model.config import AutoencoderConfig
 from ..plan import EncodeOptions, too_short
 from ..video import Picture, plan_geometry
@@ -33,6 +35,9 @@ class Bucket:
     frames: int
     height: int
     width: int
+
+    def __str__(self) -> str:
+        return f"{self.frames}x{self.height}x{self.width}"
 
     @classmethod
     def parse(cls, text: str) -> Bucket:
@@ -55,6 +60,9 @@ class Pick:
 
     kind: str
     number: int = 1
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "head" else f"{self.kind}:{self.number}"
 
     @classmethod
     def parse(cls, text: str) -> Pick:
@@ -105,14 +113,36 @@ class Spans:
         """Whether frames and size of every video must be known to tell what the items are."""
         return bool(self.buckets) or self.pick is not None or self.short == "pad"
 
-    def check(self, options: EncodeOptions) -> None:
-        """Raises MovqUsageError for options that do not go with these."""
+    def to_dict(self, options: EncodeOptions) -> dict[str, Any]:
+        """For the manifest: what was asked of all videos alike; nothing where they are not cut."""
+        if not self.cut:
+            return {}
+        asked = {
+            "buckets": sorted(str(bucket) for bucket in self.buckets),
+            "pick": self.pick and str(self.pick),
+            "frames": options.selection.frames,
+            "short": self.short,
+        }
+        return {name: value for name, value in asked.items() if value}
+
+    def check(self, options: EncodeOptions, config: AutoencoderConfig) -> None:
+        """Raises MovqUsageError for options that do not go with these; warns of buckets that no latents fill."""
         if self.pick is not None and not self.buckets and options.selection.frames is None:
             raise MovqUsageError("needs --frames or --bucket, which say how long a span is", "--pick")
         if self.short == "pad" and not self.buckets and options.selection.frames is None:
             raise MovqUsageError("pad needs --frames or --bucket, which say how long a clip must be", "--short")
         if self.buckets and options.picture != Picture(upscale=options.picture.upscale):
             raise MovqUsageError("goes without --height, --width, --short-side and --fit: it says the size", "--bucket")
+        frames = options.selection.frames
+        if frames is not None and self.buckets and frames < (shortest := min(b.frames for b in self.buckets)):
+            raise MovqUsageError(f"{frames} is less than the shortest bucket, {shortest}", "--frames")
+        for bucket in self.buckets:
+            padded = [
+                -(-side // config.spatial_factor) * config.spatial_factor for side in (bucket.height, bucket.width)
+            ]
+            if padded != [bucket.height, bucket.width]:
+                text = f"--bucket {bucket}: its edge is repeated up to {padded[0]}x{padded[1]}, which latents fill"
+                warnings.warn(MovqWarning(text), stacklevel=3)
 
     def items(self, item: Item, seen: Seen, options: EncodeOptions, config: AutoencoderConfig) -> list[Item]:
         """What is cut out of a video; or the item itself, with the reason why nothing can be."""

@@ -42,13 +42,13 @@ def plan_batch(
 ) -> BatchPlan:
     """What `encode_batch` would do: frames are counted from packet times, not decoded. Raises as it would."""
     options, batch = split_overrides(options, batch, overrides)
-    batch.spans.check(options)
     folder = os.fspath(output)
     checkpoint = open_weights(options)
     config = checkpoint.config
+    batch.spans.check(options, config)
     found = gather(sources, batch, folder)
     manifest = Manifest(folder, batch.shard)
-    settings = settle(options, checkpoint, manifest, found)
+    settings = settle(options, checkpoint, manifest, found, batch)
     options = settings.options
     items = cut_as_wanted(found, manifest, settings, batch, checkpoint)
     left = what_is_left(items, manifest, settings, Tars(folder), batch)

@@ -14,15 +14,16 @@ import typer
 
 from ..errors import MovqUsageError
 from . import options as o
-from .batch_options import takes_batch_options
+from .batch_options import RUN, SHARDS, takes_batch_options
 from .show import complain, duration, name_of, plural, ratio, say_whose_weights, size
 
 if TYPE_CHECKING:
-    from ..batch import BatchOptions, BatchPlan, BatchResult, Summary
+    from ..batch import BatchOptions, BatchPlan, BatchResult, Found, Line, Summary
     from ..plan import EncodeOptions
 
-BATCH = "Batch"
 _NAMES, _REASONS = 5, 20
+_CAPTION = 60  # characters of it that a plan shows
+_LEAST_PART = 0.5
 
 
 @o.takes_encode_options()
@@ -45,7 +46,7 @@ def batch_encode(
         str,
         typer.Option(
             "--max-failures",
-            rich_help_panel=BATCH,
+            rich_help_panel=RUN,
             metavar="N|P%",
             help="So many failed items are no reason to exit 1.",
         ),
@@ -54,7 +55,7 @@ def batch_encode(
         str | None,
         typer.Option(
             "--merge",
-            rich_help_panel=BATCH,
+            rich_help_panel=SHARDS,
             metavar="DIR",
             help="Nothing else: make one manifest of those of all shards in this folder.",
         ),
@@ -74,7 +75,11 @@ def batch_encode(
     if merge is not None:
         _merge(
             merge,
-            not sources and output is None and options == EncodeOptions() and batch == BatchOptions() and not dry_run,
+            not sources
+            and output is None
+            and options == EncodeOptions()
+            and batch == BatchOptions()
+            and not (dry_run or force),
         )
         return
     if not sources and not batch.lists:
@@ -84,13 +89,15 @@ def batch_encode(
     options = replace(options, force=force)
     allowed = _allowed(max_failures)
     if dry_run:
-        _print_plan(plan_batch(sources or [], output, options, batch), output)
+        _print_plan(plan_batch(sources or [], output, options, batch), output, quiet)
         return
     if not quiet:
         say_whose_weights(options)
     with watching(quiet) as watch, redirect_stdout(sys.stderr):  # what Ray prints is talk
         result = encode_batch(sources or [], output, options, batch, watch=watch)
     _report(result, output, quiet)
+    if batch.shard is not None and not quiet and not result.stopped:
+        complain("when all shards are done, batch-encode --merge makes one manifest of theirs", output)
     failed = sum(line["status"] == "failed" for line in result.lines)
     if result.stopped or failed > allowed(len(result.lines)):
         raise typer.Exit(1)
@@ -102,7 +109,7 @@ def _merge(folder: str, alone: bool) -> None:
     if not alone:
         raise MovqUsageError("takes the folder alone: nothing is encoded", "--merge")
     whole = summarise(merge_shards(folder))
-    print(f"{name_of(folder)}: {_counts(whole)} of {plural(whole.items, 'item')} of all shards in one manifest")
+    print(f"{name_of(folder)}: {_counts(whole)} of {plural(whole.items, 'item')} in one manifest")
 
 
 def _counts(whole: Summary) -> str:
@@ -126,8 +133,9 @@ def _report(result: BatchResult, output: str, quiet: bool) -> None:
 
     whole, new = summarise(result.lines), summarise(result.made)
     if not quiet:
-        _say_skipped(result.skipped)
+        _say_found(result.found)
         show_failures(whole, sys.stderr)
+        _say_crops([(line["path"], _kept(line)) for line in result.made if _is_cropped(line)])
         if result.orphans:
             say_orphans(result.orphans, output)
         if new.padded:
@@ -150,9 +158,16 @@ def _report(result: BatchResult, output: str, quiet: bool) -> None:
     counts = _counts(whole)
     if not result.made:
         again = "; --retry-failed tries again what failed" if whole.counts["failed"] else ""
+        news = f"; {plural(result.described, 'item')} described anew" if result.described else ""
+        news += f"; {plural(result.tars, 'tar')} written" if result.tars else ""
         print(
-            f"{name_of(output)}: nothing to do: all of {plural(whole.items, 'item')} up to date, {counts}; "
-            f"checked in {duration(result.seconds)}{again}"
+            f"{name_of(output)}: nothing to {'encode' if news else 'do'}: all of {plural(whole.items, 'item')} up to date"
+            f"{', ' if counts else ''}{counts}{news}; checked in {duration(result.seconds)}{again}"
+        )
+        return
+    if not new.counts["done"]:
+        print(
+            f"{name_of(output)}: {counts} of {plural(whole.items, 'item')}; nothing was made in {duration(result.seconds)}"
         )
         return
     before = f", {whole.items - new.items:,} of them before" if whole.items > new.items else ""
@@ -178,22 +193,48 @@ def show_failures(summary: Summary, file: TextIO | None = None) -> None:
 
 def say_orphans(orphans: list[str], output: str) -> None:
     complain(
-        f"{plural(len(orphans), 'output')} of no video there is, or of an older state of one: {_some(orphans)}", output
+        f"{plural(len(orphans), 'output')} that this command does not ask for (no such video, an older state of one, or cut "
+        f"otherwise): {_some(orphans)}",
+        output,
     )
 
 
-def _say_skipped(skipped: list[tuple[str, str]]) -> None:
-    """What was passed over, by reason, with some names."""
-    for reason, count in sorted(Counter(reason for _, reason in skipped).items()):
-        names = _some([os.path.basename(path) for path, why in skipped if why == reason])
+def _say_found(found: Found) -> None:
+    """What was passed over, by reason, with some names; and what was not understood."""
+    for reason, count in sorted(Counter(reason for _, reason in found.skipped).items()):
+        names = _some([os.path.basename(path) for path, why in found.skipped if why == reason])
         complain(f"skipped {count:,}, {reason}: {names}")
+    if found.extra:
+        complain(f"columns that are kept as they are, in the manifest's extra: {', '.join(found.extra)}")
+
+
+def _is_cropped(line: Line) -> bool:
+    return line["status"] == "done" and "seen" in line and "buckets" in line.get("cut", {})
+
+
+def _kept(line: Line) -> float:
+    """The part of a video's picture that is left of it."""
+    _, width, height = line["seen"]
+    ratio = line["width"] * height / (line["height"] * width)
+    return min(ratio, 1 / ratio)
+
+
+def _say_crops(parts: list[tuple[str, float]]) -> None:
+    """Of (path, part of the picture that is kept): those that lose most of it."""
+    bad = sorted((part, path) for path, part in parts if part < _LEAST_PART)
+    if bad:
+        part, path = bad[0]
+        complain(
+            f"{plural(len(bad), 'item')} keep less than half of their picture, {path} {part:.0%}: --bucket in their aspect, "
+            "of as many frames, would keep more"
+        )
 
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:_NAMES]) + (", ..." if len(names) > _NAMES else "")
 
 
-def _print_plan(plan: BatchPlan, output: str) -> None:
+def _print_plan(plan: BatchPlan, output: str, quiet: bool) -> None:
     from .tables import print_pairs
 
     failed = sum(line["status"] == "failed" for line in plan.kept)
@@ -201,17 +242,22 @@ def _print_plan(plan: BatchPlan, output: str) -> None:
     for item in good:
         _, height, width = item.shape or (0, 0, 0)
         repeated = f" + {item.padded} repeated" if item.padded else ""
-        print(f"{name_of(item.output)}: {plural(item.encoded_frames, 'frame')}{repeated} of {width}x{height}")
+        caption = f"; {name_of(item.caption[:_CAPTION])}" if item.caption else ""
+        print(f"{name_of(item.output)}: {plural(item.encoded_frames, 'frame')}{repeated} of {width}x{height}{caption}")
     for item in plan.planned:
         if item.refusal is not None:
             complain(item.refusal.reason, item.path)
-    _say_skipped(plan.found.skipped)
+    if not quiet:
+        _say_found(plan.found)
+        _say_crops([(item.path, item.kept) for item in good])
+    short = sum(item.refusal is not None and item.refusal.cause == "short" for item in plan.planned)
     print_pairs(
         {
             "items": f"{len(plan.kept) + len(plan.planned):,}",
             "up to date": f"{len(plan.kept) - failed:,}" if len(plan.kept) > failed else "",
             "failed before": f"{failed:,}; --retry-failed tries again what was refused" if failed else "",
-            "would fail": f"{len(plan.planned) - len(good):,}" if len(good) < len(plan.planned) else "",
+            "too short": f"{short:,}" if short else "",
+            "would fail": f"{len(plan.planned) - len(good) - short:,}" if len(good) + short < len(plan.planned) else "",
             "to encode": f"{len(good):,}, of {plural(plan.frames, 'frame')}",
             "output size": f"{size(plan.moments_bytes)} for moments, {size(plan.mean_bytes)} for mean, in {plan.store_dtype}",
         },

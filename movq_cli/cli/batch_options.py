@@ -13,7 +13,7 @@ from .options import decorate
 if TYPE_CHECKING:
     from ..batch import BatchOptions
 
-_ITEMS, _RUN, _OUTPUT = "Batch: items", "Batch: how it runs", "Batch: output"
+_ITEMS, RUN, SHARDS, _OUTPUT = "Batch: items", "Batch: how it runs", "Batch: shards", "Batch: output"
 
 Lists = Annotated[
     list[str] | None,
@@ -64,31 +64,31 @@ ShardOption = Annotated[
     str | None,
     typer.Option(
         "--shard",
-        rich_help_panel=_ITEMS,
+        rich_help_panel=SHARDS,
         metavar="I/N|auto",
-        help="Only this part of the videos, by their ids. auto: as SLURM or torchrun number this process. Then --merge.",
+        help="Only this part of the videos: 0/8 to 7/8, or 1/8 to 8/8. auto: as SLURM or torchrun number this process.",
     ),
 ]
 Workers = Annotated[
     str,
     typer.Option(
-        "--workers", rich_help_panel=_RUN, metavar="auto|N", help="Processes. auto: one per CUDA device, or per core."
+        "--workers", rich_help_panel=RUN, metavar="auto|N", help="Processes. auto: one per CUDA device, or per core."
     ),
 ]
 Timeout = Annotated[
     float,
     typer.Option(
-        "--timeout", rich_help_panel=_RUN, metavar="S", help="Seconds without progress that a file is given up after."
+        "--timeout", rich_help_panel=RUN, metavar="S", help="Seconds without progress that a file is given up after."
     ),
 ]
 RetryFailed = Annotated[
-    bool, typer.Option("--retry-failed", rich_help_panel=_RUN, help="Try again what was refused before, too.")
+    bool, typer.Option("--retry-failed", rich_help_panel=RUN, help="Try again what was refused before, too.")
 ]
 Verify = Annotated[
     bool,
     typer.Option(
         "--verify",
-        rich_help_panel=_RUN,
+        rich_help_panel=RUN,
         help="Read all videos and outputs that are there; try refused ones again.",
     ),
 ]
@@ -96,7 +96,7 @@ EngineOption = Annotated[
     str,
     typer.Option(
         "--engine",
-        rich_help_panel=_RUN,
+        rich_help_panel=RUN,
         metavar="local|ray",
         help="Workers on this machine, or on a Ray cluster with shared storage.",
     ),
@@ -105,26 +105,32 @@ RayAddress = Annotated[
     str | None,
     typer.Option(
         "--ray-address",
-        rich_help_panel=_RUN,
+        rich_help_panel=RUN,
         metavar="ADDRESS",
         help="Of the cluster. (default: the one of this machine, or a new one on it)",
     ),
 ]
 RayGpus = Annotated[
     float,
-    typer.Option("--ray-gpus", rich_help_panel=_RUN, metavar="F", help="GPUs of each worker; 0.5 puts two on one."),
+    typer.Option(
+        "--ray-gpus",
+        rich_help_panel=RUN,
+        metavar="F",
+        help="GPUs of each worker, where there are any; 0.5: two share one.",
+    ),
 ]
 Layout = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--layout",
         rich_help_panel=_OUTPUT,
         metavar="files|tar",
-        help="A file for each item, or tars as WebDataset reads them.",
+        help="A file for each item, or tars as WebDataset reads them. (default: as DIR has it, files in a new one)",
     ),
 ]
 ShardSize = Annotated[
-    str, typer.Option("--shard-size", rich_help_panel=_OUTPUT, metavar="SIZE", help="Of a tar, at most.")
+    str | None,
+    typer.Option("--shard-size", rich_help_panel=_OUTPUT, metavar="SIZE", help="Of a tar, at most. (default: 1GB)"),
 ]
 
 
@@ -150,13 +156,16 @@ def batch_options(
     engine: EngineOption = "local",
     ray_address: RayAddress = None,
     ray_gpus: RayGpus = 1.0,
-    layout: Layout = "files",
-    shard_size: ShardSize = "1GB",
+    layout: Layout = None,
+    shard_size: ShardSize = None,
 ) -> BatchOptions:
     """BatchOptions. Raises MovqUsageError."""
     from ..batch import BatchOptions, Bucket, Pick, Shard
+    from ..batch.tars import SHARD_SIZE
     from ..device import parse_bytes
 
+    if shard_size is not None and layout != "tar":
+        raise MovqUsageError("goes with --layout tar", "--shard-size")
     if engine != "ray" and (ray_address is not None or ray_gpus != 1.0):
         raise MovqUsageError("goes with --engine ray", "--ray-address" if ray_address is not None else "--ray-gpus")
     return BatchOptions(
@@ -174,7 +183,7 @@ def batch_options(
         ray_address=ray_address,
         ray_gpus=ray_gpus,
         layout=layout,
-        shard_size=parse_bytes(shard_size, "--shard-size"),
+        shard_size=SHARD_SIZE if shard_size is None else parse_bytes(shard_size, "--shard-size"),
     )
 
 

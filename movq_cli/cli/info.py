@@ -146,6 +146,7 @@ def _batch(path: str) -> _Described:
     lines = read_folder(path)
     summary = summarise(lines.values())
     orphans, missing = compare_outputs(lines.values(), path)
+    tars = len({line["output"] for line in lines.values() if "member" in line})
     values = {"kind": "batch", "path": path, **asdict(summary), "orphaned_outputs": orphans, "missing_outputs": missing}
 
     def show() -> None:
@@ -164,9 +165,11 @@ def _batch(path: str) -> _Described:
                 "padded": f"{plural(summary.padded, 'clip')}, by repeating the last frame" if summary.padded else "",
                 "dropped": f"frames of {plural(summary.dropped, 'clip')}" if summary.dropped else "",
                 "shapes": _shapes(summary.shapes),
-                "captions": f"{summary.captions:,}" if summary.captions else "",
+                "captions": f"{summary.captions:,} of {plural(summary.counts['done'], 'item')}",
+                "tars": f"{tars:,}" if tars else "",
+                "shards": _shards(path),
                 "computed": f"by weights {weights} in {', '.join(summary.precisions)}" if weights else "",
-                "orphans": _named(orphans, "of no video that is there"),
+                "orphans": _named(orphans, "of no such video, an older state of one, or cut otherwise"),
                 "missing": _named(missing, "that the manifest has"),
             },
             title=path,
@@ -177,6 +180,17 @@ def _batch(path: str) -> _Described:
 
 
 _NAMED = 20
+
+
+def _shards(path: str) -> str:
+    """Which shards there are, where they are not merged yet."""
+    from ..batch.manifest import shard_manifests, unfinished_shards
+
+    there, unfinished = shard_manifests(path), unfinished_shards(path)
+    if not there:
+        return ""
+    finished = len(there.keys() - unfinished.keys())
+    return f"{finished} of {max(count for _, count in there)} finished; not merged"
 
 
 def _shapes(shapes: list[tuple[list[int], int]]) -> list[str]:

@@ -99,7 +99,8 @@ SpillDir = Annotated[
     ),
 ]
 Threads = Annotated[
-    int | None, _option("--threads", panel=MODEL, metavar="N", help="CPU threads. (default: all cores)")
+    int | None,
+    _option("--threads", panel=MODEL, metavar="N", help="CPU threads. (default: all cores; in a batch 1 per worker)"),
 ]
 
 Stream = Annotated[
@@ -122,7 +123,9 @@ FpsRepeat = Annotated[
 Every = Annotated[
     int, _option("--every", panel=_WHAT, metavar="N", help="Each N-th of these frames, from the first on.")
 ]
-Frames = Annotated[int | None, _option("--frames", panel=_WHAT, metavar="N", help="The first N frames.")]
+Frames = Annotated[
+    int | None, _option("--frames", panel=_WHAT, metavar="N", help="The first N frames; with --pick, of each span.")
+]
 Tail = Annotated[
     str,
     _option(
@@ -153,7 +156,7 @@ Save = Annotated[
     str,
     _option("--save", panel=RESULT, metavar="moments|mean|sample", help="Mean and log variance, the mean, or a draw."),
 ]
-Seed = Annotated[int, _option("--seed", panel=RESULT, metavar="N", help="Of --save sample.")]
+Seed = Annotated[int, _option("--seed", panel=RESULT, metavar="N", help="Of --save sample, and of --pick random.")]
 StoreDtype = Annotated[
     str,
     _option("--store-dtype", panel=RESULT, metavar="auto|fp32|fp16|bf16", help="Of the latents; auto is as computed."),
