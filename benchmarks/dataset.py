@@ -71,15 +71,15 @@ def items(folder, options):
     print(result.stdout.strip() + "\n")
     groups = defaultdict(list)
     for line in lines_of(folder / "out"):
-        source = "picture" if line["path"].endswith("png") else "span"
-        groups[source, tuple(line["seen"]), tuple(line.get("shape", ["none"]))].append(line)
-    print("| items | of | frames seen | size | latents | captions | for example |\n|---|---|---|---|---|---|---|")
-    for (source, seen, shape), lines in sorted(groups.items(), key=str):
+        source = "pictures" if line["path"].endswith("png") else "spans"
+        groups[tuple(line.get("shape", ["none"])), source, line["seen"][0]].append(line)
+    print("| latents | items | of frames | of sizes | with caption | for example |\n|---|---|---|---|---|---|")
+    for (shape, source, frames), lines in sorted(groups.items(), key=str):
+        sizes = ", ".join(sorted({f"{line['seen'][1]}x{line['seen'][2]}" for line in lines}))
         captions = sum("caption" in line for line in lines)
-        size = " x ".join(map(str, shape))
+        example = f"`{lines[0]['id']}`: {lines[0].get('caption')}"
         print(
-            f"| {len(lines)} | {source} | {seen[0]} | {seen[1]}x{seen[2]} | {size} | {captions} | `{lines[0]['id']}`: "
-            f"{lines[0].get('caption')} |"
+            f"| {' x '.join(map(str, shape))} | {len(lines)} {source} | {frames} | {sizes} | {captions} | {example} |"
         )
     total = sum(map(len, groups.values()))
     files = {line["path"] for line in lines_of(folder / "out")}
