@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 class EncodeResult:
     """What was written. `seconds` of wall time from the call to the file in its place; `warnings` are also in the file.
 
-    `sha256` of the file written, `duration` in seconds of the frames kept; `chunk_frames` 0 is a whole window at a time.
+    `sha256` of the file written, `duration` in seconds of the frames kept; `chunk_frames` 0 is a whole window at a time;
+    `partial` is a video that was cut off or damaged, of which what comes before was taken.
     """
 
     path: str
@@ -55,6 +56,7 @@ class EncodeResult:
     precision: str
     device: str
     chunk_frames: int
+    partial: bool
     seconds: float
     warnings: tuple[str, ...]
 
@@ -210,6 +212,7 @@ class _Run:
             precision=precision,
             device=str(device),
             chunk_frames=plan.budget.chunk_frames,
+            partial=reader.partial,
             seconds=time.perf_counter() - self.started,
             warnings=warnings,
         )
@@ -249,7 +252,7 @@ class _Run:
             "values": "x / 127.5 - 1",
             "source_bytes": info.bytes,
             "warnings": list(warnings),
-        }
+        } | ({"partial": True} if reader.partial else {})
         return Metadata(
             representation=options.save if config.double_z else "mean",
             seed=options.seed if options.save == "sample" else None,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from movq_cli import MovqError, MovqWarning, decode_video, encode_batch, encode_video, open_latents
+from movq_cli import MovqError, MovqWarning, Selection, decode_video, encode_batch, encode_video, open_latents
 from movq_cli.batch import read_lines
 
 from . import clips, nasty
@@ -409,3 +409,34 @@ def test_what_is_no_latents_file_is_not_overwritten(tmp_path):
     assert (tmp_path / "out" / "a.mp4.safetensors").read_text() == "precious"
     encode_batch([tmp_path / "a.mp4"], tmp_path / "out", workers=1, force=True)
     open_latents(tmp_path / "out" / "a.mp4.safetensors")
+
+
+def test_what_is_cut_off_is_made_where_that_is_allowed_and_only_then(tmp_path, movq):
+    (tmp_path / "in").mkdir()
+    clips.write(tmp_path / "in" / "whole.mkv", clips.pictures(9))
+    data = clips.write(tmp_path / "cut.mkv", clips.pictures(40), options={"g": "8"}).read_bytes()
+    (tmp_path / "in" / "cut.mkv").write_bytes(data[: len(data) // 2])
+    (tmp_path / "in" / "bad.mkv").write_text("no video")
+
+    def run(*options):
+        result = encode_batch([tmp_path / "in"], tmp_path / "out", selection=Selection(**dict(options)), workers=1)
+        return {line["id"]: line["status"] for line in result.made}
+
+    allowed = ("allow_partial", True)
+    assert run() == {"whole.mkv": "done", "cut.mkv": "failed", "bad.mkv": "failed"}
+    assert run(allowed) == {"cut.mkv": "done", "bad.mkv": "failed"}
+    line = manifest(tmp_path / "out")["cut.mkv"]
+    assert line["partial"]
+    assert "--allow-partial" in line["warnings"][-1]
+    latents = open_latents(tmp_path / "out" / "cut.mkv.safetensors")
+    assert latents.metadata.preprocessing["partial"]
+    assert latents.metadata.preprocessing["warnings"] == line["warnings"]
+    assert 0 < latents.metadata.frames == line["frames"] < 40
+    assert run(allowed) == {}
+    assert run() == {"cut.mkv": "failed", "bad.mkv": "failed"}
+    assert run() == {}
+    assert movq("encode", "in/cut.mkv", "-o", "a.safetensors").returncode == 1
+    result = movq("encode", "in/cut.mkv", "-o", "a.safetensors", "--allow-partial")
+    assert result.returncode == 0
+    assert "warning" in result.stderr or "--allow-partial" in result.stderr
+    assert (tmp_path / "a.safetensors").read_bytes() != b""

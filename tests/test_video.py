@@ -1,6 +1,7 @@
 """Reading videos: the right pixels, the right frames, the right times; and what is refused, in one line each."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -349,6 +350,33 @@ def test_a_cut_video_is_refused_wherever_it_is_cut(tmp_path, suffix):
             read(cut)
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_of_a_cut_video_what_comes_before_is_taken_where_that_is_allowed(tmp_path, suffix):
+    whole = clips.write(tmp_path / f"whole.{suffix}", clips.pictures(80), options={"g": "8"})
+    if suffix == "mp4":
+        faststart(whole, tmp_path / "front.mp4")
+        whole = tmp_path / "front.mp4"
+    with read_frames(whole, Selection(allow_partial=True)) as reader:
+        frames = [(frame.time, frame.image) for frame in reader]
+    assert (len(frames), reader.partial, reader.warnings) == (80, False, ())
+    data = whole.read_bytes()
+    cut = tmp_path / f"cut.{suffix}"
+    counts = []
+    for part in (0.6, 0.7, 0.85):
+        cut.write_bytes(data[: int(len(data) * part)])
+        with read_frames(cut, Selection(allow_partial=True)) as reader:
+            some = [(frame.time, frame.image) for frame in reader]
+        assert 0 < len(some) < 80
+        assert all(a[0] == b[0] and np.array_equal(a[1], b[1]) for a, b in zip(some, frames, strict=False))
+        assert reader.partial
+        assert re.search(r"(cut off|damaged|cannot be decoded).*--allow-partial", reader.warnings[-1])
+        counts.append(len(some))
+    assert counts == sorted(counts)
+    cut.write_bytes(data[:100])
+    with pytest.raises(MovqError), read_frames(cut, Selection(allow_partial=True)) as reader:
+        list(reader)
+
+
 def test_size_change_in_mid_stream(tmp_path):
     """Two elementary streams, joined: what a broken recorder leaves."""
     a = clips.write(tmp_path / "a.h264", clips.pictures(5), format="h264")
@@ -357,6 +385,8 @@ def test_size_change_in_mid_stream(tmp_path):
     joined.write_bytes(a.read_bytes() + b.read_bytes())
     with pytest.raises(MovqError, match="changes its picture size from 64x48 to 96x64"):
         read(joined)
+    with read_frames(joined, Selection(allow_partial=True)) as reader:
+        assert len(list(reader)) == 5
 
 
 def test_streams(tmp_path):

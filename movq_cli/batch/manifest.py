@@ -32,7 +32,8 @@ class Line(TypedDict, total=False):
     latents file, or a tar in which `member` is one. `source` is size, mtime_ns and inode of the video: unchanged, it need not
     be read to know that it is the same, nor that it has `seen`: frames of its selection, width and height. `of` is the id of
     the video's item where this is a span of it; `cut` how items were to be cut out of all videos. `options` are those that
-    change the latents and are not as by default, what is the item's own among them. `orphan`: it was in no source named
+    change the latents and are not as by default, what is the item's own among them. `partial`: the video is cut off or
+    damaged, and what comes before was taken. `orphan`: it was in no source named
     since, and its video is gone, or no longer cut so.
     """
 
@@ -68,6 +69,7 @@ class Line(TypedDict, total=False):
     threads: int
     device: str
     chunk_frames: int
+    partial: bool
     seconds: float
     warnings: list[str]
     orphan: bool
@@ -80,7 +82,15 @@ _TYPES: dict[str, Any] = (
     | dict.fromkeys(("source_sha256", "weights_digest", "semantics", "precision", "format_version", "device"), str)
     | dict.fromkeys(("of", "member"), str)
     | dict.fromkeys(("shape", "source", "seen", "warnings"), list)
-    | {"duration": int | float, "seconds": int | float, "extra": dict, "options": dict, "cut": dict, "orphan": bool}
+    | {
+        "duration": int | float,
+        "seconds": int | float,
+        "extra": dict,
+        "options": dict,
+        "cut": dict,
+        "orphan": bool,
+        "partial": bool,
+    }
 )
 _NUMBERS = tuple(name for name, kind in _TYPES.items() if kind in (int, int | float))
 _UNMADE = {"id", "path", "status", "reason"}

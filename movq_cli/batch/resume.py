@@ -141,7 +141,12 @@ class _Digests:
         return digest.result()
 
 
-_RESULT = ("weights_digest", "semantics", "precision", "options", "format_version")
+_RESULT = ("weights_digest", "semantics", "precision", "format_version")
+
+
+def _whole(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as far as they matter to videos that are not cut off."""
+    return {name: value for name, value in options.items() if name != "allow_partial"}
 
 
 def _still(
@@ -150,6 +155,13 @@ def _still(
     """The line as it should be now, if it still holds; None if there is work to do."""
     wanted = settings.line(item)
     if any(line.get(name) != wanted.get(name) for name in _RESULT):
+        return None
+    if _whole(line.get("options", {})) != _whole(wanted["options"]):
+        return None
+    allowed = settings.options.selection.allow_partial
+    if line.get("partial") and not allowed:
+        return None
+    if line["status"] == "failed" and allowed != ("allow_partial" in line["options"]):
         return None
     if line["status"] != "done" and (retry_failed or verify or line.get("cause", "refused") != "refused"):
         return None

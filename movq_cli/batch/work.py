@@ -101,7 +101,7 @@ def _made(item: Item, result: EncodeResult) -> Line:
         chunk_frames=result.chunk_frames,
         seconds=round(result.seconds, 3),
         warnings=[printable(text) for text in result.warnings],
-    )
+    ) | (Line(partial=True) if result.partial else Line())
 
 
 def main() -> None:

@@ -126,6 +126,14 @@ Every = Annotated[
 Frames = Annotated[
     int | None, _option("--frames", panel=_WHAT, metavar="N", help="The first N frames; with --pick, of each span.")
 ]
+AllowPartial = Annotated[
+    bool,
+    _option(
+        "--allow-partial",
+        panel=_WHAT,
+        help="Of a video that is cut off or damaged, take what comes before, with a warning.",
+    ),
+]
 Tail = Annotated[
     str,
     _option(
@@ -209,6 +217,7 @@ def encode_options(
     fps_repeat: FpsRepeat = False,
     every: Every = 1,
     frames: Frames = None,
+    allow_partial: AllowPartial = False,
     tail: Tail = "pad",
     height: Height = None,
     width: Width = None,
@@ -226,7 +235,7 @@ def encode_options(
 
     return EncodeOptions(
         **model_options(**model),
-        selection=Selection(stream, start or Fraction(0), duration, fps, fps_repeat, every, frames=frames),
+        selection=Selection(stream, start or Fraction(0), duration, fps, fps_repeat, every, 0, frames, allow_partial),
         tail=tail,
         picture=Picture(height, width, short_side, fit, upscale),
         save=save,

@@ -62,7 +62,7 @@ def _serve(talk: Talk, request: dict[str, Any]) -> None:
         if request["mode"] == "count":
             talk.say("end", frames=count_frames(source, selection, talk.alive))
             return
-        decoder = Decoder(source)
+        decoder = Decoder(source, selection.allow_partial)
         if request["mode"] == "probe":
             talk.say("end", info=_plain(asdict(decoder.info)))
             return
@@ -91,7 +91,7 @@ def _serve(talk: Talk, request: dict[str, Any]) -> None:
             geometry.place(decoder.rgb(shown.payload, geometry.scaled), ring[slot])
             talk.say("frame", slot=slot, time=str(shown.time), end=str(shown.end), index=shown.index)
             sent += 1
-        talk.say("end", warnings=decoder.warnings, frames=sent)
+        talk.say("end", warnings=decoder.warnings, frames=sent, partial=decoder.partial)
 
 
 def _wait_for_slot(talk: Talk) -> None:

@@ -33,13 +33,15 @@ _END_TOLERANCE = Fraction(3, 2)  # frames by which the last one may fall short o
 class Decoder:
     """One open video, read once: first `info`, then frames.
 
-    `warnings` gathers, in the order met and each once, what was not handled.
+    `warnings` gathers, in the order met and each once, what was not handled. With `allow_partial` frames end where the file is
+    cut off or damaged, and `partial` says so.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, allow_partial: bool = False) -> None:
         self.source = source
         self.warnings: list[str] = []
-        self._shown = self._decode()
+        self.partial = False
+        self._shown = self._decode_all() if not allow_partial else self._decode_some()
         try:
             self._first = next(self._shown)
         except StopIteration:
@@ -154,7 +156,20 @@ class Decoder:
         self._warn("is turned by an angle that is not a quarter turn: encoded as stored")
         return Orientation()
 
-    def _decode(self) -> Iterator[Shown[av.VideoFrame]]:
+    def _decode_some(self) -> Iterator[Shown[av.VideoFrame]]:
+        """The frames before the first that is missing, but for those that the decoder had not given out by then."""
+        some = False
+        try:
+            for frame in self._decode_all():
+                yield frame
+                some = True
+        except MovqError as error:
+            if not some or error.cause != MovqError.cause:
+                raise
+            self.partial = True
+            self._warn(f"{error.reason}: what comes before was taken (--allow-partial)")
+
+    def _decode_all(self) -> Iterator[Shown[av.VideoFrame]]:
         source, stream = self.source, self.source.stream
         rate = stream.average_rate or stream.guessed_rate or _FALLBACK_RATE
         cuttable = source.container.format.name in _CUTTABLE
@@ -214,21 +229,25 @@ class Decoder:
 def count_frames(source: Source, selection: Selection, passed: Callable[[], None]) -> int:
     """How many frames the selection has, from the times of packets, without decoding them.
 
-    Right for every file whose packets are frames; decoding has the last word.
+    Right for every file whose packets are frames, and that is whole; decoding has the last word.
     """
     if source.picture:
         return 1
     stream = source.stream
     rate = stream.average_rate or stream.guessed_rate or _FALLBACK_RATE
     spans: list[tuple[Fraction, Fraction]] = []
-    with av_errors("is damaged"):
-        for packet in source.container.demux(stream):
-            passed()
-            if packet.size == 0 or packet.is_discard:
-                continue
-            time = len(spans) / rate if packet.pts is None else packet.pts * Fraction(packet.time_base)
-            length = packet.duration * Fraction(packet.time_base) if packet.duration else 1 / rate
-            spans.append((time, time + length))
+    try:
+        with av_errors("is damaged"):
+            for packet in source.container.demux(stream):
+                passed()
+                if packet.size == 0 or packet.is_discard:
+                    continue
+                time = len(spans) / rate if packet.pts is None else packet.pts * Fraction(packet.time_base)
+                length = packet.duration * Fraction(packet.time_base) if packet.duration else 1 / rate
+                spans.append((time, time + length))
+    except MovqError:
+        if not selection.allow_partial:
+            raise
     return _length(select((Shown(i, t, end, None) for i, (t, end) in enumerate(sorted(spans))), selection))
 
 

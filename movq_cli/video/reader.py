@@ -47,7 +47,7 @@ class FrameReader:
     """An iterator of frames; made by `read_frames`. Close it, or use it in a `with`.
 
     Making one starts the decoding process and returns at once. `info` and `geometry` wait for it to have opened the file;
-    `warnings` is complete once the frames are.
+    `warnings` is complete once the frames are, and so is `partial`: whether more were to be there.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class FrameReader:
     ) -> None:
         self.path = os.fspath(path)
         self.warnings: tuple[str, ...] = ()
+        self.partial = False
         self._memory_fd = _anonymous_memory()
         self._memory: mmap.mmap | None = None
         self._worker = _Worker(self._memory_fd)
@@ -93,7 +94,7 @@ class FrameReader:
         message = self._worker.receive()
         if message["kind"] == "end":
             self._over = True
-            self.warnings = tuple(message["warnings"])
+            self.warnings, self.partial = tuple(message["warnings"]), message["partial"]
             raise StopIteration
         image = self._slots[message["slot"]].copy()
         self._worker.free_slot()

@@ -18,7 +18,8 @@ T = TypeVar("T")
 class Selection:
     """`start` and `duration` in seconds from the first frame shown; `fps` frames per second; then each `every`-th of these.
 
-    Of what is left, `skip` frames are passed over and at most `frames` taken.
+    Of what is left, `skip` frames are passed over and at most `frames` taken. `allow_partial`: where a video is cut off or
+    damaged, what comes before is all there is, instead of nothing.
     Raises MovqUsageError for values that no video could satisfy.
     """
 
@@ -30,6 +31,7 @@ class Selection:
     every: int = 1
     skip: int = 0
     frames: int | None = None
+    allow_partial: bool = False
 
     def __post_init__(self) -> None:
         if self.start < 0:
