@@ -6,18 +6,20 @@ What `auto` becomes is decided here and recorded in every file.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from .errors import MovqError, MovqMemoryError, MovqUsageError
+from .errors import MovqError, MovqOutOfMemory, MovqUsageError
 
 if TYPE_CHECKING:
     import torch
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 ITEM_SIZE = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "could not create a primitive")  # the last is oneDNN's
 MEMORY_MARGIN = 0.9
 """Of the memory that is free, the part a run may plan with."""
 
@@ -94,9 +96,18 @@ def memory_errors() -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         words = str(error)
-        if isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words:
-            raise MovqMemoryError("ran out of memory; try a smaller --chunk-frames or picture") from error
+        if isinstance(error, MemoryError) or any(sign in words for sign in _OUT_OF_MEMORY):
+            raise MovqOutOfMemory("ran out of memory; try a smaller --chunk-frames or picture") from error
         raise
+
+
+def free_memory(device: torch.device) -> None:
+    """Gives back what is held for no use any more, after memory ran out."""
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def available_memory(device: torch.device) -> int:

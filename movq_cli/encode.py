@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .codec import Chunker, Draw, Progress, WorkDone, WrongCount, encode, encode_windows, silent
-from .device import choose_device, choose_precision, computing, dtype_of, memory_errors
-from .errors import MovqError, MovqWarning, about
+from .device import choose_device, choose_precision, computing, dtype_of, free_memory, memory_errors
+from .errors import MovqError, MovqOutOfMemory, MovqWarning, about
 from .files import changed, file_name, refuse_inputs, require_file, sha256_file
 from .latents import LatentsWriter, Metadata
 from .model.checkpoint import Checkpoint
@@ -132,14 +132,28 @@ class VideoEncoder:
         before = require_file(source)
         refuse_inputs(output, source, *self.checkpoint.files)
         run = _Run(self, source, output, options, progress, alive, started, before, self._digest(source, before))
+        frames: int | None = None
         with about(os.fspath(source)):
-            try:
-                return run.encode(None)
-            except WrongCount as wrong:  # packets promised other frames than decoding gave, and windows depend on them
+            while True:
+                smaller: int | None = None
                 try:
-                    return run.encode(wrong.found)
-                except WrongCount as again:
-                    raise MovqError(f"gave {wrong.found} frames at first, then {again.found}") from None
+                    return run.encode(frames)
+                except (
+                    WrongCount
+                ) as wrong:  # packets promised other frames than decoding gave, and windows depend on them
+                    if frames is not None:
+                        raise MovqError(f"gave {frames} frames at first, then {wrong.found}") from None
+                    frames = wrong.found
+                except _TooLarge as large:
+                    smaller = large.smaller(self.checkpoint.config.temporal_factor)
+                    if smaller is None:
+                        raise MovqOutOfMemory(
+                            "ran out of memory even in the smallest chunks; take a smaller picture"
+                        ) from None
+                # Here, where the error holds on to nothing any more.
+                if smaller is not None:
+                    run = run.in_chunks(smaller)
+                    free_memory(self.device)
 
     def _digest(self, source: str | os.PathLike[str], now: os.stat_result) -> Future[str]:
         """The source's sha256, read once for several spans of it."""
@@ -152,9 +166,21 @@ class VideoEncoder:
         return digest
 
 
+class _TooLarge(Exception):
+    """Memory ran out, though the plan was that it would not. The longest chunk there was, in frames."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan.budget.chunk_frames)
+        self.frames = plan.budget.chunk_frames or max(plan.windows or (plan.padded_frames or 0,)) - 1
+
+    def smaller(self, factor: int) -> int | None:
+        """A chunk of half as many frames; None if there is no smaller one."""
+        return None if self.frames <= factor else max(factor, self.frames // 2 // factor * factor)
+
+
 @dataclass(frozen=True)
 class _Run:
-    """One encoding, begun at most twice."""
+    """One encoding, begun again where it turns out that its plan was wrong."""
 
     by: VideoEncoder
     source: str | os.PathLike[str]
@@ -165,13 +191,22 @@ class _Run:
     started: float
     before: os.stat_result
     source_sha256: Future[str]
+    notes: tuple[str, ...] = ()
+
+    def in_chunks(self, frames: int) -> _Run:
+        """The same in chunks of so many frames, because memory ran out."""
+        note = f"ran out of memory, and was begun again in chunks of {frames} frames"
+        return replace(self, options=replace(self.options, chunk_frames=frames), notes=(note,))
 
     @property
     def checkpoint(self) -> Checkpoint:
         return self.by.checkpoint
 
     def encode(self, frames: int | None) -> EncodeResult:
-        """`frames`: how many the selection has, if that is known. Raises WrongCount if windows depend on a wrong number."""
+        """`frames`: how many the selection has, if that is known.
+
+        Raises WrongCount if windows depend on a wrong number, and _TooLarge where memory runs out while it computes.
+        """
         source, options, checkpoint = self.source, self.options, self.checkpoint
         with (
             LatentsWriter(self.output, force=options.force) as writer,
@@ -186,10 +221,20 @@ class _Run:
                     frames = count_frames(source, options.selection, self.alive)
                 plan = make_plan(reader, frames, options, checkpoint, device, precision)
                 chunker = Chunker(reader, options.tail, checkpoint.config, least_frames(options))
-                self._append(encoder, plan, chunker, writer, device)
+                try:
+                    with memory_errors():
+                        self._append(encoder, plan, chunker, writer, device)
+                except MovqOutOfMemory:
+                    raise _TooLarge(plan) from None
             if changed(self.before, os.stat(source)):
                 raise MovqError("changed while it was read")
-            noted = [*self.by.notes, *plan.budget.warnings, *reader.warnings, *_shortfall(chunker, options)]
+            noted = [
+                *self.by.notes,
+                *self.notes,
+                *plan.budget.warnings,
+                *reader.warnings,
+                *_shortfall(chunker, options),
+            ]
             warnings = tuple(dict.fromkeys(noted))
             metadata = self._metadata(reader, plan, chunker, warnings)
             size = writer.finish(metadata, chunker.times, chunker.indices)

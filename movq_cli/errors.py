@@ -66,6 +66,10 @@ class MovqMemoryError(MovqError):
     cause = "memory"
 
 
+class MovqOutOfMemory(MovqMemoryError):
+    """Memory ran out while something was computed that was thought to fit."""
+
+
 class MovqOutputError(MovqError):
     """An output, or what it needs beside it, cannot be written where it should go."""
 

@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import os
+import subprocess
+import sys
 import threading
 from fractions import Fraction
 
@@ -279,3 +281,37 @@ def test_results_are_plain_values(tmp_path, clip):
     result = encode_video(clip, tmp_path / "a")
     assert dataclasses.asdict(result)["bytes"] == os.path.getsize(tmp_path / "a")
     assert result.raw_bytes == 23 * 64 * 48 * 3
+
+
+LIMITED = """
+import resource, sys
+limit = int(sys.argv[1])
+if limit:
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+import atexit
+atexit.register(lambda: print(next(line for line in open("/proc/self/status") if line.startswith("VmPeak")), file=sys.stderr))
+sys.argv[1:2] = []
+from movq_cli.cli import main
+main()
+"""
+
+
+def test_where_memory_runs_out_smaller_chunks_are_tried(tmp_path):
+    """A process whose address space has room for chunks of 4 frames, and hardly for more."""
+    clips.write(tmp_path / "a.mp4", clips.pictures(33, 256, 192))
+
+    def encode(limit, output, chunk):
+        options = ["-o", output, "--precision", "fp32", "--threads", "1", "--chunk-frames", str(chunk)]
+        command = [sys.executable, "-c", LIMITED, str(limit), "encode", "a.mp4", *options]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    small = encode(0, "small.safetensors", 4)
+    peak = 1024 * int(small.stderr.split()[-2])
+    large = encode(int(peak * 1.08), "large.safetensors", 32)
+    assert large.returncode == 0, large.stderr
+    assert "warning: ran out of memory, and was begun again in chunks of" in large.stderr
+    made, wanted = open_latents(tmp_path / "large.safetensors"), open_latents(tmp_path / "small.safetensors")
+    assert "ran out of memory" in made.metadata.preprocessing["warnings"][0]
+    assert off(made.latents, wanted.latents) < AGREE
+    assert made.frame_times.equal(wanted.frame_times)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "large.safetensors", "small.safetensors"]

@@ -108,10 +108,11 @@ def _check(values: Any, text: bytes) -> None:
         raise TypeError
     if not all(0 <= values[name] < _MOST for name in _NUMBERS if name in values):
         raise ValueError
-    numbers = [*values.get("source", [0, 0, 0]), *values.get("seen", [0, 0, 0])]
-    if [type(number) for number in numbers] != [int] * 6 or not all(
-        isinstance(w, str) for w in values.get("warnings", [])
-    ):
+    for name, length, least in (("source", 3, 0), ("seen", 3, 0), ("shape", 5, 1)):
+        numbers = values.get(name, [least] * length)
+        if [type(number) for number in numbers] != [int] * length or not all(least <= n < _MOST for n in numbers):
+            raise TypeError
+    if not all(isinstance(text, str) for text in values.get("warnings", [])):
         raise TypeError
     if b"\\u" in text:  # half a character, perhaps: UnicodeEncodeError, which is a ValueError
         json.dumps(values, ensure_ascii=False).encode()

@@ -159,8 +159,9 @@ def _read_index(tar: str, size: int) -> list[Member] | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     numbers = [n for m in members for n in (m.offset, m.bytes, m.json_offset, m.json_bytes)]
+    texts = [text for m in members for text in (m.id, m.name, m.sha256, m.json_sha256)]
     fits = all(type(number) is int and 0 <= number <= size for number in numbers)
-    return members if fits else None
+    return members if fits and all(isinstance(text, str) for text in texts) else None
 
 
 def _scan(path: str) -> Iterator[Member]:
