@@ -156,12 +156,12 @@ def test_what_kills_every_worker_is_failed_after_two_attempts_and_tried_again_la
 
 
 def test_a_worker_that_leaks_is_replaced(tmp_path):
-    """The leak is a thread that Python's own start-up begins in workers: 900 MB once the first output is there."""
+    """The leak is a thread that Python's own start-up begins in workers: 900 MB once the second output is there, when what the first took is known."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys, threading, time\n"
         "def leak():\n"
         "    global hoard\n"
-        "    while not os.path.exists('out/0.mp4.safetensors'): time.sleep(0.01)\n"
+        "    while not os.path.exists('out/1.mp4.safetensors'): time.sleep(0.01)\n"
         "    if not os.path.exists('leaked'):\n"
         "        open('leaked', 'w').close()\n"
         "        hoard = b'x' * (900 << 20)\n"
