@@ -156,7 +156,9 @@ def test_what_kills_every_worker_is_failed_after_two_attempts_and_tried_again_la
 
 
 def test_a_worker_that_leaks_is_replaced(tmp_path):
-    """The leak is a thread that Python's own start-up begins in workers: 900 MB once the second output is there, when what the first took is known."""
+    """The leak is a thread that Python's own start-up begins in workers: 900 MB once the second output is there, when what the
+    first took is known.
+    """
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys, threading, time\n"
         "def leak():\n"
