@@ -21,7 +21,7 @@ from .batch.manifest import NAME, Line, scan_lines, shard_manifests
 from .batch.tars import Tars
 from .codec import draw_from
 from .errors import MovqError, MovqUsageError
-from .files import require_file
+from .files import changed, require_file
 from .headers import parse_header
 from .latents import FORMAT, FORMAT_VERSION
 
@@ -173,12 +173,7 @@ class LatentDataset(Dataset[Sample]):
         return self._maps[path][member.offset : member.offset + member.bytes], path
 
     def _open(self) -> None:
-        now = require_file(self._path)
-        if (now.st_ino, now.st_size, now.st_mtime_ns) != (
-            self._stat.st_ino,
-            self._stat.st_size,
-            self._stat.st_mtime_ns,
-        ):
+        if changed(self._stat, require_file(self._path)):
             raise MovqError("has changed since the dataset was made: make it anew", self._path)
         self._lines = _mapped(self._path)
         self._tars = Tars(self.folder)

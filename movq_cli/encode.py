@@ -138,9 +138,8 @@ class VideoEncoder:
                 smaller: int | None = None
                 try:
                     return run.encode(frames)
-                except (
-                    WrongCount
-                ) as wrong:  # packets promised other frames than decoding gave, and windows depend on them
+                except WrongCount as wrong:
+                    # Packets promised other frames than decoding gave, and windows depend on them.
                     if frames is not None:
                         raise MovqError(f"gave {frames} frames at first, then {wrong.found}") from None
                     frames = wrong.found

@@ -1,6 +1,6 @@
 """Many videos to a folder of latents with a manifest: items, resuming, workers. One item in, one line out."""
 
-from .items import Found, Item, find_items
+from .items import Found, Item, find_items, part_kept
 from .manifest import NAME, Line, read_folder, read_lines
 from .merge import merge_shards
 from .options import BatchOptions
@@ -27,6 +27,7 @@ __all__ = [
     "encode_batch",
     "find_items",
     "merge_shards",
+    "part_kept",
     "plan_batch",
     "read_folder",
     "read_lines",

@@ -76,13 +76,18 @@ class Item:
         """The part of the picture that cropping leaves of it."""
         if self.seen is None or self.size is None:
             return 1.0
-        ratio = self.size[1] * self.seen.height / (self.size[0] * self.seen.width)
-        return min(ratio, 1 / ratio)
+        return part_kept(self.seen.width, self.seen.height, self.size[1], self.size[0])
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What it is, whatever is said of it."""
         return text_of(self.id), os.fsencode(self.path), self.start or 0, self.duration or 0
+
+
+def part_kept(width: int, height: int, to_width: int, to_height: int) -> float:
+    """The part that is left of a picture that covers another, and is cropped to it."""
+    ratio = to_width * height / (to_height * width)
+    return min(ratio, 1 / ratio)
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ class Line(TypedDict, total=False):
     be read to know that it is the same, nor that it has `seen`: frames of its selection, width and height. `of` is the id of
     the video's item where this is a span of it; `cut` how items were to be cut out of all videos. `options` are those that
     change the latents and are not as by default, what is the item's own among them. `partial`: the video is cut off or
-    damaged, and what comes before was taken. `orphan`: it was in no source named
-    since, and its video is gone, or no longer cut so.
+    damaged, and what comes before was taken. `orphan`: it was in no source named since, and its video is gone, or no longer
+    cut so.
     """
 
     id: str
@@ -154,9 +154,13 @@ def read_folder(folder: str) -> dict[str, Line]:
     """The lines of a batch by id, those of its shards among them, merged or not."""
     lines: dict[str, Line] = {}
     for path in (os.path.join(folder, NAME), *shard_manifests(folder).values()):
-        if os.path.lexists(path):
-            lines |= {line["id"]: line for line in read_lines(path)}
+        lines |= lines_by_id(path)
     return lines
+
+
+def lines_by_id(path: str) -> dict[str, Line]:
+    """The lines of a manifest, if it is there; of two of an item the later holds."""
+    return {line["id"]: line for line in read_lines(path)} if os.path.lexists(path) else {}
 
 
 class Manifest:
@@ -177,9 +181,7 @@ class Manifest:
             self._taken_over += [*shard_manifests(folder).values(), *unfinished_shards(folder).values()]
             return
         for path in (os.path.join(folder, NAME), self.path):
-            if os.path.lexists(path):
-                lines = (line for line in read_lines(path) if video_of(line) in shard)
-                self.lines |= {line["id"]: line for line in lines}  # of two lines the later holds
+            self.lines |= {name: line for name, line in lines_by_id(path).items() if video_of(line) in shard}
 
     def append(self, *lines: Line) -> None:
         """Adds lines of items, or newer ones; they are on disk when this returns."""

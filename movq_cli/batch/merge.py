@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from ..errors import MovqError
 from ..files import os_reason, sweep
-from .manifest import NAME, Line, only_one, read_lines, shard_manifests, unfinished_shards, write_lines
+from .manifest import NAME, Line, lines_by_id, only_one, shard_manifests, unfinished_shards, write_lines
 
 _ALIKE = ("weights_digest", "semantics", "precision", "format_version")
 _OF_ITEMS = ("start", "duration", "skip", "allow_partial")
@@ -25,9 +25,9 @@ def merge_shards(folder: str | os.PathLike[str]) -> list[Line]:
     with only_one(folder):
         sweep(folder)
         path = os.path.join(folder, NAME)
-        before = _by_id(path)
+        before = lines_by_id(path)
         paths = shard_manifests(folder)
-        shards = {key: _by_id(of) for key, of in paths.items()}
+        shards = {key: lines_by_id(of) for key, of in paths.items()}
         if not shards and not before:
             raise MovqError("has no manifests of shards", folder)
         merged_before = all(before.get(name) == line for lines in shards.values() for name, line in lines.items())
@@ -45,10 +45,6 @@ def merge_shards(folder: str | os.PathLike[str]) -> list[Line]:
             except OSError as error:
                 raise MovqError(os_reason(error), of) from None
     return [before[name] for name in sorted(before)]
-
-
-def _by_id(path: str) -> dict[str, Line]:
-    return {line["id"]: line for line in read_lines(path)} if os.path.lexists(path) else {}
 
 
 def _refuse_incomplete(folder: str, shards: list[tuple[int, int]]) -> None:

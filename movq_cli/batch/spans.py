@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+from ..budget import one_of
 from ..codec import fit_tail
 from ..errors import MovqError, MovqShort, MovqUsageError, MovqWarning
 from ..model.config import AutoencoderConfig
 from ..plan import EncodeOptions, too_short
 from ..video import Picture, plan_geometry
-from ..video.geometry import Orientation
+from ..video.geometry import Orientation, round_up
 from .items import Item, Seen
 from .outputs import mark_of, span_output
 from .work import options_of
@@ -105,8 +106,7 @@ class Spans:
     short: str = "skip"
 
     def __post_init__(self) -> None:
-        if self.short not in SHORT:
-            raise MovqUsageError(f"must be one of {', '.join(SHORT)}, got {self.short!r}", "--short")
+        one_of("--short", self.short, SHORT)
 
     @property
     def cut(self) -> bool:
@@ -137,9 +137,7 @@ class Spans:
         if frames is not None and self.buckets and frames < (shortest := min(b.frames for b in self.buckets)):
             raise MovqUsageError(f"{frames} is less than the shortest bucket, {shortest}", "--frames")
         for bucket in self.buckets:
-            padded = [
-                -(-side // config.spatial_factor) * config.spatial_factor for side in (bucket.height, bucket.width)
-            ]
+            padded = [round_up(side, config.spatial_factor) for side in (bucket.height, bucket.width)]
             if padded != [bucket.height, bucket.width]:
                 text = f"--bucket {bucket}: its edge is repeated up to {padded[0]}x{padded[1]}, which latents fill"
                 warnings.warn(MovqWarning(text), stacklevel=3)

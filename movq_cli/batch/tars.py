@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from ..errors import MovqError
-from ..files import BLOCK, WholeFile, os_reason, require_file, write_error
+from ..files import BLOCK, WholeFile, os_reason, require_file
 from .manifest import Line
 
 LAYOUTS = ("files", "tar")
@@ -59,6 +59,7 @@ class Tars:
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self._known: dict[str, dict[str, Member]] = {}
+        self._scanned = set[str]()
 
     def names(self) -> list[str]:
         """Of the tars that are there."""
@@ -68,19 +69,23 @@ class Tars:
         """By id, in order. `tar` is relative to the folder. Raises MovqError where it is not there, or no tar of ours."""
         if tar not in self._known:
             path = os.path.join(self.folder, tar)
-            found = _read_index(path, require_file(path).st_size) or list(_scan(path))
+            found = _read_index(path, require_file(path).st_size)
+            if not found:
+                found = list(_scan(path))
+                self._scanned.add(tar)
             self._known[tar] = {member.id: member for member in found}
         return self._known[tar]
 
     def put_index(self, tar: str) -> None:
         """Writes the index of a tar that has none. Raises MovqError."""
-        path = os.path.join(self.folder, tar)
-        size = os.path.getsize(path)
-        if _read_index(path, size) is None:
-            write_index(path, size, list(self.members(tar).values()))
+        members, path = self.members(tar), os.path.join(self.folder, tar)
+        if tar in self._scanned:
+            write_index(path, os.path.getsize(path), list(members.values()))
+            self._scanned.remove(tar)
 
     def forget(self, tar: str) -> None:
         self._known.pop(tar, None)
+        self._scanned.discard(tar)
 
     def find(self, line: Line) -> Member:
         """Where the latents of a line are. Raises MovqError where they are not what the line says."""
@@ -140,12 +145,9 @@ def write_index(tar: str, size: int, members: Sequence[Member]) -> None:
         "bytes": size,
         "members": list(map(asdict, members)),
     }
-    try:
-        with WholeFile(index_path(tar), force=True) as file:
-            file.write(json.dumps(values, ensure_ascii=False).encode() + b"\n")
-            file.commit()
-    except OSError as error:
-        raise write_error(error, index_path(tar)) from error
+    with WholeFile(index_path(tar), force=True) as file:
+        file.write(json.dumps(values, ensure_ascii=False).encode() + b"\n")
+        file.commit()
 
 
 def _read_index(tar: str, size: int) -> list[Member] | None:

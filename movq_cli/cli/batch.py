@@ -214,9 +214,10 @@ def _is_cropped(line: Line) -> bool:
 
 def _kept(line: Line) -> float:
     """The part of a video's picture that is left of it."""
+    from ..batch import part_kept
+
     _, width, height = line["seen"]
-    ratio = line["width"] * height / (line["height"] * width)
-    return min(ratio, 1 / ratio)
+    return part_kept(width, height, line["width"], line["height"])
 
 
 def _say_crops(parts: list[tuple[str, float]]) -> None:

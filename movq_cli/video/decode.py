@@ -245,8 +245,8 @@ def count_frames(source: Source, selection: Selection, passed: Callable[[], None
                 time = len(spans) / rate if packet.pts is None else packet.pts * Fraction(packet.time_base)
                 length = packet.duration * Fraction(packet.time_base) if packet.duration else 1 / rate
                 spans.append((time, time + length))
-    except MovqError:
-        if not selection.allow_partial:
+    except MovqError as error:
+        if not selection.allow_partial or error.cause != MovqError.cause:
             raise
     return _length(select((Shown(i, t, end, None) for i, (t, end) in enumerate(sorted(spans))), selection))
 

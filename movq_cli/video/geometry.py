@@ -144,8 +144,8 @@ def plan_geometry(
         orientation=orientation,
         scaled=size[::-1] if turn else size,
         crop=((size[0] - crop_width) // 2, (size[1] - crop_height) // 2, crop_width, crop_height),
-        pad_right=_up(box[0], multiple) - crop_width,
-        pad_bottom=_up(box[1], multiple) - crop_height,
+        pad_right=round_up(box[0], multiple) - crop_width,
+        pad_bottom=round_up(box[1], multiple) - crop_height,
     )
 
 
@@ -171,5 +171,5 @@ def _target(shown: tuple[int, int], picture: Picture) -> tuple[tuple[int, int], 
     return size, size
 
 
-def _up(value: int, multiple: int) -> int:
+def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
