@@ -294,17 +294,19 @@ def encode(
     dtype: torch.dtype,
     store: Store | None = None,
     worked: Worked = lambda frames: None,
+    check: bool = False,
 ) -> Iterator[torch.Tensor]:
     """The latents of a stream of windows of chunks uint8 (T, H, W, 3): for each chunk, (1, C, T', H', W') on the device.
 
-    Chunks wait in the `store` between stages; `worked` hears of the work done, in frames.
+    Chunks wait in the `store` between stages; `worked` hears of the work done, in frames. With `check`, raises
+    NotFinite, which names stage and frame, where numbers are not finite.
     """
     from .model.causal import StreamCache
 
     cache = StreamCache()
     for window in windows:
         chunks = (to_input(chunk, device, dtype) for chunk in window)
-        yield from _inferred(encoder.encode_window(chunks, cache, store, worked))
+        yield from _inferred(encoder.encode_window(chunks, cache, store, worked, check))
 
 
 def decode(

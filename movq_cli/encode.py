@@ -11,7 +11,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
-from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
@@ -21,13 +20,32 @@ from .errors import MovqError, MovqOutOfMemory, MovqWarning, about
 from .files import changed, file_name, refuse_inputs, require_file, sha256_file
 from .latents import LatentsWriter, Metadata
 from .model.checkpoint import Checkpoint
-from .plan import EncodeOptions, Plan, least_frames, make_plan, must_count, open_weights, start_reader, too_short
+from .plan import (
+    EncodeOptions,
+    Plan,
+    expected_frames,
+    least_frames,
+    make_plan,
+    must_count,
+    open_weights,
+    shortfall,
+    start_reader,
+)
+from .processes import in_background
 from .video import FrameReader, Selection, VideoInfo, count_frames
 
 if TYPE_CHECKING:
     import torch
 
     from .model.encoder import Encoder3D
+
+
+_WAY_OUT = {
+    "fp16": "fp16 ends at 65504, which activations of these weights exceed: --precision bf16, or fp32",
+    "bf16": "the weights make numbers that grow without bound: try --precision fp32, or other weights",
+    "fp32": "the weights make numbers that grow without bound: are they what they should be?",
+}
+_WAY_OUT["tf32"] = _WAY_OUT["fp32"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +117,7 @@ class VideoEncoder:
             python_warnings.simplefilter("always", MovqWarning)
             self.checkpoint = open_weights(options)
         self.notes = [str(w.message) for w in caught if issubclass(w.category, MovqWarning)]
-        self.weights_digest = _in_background(lambda: self.checkpoint.digest)
+        self.weights_digest = in_background(lambda: self.checkpoint.digest)
         self._digested: tuple[os.stat_result, Future[str]] | None = None
 
     @cached_property
@@ -143,6 +161,8 @@ class VideoEncoder:
                     if frames is not None:
                         raise MovqError(f"gave {frames} frames at first, then {wrong.found}") from None
                     frames = wrong.found
+                except _NotFinite:
+                    run = replace(run, check=True)
                 except _TooLarge as large:
                     smaller = large.smaller(self.checkpoint.config.temporal_factor)
                     if smaller is None:
@@ -160,7 +180,7 @@ class VideoEncoder:
             before, digest = self._digested
             if not changed(before, now) and not (digest.done() and digest.exception()):
                 return digest
-        digest = _in_background(lambda: sha256_file(source))
+        digest = in_background(lambda: sha256_file(source))
         self._digested = now, digest
         return digest
 
@@ -177,6 +197,10 @@ class _TooLarge(Exception):
         return None if self.frames <= factor else max(factor, self.frames // 2 // factor * factor)
 
 
+class _NotFinite(Exception):
+    """Latents have numbers that are not finite. The same again, checked, finds out where they come from."""
+
+
 @dataclass(frozen=True)
 class _Run:
     """One encoding, begun again where it turns out that its plan was wrong."""
@@ -191,6 +215,7 @@ class _Run:
     before: os.stat_result
     source_sha256: Future[str]
     notes: tuple[str, ...] = ()
+    check: bool = False
 
     def in_chunks(self, frames: int) -> _Run:
         """The same in chunks of so many frames, because memory ran out."""
@@ -204,7 +229,8 @@ class _Run:
     def encode(self, frames: int | None) -> EncodeResult:
         """`frames`: how many the selection has, if that is known.
 
-        Raises WrongCount if windows depend on a wrong number, and _TooLarge where memory runs out while it computes.
+        Raises WrongCount if windows depend on a wrong number, _TooLarge where memory runs out while it computes,
+        _NotFinite unless it checks every stage.
         """
         source, options, checkpoint = self.source, self.options, self.checkpoint
         with (
@@ -232,7 +258,7 @@ class _Run:
                 *self.notes,
                 *plan.budget.warnings,
                 *reader.warnings,
-                *_shortfall(chunker, options),
+                *shortfall(chunker, options),
             ]
             warnings = tuple(dict.fromkeys(noted))
             metadata = self._metadata(reader, plan, chunker, warnings)
@@ -266,18 +292,42 @@ class _Run:
     ) -> None:
         options, config = self.options, self.checkpoint.config
         dtype, store_dtype = dtype_of(plan.precision), _store_dtype(options, plan.precision)
-        expected = plan.frames or _expected_frames(plan.info, options.selection)
+        expected = plan.frames or expected_frames(plan.info, options.selection)
         worked = WorkDone(self.progress, expected, most=lambda: len(chunker.times))
         lengths = encode_windows(plan.semantics, plan.padded_frames, plan.budget.chunk_frames, config)
         windows = chunker.windows(lengths, plan.padded_frames if plan.windows else None)
         with plan.budget.store() as store:
-            for latents in encode(encoder, windows, device, dtype, store, worked):
+            for latents in self._finite(
+                encode(encoder, windows, device, dtype, store, worked, self.check), plan, chunker
+            ):
                 if options.save == "sample":
                     draw = Draw(options.seed, self.source_sha256.result(), chunker.indices[0])
                     latents = draw(latents, writer.shape[2])
                 elif options.save == "mean":
                     latents = latents[:, : config.z_channels]
                 writer.append(latents.to("cpu", store_dtype))
+
+    def _finite(self, chunks: Iterator[torch.Tensor], plan: Plan, chunker: Chunker) -> Iterator[torch.Tensor]:
+        """The same latents. Raises MovqError, where every stage was checked, naming the one that gives other numbers."""
+        import torch
+
+        from .model.stages import NotFinite
+
+        try:
+            for latents in chunks:
+                if not bool(torch.isfinite(latents).all()):
+                    raise _NotFinite
+                yield latents
+        except NotFinite as found:
+            frame = min(found.frame, len(chunker.times) - 1)  # where the tail is repeated, its last one
+            raise MovqError(
+                f"gives numbers that are not finite in {plan.precision}, first in {found.stage} at frame "
+                f"{chunker.indices[frame]} ({chunker.times[frame]:.3f} s): nothing was written; {_WAY_OUT[plan.precision]}"
+            ) from None
+        if self.check:
+            raise MovqError(
+                "gave numbers that are not finite once and not the second time: is this machine's memory sound?"
+            )
 
     def _metadata(self, reader: FrameReader, plan: Plan, chunker: Chunker, warnings: tuple[str, ...]) -> Metadata:
         info, geometry, config = plan.info, plan.geometry, self.checkpoint.config
@@ -329,20 +379,6 @@ class _Run:
         )
 
 
-def _in_background(work: Callable[[], str]) -> Future[str]:
-    """Runs `work` in a thread that nobody waits for who does not want its result: digests of large files take a while."""
-    future: Future[str] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    Thread(target=run, daemon=True).start()
-    return future
-
-
 def _store_dtype(options: EncodeOptions, precision: str) -> torch.dtype:
     return dtype_of(precision if options.store_dtype == "auto" else options.store_dtype)
 
@@ -350,30 +386,3 @@ def _store_dtype(options: EncodeOptions, precision: str) -> torch.dtype:
 def _rate(info: VideoInfo, selection: Selection) -> Fraction | None:
     rate = selection.fps or info.fps
     return rate and rate / selection.every
-
-
-def _expected_frames(info: VideoInfo, selection: Selection) -> int | None:
-    """How many frames the header promises of a selection; for a progress bar."""
-    count, fps = info.frames_from_header, info.fps
-    if count is None and fps and info.duration:
-        count = round(fps * info.duration)
-    if count is None:
-        return selection.frames
-    if fps and not info.is_picture:
-        seconds = max(Fraction(0), Fraction(count) / fps - selection.start)
-        if selection.duration is not None:
-            seconds = min(seconds, selection.duration)
-        count = round(seconds * (selection.fps or fps))
-    count = max(0, -(-count // selection.every) - selection.skip)
-    return count if selection.frames is None else min(count, selection.frames)
-
-
-def _shortfall(chunker: Chunker, options: EncodeOptions) -> Iterator[str]:
-    wanted, found = options.selection.frames, len(chunker.times) + chunker.dropped
-    if wanted is not None and found < wanted:
-        if options.short == "refuse":
-            raise too_short(found, wanted)
-        repeated = options.short == "pad" and chunker.padded
-        yield too_short(found, wanted).reason + (": its last one is repeated" if repeated else "")
-    if chunker.dropped:
-        yield f"the last {chunker.dropped} frames were dropped (--tail drop)"

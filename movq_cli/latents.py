@@ -150,8 +150,8 @@ class LatentsWriter:
             raise ValueError(f"a chunk of {tuple(latents.shape)} {dtype} cannot follow {self.shape} {self.dtype}")
         if not bool(torch.isfinite(latents).all()):
             raise MovqError(
-                f"latents {sum(self._frames)} to {sum(self._frames) + n - 1} are not finite: nothing was written; "
-                "try --precision fp32, or --store-dtype fp32 if it was fp16"
+                f"latents {sum(self._frames)} to {sum(self._frames) + n - 1} are not finite in {dtype}: nothing was written; "
+                "--store-dtype fp32 holds larger numbers"
             )
         self._shape, self.dtype = (c, h, w), dtype
         self._frames.append(n)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .budget import Budget, ModelOptions, Task, make_budget, one_of
-from .codec import RGB, TAILS, chunk_lengths, encode_windows, first_chunk, fit_tail, window_lengths
+from .codec import RGB, TAILS, Chunker, chunk_lengths, encode_windows, first_chunk, fit_tail, window_lengths
 from .device import ITEM_SIZE, choose_device, choose_precision
 from .errors import MovqError, MovqShort, MovqUsageError, about
 from .headers import ITEM_SIZES
@@ -249,3 +250,31 @@ def stored_bytes(options: EncodeOptions, precision: str) -> tuple[str, int]:
     """By what --store-dtype calls it, the dtype latents are stored in, and the bytes of one number."""
     name = {"tf32": "fp32"}.get(precision, precision) if options.store_dtype == "auto" else options.store_dtype
     return name, ITEM_SIZES[DTYPES[name]]
+
+
+def expected_frames(info: VideoInfo, selection: Selection) -> int | None:
+    """How many frames the header promises of a selection; for a progress bar."""
+    count, fps = info.frames_from_header, info.fps
+    if count is None and fps and info.duration:
+        count = round(fps * info.duration)
+    if count is None:
+        return selection.frames
+    if fps and not info.is_picture:
+        seconds = max(Fraction(0), Fraction(count) / fps - selection.start)
+        if selection.duration is not None:
+            seconds = min(seconds, selection.duration)
+        count = round(seconds * (selection.fps or fps))
+    count = max(0, -(-count // selection.every) - selection.skip)
+    return count if selection.frames is None else min(count, selection.frames)
+
+
+def shortfall(chunker: Chunker, options: EncodeOptions) -> Iterator[str]:
+    """What to say of frames that there are not, and of those left out. Raises MovqShort where they were to be there."""
+    wanted, found = options.selection.frames, len(chunker.times) + chunker.dropped
+    if wanted is not None and found < wanted:
+        if options.short == "refuse":
+            raise too_short(found, wanted)
+        repeated = options.short == "pad" and chunker.padded
+        yield too_short(found, wanted).reason + (": its last one is repeated" if repeated else "")
+    if chunker.dropped:
+        yield f"the last {chunker.dropped} frames were dropped (--tail drop)"

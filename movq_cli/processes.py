@@ -1,6 +1,7 @@
 """Processes of movq's own: each runs one module's `main`, speaks in JSON lines, and ends with the process that made it.
 
 What a library does to a process, it does to one of these. `Child` is the side that starts it, `Talk` the side started.
+And a thread, for what can be done meanwhile.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, BinaryIO
 
@@ -143,3 +146,17 @@ def _die_with_parent(parent: int) -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
+
+
+def in_background(work: Callable[[], str]) -> Future[str]:
+    """Runs `work` in a thread that nobody waits for who does not want its result: digests of large files take a while."""
+    future: Future[str] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future

@@ -315,3 +315,24 @@ def test_where_memory_runs_out_smaller_chunks_are_tried(tmp_path):
     assert off(made.latents, wanted.latents) < AGREE
     assert made.frame_times.equal(wanted.frame_times)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "large.safetensors", "small.safetensors"]
+
+
+@pytest.mark.parametrize("options", [{}, {"chunk_frames": 4}])
+@pytest.mark.parametrize("scope", ["frame", "whole"])
+def test_numbers_that_are_not_finite_are_traced_to_stage_and_frame(tmp_path, make_weights, scope, options):
+    """Weights that are finite and multiply what is not flat beyond all bounds; pictures are flat before frame 10."""
+
+    def overflow(tensors):
+        taps = tensors["encoder.conv_in.conv.weight"]
+        taps[..., [0, 2], :], taps[..., [0, 2]] = 0, 0  # else a picture's border would not be flat
+        tensors["encoder.down.0.block.0.conv2.conv.weight"].mul_(1e38)
+        tensors["encoder.down.0.block.0.norm2.weight"].mul_(4)
+
+    weights = str(make_weights(change=overflow, norm_scope=scope))
+    flat = np.full((48, 64, 3), 99, np.uint8)
+    clip = clips.lossless(tmp_path / "a.mkv", [flat] * 10 + clips.pictures(7))
+    stage = r"not finite in fp32, first in down\.0\.block\.0\.conv2 at frame "
+    first = r"10 \(0\.400 s\)" if scope == "frame" else r"\d+ \(.*\)"  # a norm over the clip makes none flat
+    with pytest.raises(MovqError, match=f"a.mkv: gives numbers that are {stage}{first}: nothing was written"):
+        encode_video(clip, tmp_path / "a.safetensors", FP32, weights=weights, **options)
+    assert sorted(os.listdir(tmp_path)) == ["a.mkv", "weights.safetensors"]

@@ -89,11 +89,13 @@ class Encoder3D(nn.Module):
         cache: StreamCache,
         store: Store | None = None,
         worked: Worked = lambda frames: None,
+        check: bool = False,
     ) -> Iterator[Tensor]:
         """The next chunks of a stream, which share the statistics of their norms: for each, what becomes of it.
 
         With norm_scope "whole" a stream is one window if its outputs are to be those of the whole clip; with "frame" the
-        windows make no difference. Chunks wait in the `store` between stages; `worked` hears of the work done, in frames.
+        windows make no difference. Chunks wait in the `store` between stages; `worked` hears of the work done, in frames;
+        with `check`, NotFinite names the first stage that gives numbers that are not.
         """
         config, s = self.config, self.config.spatial_factor
         first = cache.frames == 0
@@ -104,12 +106,13 @@ class Encoder3D(nn.Module):
                 b, _, t, h, w = x.shape
                 if h % s or w % s:
                     raise ValueError(f"height and width must be multiples of {s}, got {h}x{w}")
+                at = cache.frames
                 if cache.take(t, factor=config.temporal_factor, first_chunk_frames=config.first_chunk_frames):
-                    yield Carry(x.contiguous(memory_format=LAYOUT), frames=t)
+                    yield Carry(x.contiguous(memory_format=LAYOUT), frames=t, at=at)
                 else:  # fewer frames than a latent needs, at the end of a stream
                     short.append(x.new_empty(b, config.moment_channels, 0, h // s, w // s))
 
-        yield from run_window(self.stages(), admitted(), cache, first=first, store=store, worked=worked)
+        yield from run_window(self.stages(), admitted(), cache, first=first, store=store, worked=worked, check=check)
         yield from short
 
     def stages(self) -> list[Stage]:

@@ -35,11 +35,21 @@ class Carry:
     """Decoder only: the latents the chunk is made from, which every norm reads."""
     frames: int = 0
     """Frames the chunk came with: its share of the work."""
+    at: int = 0
+    """Frames of the stream before it."""
 
     @property
     def head(self) -> Tensor:
         """What the next stage's norm is about."""
         return self.x if self.h is None else self.h
+
+
+class NotFinite(Exception):
+    """A stage gave numbers that are not finite: which one, and the first frame of the stream that has to do with them."""
+
+    def __init__(self, stage: str, frame: int) -> None:
+        super().__init__(f"{stage} gives numbers that are not finite at frame {frame}")
+        self.stage, self.frame = stage, frame
 
 
 class _Run(Protocol):
@@ -77,12 +87,14 @@ def run_window(
     first: bool = True,
     store: Store | None = None,
     worked: Worked = lambda frames: None,
+    check: bool = False,
 ) -> Iterator[Tensor]:
     """Runs the chunks of one window through every stage and yields what becomes of each.
 
     `first`: whether the window opens its stream. Statistics live within the window, the cache's past across windows.
     Between two stages chunks wait in the `store` (default: the device's memory). With gradients on, a window has one
-    chunk: its norms then measure that chunk themselves, differentiably.
+    chunk: its norms then measure that chunk themselves, differentiably. With `check`, which costs a pass over memory per stage,
+    raises NotFinite for the first stage that gives such numbers.
     """
     store = store or Store()
     total = sum(stage.work for stage in stages)
@@ -90,9 +102,11 @@ def run_window(
     carries: Iterable[Carry] = window
 
     def run(stage: Stage, carry: Carry) -> Carry:
-        frames = carry.frames
+        frames, at = carry.frames, carry.at
         carry = stage.run(carry, cache, moments)
-        carry.frames = frames
+        carry.frames, carry.at = frames, at
+        if check:
+            _require_finite(stage, carry)
         worked(frames * stage.work / total)
         return carry
 
@@ -113,6 +127,15 @@ def run_window(
             yield run(stages[-1], carry).x
 
 
+def _require_finite(stage: Stage, carry: Carry) -> None:
+    finite = carry.head.isfinite().all(dim=4).all(dim=3).all(dim=1).all(dim=0)
+    if not bool(finite.all()):
+        step, steps = finite.tolist().index(False), len(finite)
+        ratio = -(-carry.frames // steps)
+        alone = carry.frames - (steps - 1) * ratio  # the first step of a stream is one frame
+        raise NotFinite(stage.name, carry.at + (alone + (step - 1) * ratio if step else 0))
+
+
 @dataclass(frozen=True)
 class _Waiting:
     """A carry whose tensors are in a store."""
@@ -121,16 +144,17 @@ class _Waiting:
     has_h: bool
     has_zq: bool
     frames: int
+    at: int
 
     @classmethod
     def put(cls, carry: Carry, store: Store) -> _Waiting:
         claim = store.put([t for t in (carry.x, carry.h, carry.zq) if t is not None])
-        return cls(claim, carry.h is not None, carry.zq is not None, carry.frames)
+        return cls(claim, carry.h is not None, carry.zq is not None, carry.frames, carry.at)
 
     def take(self) -> Carry:
         tensors = iter(self.claim())
         x, h, zq = next(tensors), next(tensors) if self.has_h else None, next(tensors) if self.has_zq else None
-        return Carry(x, h, zq, self.frames)
+        return Carry(x, h, zq, self.frames, self.at)
 
 
 def _opening(carries: Iterable[Carry], cache: StreamCache, first: bool) -> Iterator[Carry]:
