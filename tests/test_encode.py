@@ -320,22 +320,22 @@ def test_where_memory_runs_out_smaller_chunks_are_tried(tmp_path):
 @pytest.mark.parametrize("options", [{}, {"chunk_frames": 4}])
 @pytest.mark.parametrize("scope", ["frame", "whole"])
 def test_numbers_that_are_not_finite_are_traced_to_stage_and_frame(tmp_path, make_weights, scope, options):
-    """Weights that are finite, see colour alone, and multiply it beyond all bounds; pictures are grey before frame 10."""
+    """Weights that are finite, see colour alone, and multiply it beyond all bounds; pictures are white before frame 10."""
 
     def overflow(tensors):
         for name in ("conv_in", "down.0.block.0.conv1"):
             tensors[f"encoder.{name}.conv.bias"].zero_()
         taps = tensors["encoder.conv_in.conv.weight"]
-        taps[:, 0] = taps[:, 0].sign() / 8  # exact, so that grey cancels out exactly
+        taps[:, 0] = taps[:, 0].sign() / 8  # exact, so that white, 1.0, cancels out exactly
         taps[:, 1], taps[:, 2] = -taps[:, 0], 0
         tensors["encoder.down.0.block.0.norm2.weight"].mul_(100)
         tensors["encoder.down.0.block.0.conv2.conv.weight"].mul_(1e38)
 
     weights = str(make_weights(change=overflow, norm_scope=scope, num_res_blocks=2))
-    grey = np.full((48, 64, 3), 99, np.uint8)
-    clip = clips.lossless(tmp_path / "a.mkv", [grey] * 10 + clips.pictures(7))
+    white = np.full((48, 64, 3), 255, np.uint8)
+    clip = clips.lossless(tmp_path / "a.mkv", [white] * 10 + clips.pictures(7))
     stage = r"not finite in fp32, first in down\.0\.block\.0\.conv2 at frame "
-    first = r"10 \(0\.400 s\)" if scope == "frame" else r"\d+ \(.*\)"  # a norm over the clip leaves nothing grey
+    first = r"10 \(0\.400 s\)" if scope == "frame" else r"\d+ \(.*\)"  # a norm over the clip leaves nothing white
     with pytest.raises(MovqError, match=f"a.mkv: gives numbers that are {stage}{first}: nothing was written"):
         encode_video(clip, tmp_path / "a.safetensors", FP32, weights=weights, **options)
     assert sorted(os.listdir(tmp_path)) == ["a.mkv", "weights.safetensors"]
