@@ -427,6 +427,18 @@ def test_a_decoder_that_hangs_is_an_error_of_its_file(monkeypatch):
             list(reader)
 
 
+def test_a_decoder_that_takes_too_much_memory_is_an_error_of_its_file(tmp_path, monkeypatch):
+    """Wherever it runs out, and whatever libav makes of that, which has no one word for it."""
+    wide = np.tile(clips.picture(64, 48), (40, 40, 1))
+    clip = clips.write(tmp_path / "a.mp4", [wide] * 3, options={"preset": "ultrafast"})
+    for megabytes in (4, 10, 18, 25, 40):
+        monkeypatch.setattr("movq_cli.video.reader.DECODER_BYTES", megabytes << 20)
+        with pytest.raises(MovqError, match=r"a.mp4: .*(needs more memory|not a video|cannot be|is damaged|crashed)"):
+            list(read_frames(clip))
+    monkeypatch.undo()
+    assert len(list(read_frames(clip))) == 3
+
+
 def test_no_process_outlives_its_reader():
     before = set(children())
     reader = read_frames(CITY)

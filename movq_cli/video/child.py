@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import mmap
 import os
+import resource
 import traceback
+from contextlib import suppress
 from dataclasses import asdict
 from fractions import Fraction
 from typing import Any
 
-from ..errors import MovqError, MovqMemoryError
+from ..errors import MovqError
 from ..processes import Talk
 
 
@@ -39,11 +41,23 @@ def _answer(talk: Talk, request: dict[str, Any]) -> None:
         raise
     except BaseException as error:
         if isinstance(error, MemoryError):
-            error = MovqMemoryError("needs more memory to decode than there is")
+            error = MovqError(
+                f"needs more memory to decode than the {request['memory_limit'] / 1e9:.1f} GB there are for that"
+            )
         if isinstance(error, MovqError):
             talk.say("error", **error.to_dict())
         else:
             talk.say("bug", trace=traceback.format_exc())
+
+
+def _bound(memory_limit: int) -> None:
+    """Allows this process so many bytes more of its own, and where the machine has none left, makes it the first to go."""
+    with suppress(OSError, ValueError):  # not Linux, or a limit below this is set already
+        with open("/proc/self/statm") as file:
+            taken = int(file.read().split()[5]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_DATA, (taken + memory_limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
 
 
 def _serve(talk: Talk, request: dict[str, Any]) -> None:
@@ -55,6 +69,7 @@ def _serve(talk: Talk, request: dict[str, Any]) -> None:
     from .source import open_video
 
     av.logging.set_level(av.logging.ERROR)
+    _bound(request["memory_limit"])
     selection, picture = Selection.from_dict(request["selection"]), Picture(**request["picture"])
     path = os.fsdecode(request["path"].encode("utf-8", "surrogateescape"))
     with open_video(path, selection.stream) as source:

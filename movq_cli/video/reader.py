@@ -29,6 +29,9 @@ HANG_SECONDS = 120.0
 AHEAD_BYTES = 128 << 20
 """Shared memory that decoded frames may take, but for at least two of them."""
 
+DECODER_BYTES = 4 << 30
+"""Memory that decoding may take besides (8192x4320 of HEVC in 10 bits takes 1 GB)."""
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -242,6 +245,7 @@ class _Worker:
             "ahead_bytes": AHEAD_BYTES,
             "threads": threads,
             "memory": self._memory,
+            "memory_limit": DECODER_BYTES,
         }
         self._child.send(request)
 
@@ -257,7 +261,10 @@ class _Worker:
                 self.close()
                 raise MovqHang(f"the decoder hung: nothing came for {HANG_SECONDS:.0f} s", self._path) from None
             except EOFError:
-                raise MovqCrash(f"the decoder crashed on it ({self._child.death()})", self._path) from None
+                how = self._child.death()
+                if how == "SIGKILL":
+                    how += ", as the system does where memory runs out"
+                raise MovqCrash(f"the decoder crashed on it ({how})", self._path) from None
             if message["kind"] == "error":
                 raise MovqError.from_dict(message, self._path)
             if message["kind"] == "bug":

@@ -16,7 +16,7 @@ import av
 import av.error
 from av.stream import Disposition
 
-from ..errors import MovqError, MovqMemoryError
+from ..errors import MovqError
 from ..files import require_file
 
 if TYPE_CHECKING:
@@ -63,17 +63,15 @@ def open_video(path: str, stream: int | None = None) -> Iterator[Source]:
 
 @contextmanager
 def av_errors(what: str) -> Iterator[None]:
-    """Turns whatever PyAV raises into one sentence. Its own words follow in brackets; not all of them fit."""
+    """Turns whatever PyAV raises, but for a MemoryError, into one sentence. Its words follow in brackets; not all of them fit."""
     try:
         yield
-    except MovqError:
+    except (MovqError, MemoryError):
         raise
     except av.error.FFmpegError as error:
         raise MovqError(f"{what} ({_words(error)})") from error
     except (OverflowError, UnicodeDecodeError, ValueError) as error:
         raise MovqError(f"{what} ({error})") from error
-    except MemoryError as error:
-        raise MovqMemoryError(f"{what} (not enough memory)") from error
 
 
 def _words(error: av.error.FFmpegError) -> str:
