@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
@@ -78,7 +78,8 @@ class Task:
 
     `window`: the largest window (0: norms per frame, each chunk is one). `longest`: the longest chunk for a
     `chunk_frames`. `cost` of a chunk; `beside`: bytes besides activations that a chunk takes. `default`: the chunk_frames
-    to take where nothing else is said; `picture`: WxH; `advice`: what to do where not even the smallest chunk fits.
+    to take where nothing else is said; `picture`: WxH; `advice`: what to do where not even the smallest chunk fits;
+    `smaller`: the same for smaller pictures, from large to small.
     """
 
     config: AutoencoderConfig
@@ -90,6 +91,16 @@ class Task:
     default: int
     picture: str
     advice: str
+    smaller: Callable[[], Iterable[Task]] = tuple
+
+    def memory(self, chunk: int, precision: str, device: torch.device) -> int:
+        """Bytes at the peak with chunks of so many frames."""
+        longest, item = self.longest(chunk), ITEM_SIZE[precision]
+        base = 0 if device.type == "cuda" else PROCESS_BYTES
+        return base + self.parameters * item + self.cost(longest).bytes(item) + self.beside(longest)
+
+    def indexable(self, chunk: int) -> bool:
+        return self.cost(self.longest(chunk)).largest <= MAX_ELEMENTS
 
 
 @dataclass(frozen=True)
@@ -133,27 +144,26 @@ def make_budget(task: Task, options: ModelOptions, device: torch.device, precisi
     most = max(budget, free) if task.window else budget  # what is spilled makes the rest fit
 
     def memory(chunk: int) -> int:
-        longest = task.longest(chunk)
-        base = 0 if device.type == "cuda" else PROCESS_BYTES
-        return base + task.parameters * item + task.cost(longest).bytes(item) + task.beside(longest)
+        return task.memory(chunk, precision, device)
 
-    def indexable(chunk: int) -> bool:
-        return task.cost(task.longest(chunk)).largest <= MAX_ELEMENTS
+    def fits(task: Task, chunk: int) -> bool:
+        return task.memory(chunk, precision, device) <= most and task.indexable(chunk)
 
     def refuse(chunk: int, advice: str) -> MovqError:
         what = f"a chunk of {chunk} frames of {task.picture}"
-        if not indexable(chunk):
+        if not task.indexable(chunk):
             return MovqError(f"{what} has a tensor of more than {MAX_ELEMENTS:,} numbers; {advice}")
         needed, allowed = memory(chunk) / 1e9, most / 1e9
         return MovqMemoryError(f"{what} needs about {needed:.1f} GB where {allowed:.1f} GB may be used; {advice}")
 
-    if task.window and options.chunk_frames is None and memory(WHOLE_WINDOW) <= budget and indexable(WHOLE_WINDOW):
+    if task.window and options.chunk_frames is None and memory(WHOLE_WINDOW) <= budget and task.indexable(WHOLE_WINDOW):
         return Budget(WHOLE_WINDOW, memory(WHOLE_WINDOW), 0, 0, 0, "", ())
     wanted = options.chunk_frames or task.default
     factor = task.config.temporal_factor
-    chunk = next((n for n in range(wanted, 0, -factor) if memory(n) <= most and indexable(n)), None)
+    chunk = next((n for n in range(wanted, 0, -factor) if fits(task, n)), None)
     if chunk is None:
-        raise refuse(factor, task.advice)
+        largest = next((other.picture for other in task.smaller() if fits(other, factor)), None)
+        raise refuse(factor, task.advice + (f"; the largest that fits is {largest}" if largest else ""))
     if chunk != wanted and options.chunk_frames is not None:
         raise refuse(wanted, f"--chunk-frames {chunk} fits")
     warnings = () if chunk == wanted else (f"chunks of {chunk} frames instead of {wanted}: more do not fit",)

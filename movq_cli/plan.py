@@ -23,6 +23,7 @@ from .model.checkpoint import Checkpoint, open_checkpoint, require_fit
 from .model.config import WINDOW_FRAMES, AutoencoderConfig
 from .model.cost import default_chunk_frames, encode_cost
 from .video import AHEAD_BYTES, FrameReader, Geometry, Picture, Selection, VideoInfo, count_frames, read_frames
+from .video.geometry import round_up, smaller_pictures
 
 if TYPE_CHECKING:
     import torch
@@ -176,7 +177,6 @@ def make_plan(
     precision: str,
 ) -> Plan:
     config, geometry = checkpoint.config, reader.geometry
-    height, width = geometry.padded_height, geometry.padded_width
     semantics = checkpoint.semantics if options.semantics == "auto" else options.semantics
     padded = dropped = 0
     total: int | None = None
@@ -201,24 +201,31 @@ def make_plan(
         assert most is not None
         return max(chunk_lengths(encode_windows(semantics, most, chunk, config), most))
 
-    def beside(frames: int) -> int:
-        pixels = height * width * config.in_channels
-        if device.type == "cuda":  # frames arrive as bytes and become fp32
-            return frames * pixels * (1 + ITEM_SIZE["fp32"])
-        return 2 * frames * pixels + min(AHEAD_FRAMES * pixels, AHEAD_BYTES)
+    def task(size: tuple[int, int], padded: tuple[int, int] | None = None) -> Task:
+        width, height = padded or [round_up(n, config.spatial_factor) for n in size]
 
-    task = Task(
-        config=config,
-        parameters=checkpoint.parameters["encoder"],
-        window=window,
-        longest=longest,
-        cost=lambda frames: encode_cost(config, frames, height, width),
-        beside=beside,
-        default=default_chunk_frames(config, height, width),
-        picture=f"{width}x{height}",
-        advice="take a smaller picture: --short-side",
-    )
-    budget = make_budget(task, options, device, precision)
+        def beside(frames: int) -> int:
+            pixels = height * width * config.in_channels
+            if device.type == "cuda":  # frames arrive as bytes and become fp32
+                return frames * pixels * (1 + ITEM_SIZE["fp32"])
+            return 2 * frames * pixels + min(AHEAD_FRAMES * pixels, AHEAD_BYTES)
+
+        return Task(
+            config=config,
+            parameters=checkpoint.parameters["encoder"],
+            window=window,
+            longest=longest,
+            cost=lambda frames: encode_cost(config, frames, height, width),
+            beside=beside,
+            default=default_chunk_frames(config, height, width),
+            picture="{}x{}".format(*size),
+            advice="take a smaller picture: --short-side",
+            smaller=lambda: map(task, smaller_pictures(size, config.spatial_factor)),
+        )
+
+    width, height = geometry.padded_width, geometry.padded_height
+    first = task((geometry.width, geometry.height), (width, height))
+    budget = make_budget(first, options, device, precision)
     shape = None if total is None else _saved_shape(config.latent_shape(total, height, width), options, config)
     chunks = None
     if total is not None:

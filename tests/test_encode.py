@@ -185,8 +185,22 @@ def test_what_does_not_fit_is_lowered_or_refused(tmp_path, clip, make_weights):
     assert any("instead of" in w for w in lowered.budget.warnings)
     with pytest.raises(MovqError, match=r"needs about .* GB where .* --chunk-frames 4 fits"):
         plan_encode(clip, EncodeOptions(precision="fp32", chunk_frames=64, memory_budget=small + 1000))
-    with pytest.raises(MovqError, match="smaller picture"):
+    with pytest.raises(MovqError, match=r"smaller picture: --short-side$"):
         plan_encode(clip, EncodeOptions(memory_budget=1000))
+
+
+def test_where_no_chunk_fits_the_largest_picture_that_does_is_named(tmp_path):
+    """The one named is planned with the same budget, and the next larger one is not."""
+    clip = clips.write(tmp_path / "a.mp4", clips.pictures(5, 640, 400), options={"preset": "ultrafast"})
+    options = EncodeOptions(precision="fp32", memory_budget=700_000_000)
+    with pytest.raises(MovqError, match=r"4 frames of 640x400 needs about .*; the largest that fits is ") as caught:
+        plan_encode(clip, options)
+    width, height = map(int, caught.value.reason.rpartition(" ")[2].split("x"))
+    assert height % 8 == 0
+    fits = plan_encode(clip, dataclasses.replace(options, picture=Picture(short_side=height)))
+    assert (fits.geometry.width, fits.geometry.height, fits.budget.chunk_frames) == (width, height, 4)
+    with pytest.raises(MovqError, match=f"the largest that fits is {width}x{height}"):
+        plan_encode(clip, dataclasses.replace(options, picture=Picture(short_side=height + 8)))
 
 
 @pytest.mark.parametrize("chunk", [0, 3, 10])

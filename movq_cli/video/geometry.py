@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
@@ -169,6 +170,13 @@ def _target(shown: tuple[int, int], picture: Picture) -> tuple[tuple[int, int], 
         return shown, shown
     size = max(1, round(w * scale)), max(1, round(h * scale))
     return size, size
+
+
+def smaller_pictures(size: tuple[int, int], multiple: int) -> Iterator[tuple[int, int]]:
+    """Sizes (width, height) of the same shape, from large to small, whose short side is a multiple."""
+    short = min(size)
+    for side in range(round_up(short, multiple) - multiple, 0, -multiple):
+        yield round(size[0] * side / short), round(size[1] * side / short)
 
 
 def round_up(value: int, multiple: int) -> int:
