@@ -1,6 +1,7 @@
-"""Files that lie: movq's own formats, edited at random, never end in anything but a MovqError. A short run, by fixed seeds.
+"""Files that lie: videos and movq's own formats, edited at random, never end in anything but a MovqError. A short run, by
+fixed seeds.
 
-python -m tests.test_fuzz SECONDS SEED     (a long one: every surprise is printed, with what was edited)
+python -m tests.test_fuzz SECONDS SEED [KIND]     (a long one: every surprise is printed, with what was edited)
 """
 
 import contextlib
@@ -20,13 +21,22 @@ from pathlib import Path
 
 import pytest
 
-from movq_cli import LatentDataset, MovqError, encode_batch, open_latents
+from movq_cli import (
+    LatentDataset,
+    MovqError,
+    decode_video,
+    encode_batch,
+    open_latents,
+    probe,
+    read_frames,
+)
 from movq_cli.batch import compare_outputs, read_folder, summarise
 from movq_cli.batch.captions import read_captions
 from movq_cli.batch.cut import Known
 from movq_cli.batch.lists import read_list
 from movq_cli.cli.info import _describe
 from movq_cli.model.checkpoint import embedded_weights, open_checkpoint
+from movq_cli.video import count_frames
 
 from . import clips
 
@@ -131,6 +141,22 @@ def look_at_latents(path):
     describe(path)
 
 
+def decode(path):
+    output = f"{path}.npy"
+    try:
+        decode_video(path, output)
+        os.unlink(output)
+    finally:
+        assert not os.path.exists(output)
+
+
+def watch(path):
+    """All that is asked of a video, each by a process of its own."""
+    for look in (probe, count_frames, lambda path: list(read_frames(path))):
+        with contextlib.suppress(MovqError):
+            look(path)
+
+
 def look_at_weights(path):
     describe(path)
     _ = open_checkpoint(path).digest
@@ -171,25 +197,30 @@ class Fuzz:
         for layout in ("files", "tar"):
             encode_batch([folder / "in"], folder / layout, layout=layout, buckets=["5x32x48"], workers=1)
         shutil.copy(embedded_weights(), folder / "weights.safetensors")
-        shutil.copy(folder / "files" / "0.mp4.safetensors", folder / "latents.safetensors")
+        for name in ("latents", "decoded"):
+            shutil.copy(folder / "files" / "0.mp4.safetensors", folder / f"{name}.safetensors")
         tar, index = "tar/latents-00000.tar", "tar/latents-00000.index.json"
         self.folder = folder
         self.kinds = {
             "latents.safetensors": (edited_safetensors, look_at_latents),
+            "decoded.safetensors": (edited_safetensors, decode),
             "weights.safetensors": (edited_safetensors, look_at_weights),
             "files/manifest.jsonl": (edited_text, look_at_batch),
             "tar/manifest.jsonl": (edited_text, look_at_batch),
             index: (edited_text, look_at_batch),
             tar: (damaged, look_at_batch),
         }
+        for suffix in (".mp4", ".mkv", ".avi", ".ts"):
+            self.kinds[clips.write(folder / f"video{suffix}", clips.pictures(9)).name] = damaged, watch
+        self.kinds[clips.still(folder / "video.png", clips.picture(64, 48), "png").name] = damaged, watch
         self.good = {name: (folder / name).read_bytes() for name in self.kinds}
         for suffix in (".csv", ".jsonl", ".json", ".tsv", ".txt", ""):
             self.kinds[f"list{suffix}"] = edited_text, look_at_list
         self.index = folder / index
 
-    def once(self, dice):
-        """(kind, bytes, what was raised that should not have been)."""
-        name = dice.choice(list(self.kinds))
+    def once(self, dice, only=""):
+        """(kind, bytes, what was raised that should not have been). `only`: kinds whose names begin so."""
+        name = dice.choice([name for name in self.kinds if name.startswith(only)])
         edit, look = self.kinds[name]
         data = edit(self.good.get(name) or dice.choice(LISTS), dice)
         (self.folder / name).write_bytes(data)
@@ -210,21 +241,28 @@ class Fuzz:
         return name, data, None
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_nothing_but_a_movq_error(tmp_path_factory, seed):
-    fuzz = Fuzz(tmp_path_factory.mktemp("fuzz"))
-    dice = random.Random(seed)
-    for _ in range(150):
-        name, data, surprise = fuzz.once(dice)
+@pytest.fixture(scope="module")
+def fuzz(tmp_path_factory):
+    return Fuzz(tmp_path_factory.mktemp("fuzz"))
+
+
+SHORT = {"latents": 80, "decoded": 40, "weights": 80, "files": 80, "tar": 160, "list": 160, "video": 12}
+
+
+@pytest.mark.parametrize("kind", SHORT)
+def test_nothing_but_a_movq_error(fuzz, kind):
+    dice = random.Random(kind)
+    for _ in range(SHORT[kind]):
+        name, data, surprise = fuzz.once(dice, kind)
         assert surprise is None, (name, data[:5000], surprise)
 
 
-def main(seconds, seed):
+def main(seconds, seed, only=""):
     dice, counts, end = random.Random(seed), Counter(), time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as folder:
         fuzz = Fuzz(Path(folder))
         while time.monotonic() < end:
-            name, data, surprise = fuzz.once(dice)
+            name, data, surprise = fuzz.once(dice, only)
             counts[name] += 1
             if surprise is not None:
                 counts["surprises"] += 1
@@ -233,4 +271,4 @@ def main(seconds, seed):
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]), int(sys.argv[2]))
+    main(float(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
