@@ -377,6 +377,20 @@ def test_of_a_cut_video_what_comes_before_is_taken_where_that_is_allowed(tmp_pat
         list(reader)
 
 
+def test_damage_is_not_concealed(tmp_path):
+    """Bytes overwritten in the middle of what every frame is coded in: libav would show something all the same."""
+    clip = clips.write(tmp_path / "a.mp4", clips.pictures(20, 128, 96), options={"g": "5"})
+    data = bytearray(clip.read_bytes())
+    with av.open(str(clip)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    for at, size in packets[5:8]:
+        damaged = data.copy()
+        damaged[at + size // 2 : at + size // 2 + 8] = b"\xa5" * 8
+        clip.write_bytes(damaged)
+        with pytest.raises(MovqError, match=r"damaged|cannot be decoded"):
+            read(clip)
+
+
 def test_size_change_in_mid_stream(tmp_path):
     """Two elementary streams, joined: what a broken recorder leaves."""
     a = clips.write(tmp_path / "a.h264", clips.pictures(5), format="h264")

@@ -1,0 +1,470 @@
+"""What movq promises, the tests that hold it, and whether they go red when it is broken.
+
+    python -m tests.promises [NUMBER ...]
+
+Of each promise one line or more of movq is broken in a copy of the tree, and its tests must fail there. Prints a table.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Break(NamedTuple):
+    """`old` becomes `new` in a file of movq_cli; `tests` fail then."""
+
+    words: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+PROMISES = {
+    1: (
+        "Whole or absent",
+        [
+            Break(
+                "the output is written under a name while it grows",
+                "files.py",
+                'if hasattr(os, "O_TMPFILE"):',
+                "if False:",
+                "test_files.py::test_sigkill_leaves_nothing",
+            ),
+            Break(
+                "what was written so far is given its name after an error",
+                "files.py",
+                "        os.close(self._fd)\n        if self._named",
+                "        kind and self.commit()\n        os.close(self._fd)\n        if self._named",
+                "test_files.py::test_nothing_until_commit_and_nothing_without",
+            ),
+        ],
+    ),
+    2: (
+        "Durable",
+        [
+            Break(
+                "the data is not synced",
+                "files.py",
+                "os.fsync(self._fd)",
+                "pass",
+                "test_files.py::test_synced_then_named_then_the_folder_synced",
+            ),
+            Break(
+                "the folder is not synced",
+                "files.py",
+                "            sync(self._folder)\n",
+                "",
+                "test_files.py::test_synced_then_named_then_the_folder_synced",
+            ),
+        ],
+    ),
+    3: (
+        "A bad input is refused in one line",
+        [
+            Break(
+                "what PyAV raises is let through",
+                "video/source.py",
+                'raise MovqError(f"{what} ({_words(error)})") from error',
+                "raise",
+                "test_cli.py::test_bad_inputs_are_one_line_and_leave_nothing",
+            )
+        ],
+    ),
+    4: (
+        "Never less than the whole video without a word",
+        [
+            Break(
+                "packets and ends are not compared with the header",
+                "video/decode.py",
+                "        self._check_whole(index, packets, end, rate)\n",
+                "",
+                "test_video.py::test_a_cut_video_is_refused_wherever_it_is_cut",
+            ),
+            Break(
+                "a part that is taken is not said to be one",
+                "video/decode.py",
+                "            self.partial = True\n",
+                "",
+                "test_video.py::test_of_a_cut_video_what_comes_before_is_taken_where_that_is_allowed",
+            ),
+            Break(
+                "a change of size is taken",
+                "video/decode.py",
+                "if size != (frame.width, frame.height):",
+                "if False:",
+                "test_video.py::test_size_change_in_mid_stream",
+            ),
+        ],
+    ),
+    5: (
+        "The pixels are those a viewer shows",
+        [
+            Break(
+                "the matrix is libav's guess",
+                "video/decode.py",
+                "                src_colorspace=colour.matrix_number,\n",
+                "",
+                "test_video.py::test_colour_as_tagged",
+            ),
+            Break(
+                "every range is taken to be limited",
+                "video/decode.py",
+                "src_color_range=colour.range_number",
+                "src_color_range=1",
+                "test_video.py::test_colour_as_tagged",
+            ),
+            Break(
+                "mirrors are not",
+                "video/decode.py",
+                "return Orientation(False, a < 0, d < 0)",
+                "return Orientation(False, False, d < 0)",
+                "test_video.py::test_all_eight_orientations",
+            ),
+            Break(
+                "pixels are taken to be square",
+                "video/decode.py",
+                "frame, aspect = self._first.payload, self.source.stream.sample_aspect_ratio or Fraction(1)",
+                "frame, aspect = self._first.payload, Fraction(1)",
+                "test_video.py::test_pixels_that_are_not_square",
+            ),
+        ],
+    ),
+    6: (
+        "Every frame once, in order, with its time",
+        [
+            Break(
+                "times are counted, not read",
+                "video/decode.py",
+                "time = frame.pts * base",
+                "time = end",
+                "test_video.py::test_variable_frame_times",
+            ),
+            Break(
+                "the last frames are left in the decoder",
+                "video/decode.py",
+                "if packet is None:",
+                "if packet is None or not packet.size:",
+                "test_video.py::test_containers_and_b_frames",
+            ),
+        ],
+    ),
+    7: (
+        "Only the named files are opened",
+        [
+            Break(
+                "any format is opened",
+                "video/source.py",
+                '        "format_whitelist": picture or _VIDEO_FORMATS,\n',
+                "",
+                "test_video.py::test_bad_files_are_refused_with_the_reason",
+            ),
+            Break(
+                "pictures are opened by their names",
+                "video/source.py",
+                "format=picture, ",
+                "format=picture and 'image2', ",
+                "test_video.py::test_a_pattern_in_a_name_opens_no_neighbours",
+            ),
+        ],
+    ),
+    8: (
+        "No code runs from data",
+        [
+            Break(
+                "pickles are loaded",
+                "model/convert.py",
+                "weights_only=True",
+                "weights_only=False",
+                "test_convert.py::test_refused_in_one_line_with_nothing_written",
+            )
+        ],
+    ),
+    9: (
+        "Bounded",
+        [
+            Break(
+                "pictures may have any size",
+                "video/source.py",
+                "MAX_WIDTH, MAX_HEIGHT = 8192, 4320",
+                "MAX_WIDTH, MAX_HEIGHT = 81920, 43200",
+                "test_video.py::test_bad_files_are_refused_with_the_reason",
+            ),
+            Break(
+                "a decoder may take any memory",
+                "video/child.py",
+                '    _bound(request["memory_limit"])\n',
+                "",
+                "test_video.py::test_a_decoder_that_takes_too_much_memory_is_an_error_of_its_file",
+            ),
+            Break(
+                "latents are kept in memory",
+                "latents.py",
+                "        self._frames.append(n)\n",
+                "        self._frames.append(n)\n        self.__dict__.setdefault('kept', []).append(latents.clone())\n",
+                "test_latents.py::test_memory_does_not_hold_what_was_appended",
+            ),
+        ],
+    ),
+    10: (
+        "Weights are checked, and latents",
+        [
+            Break(
+                "weights may be NaN",
+                "model/checkpoint.py",
+                "                require_finite(name, tensor, self.path)\n",
+                "",
+                "test_cli.py::test_bad_weights_are_one_line_and_leave_nothing",
+            ),
+            Break(
+                "latents may be",
+                "latents.py",
+                "if not bool(torch.isfinite(latents).all()):",
+                "if False:",
+                "test_latents.py::test_values_that_are_not_finite_are_not_written",
+            ),
+            Break(
+                "where they come from is not found out",
+                "encode.py",
+                "run = replace(run, check=True)",
+                "raise MovqError('gives numbers that are not finite') from None",
+                "test_encode.py::test_numbers_that_are_not_finite_are_traced_to_stage_and_frame",
+            ),
+        ],
+    ),
+    11: (
+        "Inputs are never changed",
+        [
+            Break(
+                "an output may be an input",
+                "files.py",
+                "os.path.samefile(output, path)",
+                "False",
+                "test_encode.py::test_an_output_that_is_an_input_is_refused",
+            )
+        ],
+    ),
+    12: (
+        "No silent overwrite, and refused before the work",
+        [
+            Break(
+                "what exists is replaced",
+                "files.py",
+                "        if not self._force:\n            raise MovqOutputError",
+                "        if False:\n            raise MovqOutputError",
+                "test_cli.py::test_outputs_that_cannot_be_are_refused_at_once",
+            )
+        ],
+    ),
+    13: (
+        "A full disk is one line",
+        [
+            Break(
+                "system errors are let through",
+                "files.py",
+                "        raise write_error(error, path) from error\n",
+                "        raise\n",
+                "test_files.py::test_a_full_disk_is_one_line",
+            )
+        ],
+    ),
+    14: (
+        "Ctrl-C, TERM and HUP end it, tidy",
+        [
+            Break(
+                "TERM is not heard",
+                "cli/__init__.py",
+                "for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):",
+                "for number in (signal.SIGINT,):",
+                "test_cli.py::test_signals_leave_nothing",
+            )
+        ],
+    ),
+    15: (
+        "One bad file never stops a batch",
+        [
+            Break(
+                "a worker that dies ends the run",
+                "batch/pool.py",
+                "                    error = _death(worker.child.death())",
+                "                    raise",
+                "test_workers.py::test_a_worker_that_dies_or_hangs_costs_one_attempt_at_one_file",
+            ),
+            Break(
+                "a decoder that crashes is a bug",
+                "video/reader.py",
+                "raise MovqCrash(",
+                "raise RuntimeError(",
+                "test_video.py::test_a_crash_of_the_decoder_is_an_error_of_its_file",
+            ),
+        ],
+    ),
+    16: (
+        "Resume is by content",
+        [
+            Break(
+                "a changed video is taken to be the same",
+                "batch/resume.py",
+                'digests.of(item.path, source) != line["source_sha256"]',
+                "False",
+                "test_batch.py::test_changed_inputs_are_encoded_again_whatever_their_times_say",
+            ),
+            Break(
+                "a damaged output is taken to be whole",
+                "batch/resume.py",
+                "if not _is_whole(tars, line, verify):",
+                "if False:",
+                "test_batch.py::test_damaged_outputs_are_found_and_made_again",
+            ),
+        ],
+    ),
+    17: (
+        "A batch report",
+        [
+            Break(
+                "what failed is left out",
+                "batch/run.py",
+                "        self.manifest.append(line)\n",
+                "        if line['status'] == 'done':\n            self.manifest.append(line)\n",
+                "test_batch.py::test_every_item_is_in_the_manifest_once_with_what_became_of_it",
+            )
+        ],
+    ),
+    18: (
+        "No two inputs share an output",
+        [
+            Break(
+                "names are compared as they are written",
+                "batch/outputs.py",
+                'return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())',
+                "return name",
+                "test_items.py",
+            )
+        ],
+    ),
+    19: (
+        "Two movq at once",
+        [
+            Break(
+                "a batch does not lock its folder",
+                "batch/manifest.py",
+                "        fcntl.flock(fd, how | fcntl.LOCK_NB)\n",
+                "        pass\n",
+                "test_workers.py::test_two_batches_on_one_folder_the_second_is_refused",
+            )
+        ],
+    ),
+    20: (
+        "Same input, same bytes",
+        [
+            Break(
+                "the process is in the file",
+                "headers.py",
+                'header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}',
+                'header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items())) | {"made": os.urandom(4).hex()}}',
+                "test_encode.py::test_same_input_same_bytes",
+            )
+        ],
+    ),
+    21: (
+        "Any file name works, and none writes to the terminal",
+        [
+            Break(
+                "names are printed as they are",
+                "errors.py",
+                "c if c.isprintable() else",
+                "c if True else",
+                "test_cli.py::test_any_file_name_works_and_none_writes_to_the_terminal",
+            ),
+            Break(
+                "names are given to libav as they are",
+                "video/source.py",
+                '"file:" + path',
+                "path",
+                "test_cli.py::test_any_file_name_works_and_none_writes_to_the_terminal",
+            ),
+        ],
+    ),
+    22: (
+        "Every output says how it was made",
+        [
+            Break(
+                "what was dropped is not said",
+                "encode.py",
+                "frames_dropped=chunker.dropped,\n            fps",
+                "frames_dropped=0,\n            fps",
+                "test_encode.py::test_what_the_file_says",
+            ),
+            Break(
+                "a file that says what cannot be is believed",
+                "latents.py",
+                "        _check(header, metadata)\n",
+                "",
+                "test_latents.py::test_files_that_lie_are_refused",
+            ),
+        ],
+    ),
+    23: (
+        "Normal permissions",
+        [
+            Break(
+                "an output is its maker's alone",
+                "files.py",
+                "self._create(self._temp, 0o666)",
+                "self._create(self._temp, 0o600)",
+                "test_files.py::test_commit",
+            )
+        ],
+    ),
+}
+
+
+def red(tree, broken):
+    """Whether the tests fail in a copy that is broken so; green tests are an answer, other troubles are not."""
+    file = tree / "movq_cli" / broken.file
+    text = file.read_text()
+    if text.count(broken.old) < 1:
+        raise SystemExit(f"{broken.file} no longer has {broken.old!r}")
+    file.write_text(text.replace(broken.old, broken.new))
+    try:
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/{broken.tests}"]
+        environ = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+        result = subprocess.run(command, cwd=tree, env=environ, capture_output=True, text=True)
+    finally:
+        file.write_text(text)
+    if result.returncode not in (0, 1):
+        raise SystemExit(f"{broken.tests}: {result.stdout[-2000:]}{result.stderr[-2000:]}")
+    return result.returncode == 1
+
+
+def main(wanted):
+    started, green = time.perf_counter(), []
+    print("| promise | test | broken so | |\n|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        names = shutil.ignore_patterns("__pycache__")
+        for part in ("movq_cli", "tests", "weights"):
+            shutil.copytree(ROOT / part, tree / part, ignore=names)
+        for part in ("pyproject.toml", "README.md"):
+            shutil.copy(ROOT / part, tree)
+        for number, (words, breaks) in PROMISES.items():
+            if wanted and number not in wanted:
+                continue
+            for broken in breaks:
+                held = red(tree, broken)
+                green += [] if held else [broken]
+                name = broken.tests.partition("::")[2] or broken.tests
+                print(f"| {number}. {words} | `{name}` | {broken.words} | {'red' if held else 'GREEN'} |", flush=True)
+    print(f"\n{time.perf_counter() - started:.0f} s", file=sys.stderr)
+    return bool(green)
+
+
+if __name__ == "__main__":
+    sys.exit(main([int(number) for number in sys.argv[1:]]))
