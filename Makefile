@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-gpu lint bench install clean
+.PHONY: demo test test-faults test-gpu lint bench install clean
 
 install: .venv/installed
 
@@ -18,6 +18,13 @@ demo: install
 
 test: install lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
+
+# Minutes, with strace: faults at every system call, kills, 100 inputs, fuzzing, promises broken to see their tests go red.
+test-faults: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m faults -n 2
+	$(BIN)/python -m tests.inputs
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.test_fuzz 120 $$(date +%s)
+	$(BIN)/python -m tests.promises
 
 test-gpu: install
 	$(BIN)/python -m pytest -q -s -m gpu

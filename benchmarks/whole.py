@@ -7,8 +7,6 @@ chunks of 4 and 8, and with a memory budget of 64 MB, whose activations wait in 
 """
 
 import argparse
-import dataclasses
-import multiprocessing
 import statistics
 import sys
 import tempfile
@@ -26,31 +24,8 @@ SETTINGS = {
 }
 
 
-def make_weights(path):
-    """Of the published size; in a process of its own, whose memory would count as that of the commands measured here."""
-    import torch
-    from safetensors.torch import save_file
-
-    from movq_cli.model import AutoencoderConfig, Encoder3D
-
-    config = AutoencoderConfig(
-        ch=128,
-        ch_mult=(1, 2, 2, 4),
-        num_res_blocks=3,
-        out_ch=3,
-        in_channels=3,
-        attn_resolutions=(),
-        resolution=256,
-        z_channels=16,
-    )
-    torch.manual_seed(0)
-    tensors = {f"encoder.{k}": v for k, v in Encoder3D(**dataclasses.asdict(config)).state_dict().items()}
-    said = {"format": "movq-weights", "format_version": "1", "config": config.to_json(), "name": "random"}
-    save_file(tensors, path, metadata=said)
-
-
 def main():
-    from benchmarks.memory import peak, synthetic
+    from benchmarks.common import peak, published_weights, synthetic
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--frames", type=int, default=49)
@@ -59,18 +34,14 @@ def main():
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        maker = multiprocessing.get_context("spawn").Process(
-            target=make_weights, args=(f"{folder}/weights.safetensors",)
-        )
-        maker.start()
-        maker.join()
+        weights = published_weights(f"{folder}/weights.safetensors")
         synthetic(f"{folder}/clip.mp4", args.frames, *map(int, args.size.split("x")))
         results = {name: [] for name in SETTINGS}
         for _ in range(args.runs):
             for name, options in SETTINGS.items():
                 command = [sys.executable, "-m", "movq_cli", "encode", f"{folder}/clip.mp4", "--semantics", "whole"]
                 command += ["-o", f"{folder}/{name}", "--force", "-q", "--precision", args.precision, *options]
-                command += ["--weights", f"{folder}/weights.safetensors"]
+                command += ["--weights", weights]
                 started = time.perf_counter()
                 results[name].append((peak(command), time.perf_counter() - started))
         from movq_cli import open_latents

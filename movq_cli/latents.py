@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 FORMAT = "movq-latents"
 FORMAT_VERSION = "1"
 REPRESENTATIONS = ("moments", "mean", "sample")
+_SEMANTICS = ("frame", "whole", "diffusers")
 DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 """Names of `--store-dtype` and what safetensors calls them."""
 
@@ -94,6 +95,8 @@ class Metadata:
             text = strings[field.name]
             read = _READERS.get(field.name, str)
             values[field.name] = read(text)
+        if values["semantics"] not in _SEMANTICS:
+            raise ValueError(f"semantics {values['semantics'][:40]!r}")
         if values["representation"] not in REPRESENTATIONS:
             raise ValueError(f"representation {values['representation']!r}")
         return cls(**values)

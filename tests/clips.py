@@ -123,3 +123,13 @@ def yuv(width, height, y, u, v, *, pix_fmt="yuv444p", colorspace=None, color_ran
     if color_range is not None:
         frame.color_range = color_range
     return frame
+
+
+def faststart(source, target):
+    """The same packets with the index in front, so that a cut file still opens."""
+    with av.open(str(source)) as a, av.open(str(target), "w", options={"movflags": "faststart"}) as b:
+        stream = b.add_stream_from_template(a.streams.video[0])
+        for packet in a.demux(a.streams.video[0]):
+            if packet.size:
+                packet.stream = stream
+                b.mux(packet)

@@ -17,7 +17,7 @@ import pytest
 from movq_cli import MovqError, Picture, Selection, probe, read_frames
 from movq_cli.video import count_frames
 
-from . import clips
+from . import clips, hostile
 
 CITY = os.path.join(os.path.dirname(__file__), "data", "city.mp4")
 
@@ -126,21 +126,11 @@ def test_a_range_is_checked_alone(tmp_path):
     """A cut file is refused, but not where only its whole part is asked for."""
     whole = clips.write(tmp_path / "a.mp4", clips.pictures(60), options={"bf": "0", "g": "10"})
     cut = tmp_path / "cut.mp4"
-    faststart(whole, cut)
+    clips.faststart(whole, cut)
     cut.write_bytes(cut.read_bytes()[: int(cut.stat().st_size * 0.7)])
     assert indices(cut, frames=20) == list(range(20))
     with pytest.raises(MovqError, match=r"cut off|damaged"):
         read(cut)
-
-
-def faststart(source, target):
-    """The same packets with the index in front, so that a cut file still opens."""
-    with av.open(str(source)) as a, av.open(str(target), "w", options={"movflags": "faststart"}) as b:
-        stream = b.add_stream_from_template(a.streams.video[0])
-        for packet in a.demux(a.streams.video[0]):
-            if packet.size:
-                packet.stream = stream
-                b.mux(packet)
 
 
 # -- the pixels a viewer shows
@@ -340,7 +330,7 @@ def test_bad_files_are_refused_with_the_reason(tmp_path):
 def test_a_cut_video_is_refused_wherever_it_is_cut(tmp_path, suffix):
     whole = clips.write(tmp_path / f"whole.{suffix}", clips.pictures(40), options={"g": "8"})
     if suffix == "mp4":
-        faststart(whole, tmp_path / "front.mp4")
+        clips.faststart(whole, tmp_path / "front.mp4")
         whole = tmp_path / "front.mp4"
     data = whole.read_bytes()
     cut = tmp_path / f"cut.{suffix}"
@@ -350,11 +340,36 @@ def test_a_cut_video_is_refused_wherever_it_is_cut(tmp_path, suffix):
             read(cut)
 
 
+@pytest.mark.parametrize("suffix", [*hostile.FORMATS, "y4m"])
+def test_every_format_tells_where_it_is_cut(tmp_path, suffix):
+    whole = tmp_path / f"whole.{suffix}"
+    if suffix == "y4m":
+        whole.write_bytes(hostile.y4m(40))
+    else:
+        whole.write_bytes(hostile.made(suffix, 40, 96, 64, **hostile.FORMATS[suffix]))
+    assert len(read(whole)[0]) == 40
+    data = whole.read_bytes()
+    cut = tmp_path / f"cut.{suffix}"
+    for part in (0.47, 0.6, 0.88):
+        cut.write_bytes(data[: int(len(data) * part)])
+        with pytest.raises(MovqError, match=r"cut off|damaged|cannot be|not a video"):
+            read(cut)
+
+
+@pytest.mark.parametrize(("gop", "start", "stop"), [("12", 4, 10), ("1", 4, 10), ("1", 4, 12), ("1", 0, 7)])
+def test_an_edit_list_hides_frames_and_misses_none(tmp_path, gop, start, stop):
+    """Of key frames alone, libav leaves out what is hidden before it counts."""
+    hostile.edit_list(gop, start, stop)(tmp_path / "a.mov")
+    whole = images(clips.write(tmp_path / "b.mov", clips.pictures(12), options={"bf": "0", "g": gop}))
+    shown = images(tmp_path / "a.mov")
+    assert all(np.array_equal(a, b) for a, b in zip(shown, whole[start:stop], strict=True))
+
+
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_of_a_cut_video_what_comes_before_is_taken_where_that_is_allowed(tmp_path, suffix):
     whole = clips.write(tmp_path / f"whole.{suffix}", clips.pictures(80), options={"g": "8"})
     if suffix == "mp4":
-        faststart(whole, tmp_path / "front.mp4")
+        clips.faststart(whole, tmp_path / "front.mp4")
         whole = tmp_path / "front.mp4"
     with read_frames(whole, Selection(allow_partial=True)) as reader:
         frames = [(frame.time, frame.image) for frame in reader]
@@ -448,9 +463,9 @@ def test_a_decoder_that_takes_too_much_memory_is_an_error_of_its_file(tmp_path, 
     for megabytes in (4, 10, 18, 25, 40):
         monkeypatch.setattr("movq_cli.video.reader.DECODER_BYTES", megabytes << 20)
         with pytest.raises(MovqError, match=r"a.mp4: .*(needs more memory|not a video|cannot be|is damaged|crashed)"):
-            list(read_frames(clip))
+            read(clip)
     monkeypatch.undo()
-    assert len(list(read_frames(clip))) == 3
+    assert len(read(clip)[0]) == 3
 
 
 def test_no_process_outlives_its_reader():

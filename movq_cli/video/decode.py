@@ -19,6 +19,7 @@ from .geometry import Geometry, Orientation, Picture, plan_geometry
 from .info import VideoInfo
 from .selection import Selection, Shown, select
 from .source import Source, av_errors
+from .whole import check_whole
 
 T = TypeVar("T")
 
@@ -27,7 +28,6 @@ FILTER_NAME = "swscale bicubic, full chroma, accurate, bit-exact"
 _FALLBACK_RATE = Fraction(25)
 _CUTTABLE = ("mpegts", "mpeg")  # streams that are cut anywhere as a matter of course
 _TIMELESS = ("avi",)  # holds a rate and no times; with B-frames, those libav gives are out of order
-_END_TOLERANCE = Fraction(3, 2)  # frames by which the last one may fall short of a stream's stated end
 
 
 class Decoder:
@@ -175,7 +175,7 @@ class Decoder:
         cuttable = source.container.format.name in _CUTTABLE
         timed = source.container.format.name not in _TIMELESS
         before: Fraction | None = None
-        index, packets, end, size = 0, 0, Fraction(0), None
+        index, packets, last, end, size = 0, 0, 0, Fraction(0), None
         with av.logging.Capture(local=False) as log:
             demuxed = source.container.demux(stream)
             while True:
@@ -184,6 +184,7 @@ class Decoder:
                     if packet is None:
                         break
                     packets += packet.size > 0
+                    last = max(last, (packet.pos or 0) + packet.size)
                     if packet.is_corrupt and not cuttable:
                         raise MovqError(f"is cut off or damaged after {index} frames")
                     decoded = packet.decode()
@@ -214,16 +215,7 @@ class Decoder:
                     before, end = time, time + length
                     yield Shown(index, time, end, frame)
                     index += 1
-        self._check_whole(index, packets, end, rate)
-
-    def _check_whole(self, frames: int, packets: int, end: Fraction, rate: Fraction) -> None:
-        source = self.source
-        expected = source.stream.frames
-        if not source.picture and packets < expected:
-            raise MovqError(f"is cut off: {packets} of {expected} frames are there")
-        stated = _stated_end(source)
-        if stated is not None and end + _END_TOLERANCE / rate < stated:
-            raise MovqError(f"is cut off: it ends at {float(end):.2f} s of {float(stated):.2f} s")
+        check_whole(source, packets, last, end, rate)
 
 
 def count_frames(source: Source, selection: Selection, passed: Callable[[], None]) -> int:
@@ -260,21 +252,5 @@ def _duration(source: Source) -> Fraction | None:
     if stream.duration is not None and stream.time_base is not None:
         return stream.duration * Fraction(stream.time_base)
     if source.container.duration is not None:
-        return Fraction(source.container.duration, av.time_base)
-    return None
-
-
-def _stated_end(source: Source) -> Fraction | None:
-    """Where Matroska says the video ends, in its own clock; other formats count frames."""
-    if "matroska" not in source.container.format.name:
-        return None
-    text = source.stream.metadata.get("DURATION", "")
-    try:
-        hours, minutes, seconds = text.split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
-    except ValueError:
-        pass
-    alone = len(source.container.streams) == 1
-    if alone and source.container.duration is not None:
         return Fraction(source.container.duration, av.time_base)
     return None
