@@ -21,7 +21,7 @@ test: install lint
 
 # Minutes, with strace: faults at every system call, kills, 100 inputs, fuzzing, promises broken to see their tests go red.
 test-faults: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m faults -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rP -m faults -n 2
 	$(BIN)/python -m tests.inputs
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.test_fuzz 120 $$(date +%s)
 	$(BIN)/python -m tests.promises

@@ -1,9 +1,12 @@
-"""The encoder against the published operations, in one run: ratio of times and of peak memory, share of the GEMM rate.
+"""The encoder alone against diffusers, against the published operations in one chunk, and against its own bare convolutions.
 
-    python benchmarks/encoder.py [--size published|tiny] [--precision bf16 fp32] [--shape 17x128x128] [--runs 3]
+    python benchmarks/encoder.py [--size published|tiny] [--precision bf16 fp32] [--shape 17x128x128] [--runs 3] [--json FILE]
 
-The two take turns, each in a process of its own, so that a busy machine hits both and peaks are their own. `published` is
-tests/published.py in one chunk: torch.cat and F.pad, x * sigmoid(x), every stage's output kept. Prints a Markdown table.
+All take turns in one run, each in a process of its own, so that a busy machine hits all and peaks are their own. "naive" is
+tests/published.py in one chunk: torch.cat and F.pad, x * sigmoid(x), every stage's output kept; "convolutions" is every
+convolution that movq runs, on inputs of the same shapes and layout, and nothing else. Of the published size movq runs
+diffusers' windows, as diffusers does without tiling; movq-tiny norms per frame, in its default chunks. Needs diffusers for
+the published size. Prints a Markdown table.
 """
 
 import argparse
@@ -25,39 +28,93 @@ REST = dict(out_ch=3, attn_resolutions=[], in_channels=3, resolution=256, z_chan
 
 
 def measure(which, size, precision, shape):
-    """In a child process: one warm-up, one timed forward; seconds, peak bytes, FLOPs, GEMM rate."""
+    """In a child process: one warm-up, two timed runs of which the faster counts; seconds, peak bytes, GEMM rate, FLOPs."""
+    import numpy as np
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
+    from movq_cli.codec import chunk_lengths, encode, encode_windows
+    from movq_cli.device import keep_freed_memory
     from movq_cli.model import Encoder3D
     from movq_cli.model.causal import lay_out
+    from movq_cli.model.cost import default_chunk_frames
     from tests import published
 
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     torch.manual_seed(0)
+    images = (torch.rand(*shape, 3) * 255).to(torch.uint8).numpy()
+    if which == "diffusers":
+        from diffusers import AutoencoderKLCogVideoX
+
+        model = AutoencoderKLCogVideoX().eval().requires_grad_(False).to(dtype)
+        del model.decoder
+    else:
+        model = Encoder3D(**SIZES[size], **REST).eval().requires_grad_(False).to(dtype)
+    x = torch.from_numpy(images).permute(3, 0, 1, 2)[None].float().div_(127.5).sub_(1).to(dtype)
+
+    def movq():
+        chunk = default_chunk_frames(model.config, *shape[1:]) if size == "tiny" else 0
+        semantics = "frame" if size == "tiny" else "diffusers"
+        ends = np.cumsum(list(chunk_lengths(encode_windows(semantics, shape[0], chunk, model.config), shape[0])))
+        windows = ([images[start:end]] for start, end in zip([0, *ends], ends, strict=False))
+        return [z.clone() for z in encode(model, windows, torch.device("cpu"), dtype)]
+
+    def naive():
+        return published.encode(model, x)
+
+    def diffusers():
+        return model.encode(x).latent_dist.parameters
+
+    forward, timed = {"movq": movq, "convolutions": movq, "naive": naive, "diffusers": diffusers}[which], None
+    if which in ("movq", "convolutions"):
+        keep_freed_memory()
+        for parameter in model.parameters():
+            parameter.data = lay_out(parameter.data)
     with torch.inference_mode():
-        encoder = Encoder3D(**SIZES[size], **REST).eval().to(dtype)
-        x = (torch.rand(1, 3, *shape) * 2 - 1).to(dtype)
-        if which == "movq":
-            for parameter in encoder.parameters():
-                parameter.data = lay_out(parameter.data)
-            forward = encoder
-        elif SIZES[size].get("norm_scope") == "frame":
-            raise SystemExit("the published operations norm over the clip; only --size published compares")
-        else:
+        if which == "convolutions":
+            timed = bare_convolutions(model, forward)
+        forward()
+        results = []
+        for _ in range(2):
+            started = time.perf_counter()
+            forward()
+            results.append(time.perf_counter() - started)
+        flops = 0
+        if which == "naive":
+            from torch.utils.flop_counter import FlopCounterMode
 
-            def forward(v):
-                return published.encode(encoder, v)
+            with FlopCounterMode(display=False) as counter:
+                published.encode(model.to("meta"), x.to("meta"))
+            flops = counter.get_total_flops()
+    seconds = timed if timed is not None else min(results)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"seconds": seconds, "peak": peak, "gemm": gemm_rate(dtype), "flops": flops}))
 
-        forward(x)
-        started = time.perf_counter()
-        forward(x)
-        seconds = time.perf_counter() - started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        gemm = gemm_rate(dtype)
-        with FlopCounterMode(display=False) as counter:  # of the same convolutions, on shapes alone
-            published.encode(encoder.to("meta"), x.to("meta"))
-    print(json.dumps({"seconds": seconds, "peak": peak, "gemm": gemm, "flops": counter.get_total_flops()}))
+
+def bare_convolutions(model, forward):
+    """The summed seconds of every convolution that a forward runs, each on an input like the one it was given."""
+    import torch
+    from torch import nn
+
+    calls = []
+
+    def note(module, inputs):
+        calls.append((module, inputs[0].shape, inputs[0].stride()))
+
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)]
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    forward()
+    for hook in hooks:
+        hook.remove()
+    total = 0.0
+    for layer, shape, stride in calls:
+        x = torch.empty_strided(shape, stride, dtype=layer.weight.dtype).normal_()
+        best = float("inf")
+        for _ in range(3):  # the first one is also what oneDNN prepares
+            started = time.perf_counter()
+            layer(x)
+            best = min(best, time.perf_counter() - started)
+        total += best
+    return total
 
 
 def gemm_rate(dtype, n=4096):
@@ -79,33 +136,50 @@ def main():
     parser.add_argument("--precision", nargs="+", choices=["bf16", "fp32"], default=["bf16", "fp32"])
     parser.add_argument("--shape", default="17x128x128")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--child", choices=["movq", "published"])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--child")
     args = parser.parse_args()
     shape = tuple(int(n) for n in args.shape.split("x"))
     if args.child:
         measure(args.child, args.size, args.precision[0], shape)
         return
+    ways = ["movq", "convolutions", "naive"] + (["diffusers"] if args.size == "published" else [])
+    runs = {(way, precision): [] for precision in args.precision for way in ways}
+    for _ in range(args.runs):
+        for (way, precision), results in runs.items():
+            command = [sys.executable, __file__, "--child", way, "--size", args.size]
+            command += ["--precision", precision, "--shape", args.shape]
+            results.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    if args.json:
+        args.json.write_text(json.dumps({f"{way} {precision}": results for (way, precision), results in runs.items()}))
+
+    def middle(way, precision, key="seconds"):
+        return statistics.median(r[key] for r in runs[way, precision])
+
+    def ratio(way, other):
+        pairs = zip(runs[way], runs[other], strict=True)
+        return statistics.median(a["seconds"] / b["seconds"] for a, b in pairs)
+
     print(f"{args.size} size, {args.shape}, medians of {args.runs} runs in turn\n")
-    print("| precision | movq s | published s | speed ratio | movq peak MB | published peak MB | movq share of GEMM |")
-    print("|---|---|---|---|---|---|---|")
+    print("| way | precision | s | frames/s | movq is faster by | movq's convolutions alone | peak MB | of GEMM rate |")
+    print("|---|---|---|---|---|---|---|---|")
     for precision in args.precision:
-        runs = {"movq": [], "published": []}
-        for _ in range(args.runs):
-            for which, results in runs.items():
-                command = [sys.executable, __file__, "--child", which, "--size", args.size]
-                command += ["--precision", precision, "--shape", args.shape]
-                results.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-        ours, theirs = runs["movq"], runs["published"]
-        ratio = statistics.median(b["seconds"] / a["seconds"] for a, b in zip(ours, theirs, strict=True))
-        share = statistics.median(r["flops"] / r["seconds"] / r["gemm"] for r in ours)
-
-        def median(results, key):
-            return statistics.median(r[key] for r in results)
-
-        print(
-            f"| {precision} | {median(ours, 'seconds'):.2f} | {median(theirs, 'seconds'):.2f} | {ratio:.2f} "
-            f"| {median(ours, 'peak') / 1e6:.0f} | {median(theirs, 'peak') / 1e6:.0f} | {share:.0%} |"
-        )
+        flops = runs["naive", precision][0]["flops"]
+        for way in ways:
+            if way == "convolutions":
+                continue
+            seconds, own = middle(way, precision), ("movq", precision)
+            faster = (
+                ""
+                if way == "movq"
+                else " / ".join(f"{ratio((way, precision), ('movq', p)):.2f} ({p})" for p in args.precision)
+            )
+            alone = f"{ratio(own, ('convolutions', precision)):.2f} times that" if way == "movq" else ""
+            share = flops / seconds / middle(way, precision, "gemm")
+            print(
+                f"| {way} | {precision} | {seconds:.2f} | {shape[0] / seconds:.1f} | {faster} | {alone} "
+                f"| {middle(way, precision, 'peak') / 1e6:.0f} | {share:.0%} |"
+            )
 
 
 if __name__ == "__main__":

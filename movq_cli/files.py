@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -63,8 +64,9 @@ class WholeFile:
     """A file that appears under its name all at once, synced to disk, or not at all.
 
     `with WholeFile(path) as file: file.write(...); file.commit()`. Without a commit nothing stays behind. What is written
-    has no name until then where the file system allows it, so that not even SIGKILL leaves a trace. Raises MovqError,
-    on construction: before any work is done, for a path that exists (unless force) or cannot be written.
+    has no name until then where the file system allows it, so that not even SIGKILL leaves a trace, but in the moment in which
+    a new file takes the place of an old one. Raises MovqError, on construction: before any work is done, for a path that
+    exists (unless force) or cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
@@ -134,16 +136,41 @@ class WholeFile:
         """Gives the file its name: data synced, then named, then the folder synced."""
         with _errors_about(self.path):
             os.fsync(self._fd)
-            if not self._named:
-                # linkat of the descriptor; src_dir_fd makes Python follow the link in /proc.
-                nameless = self.place
-                self._named = True  # before it is: a signal may come in between
-                os.link(nameless, self._temp, src_dir_fd=self._fd, follow_symlinks=True)
-            if not self._force and os.path.lexists(self.path):
-                self._refuse_existing()
-            os.rename(self._temp, self.path)
-            self._named = False
+            if self._force:
+                self._replace()
+            else:
+                self._appear()
             sync(self._folder)
+
+    def _appear(self) -> None:
+        """Takes the name unless another file has it by now."""
+        try:
+            if not self._named:
+                self._link(self.path)
+                return
+            os.link(self._temp, self.path)
+        except FileExistsError:
+            self._refuse_existing()
+        except OSError as error:
+            if not self._named or error.errno not in _NO_LINKS:
+                raise
+            if os.path.lexists(self.path):
+                self._refuse_existing()
+            self._replace()
+        else:
+            os.unlink(self._temp)
+            self._named = False
+
+    def _replace(self) -> None:
+        if not self._named:
+            self._named = True  # before it is: a signal may come in between
+            self._link(self._temp)
+        os.rename(self._temp, self.path)
+        self._named = False
+
+    def _link(self, name: str) -> None:
+        """Gives what has no name one: linkat of the descriptor; src_dir_fd makes Python follow the link in /proc."""
+        os.link(f"/proc/self/fd/{self._fd}", name, src_dir_fd=self._fd, follow_symlinks=True)
 
     def __enter__(self) -> WholeFile:
         return self
@@ -151,9 +178,10 @@ class WholeFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._fd)
+        with suppress(OSError):  # what was committed is on disk, and the rest is not wanted
+            os.close(self._fd)
         if self._named:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 os.unlink(self._temp)
 
 
@@ -210,8 +238,11 @@ class WholeFolder:
             sync(self._temp)
             if os.path.lexists(self.path):
                 self._refuse_existing()
-                os.rename(self.path, self._old)
-            os.rename(self._temp, self.path)
+                if not _exchange(self._temp, self.path):
+                    os.rename(self.path, self._old)
+                    os.rename(self._temp, self.path)
+            else:
+                os.rename(self._temp, self.path)
             sync(self._parent)
 
     def __enter__(self) -> WholeFolder:
@@ -281,6 +312,14 @@ def refuse_inputs(output: str | os.PathLike[str], *inputs: str | os.PathLike[str
             raise MovqError(f"is the same file as the input {os.fspath(path)}", os.fspath(output))
 
 
+def _exchange(one: str, other: str) -> bool:
+    """Has two names change places at once, where Linux and the file system can."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of fcntl.h and stdio.h
+    return renameat2 is not None and renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL, errno.EMLINK}
 _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.ENOTDIR, errno.EINVAL}
 
 

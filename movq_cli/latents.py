@@ -15,6 +15,7 @@ import os
 import re
 from array import array
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -209,7 +210,8 @@ class LatentsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._spool)
+        with suppress(OSError):  # it has no name, and was read
+            os.close(self._spool)
         self._file.__exit__(kind, error, trace)
 
 

@@ -31,6 +31,9 @@ def conv(m, x):
 
 
 def norm(m, x):
+    if getattr(m, "scope", "whole") == "frame":  # movq's own norms, which the published code does not have
+        frames = F.group_norm(rearrange(x, "b c t h w -> (b t) c h w"), 32, m.weight, m.bias, 1e-6)
+        return rearrange(frames, "(b t) c h w -> b c t h w", b=x.shape[0])
     return F.group_norm(x, 32, m.weight, m.bias, 1e-6)
 
 

@@ -64,17 +64,28 @@ def test_a_file_that_came_meanwhile_is_not_overwritten(tmp_path):
 
 def test_synced_then_named_then_the_folder_synced(tmp_path):
     """The order of system calls, by strace."""
-    script = (
-        f"from movq_cli.files import WholeFile\nwith WholeFile({str(tmp_path / 'a')!r}) as f: f.write(b'x'); f.commit()"
-    )
     log = tmp_path / "log"
-    calls = "trace=fsync,rename,renameat,renameat2"
-    try:
-        subprocess.run(["strace", "-f", "-qq", "-e", calls, "-o", log, sys.executable, "-c", script], check=True)
-    except FileNotFoundError:
-        pytest.skip("needs strace")
-    names = [line.split(maxsplit=1)[1].split("(")[0] for line in log.read_text().splitlines() if "(" in line]
-    assert names == ["fsync", "rename", "fsync"]
+    for force, named in ((False, ["linkat"]), (True, ["linkat", "rename"])):
+        script = f"from movq_cli.files import WholeFile\nwith WholeFile({str(tmp_path / 'a')!r}, force={force}) as f:\n"
+        script += "    f.write(b'x')\n    f.commit()"
+        calls = "trace=fsync,link,linkat,rename,renameat,renameat2"
+        try:
+            subprocess.run(["strace", "-f", "-qq", "-e", calls, "-o", log, sys.executable, "-c", script], check=True)
+        except FileNotFoundError:
+            pytest.skip("needs strace")
+        names = [line.split(maxsplit=1)[1].split("(")[0] for line in log.read_text().splitlines() if "(" in line]
+        assert names == ["fsync", *named, "fsync"]
+
+
+def test_of_two_that_end_at_once_one_is_refused(tmp_path):
+    """The second ends while the first is about to name its file."""
+    with WholeFile(tmp_path / "a") as first, WholeFile(tmp_path / "a") as second:
+        first.write(b"first")
+        second.write(b"second")
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(MovqError, match="exists"):  # noqa: PT012
+            patch.setattr("os.link", lambda *a, of=os.link, **k: (patch.undo(), second.commit(), of(*a, **k)))
+            first.commit()
+    assert (tmp_path / "a").read_bytes() == b"second"
 
 
 def test_sigkill_leaves_nothing(tmp_path):

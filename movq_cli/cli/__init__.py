@@ -17,6 +17,7 @@ import typer
 
 from .. import __version__
 from ..errors import MovqError, MovqWarning
+from ..files import os_reason
 from . import batch, decode, encode, eval, info, weights
 from .show import complain
 
@@ -68,7 +69,10 @@ def main() -> NoReturn:
     warnings.simplefilter("always", MovqWarning)
     code = 0
     try:
-        app()  # ends in SystemExit, with 2 for usage errors it finds itself
+        try:
+            app()  # ends in SystemExit, with 2 for usage errors it finds itself
+        finally:
+            sys.stdout.flush()
     except MovqError as error:
         complain(error)
         code = error.exit_code
@@ -76,6 +80,13 @@ def main() -> NoReturn:
         complain(MovqError(f"stopped by {signal.Signals(stopped.number).name}; nothing unfinished was left behind"))
         sys.stdout.flush()
         os._exit(128 + stopped.number)  # threads still reading are not waited for
+    except (
+        OSError
+    ) as error:  # not about a file that a command reads or writes, which are MovqErrors: standard output, say
+        if "--debug" in sys.argv:
+            raise
+        complain(MovqError(os_reason(error), os.fsdecode(error.filename or "")))
+        os._exit(1)  # what could not be written would be tried again
     except Exception as error:
         if "--debug" in sys.argv:
             raise
