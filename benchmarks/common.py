@@ -3,7 +3,9 @@
 import dataclasses
 import multiprocessing
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -35,12 +37,52 @@ def peak(command):
     return usage.ru_maxrss * 1024
 
 
+def timed(command):
+    """(seconds, peak bytes) of a command; of memory, that of the process and its children together, every 20 ms."""
+    started, most = time.perf_counter(), 0
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while process.poll() is None:
+        most = max(most, _resident(process.pid))
+        time.sleep(0.02)
+    seconds = time.perf_counter() - started
+    assert process.returncode == 0, process.stderr.read().decode()
+    return seconds, most
+
+
+def _resident(pid):
+    try:
+        with open(f"/proc/{pid}/statm") as file:
+            own = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return own + sum(map(_resident, file.read().split()))
+    except (OSError, IndexError):
+        return 0  # it is over
+
+
 def published_weights(path):
-    """Random weights of the published size, made in a process of its own, whose memory would count as what is measured."""
-    maker = multiprocessing.get_context("spawn").Process(target=_make_weights, args=(path,))
+    """Random weights of the published encoder's size: a movq weights file."""
+    return _in_a_process_of_its_own(_make_weights, path)
+
+
+def diffusers_weights(path):
+    """Random weights of the published size: a folder of diffusers'."""
+    return _in_a_process_of_its_own(_make_diffusers, path)
+
+
+def _in_a_process_of_its_own(make, path):
+    """Whose memory would count as what is measured: a process begins with what the one that starts it holds."""
+    maker = multiprocessing.get_context("spawn").Process(target=make, args=(path,))
     maker.start()
     maker.join()
     return path
+
+
+def _make_diffusers(path):
+    import torch
+    from diffusers import AutoencoderKLCogVideoX
+
+    torch.manual_seed(0)
+    AutoencoderKLCogVideoX().save_pretrained(path)
 
 
 def _make_weights(path):

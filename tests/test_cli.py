@@ -86,6 +86,15 @@ def test_a_folder_passes_over_what_is_no_latents_and_reports_what_is_damaged(mov
         assert result.stderr.startswith("movq: ./cut.safetensors: is not a safetensors file")
 
 
+def test_standard_output_on_a_full_disk(tmp_path, clip):
+    for arguments in (["info", clip], ["info", "--json", clip], ["--help"]):
+        with open("/dev/full", "w") as full:
+            command = [sys.executable, "-m", "movq_cli", *map(str, arguments)]
+            result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        assert result.returncode == 1, result
+        assert result.stderr == "movq: no space left on device\n", arguments
+
+
 def test_quiet_prints_the_result_alone(movq, clip):
     result = movq("encode", clip, "-o", "out.safetensors", "-q")
     assert result.stderr == ""
