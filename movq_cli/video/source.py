@@ -41,8 +41,11 @@ class Source:
 
 
 @contextmanager
-def open_video(path: str, stream: int | None = None) -> Iterator[Source]:
-    """Opens a video file and chooses its first good video stream, or the one of that index. Raises MovqError."""
+def open_video(path: str, stream: int | None = None, *, edit_list: bool = True) -> Iterator[Source]:
+    """Opens a video file and chooses its first good video stream, or the one of that index. Raises MovqError.
+
+    Without its `edit_list` a .mp4 or .mov gives all packets, also those that are not to be shown.
+    """
     require_file(path)
     if os.path.getsize(path) == 0:
         raise MovqError("is empty")
@@ -52,6 +55,8 @@ def open_video(path: str, stream: int | None = None) -> Iterator[Source]:
         "format_whitelist": picture or _VIDEO_FORMATS,
         "max_pixels": str(MAX_WIDTH * MAX_HEIGHT),
     }
+    if not edit_list:
+        options["advanced_editlist"] = "0"
     with av_errors("is not a video movq can read"):
         container = av.open("file:" + path, format=picture, metadata_errors="replace", options=options)
     with container:

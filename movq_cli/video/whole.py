@@ -12,7 +12,7 @@ from fractions import Fraction
 import av
 
 from ..errors import MovqError
-from .source import Source
+from .source import Source, av_errors, open_video
 
 _END_TOLERANCE = Fraction(3, 2)  # frames by which the last one may fall short of a stream's stated end
 _ENDS_IN_TIME = ("matroska", "mxf", "flv")  # count no frames; others do, or tell by their bytes, or have no end
@@ -31,8 +31,8 @@ def check_whole(source: Source, packets: int, last: int, end: Fraction, rate: Fr
     """
     if source.picture:
         return
-    expected = _stated_packets(source)
-    if packets < expected:
+    expected = source.stream.frames
+    if packets < expected and _all_packets(source) < expected:
         raise MovqError(f"is cut off: {packets} of {expected} frames are there")
     stated = _stated_end(source)
     if stated is not None and end + _END_TOLERANCE / rate < stated:
@@ -42,14 +42,10 @@ def check_whole(source: Source, packets: int, last: int, end: Fraction, rate: Fr
         raise MovqError(f"is cut off: it does not end as a {source.container.format.name} file does")
 
 
-def _stated_packets(source: Source) -> int:
-    """How many packets are to come, by the header; 0 where it does not say.
-
-    Of MP4 and its like the index is what libav has made of the header, without what an edit list hides for good.
-    """
-    counted = source.stream.frames
-    index = len(source.stream.index_entries) if "mp4" in source.container.format.name else 0
-    return min(counted, index) if index else counted
+def _all_packets(source: Source) -> int:
+    """How many there are, also of those that an edit list hides: where all are key frames, libav leaves them out."""
+    with open_video(source.path, source.stream.index, edit_list=False) as whole, av_errors("is damaged"):
+        return sum(packet.size > 0 for packet in whole.container.demux(whole.stream))
 
 
 def _stated_end(source: Source) -> Fraction | None:
