@@ -158,8 +158,9 @@ class WholeFile:
                 self._refuse_existing()
             self._replace()
         else:
-            os.unlink(self._temp)
-            self._named = False
+            with suppress(OSError):  # then it is tried again at the end
+                os.unlink(self._temp)
+                self._named = False
 
     def _replace(self) -> None:
         if not self._named:
@@ -319,7 +320,7 @@ def _exchange(one: str, other: str) -> bool:
     return renameat2 is not None and renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
-_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL, errno.EMLINK}
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EMLINK}
 _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.ENOTDIR, errno.EINVAL}
 
 

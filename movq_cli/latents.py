@@ -154,8 +154,8 @@ class LatentsWriter:
             raise ValueError(f"a chunk of {tuple(latents.shape)} {dtype} cannot follow {self.shape} {self.dtype}")
         if not bool(torch.isfinite(latents).all()):
             raise MovqError(
-                f"latents {sum(self._frames)} to {sum(self._frames) + n - 1} are not finite in {dtype}: nothing was written; "
-                "--store-dtype fp32 holds larger numbers"
+                f"latents {sum(self._frames)} to {sum(self._frames) + n - 1} are not finite in {dtype}: nothing was written"
+                + ("" if dtype == "F32" else "; --store-dtype fp32 holds larger numbers")
             )
         self._shape, self.dtype = (c, h, w), dtype
         self._frames.append(n)

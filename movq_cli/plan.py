@@ -201,8 +201,10 @@ def make_plan(
         assert most is not None
         return max(chunk_lengths(encode_windows(semantics, most, chunk, config), most))
 
-    def task(size: tuple[int, int], padded: tuple[int, int] | None = None) -> Task:
-        width, height = padded or [round_up(n, config.spatial_factor) for n in size]
+    boxed = options.picture.width is not None or options.picture.height is not None
+
+    def task(size: tuple[int, int]) -> Task:
+        width, height = (round_up(n, config.spatial_factor) for n in size)
 
         def beside(frames: int) -> int:
             pixels = height * width * config.in_channels
@@ -220,12 +222,13 @@ def make_plan(
             default=default_chunk_frames(config, height, width),
             picture="{}x{}".format(*size),
             advice="take a smaller picture: --short-side",
-            smaller=lambda: map(task, smaller_pictures(size, config.spatial_factor)),
+            smaller=lambda: () if boxed else map(task, smaller_pictures(size, config.spatial_factor)),
         )
 
     width, height = geometry.padded_width, geometry.padded_height
-    first = task((geometry.width, geometry.height), (width, height))
-    budget = make_budget(first, options, device, precision)
+    budget = make_budget(
+        task((width, height) if boxed else (geometry.width, geometry.height)), options, device, precision
+    )
     shape = None if total is None else _saved_shape(config.latent_shape(total, height, width), options, config)
     chunks = None
     if total is not None:

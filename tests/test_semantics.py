@@ -18,6 +18,7 @@ from movq_cli.codec import to_pixels, window_lengths
 from movq_cli.model import StreamCache
 from movq_cli.model.checkpoint import open_checkpoint
 from movq_cli.model.cost import decode_cost, encode_cost
+from movq_cli.model.stages import first_frame
 from movq_cli.model.store import SpillFile, Store
 
 from . import clips
@@ -323,3 +324,19 @@ def test_info_tells_the_windows(tmp_path, movq, vae):
     encode_video(clip, tmp_path / "a.safetensors", weights=vae.folder)
     values = json.loads(movq("info", "a.safetensors", "--json").stdout)
     assert (values["semantics"], values["windows"]) == ("diffusers", [9, 8])
+
+
+def test_which_frame_a_step_is_of():
+    """Of chunks of so many frames, halved in time so often: a stream's first frame is a step of its own."""
+    for frames, steps, expected in (
+        (17, 17, range(17)),
+        (4, 4, range(4)),
+        (9, 5, [0, 1, 3, 5, 7]),
+        (9, 3, [0, 1, 5]),
+        (5, 2, [0, 1]),
+        (8, 4, [0, 2, 4, 6]),
+        (8, 2, [0, 4]),
+        (4, 1, [0]),
+        (1, 1, [0]),
+    ):
+        assert [first_frame(step, steps, frames) for step in range(steps)] == list(expected), (frames, steps)

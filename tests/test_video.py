@@ -356,6 +356,27 @@ def test_every_format_tells_where_it_is_cut(tmp_path, suffix):
             read(cut)
 
 
+def test_whole_files_of_other_writers(tmp_path):
+    """Bytes behind a GIF; MXF with B-frames, whose times libav gives in coding order; a last frame of FLV that stays."""
+    gif = tmp_path / "a.gif"
+    for behind in (b"\n", bytes(512), b"GIF89a and more"):
+        gif.write_bytes(hostile.made("gif", 9, **hostile.RGB8) + behind)
+        assert len(read(gif)[0]) == 9
+    gif.write_bytes(gif.read_bytes().removesuffix(b";" + behind))
+    with pytest.raises(MovqError, match="cut off"):
+        read(gif)
+    for count in (19, 20, 21):
+        mxf = clips.write(tmp_path / f"{count}.mxf", clips.pictures(count, 96, 64), options={"bf": "3"})
+        frames, reader = read(mxf)
+        assert (len(frames), reader.warnings) == (count, ())
+        assert [frame.time for frame in frames] == [Fraction(i, 25) for i in range(count)]
+    flv = clips.write(tmp_path / "a.flv", clips.pictures(10), codec="flv", times=[*(i / 25 for i in range(9)), 5])
+    assert len(read(flv)[0]) == 10
+    flv.write_bytes(flv.read_bytes()[:-30])
+    with pytest.raises(MovqError, match=r"cut off|damaged|cannot be"):
+        read(flv)
+
+
 @pytest.mark.parametrize(("gop", "start", "stop"), [("12", 4, 10), ("1", 4, 10), ("1", 4, 12), ("1", 0, 7)])
 def test_an_edit_list_hides_frames_and_misses_none(tmp_path, gop, start, stop):
     """Of key frames alone, libav leaves out what is hidden before it counts."""

@@ -1,6 +1,6 @@
 """The command line: `movq`. One module per command; each parses, makes one library call, prints.
 
-stdout is for results, stderr for talk and progress. Exit codes: 0 done; 1 an input was refused or failed; 2 usage; 3 a bug
+stdout is for results, stderr for talk and progress. Exit codes: 0 done; 1 an input or the system failed; 2 usage; 3 a bug
 of ours; 128+n on signal n. No torch is imported before a command needs tensors.
 """
 
@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import warnings
+from contextlib import suppress
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -70,22 +71,23 @@ def main() -> NoReturn:
     code = 0
     try:
         try:
-            app()  # ends in SystemExit, with 2 for usage errors it finds itself
-        finally:
-            sys.stdout.flush()
+            app()
+        except SystemExit as end:  # 2 for usage errors it finds itself
+            code = int(end.code or 0)
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except MovqError as error:
         complain(error)
         code = error.exit_code
     except _Stopped as stopped:
         complain(MovqError(f"stopped by {signal.Signals(stopped.number).name}; nothing unfinished was left behind"))
-        sys.stdout.flush()
+        with suppress(OSError, AttributeError):
+            sys.stdout.flush()
         os._exit(128 + stopped.number)  # threads still reading are not waited for
-    except (
-        OSError
-    ) as error:  # not about a file that a command reads or writes, which are MovqErrors: standard output, say
+    except OSError as error:  # of standard output, or of what no command knows to name
         if "--debug" in sys.argv:
             raise
-        complain(MovqError(os_reason(error), os.fsdecode(error.filename or "")))
+        complain(MovqError(os_reason(error), str(error.filename or "")))
         os._exit(1)  # what could not be written would be tried again
     except Exception as error:
         if "--debug" in sys.argv:

@@ -131,9 +131,14 @@ def _require_finite(stage: Stage, carry: Carry) -> None:
     finite = carry.head.isfinite().all(dim=4).all(dim=3).all(dim=1).all(dim=0)
     if not bool(finite.all()):
         step, steps = finite.tolist().index(False), len(finite)
-        ratio = -(-carry.frames // steps)
-        alone = carry.frames - (steps - 1) * ratio  # the first step of a stream is one frame
-        raise NotFinite(stage.name, carry.at + (alone + (step - 1) * ratio if step else 0))
+        raise NotFinite(stage.name, carry.at + first_frame(step, steps, carry.frames))
+
+
+def first_frame(step: int, steps: int, frames: int) -> int:
+    """The first frame that a step of a chunk is of. A stream's first chunk has an odd number, of which one is a step alone."""
+    alone = frames % 2 if frames > steps else 0
+    ratio = (frames - alone) // (steps - alone) if steps > alone else 1
+    return step * ratio if not alone or step == 0 else alone + (step - alone) * ratio
 
 
 @dataclass(frozen=True)

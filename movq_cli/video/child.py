@@ -51,13 +51,15 @@ def _answer(talk: Talk, request: dict[str, Any]) -> None:
 
 
 def _bound(memory_limit: int) -> None:
-    """Allows this process so many bytes more of its own, and where the machine has none left, makes it the first to go."""
-    with suppress(OSError, ValueError):  # not Linux, or a limit below this is set already
-        with open("/proc/self/statm") as file:
-            taken = int(file.read().split()[5]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_DATA, (taken + memory_limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    """Makes this process the first to go where the machine has no memory left, and allows it so many bytes more."""
+    with suppress(OSError):  # elsewhere than on Linux
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
+        with open("/proc/self/statm") as file:
+            taken = int(file.read().split()[5]) * resource.getpagesize()
+        with suppress(ValueError):  # a limit below this is set already
+            most = resource.getrlimit(resource.RLIMIT_DATA)[1]
+            resource.setrlimit(resource.RLIMIT_DATA, (taken + memory_limit, most))
 
 
 def _serve(talk: Talk, request: dict[str, Any]) -> None:
@@ -78,7 +80,7 @@ def _serve(talk: Talk, request: dict[str, Any]) -> None:
         if request["mode"] == "count":
             talk.say("end", frames=count_frames(source, selection, talk.alive))
             return
-        decoder = Decoder(source, selection.allow_partial)
+        decoder = Decoder(source, selection.allow_partial, talk.alive)
         if request["mode"] == "probe":
             talk.say("end", info=_plain(asdict(decoder.info)))
             return
@@ -100,7 +102,7 @@ def _serve(talk: Talk, request: dict[str, Any]) -> None:
         ring = np.frombuffer(mmap.mmap(request["memory"], slots * size), np.uint8)
         ring = ring.reshape(slots, geometry.padded_height, geometry.padded_width, 3)
         sent = 0
-        for shown in decoder.frames(selection, talk.alive):
+        for shown in decoder.frames(selection):
             if sent >= slots:
                 _wait_for_slot(talk)
             slot = sent % slots

@@ -27,18 +27,18 @@ FILTER = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.AC
 FILTER_NAME = "swscale bicubic, full chroma, accurate, bit-exact"
 _FALLBACK_RATE = Fraction(25)
 _CUTTABLE = ("mpegts", "mpeg")  # streams that are cut anywhere as a matter of course
-_TIMELESS = ("avi",)  # holds a rate and no times; with B-frames, those libav gives are out of order
+_TIMELESS = ("avi", "mxf")  # hold a rate and no times; with B-frames, those libav gives are out of order
 
 
 class Decoder:
     """One open video, read once: first `info`, then frames.
 
     `warnings` gathers, in the order met and each once, what was not handled. With `allow_partial` frames end where the file is
-    cut off or damaged, and `partial` says so.
+    cut off or damaged, and `partial` says so. `passed` is called often.
     """
 
-    def __init__(self, source: Source, allow_partial: bool = False) -> None:
-        self.source = source
+    def __init__(self, source: Source, allow_partial: bool = False, passed: Callable[[], None] = lambda: None) -> None:
+        self.source, self._passed = source, passed
         self.warnings: list[str] = []
         self.partial = False
         self._shown = self._decode_all() if not allow_partial else self._decode_some()
@@ -85,14 +85,14 @@ class Decoder:
         frame, aspect = self._first.payload, self.source.stream.sample_aspect_ratio or Fraction(1)
         return plan_geometry(frame.width, frame.height, aspect, self.orientation, picture, multiple)
 
-    def frames(self, selection: Selection, passed: Callable[[], None]) -> Iterator[Shown[av.VideoFrame]]:
+    def frames(self, selection: Selection) -> Iterator[Shown[av.VideoFrame]]:
         """The selected frames. Reading to the end of the file also checks that the file was whole."""
 
         def all_frames() -> Iterator[Shown[av.VideoFrame]]:
             yield self._first
             yield from self._shown
 
-        return select(all_frames(), selection, passed)
+        return select(all_frames(), selection, self._passed)
 
     def rgb(self, frame: av.VideoFrame, scaled: tuple[int, int]) -> np.ndarray:
         """A stored frame as RGB uint8 (height, width, 3), resampled once to `scaled` (width, height)."""
@@ -215,7 +215,7 @@ class Decoder:
                     before, end = time, time + length
                     yield Shown(index, time, end, frame)
                     index += 1
-        check_whole(source, packets, last, end, rate)
+        check_whole(source, packets, last, end, rate, self._passed)
 
 
 def count_frames(source: Source, selection: Selection, passed: Callable[[], None]) -> int:

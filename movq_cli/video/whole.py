@@ -6,6 +6,8 @@ format tells in its own way: by a count of frames, by an end in time, or by how 
 
 from __future__ import annotations
 
+import os
+import struct
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -15,24 +17,28 @@ from ..errors import MovqError
 from .source import Source, av_errors, open_video
 
 _END_TOLERANCE = Fraction(3, 2)  # frames by which the last one may fall short of a stream's stated end
-_ENDS_IN_TIME = ("matroska", "mxf", "flv")  # count no frames; others do, or tell by their bytes, or have no end
+_MP4 = "mp4"
+_ENDS_IN_TIME = ("matroska", "mxf")  # count no frames; others do, or tell by their bytes, or have no end
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _ASF_HEAD = 1 << 16
+_FLV_START = 4096
 _FLV_TAIL = 4  # bytes of the size of the tag before, which ends a file too
 _FLV_HEAD = 11  # bytes in front of a tag's data
 _FLV_TAGS = (8, 9, 18)  # sound, video, script
 
 
-def check_whole(source: Source, packets: int, last: int, end: Fraction, rate: Fraction) -> None:
+def check_whole(
+    source: Source, packets: int, last: int, end: Fraction, rate: Fraction, passed: Callable[[], None]
+) -> None:
     """Raises MovqError where a file that was read to its end had an end that is not its own.
 
     `packets` were read, the last of them ending at byte `last`; `end` of the last frame, in seconds; `rate` in frames per
-    second.
+    second; `passed` is called now and then.
     """
     if source.picture:
         return
     expected = source.stream.frames
-    if packets < expected and _all_packets(source) < expected:
+    if packets < expected and not (_MP4 in source.container.format.name and _all_packets(source, passed) >= expected):
         raise MovqError(f"is cut off: {packets} of {expected} frames are there")
     stated = _stated_end(source)
     if stated is not None and end + _END_TOLERANCE / rate < stated:
@@ -42,10 +48,14 @@ def check_whole(source: Source, packets: int, last: int, end: Fraction, rate: Fr
         raise MovqError(f"is cut off: it does not end as a {source.container.format.name} file does")
 
 
-def _all_packets(source: Source) -> int:
+def _all_packets(source: Source, passed: Callable[[], None]) -> int:
     """How many there are, also of those that an edit list hides: where all are key frames, libav leaves them out."""
     with open_video(source.path, source.stream.index, edit_list=False) as whole, av_errors("is damaged"):
-        return sum(packet.size > 0 for packet in whole.container.demux(whole.stream))
+        count = 0
+        for packet in whole.container.demux(whole.stream):
+            passed()
+            count += packet.size > 0
+        return count
 
 
 def _stated_end(source: Source) -> Fraction | None:
@@ -67,15 +77,39 @@ def _stated_end(source: Source) -> Fraction | None:
 
 
 def _gif(source: Source, last: int) -> bool:
-    """A GIF ends with a semicolon (GIF89a, 27)."""
-    return _tail(source, 64).rstrip(b"\0").endswith(b";")
+    """A GIF is blocks of sub-blocks up to a semicolon (GIF89a, 15 to 27); what follows that is none of its business."""
+    with open(source.path, "rb") as file:
+        file.seek(10)
+        file.seek(2 + _table(file.read(1)), os.SEEK_CUR)
+        while (kind := file.read(1)) != b";":
+            if kind == b",":
+                file.seek(8, os.SEEK_CUR)
+                file.seek(_table(file.read(1)), os.SEEK_CUR)
+            elif kind != b"!":
+                return False
+            file.seek(1, os.SEEK_CUR)
+            while size := int.from_bytes(file.read(1)):
+                file.seek(size, os.SEEK_CUR)
+        return True
+
+
+def _table(flags: bytes) -> int:
+    """Bytes of the table of colours that a byte of flags announces."""
+    packed = int.from_bytes(flags)
+    return 3 << ((packed & 7) + 1) if packed & 0x80 else 0
 
 
 def _flv(source: Source, last: int) -> bool:
-    """An FLV ends with the size of its last tag (Adobe, FLV 10.1, E.3), which begins so far before that."""
+    """An FLV ends with the size of its last tag (Adobe, FLV 10.1, E.3), which begins so far before that. Some say their size."""
+    with open(source.path, "rb") as file:
+        _, said, number = file.read(_FLV_START).partition(b"filesize\0")
+    if said and len(number) >= 8 and source.container.size < struct.unpack(">d", number[:8])[0]:
+        return False
     size = int.from_bytes(_tail(source, _FLV_TAIL))
     tag = _tail(source, _FLV_TAIL + size)[:_FLV_HEAD] if size >= _FLV_HEAD else b""
-    return tag[:1] in map(bytes, zip(_FLV_TAGS)) and int.from_bytes(tag[1:4]) + _FLV_HEAD == size
+    return last + _FLV_TAIL >= source.container.size or (
+        tag[:1] in map(bytes, zip(_FLV_TAGS)) and int.from_bytes(tag[1:4]) + _FLV_HEAD == size
+    )
 
 
 def _yuv4mpeg(source: Source, last: int) -> bool:
