@@ -270,7 +270,10 @@ def to_input(frames: np.ndarray, device: torch.device, dtype: torch.dtype) -> to
     """uint8 (T, H, W, 3) to what the network sees: (1, 3, T, H, W) in [-1, 1], x / 127.5 - 1, rounded once."""
     import torch
 
-    x = torch.from_numpy(frames).to(device).permute(3, 0, 1, 2)[None]
+    images = torch.from_numpy(frames)
+    if device.type == "cuda":  # from pinned memory the copy is in line behind the chunk before, and nobody waits for it
+        images = images.pin_memory()
+    x = images.to(device, non_blocking=True).permute(3, 0, 1, 2)[None]
     return x.to(torch.float32).div_(127.5).sub_(1).to(dtype)
 
 

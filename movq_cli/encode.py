@@ -305,16 +305,17 @@ class _Run:
                     latents = draw(latents, writer.shape[2])
                 elif options.save == "mean":
                     latents = latents[:, : config.z_channels]
-                writer.append(latents.to("cpu", store_dtype))
+                writer.append(latents.to(store_dtype))
 
     def _finite(self, chunks: Iterator[torch.Tensor], plan: Plan, chunker: Chunker) -> Iterator[torch.Tensor]:
-        """The same latents. Raises MovqError, where every stage was checked, naming the one that gives other numbers."""
+        """The same latents, on the CPU. Raises _NotFinite, or MovqError naming stage and frame where every stage is checked."""
         import torch
 
         from .model.stages import NotFinite
 
         try:
             for latents in chunks:
+                latents = latents.to("cpu")  # what is waited for, once per chunk
                 if not bool(torch.isfinite(latents).all()):
                     raise _NotFinite
                 yield latents
