@@ -518,3 +518,31 @@ def test_workers_sync_name_and_sync(batch, tmp_path):
             )
         )
     assert str(out / "0.mp4.safetensors") in names
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "webm", "avi"])
+def test_cut_at_every_byte(tmp_path, suffix):
+    """Each cut is refused, or all frames are there. By the decoder itself, without a process for each."""
+    import av.logging
+
+    from movq_cli import MovqError, Selection
+    from movq_cli.video.decode import Decoder
+    from movq_cli.video.source import open_video
+
+    def frames(path):
+        with open_video(str(path)) as source:
+            decoder = Decoder(source)
+            return [decoder.rgb(shown.payload, (64, 48)).tobytes() for shown in decoder.frames(Selection())]
+
+    av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)
+    codec = {"webm": "libvpx-vp9", "avi": "mpeg4"}.get(suffix, "libx264")
+    whole = clips.write(tmp_path / f"a.{suffix}", clips.pictures(12), codec=codec)
+    if suffix == "mp4":
+        clips.faststart(whole, whole := tmp_path / "b.mp4")
+    data, expected = whole.read_bytes(), frames(whole)
+    for size in range(1, len(data)):
+        (tmp_path / f"cut.{suffix}").write_bytes(data[:size])
+        with suppress(MovqError):
+            assert frames(tmp_path / f"cut.{suffix}") == expected, size
+    print(f"\n{suffix}: cut at {len(data) - 1} bytes")
