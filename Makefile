@@ -19,7 +19,7 @@ demo: install
 test: install lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
-# Minutes, with strace: faults at every system call, kills, 100 inputs, fuzzing, promises broken to see their tests go red.
+# Minutes, with strace: faults at every system call, kills, files of strangers, fuzzing, promises broken to see their tests go red.
 test-faults: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rP -m faults -n 2
 	$(BIN)/python -m tests.inputs

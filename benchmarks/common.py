@@ -11,6 +11,23 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+SIZES = {
+    "published": dict(ch=128, ch_mult=(1, 2, 2, 4), num_res_blocks=3),
+    "tiny": dict(ch=32, ch_mult=(1, 2, 4, 4), num_res_blocks=1, norm_scope="frame"),
+}
+REST = dict(out_ch=3, attn_resolutions=(), in_channels=3, resolution=256, z_channels=16)
+"""The arguments of networks of the two sizes, and those that they share."""
+
+
+def network(kind, size, dtype):
+    """An Encoder3D or Decoder3D of a size, with random weights, laid out as movq does it."""
+    from movq_cli.model.causal import lay_out
+
+    model = kind(**SIZES[size], **REST).eval().requires_grad_(False).to(dtype)
+    for parameter in model.parameters():
+        parameter.data = lay_out(parameter.data)
+    return model
+
 
 def synthetic(path, frames, width, height):
     import av
@@ -91,16 +108,7 @@ def _make_weights(path):
 
     from movq_cli.model import AutoencoderConfig, Encoder3D
 
-    config = AutoencoderConfig(
-        ch=128,
-        ch_mult=(1, 2, 2, 4),
-        num_res_blocks=3,
-        out_ch=3,
-        in_channels=3,
-        attn_resolutions=(),
-        resolution=256,
-        z_channels=16,
-    )
+    config = AutoencoderConfig(**SIZES["published"], **REST)
     torch.manual_seed(0)
     tensors = {f"encoder.{k}": v for k, v in Encoder3D(**dataclasses.asdict(config)).state_dict().items()}
     said = {"format": "movq-weights", "format_version": "1", "config": config.to_json(), "name": "random"}

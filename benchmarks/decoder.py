@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-CONFIG = dict(ch=128, ch_mult=(1, 2, 2, 4), num_res_blocks=3, out_ch=3, attn_resolutions=[], in_channels=3)
+from benchmarks.common import network
 
 
 def measure(which, precision, shape):
@@ -31,11 +31,8 @@ def measure(which, precision, shape):
     if which == "movq":
         from movq_cli.codec import decode, decode_windows
         from movq_cli.model import Decoder3D
-        from movq_cli.model.causal import lay_out
 
-        decoder = Decoder3D(**CONFIG, resolution=256, z_channels=16).eval().requires_grad_(False).to(dtype)
-        for parameter in decoder.parameters():
-            parameter.data = lay_out(parameter.data)
+        decoder = network(Decoder3D, "published", dtype)
 
         def forward():
             at = iter(range(shape[0]))

@@ -20,11 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-SIZES = {
-    "published": dict(ch=128, ch_mult=(1, 2, 2, 4), num_res_blocks=3),
-    "tiny": dict(ch=32, ch_mult=(1, 2, 4, 4), num_res_blocks=1, norm_scope="frame"),
-}
-REST = dict(out_ch=3, attn_resolutions=[], in_channels=3, resolution=256, z_channels=16)
+from benchmarks.common import REST, SIZES, network
 
 
 def measure(which, size, precision, shape):
@@ -35,7 +31,6 @@ def measure(which, size, precision, shape):
     from movq_cli.codec import chunk_lengths, encode, encode_windows
     from movq_cli.device import keep_freed_memory
     from movq_cli.model import Encoder3D
-    from movq_cli.model.causal import lay_out
     from movq_cli.model.cost import default_chunk_frames
     from tests import published
 
@@ -47,8 +42,11 @@ def measure(which, size, precision, shape):
 
         model = AutoencoderKLCogVideoX().eval().requires_grad_(False).to(dtype)
         del model.decoder
-    else:
+    elif which == "naive":
         model = Encoder3D(**SIZES[size], **REST).eval().requires_grad_(False).to(dtype)
+    else:
+        keep_freed_memory()
+        model = network(Encoder3D, size, dtype)
     x = torch.from_numpy(images).permute(3, 0, 1, 2)[None].float().div_(127.5).sub_(1).to(dtype)
 
     def movq():
@@ -65,10 +63,6 @@ def measure(which, size, precision, shape):
         return model.encode(x).latent_dist.parameters
 
     forward, timed = {"movq": movq, "convolutions": movq, "naive": naive, "diffusers": diffusers}[which], None
-    if which in ("movq", "convolutions"):
-        keep_freed_memory()
-        for parameter in model.parameters():
-            parameter.data = lay_out(parameter.data)
     with torch.inference_mode():
         if which == "convolutions":
             timed = bare_convolutions(model, forward)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.encoder import REST, SIZES, gemm_rate
+from benchmarks.common import REST, SIZES, network
+from benchmarks.encoder import gemm_rate
 
 H100_FLOPS, H100_BYTES, H100_SHARE = 989e12, 3.35e12, 0.4
 """bf16 without sparsity and HBM3 by NVIDIA's data sheet (SXM); what share of the FLOPs convolutions reach is an assumption."""
@@ -69,7 +70,7 @@ def main():
 
     from movq_cli.device import keep_freed_memory
     from movq_cli.model import Encoder3D
-    from movq_cli.model.causal import StreamCache, lay_out
+    from movq_cli.model.causal import StreamCache
     from movq_cli.model.cost import default_chunk_frames, encode_cost
     from tests import published
 
@@ -89,9 +90,7 @@ def main():
         x = torch.rand(1, 3, frames, height, width) * 2 - 1
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
             published.encode(encoder.to("meta"), x.to("meta"))
-        encoder = Encoder3D(**arguments, **REST).eval().requires_grad_(False).to(dtype)
-        for parameter in encoder.parameters():
-            parameter.data = lay_out(parameter.data)
+        encoder = network(Encoder3D, size, dtype)
         seconds = float("inf")
         with torch.inference_mode():
             for _ in range(3):

@@ -77,7 +77,7 @@ def _bytes(suffix, how, more):
 
 
 def made(suffix, *how, **more):
-    """The bytes of a video."""
+    """The bytes of a video; of an mp4 with the index in front, so that it opens where it is cut."""
     return _bytes(suffix, how, tuple((k, tuple(v.items()) if isinstance(v, dict) else v) for k, v in more.items()))
 
 

@@ -71,7 +71,7 @@ def _serve(talk: Talk, request: dict[str, Any]) -> None:
     from .source import open_video
 
     av.logging.set_level(av.logging.ERROR)
-    av.logging.set_skip_repeated(False)  # each file is told what it is told
+    av.logging.set_skip_repeated(False)  # or a message like the one before is hidden, be it of another file
     _bound(request["memory_limit"])
     selection, picture = Selection.from_dict(request["selection"]), Picture(**request["picture"])
     path = os.fsdecode(request["path"].encode("utf-8", "surrogateescape"))
