@@ -35,12 +35,7 @@ lint: install
 	$(BIN)/mypy
 
 bench: install
-	$(BIN)/python benchmarks/encoder.py --precision bf16 --runs 1
-	$(BIN)/python benchmarks/encoder.py --size tiny --shape 17x256x256 --runs 1
-	$(BIN)/python benchmarks/commands.py --frames 17 --runs 1 --tiling
-	$(BIN)/python benchmarks/pipeline.py --frames 13 --runs 1
-	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/batch.py throughput --runs 1
+	$(BIN)/python benchmarks/short.py
 
 clean:
 	rm -rf .venv demo build dist *.egg-info

@@ -8,7 +8,6 @@
 that many times on the way, and compares the results byte for byte. Prints Markdown.
 """
 
-import argparse
 import json
 import os
 import random
@@ -25,6 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import common  # noqa: E402
+from benchmarks.common import Table, ratio  # noqa: E402
 from tests import clips, nasty  # noqa: E402
 
 MOVQ = [sys.executable, "-m", "movq_cli"]
@@ -145,7 +146,7 @@ def throughput(folder, options):
         images = [clips.picture(width, height, 3 * n + 40 * i) for n in range(options.frames)]
         clips.write(folder / "in" / f"{i:02d}.mp4", images)
     encode = f'"{sys.executable}" -m movq_cli encode "$clip" -o loop/$(basename "$clip").safetensors -q'
-    loop = f"mkdir -p loop; for clip in in/*.mp4; do {encode}; done"
+    shell = f"mkdir -p loop; for clip in in/*.mp4; do {encode}; done"
     settings = {
         "shell loop of `movq encode`": None,
         "batch, 1 worker of 1 thread": ["--workers", "1"],
@@ -159,7 +160,7 @@ def throughput(folder, options):
                 shutil.rmtree(folder / left, ignore_errors=True)
             if more is None:
                 before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-                subprocess.run(["sh", "-c", loop], cwd=folder, check=True, capture_output=True)
+                subprocess.run(["sh", "-c", shell], cwd=folder, check=True, capture_output=True)
                 after = resource.getrusage(resource.RUSAGE_CHILDREN)
                 seconds = time.perf_counter() - started
                 cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -167,16 +168,17 @@ def throughput(folder, options):
                 seconds, cpu, _, _ = run("batch-encode", "in", "-o", "out", *more, cwd=folder, check=True)
             taken[name].append((seconds, cpu / seconds))
     medians = {name: statistics.median(seconds for seconds, _ in runs) for name, runs in taken.items()}
-    first = medians["shell loop of `movq encode`"]
-    print("| setting | s | frames/s | of the shell loop's speed | cores in use |\n|---|---|---|---|---|")
+    loop = [seconds for seconds, _ in taken["shell loop of `movq encode`"]]
+    columns = {"setting": "", "s": ".1f", "frames/s": ".1f", "of the shell loop's speed": ".2f", "cores in use": ".2f"}
+    table = Table(columns, options.json)
     for name, seconds in medians.items():
         frames = options.clips * options.frames / seconds
         cores = statistics.median(cores for _, cores in taken[name])
-        print(f"| {name} | {seconds:.1f} | {frames:.1f} | {first / seconds:.2f} | {cores:.2f} |")
+        table.add(name, seconds, frames, ratio(loop, [s for s, _ in taken[name]]), cores)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.options(__doc__)
     parser.add_argument("what", choices=["tree", "scan", "throughput"])
     parser.add_argument("--good", type=int, default=270)
     parser.add_argument("--bad", type=int, default=30)
@@ -185,7 +187,6 @@ def main():
     parser.add_argument("--lines", type=int, default=100000)
     parser.add_argument("--frames", type=int, default=49)
     parser.add_argument("--size", default="256x256")
-    parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
     options.clips = options.clips or {"scan": 10000, "throughput": 16}.get(options.what)
     with tempfile.TemporaryDirectory() as folder:

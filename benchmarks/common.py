@@ -1,8 +1,11 @@
-"""What benchmarks share: clips, weights, and the peak memory of a command."""
+"""What benchmarks share: clips, weights, the peak memory of a command, options and tables."""
 
+import argparse
 import dataclasses
+import json
 import multiprocessing
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -17,6 +20,49 @@ SIZES = {
 }
 REST = dict(out_ch=3, attn_resolutions=(), in_channels=3, resolution=256, z_channels=16)
 """The arguments of networks of the two sizes, and those that they share."""
+
+FASTER, MEMORY = "movq is faster by", "movq takes of its memory"
+"""Columns that say how movq does against another way; benchmarks/short.py sums them up."""
+
+
+def options(text, runs=3):
+    """A parser with what every benchmark has. `text` is what --help says."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=runs)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the rows as JSON too")
+    return parser
+
+
+class Table:
+    """Rows as they come: as Markdown on standard output and, in a `file`, as a JSON list of objects, written anew with each.
+
+    `columns` maps names to format specifications; None is an empty cell.
+    """
+
+    def __init__(self, columns, file=None):
+        self.columns, self.file, self.rows = columns, file, []
+        print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
+
+    def add(self, *values):
+        pairs = zip(values, self.columns.values(), strict=True)
+        print("| " + " | ".join("" if v is None else format(v, spec) for v, spec in pairs) + " |", flush=True)
+        self.rows.append(dict(zip(self.columns, values, strict=True)))
+        if self.file is not None:
+            self.file.write_text(json.dumps(self.rows, indent=1) + "\n")
+
+
+def native_precision():
+    """What `--precision auto` is on this machine's CPU."""
+    import torch
+
+    from movq_cli.device import choose_precision
+
+    return choose_precision("auto", torch.device("cpu"))
+
+
+def ratio(theirs, ours):
+    """The median of how much more they take, run by run."""
+    return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
 def network(kind, size, dtype):
@@ -81,25 +127,25 @@ def published_weights(path):
     return _in_a_process_of_its_own(_make_weights, path)
 
 
-def diffusers_weights(path):
-    """Random weights of the published size: a folder of diffusers'."""
-    return _in_a_process_of_its_own(_make_diffusers, path)
+def diffusers_weights(path, channels=(128, 256, 256, 512)):
+    """Random weights, of the published size unless with other channels: a folder of diffusers'."""
+    return _in_a_process_of_its_own(_make_diffusers, path, channels)
 
 
-def _in_a_process_of_its_own(make, path):
+def _in_a_process_of_its_own(make, path, *more):
     """Whose memory would count as what is measured: a process begins with what the one that starts it holds."""
-    maker = multiprocessing.get_context("spawn").Process(target=make, args=(path,))
+    maker = multiprocessing.get_context("spawn").Process(target=make, args=(path, *more))
     maker.start()
     maker.join()
     return path
 
 
-def _make_diffusers(path):
+def _make_diffusers(path, channels):
     import torch
     from diffusers import AutoencoderKLCogVideoX
 
     torch.manual_seed(0)
-    AutoencoderKLCogVideoX().save_pretrained(path)
+    AutoencoderKLCogVideoX(block_out_channels=channels).save_pretrained(path)
 
 
 def _make_weights(path):

@@ -1,12 +1,11 @@
 """The published decoder against diffusers', in one run: ratio of times and of peak memory.
 
-    python benchmarks/decoder.py [--precision bf16] [--shape 5x16x16] [--runs 3]
+    python benchmarks/decoder.py [--precision bf16] [--shape 5x16x16] [--runs 3] [--json FILE]
 
 Published size (ch 128, mult 1 2 2 4, 3 blocks, random weights), latents of L x H x W; both in windows of 2 latents. The two
-take turns, each in a process of its own. Needs diffusers. Prints a Markdown table.
+take turns, each in a process of its own; the precision is what `auto` is here. Needs diffusers. Prints a Markdown table.
 """
 
-import argparse
 import json
 import resource
 import statistics
@@ -17,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.common import network
+from benchmarks.common import FASTER, MEMORY, Table, native_precision, network, options, ratio
 
 
 def measure(which, precision, shape):
@@ -57,32 +56,36 @@ def measure(which, precision, shape):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--precision", nargs="+", choices=["bf16", "fp32"], default=["bf16"])
-    parser.add_argument("--shape", default="5x16x16")
-    parser.add_argument("--runs", type=int, default=3)
+    parser = options(__doc__)
+    parser.add_argument("--precision", nargs="+", choices=["bf16", "fp32"])
+    parser.add_argument("--shape", default="5x16x16", metavar="LxHxW")
     parser.add_argument("--child", choices=["movq", "diffusers"])
     args = parser.parse_args()
     if args.child:
         measure(args.child, args.precision[0], tuple(int(n) for n in args.shape.split("x")))
         return
-    print(f"published size, latents of {args.shape}, medians of {args.runs} runs in turn\n")
-    print("| precision | movq s | diffusers s | speed ratio | movq peak MB | diffusers peak MB |")
-    print("|---|---|---|---|---|---|")
-    for precision in args.precision:
+    print(f"published size, medians of {args.runs} runs in turn\n")
+    table = Table(
+        {"latents": "", "way": "", "precision": "", "s": ".2f", FASTER: ".2f", "peak MB": ".0f", MEMORY: ".0%"},
+        args.json,
+    )
+    for precision in args.precision or [native_precision()]:
         runs = {"movq": [], "diffusers": []}
         for _ in range(args.runs):
             for which, results in runs.items():
                 command = [sys.executable, __file__, "--child", which, "--precision", precision, "--shape", args.shape]
                 results.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-        ours, theirs = runs["movq"], runs["diffusers"]
-        ratio = statistics.median(b["seconds"] / a["seconds"] for a, b in zip(ours, theirs, strict=True))
-        seconds = [statistics.median(r["seconds"] for r in results) for results in (ours, theirs)]
-        peaks = [statistics.median(r["peak"] for r in results) / 1e6 for results in (ours, theirs)]
-        print(
-            f"| {precision} | {seconds[0]:.2f} | {seconds[1]:.2f} | {ratio:.2f} | {peaks[0]:.0f} | {peaks[1]:.0f} |",
-            flush=True,
-        )
+        seconds, peaks = ({way: [run[key] for run in runs[way]] for way in runs} for key in ("seconds", "peak"))
+        for way in runs:
+            table.add(
+                args.shape,
+                way,
+                precision,
+                statistics.median(seconds[way]),
+                None if way == "movq" else ratio(seconds[way], seconds["movq"]),
+                statistics.median(peaks[way]) / 1e6,
+                None if way == "movq" else ratio(peaks["movq"], peaks[way]),
+            )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """The encoder alone against diffusers, against the published operations in one chunk, and against its own bare convolutions.
 
-    python benchmarks/encoder.py [--size published|tiny] [--precision bf16 fp32] [--shape 17x128x128] [--runs 3] [--json FILE]
+    python benchmarks/encoder.py [--size published|tiny] [--precision bf16 fp32] [--shape 17x128x128 ...] [--runs 3] [--json FILE]
 
 All take turns in one run, each in a process of its own, so that a busy machine hits all and peaks are their own. "naive" is
 tests/published.py in one chunk: torch.cat and F.pad, x * sigmoid(x), every stage's output kept; "convolutions" is every
 convolution that movq runs, on inputs of the same shapes and layout, and nothing else. Of the published size movq runs
-diffusers' windows, as diffusers does without tiling; movq-tiny norms per frame, in its default chunks. Needs diffusers for
-the published size. Prints a Markdown table.
+diffusers' windows, as diffusers does without tiling; movq-tiny norms per frame, in its default chunks. The precision is what
+`auto` is here unless given (a CPU without native bf16 takes minutes for what fp32 does in one). "in ..." compares with movq in
+that precision, its default. Needs diffusers for the published size. Prints a Markdown table.
 """
 
-import argparse
 import json
 import resource
 import statistics
@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.common import REST, SIZES, network
+from benchmarks.common import FASTER, MEMORY, REST, SIZES, Table, native_precision, network, options, ratio
 
 
 def measure(which, size, precision, shape):
@@ -125,55 +125,65 @@ def gemm_rate(dtype, n=4096):
 
 
 def main():
-    parser = argparse.ArgumentParser()
+    parser = options(__doc__)
     parser.add_argument("--size", choices=SIZES, default="published")
-    parser.add_argument("--precision", nargs="+", choices=["bf16", "fp32"], default=["bf16", "fp32"])
-    parser.add_argument("--shape", default="17x128x128")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--precision", nargs="+", choices=["bf16", "fp32"])
+    parser.add_argument("--shape", nargs="+", default=["17x128x128"], metavar="TxHxW")
     parser.add_argument("--child")
     args = parser.parse_args()
-    shape = tuple(int(n) for n in args.shape.split("x"))
     if args.child:
-        measure(args.child, args.size, args.precision[0], shape)
+        measure(args.child, args.size, args.precision[0], tuple(int(n) for n in args.shape[0].split("x")))
         return
+    native = native_precision()
+    precisions = args.precision or [native]
     ways = ["movq", "convolutions", "naive"] + (["diffusers"] if args.size == "published" else [])
-    runs = {(way, precision): [] for precision in args.precision for way in ways}
-    for _ in range(args.runs):
-        for (way, precision), results in runs.items():
-            command = [sys.executable, __file__, "--child", way, "--size", args.size]
-            command += ["--precision", precision, "--shape", args.shape]
-            results.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    if args.json:
-        args.json.write_text(json.dumps({f"{way} {precision}": results for (way, precision), results in runs.items()}))
+    print(f"{args.size} size, medians of {args.runs} runs in turn\n")
+    table = Table(
+        {
+            "clip": "",
+            "way": "",
+            "precision": "",
+            "s": ".2f",
+            "frames/s": ".1f",
+            FASTER: ".2f",
+            f"in {native}": ".2f",
+            "of its convolutions alone": ".2f",
+            "peak MB": ".0f",
+            MEMORY: ".0%",
+            "of GEMM rate": ".0%",
+        },
+        args.json,
+    )
+    for shape in args.shape:
+        runs = {(way, precision): [] for precision in precisions for way in ways}
+        for _ in range(args.runs):
+            for (way, precision), results in runs.items():
+                command = [sys.executable, __file__, "--child", way, "--size", args.size]
+                command += ["--precision", precision, "--shape", shape]
+                results.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
 
-    def middle(way, precision, key="seconds"):
-        return statistics.median(r[key] for r in runs[way, precision])
+        def taken(way, precision, key="seconds", runs=runs):
+            return [run[key] for run in runs[way, precision]]
 
-    def ratio(way, other):
-        pairs = zip(runs[way], runs[other], strict=True)
-        return statistics.median(a["seconds"] / b["seconds"] for a, b in pairs)
-
-    print(f"{args.size} size, {args.shape}, medians of {args.runs} runs in turn\n")
-    print("| way | precision | s | frames/s | movq is faster by | movq's convolutions alone | peak MB | of GEMM rate |")
-    print("|---|---|---|---|---|---|---|---|")
-    for precision in args.precision:
-        flops = runs["naive", precision][0]["flops"]
-        for way in ways:
-            if way == "convolutions":
-                continue
-            seconds, own = middle(way, precision), ("movq", precision)
-            faster = (
-                ""
-                if way == "movq"
-                else " / ".join(f"{ratio((way, precision), ('movq', p)):.2f} ({p})" for p in args.precision)
-            )
-            alone = f"{ratio(own, ('convolutions', precision)):.2f} times that" if way == "movq" else ""
-            share = flops / seconds / middle(way, precision, "gemm")
-            print(
-                f"| {way} | {precision} | {seconds:.2f} | {shape[0] / seconds:.1f} | {faster} | {alone} "
-                f"| {middle(way, precision, 'peak') / 1e6:.0f} | {share:.0%} |"
-            )
+        for precision in precisions:
+            flops = taken("naive", precision, "flops")[0]
+            for way in ways:
+                if way == "convolutions":
+                    continue
+                own, seconds = way == "movq", statistics.median(taken(way, precision))
+                table.add(
+                    shape,
+                    way,
+                    precision,
+                    seconds,
+                    int(shape.split("x")[0]) / seconds,
+                    None if own else ratio(taken(way, precision), taken("movq", precision)),
+                    None if own or native not in precisions else ratio(taken(way, precision), taken("movq", native)),
+                    ratio(taken("movq", precision), taken("convolutions", precision)) if own else None,
+                    statistics.median(taken(way, precision, "peak")) / 1e6,
+                    None if own else ratio(taken("movq", precision, "peak"), taken(way, precision, "peak")),
+                    flops / seconds / statistics.median(taken(way, precision, "gemm")),
+                )
 
 
 if __name__ == "__main__":

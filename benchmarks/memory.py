@@ -1,6 +1,7 @@
 """Peak memory of `movq encode`: flat in the length of the video, and as predicted by --dry-run; of `movq decode` too.
 
-    python benchmarks/memory.py [--frames 65 1025] [--size 128x128] [--precision bf16] [--semantics frame] [--runs 3] [--decode]
+    python benchmarks/memory.py [--frames 65 1025] [--size 128x128] [--precision bf16] [--semantics frame] [--decode]
+                                [--runs 3] [--json FILE]
 
 Norms per frame are those of the embedded weights; other --semantics are of random weights of the published size.
 
@@ -8,7 +9,6 @@ Makes synthetic clips at 10 frames per second, encodes each in a process of its 
 decoding process, which is another, is printed beside it.
 """
 
-import argparse
 import itertools
 import os
 import re
@@ -20,28 +20,38 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.common import peak, published_weights, synthetic
+from benchmarks.common import Table, native_precision, options, peak, published_weights, synthetic
 
 
 def main():
-    parser = argparse.ArgumentParser()
+    parser = options(__doc__)
     parser.add_argument("--frames", nargs="+", type=int, default=[65, 1025])
     parser.add_argument("--size", nargs="+", default=["128x128"], metavar="WxH")
-    parser.add_argument("--precision", nargs="+", default=["bf16"])
+    parser.add_argument("--precision", nargs="+", choices=["bf16", "fp32"])
     parser.add_argument("--chunk-frames", nargs="+", default=["auto"])
     parser.add_argument("--semantics", nargs="+", default=["frame"], metavar="frame|diffusers|whole")
-    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--decode", action="store_true", help="measure decoding to .mp4, which predicts nothing")
     args = parser.parse_args()
     print(f"medians of {args.runs} runs\n")
-    print(
-        "| norms | size | frames | precision | chunk | peak MB | lowest to highest | predicted MB | predicted / peak |"
+    table = Table(
+        {
+            "norms": "",
+            "size": "",
+            "frames": "",
+            "precision": "",
+            "chunk": "",
+            "peak MB": ".0f",
+            "lowest": ".0f",
+            "highest": ".0f",
+            "predicted MB": ".0f",
+            "predicted / peak": ".2f",
+        },
+        args.json,
     )
-    print("|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         weights = published_weights(f"{folder}/weights.safetensors") if args.semantics != ["frame"] else ""
         for norms, size, frames, precision, chunk in itertools.product(
-            args.semantics, args.size, args.frames, args.precision, args.chunk_frames
+            args.semantics, args.size, args.frames, args.precision or [native_precision()], args.chunk_frames
         ):
             clip = f"{folder}/{size}-{frames}.mp4"
             if not os.path.exists(clip):
@@ -50,7 +60,7 @@ def main():
             command += ["--force", "-q", "--precision", precision, "--chunk-frames", chunk]
             if norms != "frame":
                 command += ["--weights", weights, "--semantics", norms]
-            predicted = float("nan")
+            predicted = None
             if args.decode:
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
                 command[3:7] = ["decode", f"{folder}/out.safetensors", "-o", f"{folder}/out.mp4"]
@@ -60,11 +70,8 @@ def main():
                 predicted = float(number) * {"MB": 1, "GB": 1000}[unit]
             peaks = [peak(command) / 1e6 for _ in range(args.runs)]
             middle = statistics.median(peaks)
-            print(
-                f"| {norms} | {size} | {frames} | {precision} | {chunk} | {middle:.0f} | {min(peaks):.0f} to {max(peaks):.0f} "
-                f"| {predicted:.0f} | {predicted / middle:.2f} |",
-                flush=True,
-            )
+            of = predicted and predicted / middle
+            table.add(norms, size, frames, precision, chunk, middle, min(peaks), max(peaks), predicted, of)
 
 
 if __name__ == "__main__":

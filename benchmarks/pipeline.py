@@ -1,14 +1,15 @@
 """Whether decoding costs anything: `movq encode` against decoding alone and encoding alone, on the same frames.
 
-    python benchmarks/pipeline.py [CLIP ...] [--frames 49] [--runs 3]
+    python benchmarks/pipeline.py [CLIP ...] [--frames 49] [--runs 3] [--json FILE]
 
 Without clips: tests/data/city.mp4, and a synthetic one of 1920x1080. In one process, with weights loaded: "decoding" reads all
-frames as the encoder gets them; "encoding" encodes the same frames out of memory; "both" encodes the video to its file. "cold" is
-the command from its start, and "start" what it takes before its first frame: Python, torch, weights. Prints a Markdown table.
+frames as the encoder gets them; "encoding" encodes the same frames out of memory; "both" encodes the video to its file. Then
+processes from their start: "cold encoding", the same frames out of a file that is mapped, and "cold" the command `movq encode`;
+"start" is what the command takes beside "both": Python, torch, weights. Prints a Markdown table.
 """
 
-import argparse
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -17,70 +18,116 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.common import Table, options, ratio, synthetic  # noqa: E402
+
 
 def seconds_of(work):
+    """Of a function, or of a command."""
     started = time.perf_counter()
-    work()
+    if isinstance(work, list):
+        subprocess.run(work, check=True, stdout=subprocess.DEVNULL)
+    else:
+        work()
     return time.perf_counter() - started
 
 
-def main():
-    from benchmarks.common import synthetic, timed
-    from movq_cli import EncodeOptions, Selection, plan_encode
+def computing(frames, encode_options):
+    """Encodes frames (T, H, W, 3) each time it is called, and keeps nothing."""
     from movq_cli.codec import Chunker, encode, encode_windows
-    from movq_cli.device import dtype_of, keep_freed_memory
+    from movq_cli.device import dtype_of
+    from movq_cli.encode import VideoEncoder
+    from movq_cli.model.cost import default_chunk_frames
+    from movq_cli.video import Frame
+
+    encoder = VideoEncoder(encode_options)
+    config = encoder.checkpoint.config
+
+    def compute():
+        held = (Frame(image, 0, 0, i) for i, image in enumerate(frames))
+        lengths = encode_windows("frame", None, default_chunk_frames(config, *frames.shape[1:3]), config)
+        windows = Chunker(held, "pad", config).windows(lengths)
+        for latents in encode(encoder.network, windows, encoder.device, dtype_of(encoder.precision)):
+            latents.float()
+
+    return compute
+
+
+def main():
+    import numpy as np
+
+    from movq_cli import EncodeOptions, Selection
+    from movq_cli.device import keep_freed_memory
     from movq_cli.encode import VideoEncoder
     from movq_cli.plan import start_reader
 
-    parser = argparse.ArgumentParser()
+    parser = options(__doc__)
     parser.add_argument("clips", nargs="*", metavar="CLIP")
     parser.add_argument("--frames", type=int, default=49)
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--child", type=Path)
     args = parser.parse_args()
     keep_freed_memory()
-    options = EncodeOptions(selection=Selection(frames=args.frames))
+    chosen = EncodeOptions(selection=Selection(frames=args.frames))
+    if args.child:
+        computing(np.load(args.child, mmap_mode="r"), chosen)()
+        return
     print(f"at most {args.frames} frames, medians of {args.runs} runs in turn\n")
-    print("| clip | decoding s | encoding s | both s | of the longer | cold s | of it start |")
-    print("|---|---|---|---|---|---|---|")
+    table = Table(
+        {
+            "clip": "",
+            "frames": "",
+            "decoding s": ".2f",
+            "encoding s": ".2f",
+            "both s": ".2f",
+            "of the longer": ".2f",
+            "cold encoding s": ".2f",
+            "cold s": ".2f",
+            "of cold encoding": ".2f",
+            "of it start": ".0%",
+        },
+        args.json,
+    )
     with tempfile.TemporaryDirectory() as folder:
-        clips = args.clips
+        clips, held, out = args.clips, f"{folder}/frames.npy", f"{folder}/out"
         if not clips:
             synthetic(f"{folder}/1080p.mp4", args.frames, 1920, 1080)
             clips = [str(ROOT / "tests/data/city.mp4"), f"{folder}/1080p.mp4"]
         for clip in clips:
-            encoder = VideoEncoder(options)
-            config, plan = encoder.checkpoint.config, plan_encode(clip, options)
-            with start_reader(clip, options, config) as reader:
-                held = list(reader)
+            encoder = VideoEncoder(chosen)
 
-            def read(clip=clip, config=config):
-                with start_reader(clip, options, config) as reader:
-                    for _ in reader:
-                        pass
+            def read(clip=clip, config=encoder.checkpoint.config):
+                with start_reader(clip, chosen, config) as reader:
+                    return [frame.image for frame in reader]
 
-            def compute(held=held, plan=plan, encoder=encoder):
-                chunker = Chunker(held, options.tail, encoder.checkpoint.config)
-                lengths = encode_windows("frame", None, plan.budget.chunk_frames, encoder.checkpoint.config)
-                windows = chunker.windows(lengths)
-                for latents in encode(encoder.network, windows, encoder.device, dtype_of(plan.precision)):
-                    latents.float()
-
-            def whole(clip=clip, encoder=encoder):
-                encoder.encode(clip, f"{folder}/out", force=True)
-
-            command = [sys.executable, "-m", "movq_cli", "encode", clip, "-o", f"{folder}/out", "--force", "-q"]
-            command += ["--frames", str(args.frames)]
-            whole()
-            runs = []
-            for _ in range(args.runs):
-                runs.append((*map(seconds_of, (read, compute, whole)), timed(command)[0]))
-            decoding, encoding, both, cold = (statistics.median(run[i] for run in runs) for i in range(4))
-            ratio = statistics.median(run[2] / max(run[:2]) for run in runs)
-            start = statistics.median(run[3] - run[2] for run in runs)
-            print(
-                f"| {Path(clip).name} | {decoding:.2f} | {encoding:.2f} | {both:.2f} | {ratio:.2f} | {cold:.2f} "
-                f"| {start / cold:.0%} |",
-                flush=True,
+            frames = np.stack(read())
+            np.save(held, frames)
+            cold = [sys.executable, "-m", "movq_cli", "encode", clip, "-o", out, "--force", "-q"]
+            ways = {
+                "decoding": read,
+                "encoding": computing(frames, chosen),
+                "both": lambda clip=clip, encoder=encoder: encoder.encode(clip, out, force=True),
+                "cold encoding": [sys.executable, __file__, "--child", held],
+                "cold": [*cold, "--frames", str(args.frames)],
+            }
+            runs = {name: [] for name in ways}
+            for run in range(args.runs + 1):
+                for name, way in ways.items():
+                    seconds = seconds_of(way)
+                    if run:  # the first is a warm-up
+                        runs[name].append(seconds)
+            longer = list(map(max, runs["decoding"], runs["encoding"]))
+            start = statistics.median((c - b) / c for b, c in zip(runs["both"], runs["cold"], strict=True))
+            middle = {name: statistics.median(seconds) for name, seconds in runs.items()}
+            table.add(
+                Path(clip).name,
+                len(frames),
+                middle["decoding"],
+                middle["encoding"],
+                middle["both"],
+                ratio(runs["both"], longer),
+                middle["cold encoding"],
+                middle["cold"],
+                ratio(runs["cold"], runs["cold encoding"]),
+                start,
             )
 
 

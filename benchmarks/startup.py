@@ -1,9 +1,8 @@
 """How fast the command answers, against importing torch, in one run: medians and ratios.
 
-python benchmarks/startup.py [--runs 7]
+python benchmarks/startup.py [--runs 7] [--json FILE]
 """
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -12,12 +11,13 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.common import Table, options, ratio  # noqa: E402
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--runs", type=int, default=7)
-    runs = parser.parse_args().runs
+    args = options(__doc__, runs=7).parse_args()
     movq = [sys.executable, "-m", "movq_cli"]
     with tempfile.TemporaryDirectory() as folder:
         latents = f"{folder}/a.safetensors"
@@ -30,16 +30,16 @@ def main():
             "movq info VIDEO": [*movq, "info", str(ROOT / "tests/data/city.mp4")],
         }
         times = {name: [] for name in commands}
-        for _ in range(runs):
+        for _ in range(args.runs):
             for name, command in commands.items():
                 started = time.perf_counter()
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
                 times[name].append(time.perf_counter() - started)
-    torch_seconds = statistics.median(times['python -c "import torch"'])
-    print(f"medians of {runs} runs in turn\n\n| command | s | of importing torch |\n|---|---|---|")
+    print(f"medians of {args.runs} runs in turn\n")
+    table = Table({"command": "", "s": ".2f", "of importing torch": ".2f"}, args.json)
     for name, seconds in times.items():
-        middle = statistics.median(seconds)
-        print(f"| `{name}` | {middle:.2f} | {middle / torch_seconds:.2f} |")
+        of = ratio(seconds, times['python -c "import torch"'])
+        table.add(f"`{name}`", statistics.median(seconds), of)
 
 
 if __name__ == "__main__":

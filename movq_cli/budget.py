@@ -76,14 +76,15 @@ def one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
 class Task:
     """What is to be computed, as far as memory goes. Sizes are in frames.
 
-    `window`: the largest window (0: norms per frame, each chunk is one). `longest`: the longest chunk for a
-    `chunk_frames`. `cost` of a chunk; `beside`: bytes besides activations that a chunk takes. `default`: the chunk_frames
-    to take where nothing else is said; `picture`: WxH; `advice`: what to do where not even the smallest chunk fits;
-    `smaller`: the same for smaller pictures, from large to small.
+    `total`: all there are, or at most are, if that is known. `window`: the largest window (0: norms per frame, each chunk is
+    one). `longest`: the longest chunk for a `chunk_frames`. `cost` of a chunk; `beside`: bytes besides activations that a
+    chunk takes. `default`: the chunk_frames to take where nothing else is said; `picture`: WxH; `advice`: what to do where
+    not even the smallest chunk fits; `smaller`: the same for smaller pictures, from large to small.
     """
 
     config: AutoencoderConfig
     parameters: int
+    total: int | None
     window: int
     longest: Callable[[int], int]
     cost: Callable[[int], ChunkCost]
@@ -97,7 +98,8 @@ class Task:
         """Bytes at the peak with chunks of so many frames."""
         longest, item = self.longest(chunk), ITEM_SIZE[precision]
         base = 0 if device.type == "cuda" else PROCESS_BYTES
-        return base + self.parameters * item + self.cost(longest).bytes(item) + self.beside(longest)
+        computing = self.cost(longest).bytes(item, alone=longest == self.total)
+        return base + self.parameters * item + computing + self.beside(longest)
 
     def indexable(self, chunk: int) -> bool:
         return self.cost(self.longest(chunk)).largest <= MAX_ELEMENTS

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,6 +25,7 @@ from .model.config import WINDOW_FRAMES, WINDOW_LATENTS, AutoencoderConfig
 if TYPE_CHECKING:
     import torch
 
+    from .model.causal import StreamCache
     from .model.decoder import Decoder3D
     from .model.encoder import Encoder3D
     from .model.stages import Worked
@@ -194,44 +196,52 @@ class Chunker:
         self.padded = self.dropped = 0
         self.start = self.end = Fraction(0)
         self._last: np.ndarray | None = None
+        self._next: np.ndarray | None = None
         self._buffer: np.ndarray | None = None
 
     def windows(
-        self, plan: Iterable[Iterable[int | None]], planned: int | None = None
+        self,
+        plan: Iterable[Iterable[int | None]],
+        planned: int | None = None,
+        ending: Callable[[], None] = lambda: None,
     ) -> Iterator[Iterator[np.ndarray]]:
         """Windows by the plan, each to be taken to its end before the next.
 
-        A chunk is a view of a buffer that the next chunk overwrites. Raises WrongCount after the last one if frames, tail
-        included, are not as many as `planned`.
+        A chunk is a view of a buffer that the next chunk overwrites; `ending` is called before the last one is given. Raises
+        WrongCount after it if frames, tail included, are not as many as `planned`.
         """
         images = self._kept()
+        self._next = next(images, None)
         for lengths in plan:
-            chunks = self._chunks(images, lengths)
+            chunks = self._chunks(images, lengths, ending)
             opening = next(chunks, None)
             if opening is None:
                 break
             yield chain([opening], chunks)
         if planned is not None:
-            left = sum(1 for _ in images)
+            left = self._next is not None
+            deque(images, maxlen=0)  # so that all are counted
             found = len(self.times) + self.padded
             if left or found != planned:
                 raise WrongCount(planned, found)
 
-    def _chunks(self, images: Iterator[np.ndarray], lengths: Iterable[int | None]) -> Iterator[np.ndarray]:
+    def _chunks(
+        self, images: Iterator[np.ndarray], lengths: Iterable[int | None], ending: Callable[[], None]
+    ) -> Iterator[np.ndarray]:
         for length in lengths:
             count = 0
-            while length is None or count < length:
-                image = next(images, None)
-                if image is None:
-                    break
+            while self._next is not None and (length is None or count < length):
                 if self._buffer is None:
-                    self._buffer = np.empty((length or _WHOLE_STEP, *image.shape), np.uint8)
+                    self._buffer = np.empty((length or _WHOLE_STEP, *self._next.shape), np.uint8)
                 elif count == len(self._buffer):
-                    self._buffer.resize((max(2 * count, length or 0), *image.shape), refcheck=False)
-                self._buffer[count] = image
+                    self._buffer.resize((max(2 * count, length or 0), *self._next.shape), refcheck=False)
+                self._buffer[count] = self._next
                 count += 1
+                self._next = next(images, None)
             if self._buffer is None or not count:
                 return
+            if self._next is None:
+                ending()
             yield self._buffer[:count]
 
     def _kept(self) -> Iterator[np.ndarray]:
@@ -298,18 +308,23 @@ def encode(
     store: Store | None = None,
     worked: Worked = lambda frames: None,
     check: bool = False,
+    cache: StreamCache | None = None,
 ) -> Iterator[torch.Tensor]:
-    """The latents of a stream of windows of chunks uint8 (T, H, W, 3): for each chunk, (1, C, T', H', W') on the device.
+    """The latents of a stream of windows of chunks uint8 (T, H, W, 3): for each chunk, (1, C, T', H', W') on the CPU.
 
     Chunks wait in the `store` between stages; `worked` hears of the work done, in frames. With `check`, raises
-    NotFinite, which names stage and frame, where numbers are not finite.
+    NotFinite, which names stage and frame, where numbers are not finite. `cache` is the stream's, for who knows its end.
     """
     from .model.causal import StreamCache
 
-    cache = StreamCache()
-    for window in windows:
-        chunks = (to_input(chunk, device, dtype) for chunk in window)
-        yield from _inferred(encoder.encode_window(chunks, cache, store, worked, check))
+    cache = cache or StreamCache()
+
+    def computed() -> Iterator[torch.Tensor]:
+        for window in windows:
+            chunks = (to_input(chunk, device, dtype) for chunk in window)
+            yield from _inferred(encoder.encode_window(chunks, cache, store, worked, check))
+
+    yield from (_landed(computed()) if device.type == "cuda" else computed())
 
 
 def decode(
@@ -319,15 +334,42 @@ def decode(
     dtype: torch.dtype,
     store: Store | None = None,
     worked: Worked = lambda frames: None,
+    cache: StreamCache | None = None,
 ) -> Iterator[np.ndarray]:
     """The frames of a stream of windows of chunks of latents (1, z, L, H', W'): for each chunk, uint8 (T, H, W, 3)."""
     from .model.causal import StreamCache
 
-    cache = StreamCache()
+    cache = cache or StreamCache()
     for window in windows:
         chunks = ((z, z) for z in (chunk.to(device, dtype) for chunk in window))
         for x in _inferred(decoder.decode_window(chunks, cache, store, worked)):
             yield to_pixels(x)
+
+
+def _landed(results: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Results of a CUDA device on the CPU, each waited for once the next is under way: neither side waits for the other's work.
+
+    The device's memory is no more for it: it takes chunks in turn, and what one has freed serves the next.
+    """
+    import torch
+
+    def send(result: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
+        host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True).copy_(result, non_blocking=True)
+        arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrival.record(torch.cuda.current_stream(result.device))
+        return host, arrival
+
+    def land(sent: tuple[torch.Tensor, torch.cuda.Event]) -> torch.Tensor:
+        sent[1].synchronize()
+        return sent[0]
+
+    on_the_way: tuple[torch.Tensor, torch.cuda.Event] | None = None
+    for result in results:
+        before, on_the_way = on_the_way, send(result)
+        if before is not None:
+            yield land(before)
+    if on_the_way is not None:
+        yield land(on_the_way)
 
 
 def _inferred(results: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -142,23 +142,31 @@ class Decoding:
 
     def frames(self) -> Iterator[np.ndarray]:
         """The frames that were encoded, uint8 (n, H, W, 3) chunk by chunk: without padding in time or space."""
+        from .model.causal import StreamCache
+
         m, config = self.latents.metadata, self.checkpoint.config
         worked = WorkDone(self.progress, m.frames, most=lambda: m.frames)
         count = self.latents.shape[2]
-        windows = self._windows(decode_windows(self.semantics, count, self.budget.chunk_frames, config), count)
+        cache = StreamCache()
+        plan = decode_windows(self.semantics, count, self.budget.chunk_frames, config)
+        windows = self._windows(plan, count, cache.end)
         left = m.frames
         with self.budget.store() as store:
-            for images in decode(self.decoder, windows, self.device, dtype_of(self.precision), store, worked):
+            for images in decode(self.decoder, windows, self.device, dtype_of(self.precision), store, worked, cache):
                 yield images[:left, : m.height, : m.width]
                 left = max(0, left - len(images))
 
-    def _windows(self, plan: Iterator[Iterator[int | None]], count: int) -> Iterator[Iterator[torch.Tensor]]:
+    def _windows(
+        self, plan: Iterator[Iterator[int | None]], count: int, ending: Callable[[], None]
+    ) -> Iterator[Iterator[torch.Tensor]]:
         at = 0
 
         def read(lengths: Iterator[int | None]) -> Iterator[torch.Tensor]:
             nonlocal at
             for length in lengths:
                 start, at = at, count if length is None else min(count, at + length)
+                if at == count:
+                    ending()
                 if start < at:
                     yield self._read(start, at)
                 if at == count:
@@ -217,6 +225,7 @@ def decoding(
     task = Task(
         config=config,
         parameters=checkpoint.parameters["decoder"],
+        total=config.latents_to_frames(count),
         window=most_frames(windows),
         longest=longest,
         cost=lambda frames: decode_cost(config, frames, height, width),

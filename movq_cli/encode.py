@@ -290,16 +290,18 @@ class _Run:
     def _append(
         self, encoder: Encoder3D, plan: Plan, chunker: Chunker, writer: LatentsWriter, device: torch.device
     ) -> None:
+        from .model.causal import StreamCache
+
         options, config = self.options, self.checkpoint.config
         dtype, store_dtype = dtype_of(plan.precision), _store_dtype(options, plan.precision)
         expected = plan.frames or expected_frames(plan.info, options.selection)
         worked = WorkDone(self.progress, expected, most=lambda: len(chunker.times))
         lengths = encode_windows(plan.semantics, plan.padded_frames, plan.budget.chunk_frames, config)
-        windows = chunker.windows(lengths, plan.padded_frames if plan.windows else None)
+        cache = StreamCache()
+        windows = chunker.windows(lengths, plan.padded_frames if plan.windows else None, cache.end)
         with plan.budget.store() as store:
-            for latents in self._finite(
-                encode(encoder, windows, device, dtype, store, worked, self.check), plan, chunker
-            ):
+            chunks = encode(encoder, windows, device, dtype, store, worked, self.check, cache)
+            for latents in self._finite(chunks, plan, chunker):
                 if options.save == "sample":
                     draw = Draw(options.seed, self.source_sha256.result(), chunker.indices[0])
                     latents = draw(latents, writer.shape[2])
@@ -308,14 +310,13 @@ class _Run:
                 writer.append(latents.to(store_dtype))
 
     def _finite(self, chunks: Iterator[torch.Tensor], plan: Plan, chunker: Chunker) -> Iterator[torch.Tensor]:
-        """The same latents, on the CPU. Raises _NotFinite, or MovqError naming stage and frame where every stage is checked."""
+        """The same latents. Raises _NotFinite, or MovqError naming stage and frame where every stage is checked."""
         import torch
 
         from .model.stages import NotFinite
 
         try:
             for latents in chunks:
-                latents = latents.to("cpu")  # what is waited for, once per chunk
                 if not bool(torch.isfinite(latents).all()):
                     raise _NotFinite
                 yield latents

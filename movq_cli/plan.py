@@ -215,6 +215,7 @@ def make_plan(
         return Task(
             config=config,
             parameters=checkpoint.parameters["encoder"],
+            total=most,
             window=window,
             longest=longest,
             cost=lambda frames: encode_cost(config, frames, height, width),

@@ -120,6 +120,22 @@ def test_encoder_chunks_are_the_whole_clip(mode, lengths):
     assert off(stream(encoder, x, lengths), encoder(x)) < SAME
 
 
+@pytest.mark.parametrize("lengths", [(5, 4, 8), (17,)], ids=str)
+def test_a_last_chunk_keeps_nothing_and_changes_nothing(lengths):
+    encoder, cache, out = tiny(), StreamCache(), []
+    x = torch.randn(1, 3, 17, 32, 32, dtype=torch.float64)
+    *before, last = x.split(lengths, dim=2)
+    for piece in before:
+        out.append(encoder(piece, cache))
+        assert len(cache.past) == sum(isinstance(m, CausalConv3d) for m in encoder.modules())
+    cache.end()
+    out.append(encoder(last, cache))
+    assert not cache.past
+    assert off(torch.cat(out, 2), encoder(x)) < SAME
+    with pytest.raises(ValueError, match="ended"):
+        encoder(x[:, :, 1:5], cache)
+
+
 def stream(encoder, x, lengths):
     cache = StreamCache()
     return torch.cat([encoder(piece, cache) for piece in x.split(lengths, dim=2)], dim=2)
@@ -199,7 +215,7 @@ def test_documented_example():
         resolution=256,
         z_channels=4,
     )
-    assert encoder.bfloat16()(torch.zeros(1, 3, 16, 256, 256).bfloat16()).shape == (1, 8, 4, 32, 32)
+    assert encoder(torch.zeros(1, 3, 16, 256, 256)).shape == (1, 8, 4, 32, 32)
 
 
 def test_gradients_are_those_of_the_published_operations():

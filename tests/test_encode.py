@@ -22,9 +22,10 @@ from movq_cli import (
     open_latents,
     plan_encode,
 )
-from movq_cli.codec import Draw, fit_tail
+from movq_cli.codec import Chunker, Draw, chunk_lengths, fit_tail
 from movq_cli.model.checkpoint import open_checkpoint
 from movq_cli.model.cost import encode_cost
+from movq_cli.video import Frame
 
 from . import clips, published
 from .tolerance import AGREE, off, rms_off
@@ -289,6 +290,32 @@ def test_predicted_cost_counts_every_convolution():
         encoder(torch.zeros(1, 3, 9, 64, 48), cache)
     held = sum(past.numel() for past in cache.past.values())
     assert encode_cost(checkpoint.config, 9, 64, 48).caches == held
+
+
+@pytest.mark.parametrize("tail", ["pad", "drop"])
+@pytest.mark.parametrize("plan", [[[None]], [[5], [4], [4], [4]], [[9], [8]], [[5, 4], [4]], [[17], [4]]], ids=str)
+@pytest.mark.parametrize("frames", [1, 5, 7, 13, 16, 17])
+def test_the_last_chunk_is_known_before_it_is_given(frames, plan, tail):
+    image = np.zeros((8, 8, 3), np.uint8)
+    shown = [Frame(image, Fraction(i), Fraction(i + 1), i) for i in range(frames)]
+    chunker, ended, told = Chunker(shown, tail, open_checkpoint().config), [], []
+    for window in chunker.windows(iter(map(iter, plan)), ending=lambda: ended.append(True)):
+        told += [(len(chunk), len(ended)) for chunk in window]
+    wanted = 1 + (frames + (2 if tail == "pad" else -1)) // 4 * 4 if (frames - 1) % 4 else frames
+    given = list(chunk_lengths(iter(map(iter, plan)), wanted))
+    cut = wanted > sum(given)  # by a plan for fewer frames
+    assert [n for n, _ in told] == given
+    assert [so_far for _, so_far in told] == [0] * (len(given) - 1) + [0 if cut else 1]
+
+
+def test_a_clip_of_one_chunk_is_planned_without_what_another_would_need(tmp_path, vae):
+    """The same 9 frames as the only window, and as the first of two."""
+    config = open_checkpoint(vae.folder).config
+    one, two = (clips.lossless(tmp_path / f"{n}.mkv", clips.pictures(n, 256, 192)) for n in (9, 17))
+    options = dataclasses.replace(FP32, weights=vae.folder)
+    plans = [plan_encode(clip, options) for clip in (one, two)]
+    spared = plans[1].budget.memory_bytes - plans[0].budget.memory_bytes
+    assert spared == encode_cost(config, 9, 192, 256).caches * 4
 
 
 def test_results_are_plain_values(tmp_path, clip):

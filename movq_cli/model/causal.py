@@ -23,20 +23,30 @@ LAYOUT = torch.channels_last_3d
 class StreamCache:
     """What one stream leaves behind between its chunks, made by the caller and passed down; modules hold nothing.
 
-    `past` maps each causal convolution to its last inputs; `first` says whether the chunk now being computed is the
-    stream's first, as told by whoever feeds the chunks.
+    `past` maps each causal convolution to its last inputs; `first` and `last` say whether the chunk now being computed is
+    the stream's first or last, as told by whoever feeds the chunks. A last chunk leaves nothing behind.
     """
 
     def __init__(self) -> None:
-        self.first = True
+        self.first, self.last = True, False
         self.past: dict[nn.Module, Tensor] = {}
         self._frames = 0
+        self._ends = False
         self._over = ""
 
     @property
     def frames(self) -> int:
         """Frames taken so far."""
         return self._frames
+
+    @property
+    def ends(self) -> bool:
+        """Whether the chunk taken last is known to be the stream's last."""
+        return self._ends
+
+    def end(self) -> None:
+        """To be called before the stream's last chunk is given, where that is known: it then keeps no past for another."""
+        self._ends = True
 
     def take(self, frames: int, *, factor: int, first_chunk_frames: int = 1) -> int:
         """Books a chunk of the stream and returns how many outputs it gives.
@@ -53,7 +63,9 @@ class StreamCache:
                 f"pad_mode 'reflect' needs a first chunk of {first_chunk_frames} frames, got {self._frames}"
             )
         before, self._frames = self._frames, self._frames + frames
-        if (self._frames - 1) % factor:
+        if self._ends:
+            self._over = "the stream has ended: its last chunk was said to be that"
+        elif (self._frames - 1) % factor:
             self._over = f"the stream ended with a chunk of {frames} frames: only its last chunk may have such a length"
         return (self._frames - 1) // factor - (before - 1) // factor
 
@@ -138,10 +150,10 @@ class CausalConv3d(nn.Module):
         pad = self.time_pad
         if pad:
             if cache is not None and not cache.first:
-                padded[:, :, :pad] = cache.past[self]
+                padded[:, :, :pad] = cache.past.pop(self)
             else:
                 self._fill_before_first(padded[:, :, :pad], self.body(padded))
-            if cache is not None:
+            if cache is not None and not cache.last:
                 cache.past[self] = padded[:, :, -pad:].clone()
         return self._conv(padded)
 

@@ -22,7 +22,7 @@ _PAST = 2
 
 @dataclass(frozen=True)
 class ChunkCost:
-    """Elements, for one chunk: `activations` alive at the worst moment, `caches` kept between chunks, `largest` tensor,
+    """Elements, for one chunk: `activations` alive at the worst moment, `caches` kept for the next one, `largest` tensor,
     and those `waiting` between two stages at the worst barrier, which a window of several chunks has to keep.
     """
 
@@ -31,9 +31,9 @@ class ChunkCost:
     largest: int
     waiting: int
 
-    def bytes(self, item_size: int) -> int:
-        """Of memory that computing takes."""
-        return (self.activations + self.caches) * item_size
+    def bytes(self, item_size: int, alone: bool = False) -> int:
+        """Of memory that computing takes. `alone`: the chunk is all there is, and keeps nothing for a next one."""
+        return (self.activations + (0 if alone else self.caches)) * item_size
 
 
 def encode_cost(config: AutoencoderConfig, frames: int, height: int, width: int) -> ChunkCost:

@@ -11,7 +11,7 @@ from .blocks import AttnBlock2D, Level, Middle, ResnetBlock3D, Upsample3D, conv_
 from .causal import LAYOUT, CausalConv3d, StreamCache
 from .config import AutoencoderConfig
 from .norms import SpatialNorm3D
-from .stages import Carry, Stage, Worked, run_window
+from .stages import Carry, Place, Stage, Worked, run_window
 from .store import Store
 
 
@@ -81,7 +81,10 @@ class Decoder3D(nn.Module):
         Without a cache, z is a whole clip. With one it is the stream's next chunk, of any length, which gives 4 frames per
         latent, the stream's first latent 1; with norm_scope "frame" the outputs, joined, are those of the whole clip.
         """
-        (x,) = self.decode_window([(z, z if zq is None else zq)], StreamCache() if cache is None else cache)
+        if cache is None:
+            cache = StreamCache()
+            cache.end()
+        (x,) = self.decode_window([(z, z if zq is None else zq)], cache)
         return x
 
     def decode_window(
@@ -93,19 +96,16 @@ class Decoder3D(nn.Module):
     ) -> Iterator[Tensor]:
         """The next chunks (z, zq) of a stream, which share the statistics of their norms: as `Encoder3D.encode_window`."""
         config = self.config
-        first = cache.frames == 0
 
         def admitted() -> Iterator[Carry]:
             for z, zq in chunks:
-                before = cache.frames
-                latents = z.shape[2]
-                cache.take(latents, factor=1, first_chunk_frames=config.latent_frames(config.first_chunk_frames))
-                frames = config.latents_to_frames(before + latents)
-                frames -= config.latents_to_frames(before) if before else 0
+                before = config.latents_to_frames(cache.frames) if cache.frames else 0
+                cache.take(z.shape[2], factor=1, first_chunk_frames=config.latent_frames(config.first_chunk_frames))
+                frames = config.latents_to_frames(cache.frames) - before
                 z, zq = (x.contiguous(memory_format=LAYOUT) for x in (z, zq))
-                yield Carry(z, zq=zq, frames=frames)
+                yield Carry(z, zq=zq, place=Place(before, frames, cache.ends))
 
-        yield from run_window(self.stages(), admitted(), cache, first=first, store=store, worked=worked)
+        yield from run_window(self.stages(), admitted(), cache, store=store, worked=worked)
 
     def stages(self) -> list[Stage]:
         """The layers in order, cut at every norm."""

@@ -11,7 +11,7 @@ from .blocks import AttnBlock2D, DownSample3D, Level, Middle, ResnetBlock3D, con
 from .causal import LAYOUT, CausalConv3d, StreamCache
 from .config import AutoencoderConfig
 from .norms import GroupNorm
-from .stages import Carry, Stage, Worked, run_window
+from .stages import Carry, Place, Stage, Worked, run_window
 from .store import Store
 
 
@@ -80,7 +80,10 @@ class Encoder3D(nn.Module):
         Without a cache, x is a whole clip. With one it is the stream's next chunk: 1 + n * factor frames, then n * factor
         (see `StreamCache.take`), and with norm_scope "frame" the outputs, joined, are those of the whole clip.
         """
-        (z,) = self.encode_window([x], StreamCache() if cache is None else cache)
+        if cache is None:
+            cache = StreamCache()
+            cache.end()
+        (z,) = self.encode_window([x], cache)
         return z
 
     def encode_window(
@@ -98,7 +101,6 @@ class Encoder3D(nn.Module):
         with `check`, NotFinite names the first stage that gives numbers that are not.
         """
         config, s = self.config, self.config.spatial_factor
-        first = cache.frames == 0
         short: list[Tensor] = []
 
         def admitted() -> Iterator[Carry]:
@@ -106,13 +108,13 @@ class Encoder3D(nn.Module):
                 b, _, t, h, w = x.shape
                 if h % s or w % s:
                     raise ValueError(f"height and width must be multiples of {s}, got {h}x{w}")
-                at = cache.frames
+                before = cache.frames
                 if cache.take(t, factor=config.temporal_factor, first_chunk_frames=config.first_chunk_frames):
-                    yield Carry(x.contiguous(memory_format=LAYOUT), frames=t, at=at)
+                    yield Carry(x.contiguous(memory_format=LAYOUT), place=Place(before, t, cache.ends))
                 else:  # fewer frames than a latent needs, at the end of a stream
                     short.append(x.new_empty(b, config.moment_channels, 0, h // s, w // s))
 
-        yield from run_window(self.stages(), admitted(), cache, first=first, store=store, worked=worked, check=check)
+        yield from run_window(self.stages(), admitted(), cache, store=store, worked=worked, check=check)
         yield from short
 
     def stages(self) -> list[Stage]:

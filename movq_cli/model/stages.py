@@ -23,6 +23,22 @@ Worked = Callable[[float], None]
 """Told, after each stage of each chunk, how many of the window's frames that work amounts to."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Which chunk of its stream a carry is of. Frames are pixels in time, before an encoder and behind a decoder."""
+
+    before: int
+    """Frames of the stream in front of it."""
+    frames: int
+    """Its own: its share of the work."""
+    last: bool
+    """Whether it is known to be the stream's last."""
+
+    @property
+    def first(self) -> bool:
+        return self.before == 0
+
+
 @dataclass
 class Carry:
     """What one chunk carries from stage to stage. A stage takes it apart, so that what is dead is freed while it runs."""
@@ -33,10 +49,8 @@ class Carry:
     """The second branch of a residual block that is cut in two, if inside one."""
     zq: Tensor | None = None
     """Decoder only: the latents the chunk is made from, which every norm reads."""
-    frames: int = 0
-    """Frames the chunk came with: its share of the work."""
-    at: int = 0
-    """Frames of the stream before it."""
+    place: Place = Place(0, 0, False)
+    """Kept by the loop: stages need not pass it on."""
 
     @property
     def head(self) -> Tensor:
@@ -84,14 +98,13 @@ def run_window(
     window: Iterable[Carry],
     cache: StreamCache,
     *,
-    first: bool = True,
     store: Store | None = None,
     worked: Worked = lambda frames: None,
     check: bool = False,
 ) -> Iterator[Tensor]:
     """Runs the chunks of one window through every stage and yields what becomes of each.
 
-    `first`: whether the window opens its stream. Statistics live within the window, the cache's past across windows.
+    Statistics live within the window, the cache's past across windows.
     Between two stages chunks wait in the `store` (default: the device's memory). With gradients on, a window has one
     chunk: its norms then measure that chunk themselves, differentiably. With `check`, which costs a pass over memory per stage,
     raises NotFinite for the first stage that gives such numbers.
@@ -102,19 +115,20 @@ def run_window(
     carries: Iterable[Carry] = window
 
     def run(stage: Stage, carry: Carry) -> Carry:
-        frames, at = carry.frames, carry.at
+        place = carry.place
+        cache.first, cache.last = place.first, place.last
         carry = stage.run(carry, cache, moments)
-        carry.frames, carry.at = frames, at
+        carry.place = place
         if check:
             _require_finite(stage, carry)
-        worked(frames * stage.work / total)
+        worked(place.frames * stage.work / total)
         return carry
 
     with cache.guard():
         for stage, following in pairwise(stages):
             waiting: deque[_Waiting] = deque()
             gathered: Moments | None = None
-            for carry in _opening(carries, cache, first):
+            for carry in carries:
                 if waiting and torch.is_grad_enabled():
                     raise ValueError("a window of several chunks has no gradient: use torch.no_grad()")
                 carry = run(stage, carry)
@@ -123,7 +137,7 @@ def run_window(
                     gathered = own if gathered is None else gathered.merge(own)
                 waiting.append(_Waiting.put(carry, store))
             carries, moments = _taken(waiting), gathered
-        for carry in _opening(carries, cache, first):
+        for carry in carries:
             yield run(stages[-1], carry).x
 
 
@@ -131,7 +145,7 @@ def _require_finite(stage: Stage, carry: Carry) -> None:
     finite = carry.head.isfinite().all(dim=4).all(dim=3).all(dim=1).all(dim=0)
     if not bool(finite.all()):
         step, steps = finite.tolist().index(False), len(finite)
-        raise NotFinite(stage.name, carry.at + first_frame(step, steps, carry.frames))
+        raise NotFinite(stage.name, carry.place.before + first_frame(step, steps, carry.place.frames))
 
 
 def first_frame(step: int, steps: int, frames: int) -> int:
@@ -148,25 +162,17 @@ class _Waiting:
     claim: Claim
     has_h: bool
     has_zq: bool
-    frames: int
-    at: int
+    place: Place
 
     @classmethod
     def put(cls, carry: Carry, store: Store) -> _Waiting:
         claim = store.put([t for t in (carry.x, carry.h, carry.zq) if t is not None])
-        return cls(claim, carry.h is not None, carry.zq is not None, carry.frames, carry.at)
+        return cls(claim, carry.h is not None, carry.zq is not None, carry.place)
 
     def take(self) -> Carry:
         tensors = iter(self.claim())
         x, h, zq = next(tensors), next(tensors) if self.has_h else None, next(tensors) if self.has_zq else None
-        return Carry(x, h, zq, self.frames, self.at)
-
-
-def _opening(carries: Iterable[Carry], cache: StreamCache, first: bool) -> Iterator[Carry]:
-    """Tells the cache, before each chunk, whether it is the stream's first."""
-    for carry in carries:
-        cache.first, first = first, False
-        yield carry
+        return Carry(x, h, zq, self.place)
 
 
 def _taken(waiting: deque[_Waiting]) -> Iterator[Carry]:
