@@ -29,7 +29,7 @@ def measure(which, size, precision, shape):
     import torch
 
     from movq_cli.codec import chunk_lengths, encode, encode_windows
-    from movq_cli.device import keep_freed_memory
+    from movq_cli.device import spare_page_faults
     from movq_cli.model import Encoder3D
     from movq_cli.model.cost import default_chunk_frames
     from tests import published
@@ -45,7 +45,7 @@ def measure(which, size, precision, shape):
     elif which == "naive":
         model = Encoder3D(**SIZES[size], **REST).eval().requires_grad_(False).to(dtype)
     else:
-        keep_freed_memory()
+        spare_page_faults()
         model = network(Encoder3D, size, dtype)
     x = torch.from_numpy(images).permute(3, 0, 1, 2)[None].float().div_(127.5).sub_(1).to(dtype)
 

@@ -56,7 +56,7 @@ def main():
     import numpy as np
 
     from movq_cli import EncodeOptions, Selection
-    from movq_cli.device import keep_freed_memory
+    from movq_cli.device import spare_page_faults
     from movq_cli.encode import VideoEncoder
     from movq_cli.plan import start_reader
 
@@ -65,7 +65,7 @@ def main():
     parser.add_argument("--frames", type=int, default=49)
     parser.add_argument("--child", type=Path)
     args = parser.parse_args()
-    keep_freed_memory()
+    spare_page_faults()
     chosen = EncodeOptions(selection=Selection(frames=args.frames))
     if args.child:
         computing(np.load(args.child, mmap_mode="r"), chosen)()

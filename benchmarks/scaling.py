@@ -68,7 +68,7 @@ def main():
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from movq_cli.device import keep_freed_memory
+    from movq_cli.device import spare_page_faults
     from movq_cli.model import Encoder3D
     from movq_cli.model.causal import StreamCache
     from movq_cli.model.cost import default_chunk_frames, encode_cost
@@ -80,7 +80,7 @@ def main():
     args = parser.parse_args()
     frames, height, width = map(int, args.shape.split("x"))
     dtype, item = {"bf16": (torch.bfloat16, 2), "fp32": (torch.float32, 4)}[args.precision]
-    keep_freed_memory()
+    spare_page_faults()
     gemm, copies = gemm_rate(dtype), copy_rate()
     print(f"{args.shape}, {args.precision}: products at {gemm / 1e9:.0f} GFLOP/s, copies at {copies / 1e9:.1f} GB/s\n")
     print("| size | GFLOP per frame | counted | MB per frame | s by FLOPs | s by bytes | both | measured | of it |")

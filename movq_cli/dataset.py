@@ -19,11 +19,11 @@ from torch.utils.data import Dataset, Sampler
 
 from .batch.manifest import NAME, Line, scan_lines, shard_manifests
 from .batch.tars import Tars
-from .codec import draw_from
 from .errors import MovqError, MovqUsageError
 from .files import changed, require_file
 from .headers import parse_header
 from .latents import FORMAT, FORMAT_VERSION
+from .posterior import draw_from
 
 SCALES = {
     "cogvideox-2b": 1.15258426,

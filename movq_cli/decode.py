@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .budget import Budget, ModelOptions, Task, make_budget
-from .codec import RGB, Draw, Progress, WorkDone, chunk_lengths, decode, decode_windows, silent, window_lengths
+from .codec import RGB, Progress, WorkDone, chunk_lengths, decode, decode_windows, silent, window_lengths
 from .device import ITEM_SIZE, choose_device, choose_precision, computing, dtype_of, memory_errors
 from .errors import MovqError, about
 from .files import refuse_inputs, short
@@ -20,6 +20,7 @@ from .latents import Latents, open_latents
 from .model.checkpoint import Checkpoint, open_checkpoint
 from .model.config import WINDOW_LATENTS
 from .model.cost import decode_cost, default_chunk_frames
+from .posterior import Draw
 from .video import open_writer
 
 if TYPE_CHECKING:

@@ -150,16 +150,18 @@ def usable_cores() -> int:
         return cores  # no control group, or no limit in it ("max")
 
 
-def keep_freed_memory() -> None:
-    """Tells glibc to keep what is freed for the next chunk instead of giving it back and paging it in again.
+def spare_page_faults() -> None:
+    """Has glibc keep what is freed for the next chunk, and torch take large tensors in huge pages: getting memory from Linux
+    4 kB at a time costs more than filling it.
 
-    For a process of our own: it holds for everything in the process, and cannot be undone. Peak memory becomes steadier
-    too. Does nothing where the C library is another.
+    For a process of our own, before torch is imported: it holds for everything in the process, and cannot be undone. Peak
+    memory becomes steadier too. Does nothing where the C library is another, or huge pages are off.
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's own; for tensors of 2 MB and more
     mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(mmap_threshold, 32 << 20)  # the largest it takes
+        mallopt(mmap_threshold, 16 << 20)  # above it, freed memory would be kept in pieces that fit nothing
         mallopt(trim_threshold, (1 << 31) - 1)
 
 

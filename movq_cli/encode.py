@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .codec import Chunker, Draw, Progress, WorkDone, WrongCount, encode, encode_windows, silent
+from .codec import Chunker, Progress, WorkDone, WrongCount, encode, encode_windows, silent
 from .device import choose_device, choose_precision, computing, dtype_of, free_memory, memory_errors
 from .errors import MovqError, MovqOutOfMemory, MovqWarning, about
 from .files import changed, file_name, refuse_inputs, require_file, sha256_file
@@ -31,6 +31,7 @@ from .plan import (
     shortfall,
     start_reader,
 )
+from .posterior import Draw
 from .processes import in_background
 from .video import FrameReader, Selection, VideoInfo, count_frames
 

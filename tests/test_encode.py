@@ -22,9 +22,10 @@ from movq_cli import (
     open_latents,
     plan_encode,
 )
-from movq_cli.codec import Chunker, Draw, chunk_lengths, fit_tail
+from movq_cli.codec import Chunker, chunk_lengths, fit_tail
 from movq_cli.model.checkpoint import open_checkpoint
 from movq_cli.model.cost import encode_cost
+from movq_cli.posterior import Draw
 from movq_cli.video import Frame
 
 from . import clips, published

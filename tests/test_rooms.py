@@ -17,6 +17,7 @@ ROOMS = [
     "plan",
     "budget",
     "codec",
+    "posterior",
     "device",
     "video",
     "latents",

@@ -15,7 +15,7 @@ from fractions import Fraction
 from typing import Any
 
 from ..codec import Progress
-from ..device import available_memory, keep_freed_memory, memory_errors, usable_cores
+from ..device import available_memory, memory_errors, spare_page_faults, usable_cores
 from ..encode import EncodeResult, VideoEncoder
 from ..errors import MovqCrash, MovqError, printable
 from ..files import require_file, write_error
@@ -116,7 +116,7 @@ def _serve(talk: Talk) -> None:
     first = talk.hear()
     if first is None:
         return
-    keep_freed_memory()
+    spare_page_faults()
     try:
         with memory_errors():
             encoder = VideoEncoder(EncodeOptions.from_dict(first["options"]))

@@ -40,7 +40,7 @@ def decode(
 ) -> None:
     """Decode a latents file back to a video: the right frames, size and times."""
     from ..decode import DecodeOptions, decode_video
-    from ..device import keep_freed_memory
+    from ..device import spare_page_faults
 
     chosen = DecodeOptions(
         **(options | {"semantics": semantics}),
@@ -49,7 +49,7 @@ def decode(
         crf=crf,
         force=force,
     )
-    keep_freed_memory()
+    spare_page_faults()
     with progress_bar(quiet) as progress:
         result = decode_video(latents, output, chosen, progress=progress)
     for warning in result.warnings:

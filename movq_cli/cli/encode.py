@@ -26,7 +26,7 @@ def encode(
     quiet: o.Quiet = False,
 ) -> None:
     """Encode one video to one latents file."""
-    from ..device import keep_freed_memory
+    from ..device import spare_page_faults
     from ..encode import encode_video
     from ..files import WholeFile, refuse_inputs
     from ..plan import plan_encode
@@ -40,7 +40,7 @@ def encode(
         return
     if not quiet:
         say_whose_weights(options)
-    keep_freed_memory()
+    spare_page_faults()
     with progress_bar(quiet) as progress:
         result = encode_video(source, output, options, progress=progress)
     for warning in result.warnings:

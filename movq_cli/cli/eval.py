@@ -54,7 +54,7 @@ def eval(
     quiet: o.Quiet = False,
 ) -> None:
     """Encode and decode videos, and measure how near they come back."""
-    from ..device import keep_freed_memory
+    from ..device import spare_page_faults
     from ..eval import TILED, evaluate_video
     from ..files import WholeFile, refuse_inputs
     from ..metrics import montage
@@ -71,7 +71,7 @@ def eval(
         refuse_inputs(picture, *sources)
         with WholeFile(picture, force=force):
             pass  # it can be written
-    keep_freed_memory()
+    spare_page_faults()
     made: list[Evaluation] = []
     failed: list[tuple[str, MovqError]] = []
     for source in sources:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .causal import LAYOUT, CausalConv3d, StreamCache, fold_frames, unfold_frames, upsample_space
+from .causal import LAYOUT, CausalConv3d, StreamCache, fold_frames, unfilled, unfold_frames, upsample_space
 from .norms import GroupNorm, Moments, SpatialNorm3D
 from .stages import Carry, Stage
 
@@ -33,9 +33,8 @@ class DownSample3D(nn.Module):
         alone = 1 if self.compress_time and (cache is None or cache.first) else 0
         pairs = (t - alone) // 2 if self.compress_time else t
         edge = 0 if self.conv is None else 1
-        shape = (b, c, alone + pairs, h + edge, w + edge)
         # Averages are written into the convolution's padded input: no copy in between.
-        padded = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=LAYOUT)
+        padded = unfilled((b, c, alone + pairs, h + edge, w + edge), x, cache)
         if edge:
             padded[..., h:, :].zero_()
             padded[..., w:].zero_()
@@ -131,7 +130,7 @@ class ResnetBlock3D(nn.Module):
         ]
 
     def _first(self, carry: Carry, cache: StreamCache, moments: Moments | None, temb: Tensor | None = None) -> Carry:
-        padded = self.conv1.buffer(carry.x)
+        padded = self.conv1.buffer(carry.x, cache)
         _write_norm(self.norm1, carry.x, self.conv1.body(padded), carry.zq, cache, moments, silu=True)
         carry.h = self.conv1.run(padded, cache)
         if self.temb_proj is not None and temb is not None:
@@ -142,7 +141,7 @@ class ResnetBlock3D(nn.Module):
         assert carry.h is not None
         x, h, zq = carry.x, carry.h, carry.zq
         carry.x, carry.h = None, None  # type: ignore[assignment]  # the caller's hold on them ends here
-        padded = self.conv2.buffer(h)
+        padded = self.conv2.buffer(h, cache)
         _write_norm(self.norm2, h, self.conv2.body(padded), zq, cache, moments, silu=True)
         del h
         if self.training and self.dropout.p > 0:
@@ -218,7 +217,7 @@ def conv_stage(name: str, conv: CausalConv3d, pixels: float, norm: Norm | None =
     """A causal convolution as a stage, behind norm and SiLU where a norm is given."""
 
     def run(carry: Carry, cache: StreamCache, moments: Moments | None) -> Carry:
-        padded = conv.buffer(carry.x)
+        padded = conv.buffer(carry.x, cache)
         if norm is None:
             conv.body(padded).copy_(carry.x)
         else:

@@ -6,6 +6,7 @@ layers that may look further than the cache remembers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,13 +25,15 @@ class StreamCache:
     """What one stream leaves behind between its chunks, made by the caller and passed down; modules hold nothing.
 
     `past` maps each causal convolution to its last inputs; `first` and `last` say whether the chunk now being computed is
-    the stream's first or last, as told by whoever feeds the chunks. A last chunk leaves nothing behind.
+    the stream's first or last, as told by whoever feeds the chunks. A last chunk leaves nothing behind. Besides, it lends
+    the memory that one layer's input is prepared in to the next: fresh memory costs more to get than to fill.
     """
 
     def __init__(self) -> None:
         self.first, self.last = True, False
         self.past: dict[nn.Module, Tensor] = {}
         self._frames = 0
+        self._room: Tensor | None = None
         self._ends = False
         self._over = ""
 
@@ -68,6 +71,24 @@ class StreamCache:
         elif (self._frames - 1) % factor:
             self._over = f"the stream ended with a chunk of {frames} frames: only its last chunk may have such a length"
         return (self._frames - 1) // factor - (before - 1) // factor
+
+    def lend(self, shape: tuple[int, int, int, int, int], like: Tensor) -> Tensor:
+        """An unfilled tensor of this shape, in this project's layout, which the next one lent overwrites."""
+        size = math.prod(shape)
+        if (
+            self._room is None
+            or self._room.numel() < size
+            or (self._room.dtype, self._room.device)
+            != (
+                like.dtype,
+                like.device,
+            )
+        ):
+            self._room = None
+            with torch.inference_mode(False):  # or it could not be written to outside of that mode
+                self._room = torch.empty(size, dtype=like.dtype, device=like.device)
+        b, c, t, h, w = shape
+        return self._room[:size].view(b, t, h, w, c).permute(0, 4, 1, 2, 3)
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -129,17 +150,17 @@ class CausalConv3d(nn.Module):
             raise ValueError(f"a chunk of {x.shape[2]} frames is not a multiple of the stride {self.stride}")
         if self.time_pad == 0:
             return self._conv(x)
-        padded = self.buffer(x)
+        padded = self.buffer(x, cache)
         self.body(padded).copy_(x)
         return self.run(padded, cache)
 
     # The three steps of forward, apart, so that the layer in front can write its result where it is needed: causal
     # padding then costs no copy of the whole chunk.
 
-    def buffer(self, x: Tensor) -> Tensor:
+    def buffer(self, x: Tensor, cache: StreamCache | None) -> Tensor:
         """An unfilled input for `run`, with room for the past in front of the frames of x."""
         b, c, t, h, w = x.shape
-        return torch.empty((b, c, self.time_pad + t, h, w), dtype=x.dtype, device=x.device, memory_format=LAYOUT)
+        return unfilled((b, c, self.time_pad + t, h, w), x, cache)
 
     def body(self, padded: Tensor) -> Tensor:
         """Where in a buffer the frames of the chunk belong."""
@@ -169,6 +190,13 @@ class CausalConv3d(nn.Module):
         if self.pad_mode == "reflect":
             mirrored = x[:, :, 1 : self.time_pad + 1].flip(2)
             past[:, :, past.shape[2] - mirrored.shape[2] :] = mirrored
+
+
+def unfilled(shape: tuple[int, int, int, int, int], like: Tensor, cache: StreamCache | None) -> Tensor:
+    """A tensor of this shape in this project's layout: lent by the cache, if there is one and no gradient needs it later."""
+    if cache is None or torch.is_grad_enabled():
+        return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=LAYOUT)
+    return cache.lend(shape, like)
 
 
 def fold_frames(x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What a chunk costs to encode or to decode, from the config and the picture alone. No torch.
 
-Counts follow stages.py and blocks.py: of a residual block's tensors, three are alive at once, one of them with its past.
+Counts follow stages.py and blocks.py: of a residual block's tensors, three are alive at once, one of them with its past,
+whose memory is kept from layer to layer.
 """
 
 from __future__ import annotations
@@ -84,14 +85,15 @@ class _Tally:
 
     def __init__(self, zq: int = 0) -> None:
         self._zq = zq
-        self._live = self._caches = self._largest = self._waiting = 0
+        self._live = self._room = self._caches = self._largest = self._waiting = 0
 
     def cost(self) -> ChunkCost:
         return ChunkCost(self._live + self._zq, self._caches, self._largest, self._waiting + self._zq)
 
     def conv(self, inputs: int, outputs: int, t: int, area: int, beside: int = 0) -> None:
         padded = inputs * (t + _PAST) * area
-        self._live = max(self._live, beside + padded + outputs * t * area)
+        self._room = max(self._room, padded)
+        self._alive(beside + outputs * t * area)
         self._largest = max(self._largest, padded, outputs * t * area)
         self._waiting = max(self._waiting, outputs * t * area)
         self._caches += inputs * _PAST * area
@@ -101,18 +103,22 @@ class _Tally:
         self.conv(inputs, outputs, t, area, beside=x)
         self.conv(outputs, outputs, t, area, beside=x)
         if inputs != outputs:
-            self._live = max(self._live, x + 2 * outputs * t * area)
+            self._alive(x + 2 * outputs * t * area)
         self._waiting = max(self._waiting, (inputs + outputs) * t * area)
 
     def attention(self, channels: int, t: int, area: int) -> None:
-        self._live = max(self._live, 6 * channels * t * area)
+        self._alive(6 * channels * t * area)
 
     def upsample(self, channels: int, t: int, area: int, twice: bool) -> None:
         """The frame enlarged, convolved, and where time doubles shown twice: 4 times the area each."""
         frame = channels * 4 * area * t
-        self._live = max(self._live, channels * t * area + 2 * frame, 3 * frame if twice else 0)
+        self._alive(max(channels * t * area + 2 * frame, 3 * frame if twice else 0))
         self._largest = max(self._largest, frame * (2 if twice else 1))
         self._waiting = max(self._waiting, frame * (2 if twice else 1))
+
+    def _alive(self, elements: int) -> None:
+        """Beside what padded inputs are prepared in."""
+        self._live = max(self._live, elements + self._room)
 
 
 def default_chunk_frames(config: AutoencoderConfig, height: int, width: int) -> int:
