@@ -61,14 +61,15 @@ def test_the_first_the_worst_and_the_last_are_kept(clip):
     assert set(made.pairs) == {0, made.scores["psnr_worst"]["frame"], 10}
 
 
-def test_two_settings(tmp_path, clip):
-    made = evaluate_video(clip, EncodeOptions(precision="bf16"), against=FP32)
-    encode_video(clip, tmp_path / "one", precision="bf16")
-    encode_video(clip, tmp_path / "two", precision="fp32")
+def test_two_settings(tmp_path, clip, vae):
+    settings = [EncodeOptions(precision="fp32", weights=vae.folder, semantics=name) for name in ("whole", "diffusers")]
+    made = evaluate_video(clip, settings[0], against=settings[1])
+    encode_video(clip, tmp_path / "one", settings[0])
+    encode_video(clip, tmp_path / "two", settings[1])
     one, two = (open_latents(tmp_path / name).latents.float() for name in ("one", "two"))
     assert made.difference["largest"] == pytest.approx(off(two, one), rel=1e-3)
     assert made.difference["rms"] == pytest.approx(rms_off(two, one), rel=1e-3)
-    assert made.other.encoded.precision == "fp32"
+    assert (made.encoded.semantics, made.other.encoded.semantics) == ("whole", "diffusers")
     same = evaluate_video(clip, FP32, against=FP32)
     assert same.difference == {"largest": 0.0, "rms": 0.0}
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from movq_cli import MovqError, MovqUsageError, Selection, encode_batch, merge_shards
+from movq_cli import MovqError, MovqUsageError, Picture, Selection, encode_batch, merge_shards
 from movq_cli.batch import Shard, read_folder
 
 from . import clips
@@ -17,6 +17,7 @@ from .test_batch import manifest, tree
 from .test_workers import wait_for
 
 ITEMS = 10
+TINY = Picture(short_side=16)  # bf16 is slow on CPUs that have to emulate it
 SLURM_ARRAY = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "4"}
 
 
@@ -131,7 +132,7 @@ def test_what_is_not_there_or_not_alike_is_not_merged(folder, tmp_path, make_wei
     with pytest.raises(MovqError, match="no manifests of shards"):
         merge_shards(tmp_path / "nothing")
     for name, alike, options in (
-        ("precision", {"precision": "fp32"}, {"precision": "bf16"}),
+        ("precision", {"precision": "fp32", "picture": TINY}, {"precision": "bf16", "picture": TINY}),
         ("weights", {}, {"weights": str(make_weights())}),
         ("options", {}, {"save": "mean"}),
         ("buckets and spans", {}, {"pick": "slide:3"}),

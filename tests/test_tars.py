@@ -20,7 +20,7 @@ from . import clips
 from .test_batch import manifest, tree
 from .test_workers import encoding, group, wait_for
 
-SIZE = 60_000  # of a tar; an item takes about 15,000
+SIZE = 60_000  # of a tar; an item takes about 15,000 in bf16
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +33,13 @@ def folder(tmp_path_factory):
         clips.write(made / "in" / f"{name}.mp4", clips.pictures(9 + i, 64 if i % 2 else 48, 48))
         (made / "in" / f"{name}.txt").write_text(f"number {i}, größer")
     (made / "in" / "bad.mp4").write_text("no video")
-    encode_batch([made / "in"], made / "files", workers=2)
+    encode_batch([made / "in"], made / "files", workers=2, store_dtype="bf16")
     packed(made, "tars", workers=2)
     return made
 
 
 def packed(folder, out="tars", **options):
-    settings = {"layout": "tar", "shard_size": SIZE, "workers": 1} | options
+    settings = {"layout": "tar", "shard_size": SIZE, "workers": 1, "store_dtype": "bf16"} | options
     return encode_batch([settings.pop("source", folder / "in")], folder / out, **settings)
 
 

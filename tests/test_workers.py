@@ -19,6 +19,7 @@ from movq_cli import MovqError, encode_batch, open_latents
 
 from . import clips
 from .test_batch import manifest, tree
+from .tolerance import AGREE, off
 
 
 def start(cwd, *arguments, **more):
@@ -129,7 +130,12 @@ def test_a_worker_that_dies_or_hangs_costs_one_attempt_at_one_file(folder, undis
     wait_for(lambda: not group(process.pid), 5)
     made, wanted = tree(tmp_path / "out"), dict(undisturbed)
     made.pop("manifest"), wanted.pop("manifest")
-    assert made == wanted  # bf16: equal for any chunks
+    if number == signal.SIGKILL:  # other chunks
+        name = again[0]["output"]
+        latents = [open_latents(path / name).latents.float() for path in (tmp_path / "out", folder / "undisturbed")]
+        assert off(*latents) < AGREE
+        assert len(made.pop(name)) == len(wanted.pop(name))
+    assert made == wanted
 
 
 def test_what_kills_every_worker_is_failed_after_two_attempts_and_tried_again_later(folder, tmp_path):
@@ -185,18 +191,18 @@ def test_a_worker_that_leaks_is_replaced(tmp_path):
 
 
 def test_what_needs_more_than_its_share_of_memory_is_made_when_there_is_more(tmp_path):
-    clips.write(tmp_path / "0.mp4", clips.pictures(5, 1000, 800))
+    clips.write(tmp_path / "0.mp4", clips.pictures(5, 704, 568))
     clips.write(tmp_path / "1.mp4", clips.pictures(5))
-    clips.write(tmp_path / "2.mp4", clips.pictures(5, 2000, 1600))
+    clips.write(tmp_path / "2.mp4", clips.pictures(5, 1408, 1136))
     names = [tmp_path / f"{i}.mp4" for i in range(3)]
-    result = encode_batch(names, tmp_path / "out", workers=2, memory_budget=2 * 10**9)
+    result = encode_batch(names, tmp_path / "out", workers=2, memory_budget=2 * 10**9, precision="fp32")
     large, small, huge = result.lines
     assert (large["status"], small["status"], huge["status"]) == ("done", "done", "failed")
     assert re.fullmatch(
         "made at attempt 2; at the first: a chunk of 4 .* where 1.0 GB may be used; .*", large["warnings"][-1]
     )
     assert small["warnings"] == []
-    assert re.match("a chunk of 4 frames of 2000x1600 needs .* where 2.0 GB may be used; .*", huge["reason"])
+    assert re.match("a chunk of 4 frames of 1408x1136 needs .* where 2.0 GB may be used; .*", huge["reason"])
     assert huge["cause"] == "memory"
     assert {line["id"] for line in encode_batch(names, tmp_path / "out", workers=1).made} == {"2.mp4"}
 
@@ -283,7 +289,7 @@ def test_a_full_disk_stops_the_batch_and_loses_nothing(tmp_path):
     (tmp_path / "out").mkdir()
     command = (
         "mount -t tmpfs -o size=700k none out && "
-        f"{sys.executable} -m movq_cli batch-encode *.mp4 -o out --workers 1; code=$?; "
+        f"{sys.executable} -m movq_cli batch-encode *.mp4 -o out --workers 1 --store-dtype bf16; code=$?; "
         "ls -A out; cat out/manifest.jsonl; exit $code"
     )
     isolated = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", command]
