@@ -1,0 +1,112 @@
+"""What an encoding takes besides its convolutions, and what getting memory from Linux has to do with it.
+
+    python benchmarks/overhead.py [--size published|tiny] [--precision bf16 fp32] [--shape 17x128x128] [--runs 3] [--json FILE]
+
+Every convolution gives zeros at once, so what is timed is norms, SiLU, padding, sums, halvings and, above all for large
+pictures, page faults. "plain" is malloc as it comes; "kept" tells it to keep what is freed, up to its limit of 32 MB per
+tensor; "movq" is device.spare_page_faults, which the commands call. All take turns, each in a process of its own; peaks are
+of the network alone. Prints a Markdown table.
+"""
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.common import FASTER, SIZES, Table, network, options, ratio
+
+
+def measure(way, size, precision, shape):
+    """In a child process: one warm-up, three timed runs of which the fastest counts."""
+    from movq_cli.device import spare_page_faults
+
+    if way != "plain":
+        if way == "kept":
+            os.environ["THP_MEM_ALLOC_ENABLE"] = "0"
+        spare_page_faults()
+    import ctypes
+
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from movq_cli.codec import chunk_lengths, encode, encode_windows
+    from movq_cli.model import Encoder3D
+    from movq_cli.model.cost import default_chunk_frames
+
+    if way == "kept":
+        ctypes.CDLL(None).mallopt(-3, 32 << 20)
+
+    def zeros(self, x):
+        sides = zip(x.shape[2:], self.kernel_size, self.stride, self.padding, strict=True)
+        shape = [x.shape[0], self.out_channels, *((n + 2 * p - k) // s + 1 for n, k, s, p in sides)]
+        layout = {4: torch.channels_last, 5: torch.channels_last_3d}[x.dim()]
+        return torch.empty(shape, dtype=x.dtype, memory_format=layout).zero_()
+
+    nn.Conv2d.forward = nn.Conv3d.forward = zeros
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    model = network(Encoder3D, size, dtype)
+    images = (np.random.default_rng(0).random((*shape, 3)) * 255).astype(np.uint8)
+    chunk = default_chunk_frames(model.config, *shape[1:]) if size == "tiny" else 0
+    lengths = chunk_lengths(
+        encode_windows("frame" if size == "tiny" else "diffusers", shape[0], chunk, model.config), shape[0]
+    )
+    ends = np.cumsum([0, *lengths])
+    seconds = []
+    for _ in range(4):
+        windows = ([images[start:end]] for start, end in pairwise(ends))
+        started = time.perf_counter()
+        for latents in encode(model, windows, torch.device("cpu"), dtype):
+            del latents
+        seconds.append(time.perf_counter() - started)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    print(json.dumps({"s": min(seconds[1:]), "peak": used.ru_maxrss * 1024, "faults": used.ru_minflt}))
+
+
+def main():
+    parser = options(__doc__)
+    parser.add_argument("--size", choices=SIZES, default="published")
+    parser.add_argument("--precision", nargs="+", choices=["bf16", "fp32"], default=["bf16", "fp32"])
+    parser.add_argument("--shape", nargs="+", default=["17x128x128"], metavar="TxHxW")
+    parser.add_argument("--child")
+    args = parser.parse_args()
+    if args.child:
+        measure(args.child, args.size, args.precision[0], tuple(int(n) for n in args.shape[0].split("x")))
+        return
+    print(f"{args.size} size, medians of {args.runs} runs in turn\n")
+    table = Table(
+        {"clip": "", "precision": "", "way": "", "s": ".2f", FASTER: ".2f", "page faults": ",", "peak MB": ".0f"},
+        args.json,
+    )
+    for shape in args.shape:
+        for precision in args.precision:
+            runs = {"plain": [], "kept": [], "movq": []}
+            for _ in range(args.runs):
+                for way, results in runs.items():
+                    command = [sys.executable, __file__, "--child", way, "--size", args.size]
+                    command += ["--precision", precision, "--shape", shape]
+                    results.append(
+                        json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+                    )
+            taken = {way: [run["s"] for run in results] for way, results in runs.items()}
+            for way, results in runs.items():
+                table.add(
+                    shape,
+                    precision,
+                    way,
+                    statistics.median(taken[way]),
+                    None if way == "movq" else ratio(taken[way], taken["movq"]),
+                    round(statistics.median(run["faults"] for run in results)),
+                    statistics.median(run["peak"] for run in results) / 1e6,
+                )
+
+
+if __name__ == "__main__":
+    main()
