@@ -161,7 +161,7 @@ def spare_page_faults() -> None:
     mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(mmap_threshold, 24 << 20)  # at its limit of 32 MB, large pictures took a twentieth more
+        mallopt(mmap_threshold, 24 << 20)  # larger ones come in huge pages, soon enough not to be kept
         mallopt(trim_threshold, (1 << 31) - 1)
 
 
