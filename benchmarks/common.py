@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +64,23 @@ def native_precision():
 def ratio(theirs, ours):
     """The median of how much more they take, run by run."""
     return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
+
+
+def in_child(*arguments):
+    """What a Python process of its own prints as JSON, given these arguments."""
+    command = [sys.executable, *map(str, arguments)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def default_windows(images, size, config):
+    """Frames (T, H, W, 3) in the windows that movq takes by default for weights of a size: one chunk each."""
+    from movq_cli.codec import chunk_lengths, encode_windows
+    from movq_cli.model.cost import default_chunk_frames
+
+    chunk = default_chunk_frames(config, *images.shape[1:3]) if size == "tiny" else 0
+    windows = encode_windows("frame" if size == "tiny" else "diffusers", len(images), chunk, config)
+    ends = accumulate(chunk_lengths(windows, len(images)), initial=0)
+    return [[images[start:end]] for start, end in pairwise(ends)]
 
 
 def network(kind, size, dtype):

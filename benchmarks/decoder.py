@@ -9,14 +9,13 @@ take turns, each in a process of its own; the precision is what `auto` is here. 
 import json
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.common import FASTER, MEMORY, Table, native_precision, network, options, ratio
+from benchmarks.common import FASTER, MEMORY, Table, in_child, native_precision, network, options, ratio
 
 
 def measure(which, precision, shape):
@@ -73,8 +72,7 @@ def main():
         runs = {"movq": [], "diffusers": []}
         for _ in range(args.runs):
             for which, results in runs.items():
-                command = [sys.executable, __file__, "--child", which, "--precision", precision, "--shape", args.shape]
-                results.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+                results.append(in_child(__file__, "--child", which, "--precision", precision, "--shape", args.shape))
         seconds, peaks = ({way: [run[key] for run in runs[way]] for way in runs} for key in ("seconds", "peak"))
         for way in runs:
             table.add(

@@ -13,25 +13,34 @@ that precision, its default. Needs diffusers for the published size. Prints a Ma
 import json
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.common import FASTER, MEMORY, REST, SIZES, Table, native_precision, network, options, ratio
+from benchmarks.common import (
+    FASTER,
+    MEMORY,
+    REST,
+    SIZES,
+    Table,
+    default_windows,
+    in_child,
+    native_precision,
+    network,
+    options,
+    ratio,
+)
 
 
 def measure(which, size, precision, shape):
     """In a child process: one warm-up, two timed runs of which the faster counts; seconds, peak bytes, GEMM rate, FLOPs."""
-    import numpy as np
     import torch
 
-    from movq_cli.codec import chunk_lengths, encode, encode_windows
+    from movq_cli.codec import encode
     from movq_cli.device import spare_page_faults
     from movq_cli.model import Encoder3D
-    from movq_cli.model.cost import default_chunk_frames
     from tests import published
 
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
@@ -50,10 +59,7 @@ def measure(which, size, precision, shape):
     x = torch.from_numpy(images).permute(3, 0, 1, 2)[None].float().div_(127.5).sub_(1).to(dtype)
 
     def movq():
-        chunk = default_chunk_frames(model.config, *shape[1:]) if size == "tiny" else 0
-        semantics = "frame" if size == "tiny" else "diffusers"
-        ends = np.cumsum(list(chunk_lengths(encode_windows(semantics, shape[0], chunk, model.config), shape[0])))
-        windows = ([images[start:end]] for start, end in zip([0, *ends], ends, strict=False))
+        windows = default_windows(images, size, model.config)
         return [z.clone() for z in encode(model, windows, torch.device("cpu"), dtype)]
 
     def naive():
@@ -158,9 +164,10 @@ def main():
         runs = {(way, precision): [] for precision in precisions for way in ways}
         for _ in range(args.runs):
             for (way, precision), results in runs.items():
-                command = [sys.executable, __file__, "--child", way, "--size", args.size]
-                command += ["--precision", precision, "--shape", shape]
-                results.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+                child = in_child(
+                    __file__, "--child", way, "--size", args.size, "--precision", precision, "--shape", shape
+                )
+                results.append(child)
 
         def taken(way, precision, key="seconds", runs=runs):
             return [run[key] for run in runs[way, precision]]

@@ -12,15 +12,13 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
-from itertools import pairwise
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.common import FASTER, SIZES, Table, network, options, ratio
+from benchmarks.common import FASTER, SIZES, Table, default_windows, in_child, network, options, ratio
 
 
 def measure(way, size, precision, shape):
@@ -37,9 +35,8 @@ def measure(way, size, precision, shape):
     import torch
     from torch import nn
 
-    from movq_cli.codec import chunk_lengths, encode, encode_windows
+    from movq_cli.codec import encode
     from movq_cli.model import Encoder3D
-    from movq_cli.model.cost import default_chunk_frames
 
     if way == "kept":
         ctypes.CDLL(None).mallopt(-3, 32 << 20)
@@ -54,14 +51,8 @@ def measure(way, size, precision, shape):
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     model = network(Encoder3D, size, dtype)
     images = (np.random.default_rng(0).random((*shape, 3)) * 255).astype(np.uint8)
-    chunk = default_chunk_frames(model.config, *shape[1:]) if size == "tiny" else 0
-    lengths = chunk_lengths(
-        encode_windows("frame" if size == "tiny" else "diffusers", shape[0], chunk, model.config), shape[0]
-    )
-    ends = np.cumsum([0, *lengths])
-    seconds = []
+    windows, seconds = default_windows(images, size, model.config), []
     for _ in range(4):
-        windows = ([images[start:end]] for start, end in pairwise(ends))
         started = time.perf_counter()
         for latents in encode(model, windows, torch.device("cpu"), dtype):
             del latents
@@ -90,11 +81,10 @@ def main():
             runs = {"plain": [], "kept": [], "movq": []}
             for _ in range(args.runs):
                 for way, results in runs.items():
-                    command = [sys.executable, __file__, "--child", way, "--size", args.size]
-                    command += ["--precision", precision, "--shape", shape]
-                    results.append(
-                        json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+                    child = in_child(
+                        __file__, "--child", way, "--size", args.size, "--precision", precision, "--shape", shape
                     )
+                    results.append(child)
             taken = {way: [run["s"] for run in results] for way, results in runs.items()}
             for way, results in runs.items():
                 table.add(

@@ -29,12 +29,13 @@ class StreamCache:
     the memory that one layer's input is prepared in to the next: fresh memory costs more to get than to fill.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ends: bool = False) -> None:
         self.first, self.last = True, False
+        self.ends = ends
+        """Whether the chunk given next, or taken last, is known to be the stream's last."""
         self.past: dict[nn.Module, Tensor] = {}
         self._frames = 0
         self._room: Tensor | None = None
-        self._ends = False
         self._over = ""
 
     @property
@@ -42,14 +43,9 @@ class StreamCache:
         """Frames taken so far."""
         return self._frames
 
-    @property
-    def ends(self) -> bool:
-        """Whether the chunk taken last is known to be the stream's last."""
-        return self._ends
-
     def end(self) -> None:
         """To be called before the stream's last chunk is given, where that is known: it then keeps no past for another."""
-        self._ends = True
+        self.ends = True
 
     def take(self, frames: int, *, factor: int, first_chunk_frames: int = 1) -> int:
         """Books a chunk of the stream and returns how many outputs it gives.
@@ -66,7 +62,7 @@ class StreamCache:
                 f"pad_mode 'reflect' needs a first chunk of {first_chunk_frames} frames, got {self._frames}"
             )
         before, self._frames = self._frames, self._frames + frames
-        if self._ends:
+        if self.ends:
             self._over = "the stream has ended: its last chunk was said to be that"
         elif (self._frames - 1) % factor:
             self._over = f"the stream ended with a chunk of {frames} frames: only its last chunk may have such a length"

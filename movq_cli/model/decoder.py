@@ -81,10 +81,7 @@ class Decoder3D(nn.Module):
         Without a cache, z is a whole clip. With one it is the stream's next chunk, of any length, which gives 4 frames per
         latent, the stream's first latent 1; with norm_scope "frame" the outputs, joined, are those of the whole clip.
         """
-        if cache is None:
-            cache = StreamCache()
-            cache.end()
-        (x,) = self.decode_window([(z, z if zq is None else zq)], cache)
+        (x,) = self.decode_window([(z, z if zq is None else zq)], StreamCache(ends=True) if cache is None else cache)
         return x
 
     def decode_window(

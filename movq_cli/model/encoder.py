@@ -80,10 +80,7 @@ class Encoder3D(nn.Module):
         Without a cache, x is a whole clip. With one it is the stream's next chunk: 1 + n * factor frames, then n * factor
         (see `StreamCache.take`), and with norm_scope "frame" the outputs, joined, are those of the whole clip.
         """
-        if cache is None:
-            cache = StreamCache()
-            cache.end()
-        (z,) = self.encode_window([x], cache)
+        (z,) = self.encode_window([x], StreamCache(ends=True) if cache is None else cache)
         return z
 
     def encode_window(
