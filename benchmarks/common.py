@@ -85,7 +85,7 @@ def default_windows(images, size, config):
 
 def network(kind, size, dtype):
     """An Encoder3D or Decoder3D of a size, with random weights, laid out as movq does it."""
-    from movq_cli.model.causal import lay_out
+    from movq_cli.model.convolution import lay_out
 
     model = kind(**SIZES[size], **REST).eval().requires_grad_(False).to(dtype)
     for parameter in model.parameters():

@@ -31,7 +31,8 @@ def main():
     import torch
     import torch.nn.functional as F
 
-    from movq_cli.model.causal import LAYOUT, fold_frames
+    from movq_cli.model.causal import fold_frames
+    from movq_cli.model.convolution import LAYOUT
     from movq_cli.model.norms import GroupNorm
 
     def fused(x, scale, shift, out):

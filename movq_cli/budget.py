@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 from .codec import SEMANTICS, WHOLE_WINDOW, check_chunk_frames
-from .device import ITEM_SIZE, available_memory, choose_device
+from .device import ITEM_SIZE, available_memory, choose_device, computed_size
 from .errors import MovqError, MovqMemoryError, MovqOutputError, MovqUsageError
 from .model.checkpoint import Checkpoint
 from .model.config import AutoencoderConfig
@@ -96,10 +96,10 @@ class Task:
 
     def memory(self, chunk: int, precision: str, device: torch.device) -> int:
         """Bytes at the peak with chunks of so many frames."""
-        longest, item = self.longest(chunk), ITEM_SIZE[precision]
+        longest = self.longest(chunk)
         base = 0 if device.type == "cuda" else PROCESS_BYTES
-        computing = self.cost(longest).bytes(item, alone=longest == self.total)
-        return base + self.parameters * item + computing + self.beside(longest)
+        computing = self.cost(longest).bytes(computed_size(precision, device), alone=longest == self.total)
+        return base + self.parameters * ITEM_SIZE[precision] + computing + self.beside(longest)
 
     def indexable(self, chunk: int) -> bool:
         return self.cost(self.longest(chunk)).largest <= MAX_ELEMENTS

@@ -46,18 +46,24 @@ def choose_precision(name: str, device: torch.device) -> str:
     """`auto` is bf16 where the device computes it natively, else fp32. Raises MovqUsageError for what it cannot do."""
     import torch
 
+    from .model.convolution import cpu_computes_bf16
+
     if name == "auto":
-        if device.type == "cuda":
-            native = torch.cuda.get_device_capability(device) >= (8, 0)
-        else:
-            # oneDNN's own check also passes where bf16 is emulated, which is slower than fp32.
-            native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        native = torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else cpu_computes_bf16()
         return "bf16" if native else "fp32"
     if name not in PRECISIONS:
         raise MovqUsageError(f"must be auto, {', '.join(PRECISIONS)}, got {name!r}", "--precision")
     if device.type == "cpu" and name in ("tf32", "fp16"):
         raise MovqUsageError(f"{name} is for CUDA devices; a CPU computes fp32 or bf16", "--precision")
     return name
+
+
+def computed_size(precision: str, device: torch.device) -> int:
+    """Bytes of a number that is being computed: a CPU that does not compute bf16 does it in fp32."""
+    from .model.convolution import cpu_computes_bf16
+
+    emulated = precision == "bf16" and device.type == "cpu" and not cpu_computes_bf16()
+    return ITEM_SIZE["fp32" if emulated else precision]
 
 
 def dtype_of(precision: str) -> torch.dtype:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .causal import LAYOUT, CausalConv3d, StreamCache, fold_frames, unfilled, unfold_frames, upsample_space
+from .causal import CausalConv3d, StreamCache, fold_frames, unfilled, unfold_frames, upsample_space
+from .convolution import LAYOUT, Conv2d, Conv3d
 from .norms import GroupNorm, Moments, SpatialNorm3D
 from .stages import Carry, Stage
 
@@ -26,7 +27,7 @@ class DownSample3D(nn.Module):
     def __init__(self, in_channels: int, with_conv: bool, compress_time: bool = False) -> None:
         super().__init__()
         self.compress_time = compress_time
-        self.conv = nn.Conv2d(in_channels, in_channels, kernel_size=3, stride=2) if with_conv else None
+        self.conv = Conv2d(in_channels, in_channels, kernel_size=3, stride=2) if with_conv else None
 
     def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
         b, c, t, h, w = x.shape
@@ -62,7 +63,7 @@ class Upsample3D(nn.Module):
     def __init__(self, in_channels: int, with_conv: bool, compress_time: bool = False) -> None:
         super().__init__()
         self.compress_time = compress_time
-        self.conv = nn.Conv2d(in_channels, in_channels, kernel_size=3, padding=1) if with_conv else None
+        self.conv = Conv2d(in_channels, in_channels, kernel_size=3, padding=1) if with_conv else None
 
     def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
         y = upsample_space(fold_frames(x))
@@ -107,12 +108,12 @@ class ResnetBlock3D(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.conv2 = CausalConv3d(out_channels, out_channels, 3, pad_mode)
         self.conv_shortcut: CausalConv3d | None = None
-        self.nin_shortcut: nn.Conv3d | None = None
+        self.nin_shortcut: Conv3d | None = None
         if in_channels != out_channels:
             if conv_shortcut:
                 self.conv_shortcut = CausalConv3d(in_channels, out_channels, 3, pad_mode)
             else:
-                self.nin_shortcut = nn.Conv3d(in_channels, out_channels, kernel_size=1)
+                self.nin_shortcut = Conv3d(in_channels, out_channels, kernel_size=1)
 
     def forward(
         self, x: Tensor, temb: Tensor | None = None, cache: StreamCache | None = None, *, zq: Tensor | None = None
@@ -163,7 +164,7 @@ class AttnBlock2D(nn.Module):
         self.norm: Norm = (
             GroupNorm(in_channels, norm_scope) if zq_ch is None else SpatialNorm3D(in_channels, zq_ch, norm_scope)
         )
-        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(in_channels, in_channels, 1) for _ in range(4))
+        self.q, self.k, self.v, self.proj_out = (Conv2d(in_channels, in_channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor, cache: StreamCache | None = None, *, zq: Tensor | None = None) -> Tensor:
         return self._run(Carry(x, zq=zq), cache or StreamCache(), None).x

@@ -16,9 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import PAD_MODES
-
-LAYOUT = torch.channels_last_3d
-"""Memory layout of every activation: convolutions are fastest in it, and frames are slabs along its outermost axis."""
+from .convolution import LAYOUT, Conv3d
 
 
 class StreamCache:
@@ -130,7 +128,7 @@ class CausalConv3d(nn.Module):
         if self.time_pad < 0:
             raise ValueError(f"a stride of {self.stride} skips frames of a kernel of {kernel[0]} in time")
         self.pad_mode = pad_mode
-        self.conv = nn.Conv3d(
+        self.conv = Conv3d(
             chan_in,
             chan_out,
             kernel,
@@ -209,9 +207,3 @@ def unfold_frames(x: Tensor, batch: int) -> Tensor:
 def upsample_space(x: Tensor) -> Tensor:
     """(N, C, H, W) to (N, C, 2H, 2W), nearest."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
-
-
-def lay_out(weight: Tensor) -> Tensor:
-    """A weight in the memory layout that matches the activations'."""
-    formats = {4: torch.channels_last, 5: LAYOUT}
-    return weight.contiguous(memory_format=formats.get(weight.dim(), torch.contiguous_format))

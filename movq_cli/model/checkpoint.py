@@ -175,7 +175,7 @@ class Checkpoint:
         return self._load(Decoder3D, "decoder", device, dtype)
 
     def _load(self, kind: type[Network], part: str, device: torch.device | str, dtype: torch.dtype | None) -> Network:
-        from .causal import lay_out
+        from .convolution import lay_out
 
         with about(self.path):
             shapes = {name: stored.entry.shape for name, stored in self.tensors.items()}

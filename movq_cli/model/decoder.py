@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from .blocks import AttnBlock2D, Level, Middle, ResnetBlock3D, Upsample3D, conv_stage, weights
-from .causal import LAYOUT, CausalConv3d, StreamCache
+from .causal import CausalConv3d, StreamCache
 from .config import AutoencoderConfig
+from .convolution import lay_out
 from .norms import SpatialNorm3D
 from .stages import Carry, Place, Stage, Worked, run_window
 from .store import Store
@@ -99,7 +100,7 @@ class Decoder3D(nn.Module):
                 before = config.latents_to_frames(cache.frames) if cache.frames else 0
                 cache.take(z.shape[2], factor=1, first_chunk_frames=config.latent_frames(config.first_chunk_frames))
                 frames = config.latents_to_frames(cache.frames) - before
-                z, zq = (x.contiguous(memory_format=LAYOUT) for x in (z, zq))
+                z, zq = map(lay_out, (z, zq))
                 yield Carry(z, zq=zq, place=Place(before, frames, cache.ends))
 
         yield from run_window(self.stages(), admitted(), cache, store=store, worked=worked)

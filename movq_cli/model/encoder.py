@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from .blocks import AttnBlock2D, DownSample3D, Level, Middle, ResnetBlock3D, conv_stage, weights
-from .causal import LAYOUT, CausalConv3d, StreamCache
+from .causal import CausalConv3d, StreamCache
 from .config import AutoencoderConfig
+from .convolution import lay_out
 from .norms import GroupNorm
 from .stages import Carry, Place, Stage, Worked, run_window
 from .store import Store
@@ -107,7 +108,7 @@ class Encoder3D(nn.Module):
                     raise ValueError(f"height and width must be multiples of {s}, got {h}x{w}")
                 before = cache.frames
                 if cache.take(t, factor=config.temporal_factor, first_chunk_frames=config.first_chunk_frames):
-                    yield Carry(x.contiguous(memory_format=LAYOUT), place=Place(before, t, cache.ends))
+                    yield Carry(lay_out(x), place=Place(before, t, cache.ends))
                 else:  # fewer frames than a latent needs, at the end of a stream
                     short.append(x.new_empty(b, config.moment_channels, 0, h // s, w // s))
 

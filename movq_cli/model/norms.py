@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .causal import LAYOUT, CausalConv3d, fold_frames, unfold_frames
+from .causal import CausalConv3d, fold_frames, unfold_frames
 from .config import NORM_EPS, NORM_GROUPS, NORM_SCOPES
+from .convolution import LAYOUT, lay_out
 
 _CPU_BLOCK = 2**20  # elements: 2 to 4 MB; larger blocks lose digits in their fp32 sums and fall out of the cache
 
@@ -62,7 +63,7 @@ class GroupNorm(nn.GroupNorm):
 
     def measure(self, x: Tensor) -> Moments:
         """The statistics of a chunk (B, C, T, H, W)."""
-        x = x.contiguous(memory_format=LAYOUT)
+        x = lay_out(x)
         b, c, t, h, w = x.shape
         rows = _block_rows(x)
         # torch's only reduction over a channels-last block that is exact (two passes, fp32 from bf16) and fast. It
@@ -99,7 +100,7 @@ class GroupNorm(nn.GroupNorm):
             y = self.differentiable(x)
             out.copy_(F.silu(y) if silu else y)
             return
-        x = x.contiguous(memory_format=LAYOUT)
+        x = lay_out(x)
         moments = moments or self.measure(x)
         per_group = x.shape[1] // self.num_groups
         dtype = _sum_dtype(x)

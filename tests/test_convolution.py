@@ -1,0 +1,74 @@
+"""Convolutions by oneDNN give torch's numbers, whatever the size of a chunk, and in bf16 also where a CPU has none."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from movq_cli.model.convolution import Conv2d, Conv3d, cpu_computes_bf16, lay_out
+
+from .tolerance import AGREE, off
+
+CASES = {
+    "pixels": (Conv3d(3, 32, 3, padding=(0, 1, 1)), (1, 3, 6, 40, 36)),
+    "few frames": (Conv3d(64, 32, 3, padding=(0, 1, 1)), (1, 64, 3, 12, 20)),
+    "strided in time": (Conv3d(32, 32, 3, stride=(2, 1, 1), dilation=(2, 1, 1), padding=(0, 1, 1)), (2, 32, 9, 8, 8)),
+    "shortcut": (Conv3d(32, 64, 1, bias=False), (1, 32, 2, 9, 7)),
+    "halving": (Conv2d(32, 32, 3, stride=2), (3, 32, 9, 11)),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    torch.manual_seed(0)
+    layer, shape = CASES[request.param]
+    return layer, torch.randn(shape)
+
+
+def judge(layer, x):
+    convolve = {4: F.conv2d, 5: F.conv3d}[x.dim()]
+    bias = None if layer.bias is None else layer.bias.double()
+    return convolve(x.double(), layer.weight.double(), bias, layer.stride, layer.padding, layer.dilation)
+
+
+def test_numbers_are_torchs(case):
+    layer, x = case
+    assert off(layer(x), judge(layer, x)) < AGREE
+    assert torch.equal(layer(lay_out(x)), layer(x))
+    x = x.requires_grad_()
+    layer(x).square().sum().backward()
+    (wanted,) = torch.autograd.grad(judge(layer, x).square().sum(), x)
+    assert off(x.grad, wanted) < AGREE
+
+
+def test_a_size_of_one_may_have_any_stride(case):
+    """The same frame, alone and as a part of several: oneDNN would round the one otherwise than the other."""
+    layer, x = case
+    x = lay_out(x)[:1]
+    if x.dim() == 5:
+        x = x[:, :, : layer.dilation[0] * (layer.kernel_size[0] - 1) + 1]
+    alone = torch.empty_like(x, memory_format=torch.preserve_format).copy_(x)
+    odd = alone.as_strided(x.shape, (7, *alone.stride()[1:]))
+    with torch.no_grad():
+        assert torch.equal(layer(x), layer(alone))
+        assert torch.equal(layer(odd), layer(alone))
+
+
+def test_bf16_is_rounded_once(case):
+    """To the nearest, which is at most 2^-8 of it away, where a CPU has no bf16; one that has it may be a step off."""
+    layer, x = case
+    x = x.bfloat16()
+    rounded = type(layer)(
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        bias=layer.bias is not None,
+    ).bfloat16()
+    rounded.load_state_dict(layer.state_dict())
+    with torch.no_grad():
+        made, wanted = rounded(x), judge(rounded, x)
+    assert made.dtype == torch.bfloat16
+    bound = 2**-7 if cpu_computes_bf16() else 2**-8
+    assert ((made.double() - wanted).abs() <= bound * 1.01 * wanted.abs() + 1e-5).all()
