@@ -187,9 +187,9 @@ def mov(**edits):
     return contents(rebuilt(made("mov", 12, options={"bf": "0", "g": "6"}), edits))
 
 
-def edit_list(gop, start, stop):
-    """12 frames, a key frame each `gop`, of which those from `start` to `stop` are shown."""
-    data = made("mov", 12, options={"bf": "0", "g": gop})
+def edit_list(gop, start, stop, frames=12):
+    """12 frames or more, a key frame each `gop`, of which those from `start` to `stop` are shown."""
+    data = made("mov", frames, options={"bf": "0", "g": gop})
     (scale,) = struct.unpack_from(">I", data, data.index(b"mdhd") + 16)
     elst = struct.pack(">IIIiI", 0, 1, (stop - start) * 40, start * scale // 25, 1 << 16)
     return contents(rebuilt(data, {b"elst": lambda body: elst}))

@@ -67,6 +67,7 @@ def _serve(talk: Talk, request: dict[str, Any]) -> None:
 
     from .decode import FILTER_NAME, Decoder, count_frames
     from .geometry import Picture
+    from .seek import find_entry
     from .selection import Selection
     from .source import open_video
 
@@ -80,7 +81,8 @@ def _serve(talk: Talk, request: dict[str, Any]) -> None:
         if request["mode"] == "count":
             talk.say("end", frames=count_frames(source, selection, talk.alive))
             return
-        decoder = Decoder(source, selection.allow_partial, talk.alive)
+        entry = find_entry(path, selection, talk.alive) if request["mode"] == "frames" else None
+        decoder = Decoder(source, selection.allow_partial, talk.alive, entry)
         if request["mode"] == "probe":
             talk.say("end", info=_plain(asdict(decoder.info)))
             return

@@ -17,6 +17,7 @@ from ..errors import MovqError
 from .colour import Colour, colour_of
 from .geometry import Geometry, Orientation, Picture, plan_geometry
 from .info import VideoInfo
+from .seek import Entry
 from .selection import Selection, Shown, select
 from .source import Source, av_errors
 from .whole import check_whole
@@ -25,7 +26,6 @@ T = TypeVar("T")
 
 FILTER = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 FILTER_NAME = "swscale bicubic, full chroma, accurate, bit-exact"
-_FALLBACK_RATE = Fraction(25)
 _CUTTABLE = ("mpegts", "mpeg")  # streams that are cut anywhere as a matter of course
 _TIMELESS = ("avi", "mxf")  # hold a rate and no times; with B-frames, those libav gives are out of order
 
@@ -34,16 +34,23 @@ class Decoder:
     """One open video, read once: first `info`, then frames.
 
     `warnings` gathers, in the order met and each once, what was not handled. With `allow_partial` frames end where the file is
-    cut off or damaged, and `partial` says so. `passed` is called often.
+    cut off or damaged, and `partial` says so. `passed` is called often. Nothing that is shown before the `entry` is decoded, but
+    for the first frame; the selection must begin there or later.
     """
 
-    def __init__(self, source: Source, allow_partial: bool = False, passed: Callable[[], None] = lambda: None) -> None:
-        self.source, self._passed = source, passed
+    def __init__(
+        self,
+        source: Source,
+        allow_partial: bool = False,
+        passed: Callable[[], None] = lambda: None,
+        entry: Entry | None = None,
+    ) -> None:
+        self.source, self._passed, self._entry = source, passed, entry
         self.warnings: list[str] = []
         self.partial = False
         self._shown = self._decode_all() if not allow_partial else self._decode_some()
         try:
-            self._first = next(self._shown)
+            self._first = _decoded(next(self._shown))
         except StopIteration:
             raise MovqError("has no frame that can be shown") from None
         frame = self._first.payload
@@ -88,11 +95,11 @@ class Decoder:
     def frames(self, selection: Selection) -> Iterator[Shown[av.VideoFrame]]:
         """The selected frames. Reading to the end of the file also checks that the file was whole."""
 
-        def all_frames() -> Iterator[Shown[av.VideoFrame]]:
+        def all_frames() -> Iterator[Shown[av.VideoFrame | None]]:
             yield self._first
             yield from self._shown
 
-        return select(all_frames(), selection, self._passed)
+        return map(_decoded, select(all_frames(), selection, self._passed))
 
     def rgb(self, frame: av.VideoFrame, scaled: tuple[int, int]) -> np.ndarray:
         """A stored frame as RGB uint8 (height, width, 3), resampled once to `scaled` (width, height)."""
@@ -156,7 +163,7 @@ class Decoder:
         self._warn("is turned by an angle that is not a quarter turn: encoded as stored")
         return Orientation()
 
-    def _decode_some(self) -> Iterator[Shown[av.VideoFrame]]:
+    def _decode_some(self) -> Iterator[Shown[av.VideoFrame | None]]:
         """The frames before the first that is missing, but for those that the decoder had not given out by then."""
         some = False
         try:
@@ -169,15 +176,16 @@ class Decoder:
             self.partial = True
             self._warn(f"{error.reason}: what comes before was taken (--allow-partial)")
 
-    def _decode_all(self) -> Iterator[Shown[av.VideoFrame]]:
-        source, stream = self.source, self.source.stream
-        rate = stream.average_rate or stream.guessed_rate or _FALLBACK_RATE
+    def _decode_all(self) -> Iterator[Shown[av.VideoFrame | None]]:
+        source, rate, entry = self.source, self.source.rate, self._entry
         cuttable = source.container.format.name in _CUTTABLE
         timed = source.container.format.name not in _TIMELESS
         before: Fraction | None = None
+        passing: Entry | None = None  # the one that packets are passed over for
+        entered: Fraction | None = None  # when it is shown
         index, packets, last, end, size = 0, 0, 0, Fraction(0), None
         with av.logging.Capture(local=False) as log:
-            demuxed = source.container.demux(stream)
+            demuxed = source.container.demux(source.stream)
             while True:
                 with av_errors(f"cannot be decoded after {index} frames"):
                     packet = next(demuxed, None)
@@ -187,10 +195,18 @@ class Decoder:
                     last = max(last, (packet.pos or 0) + packet.size)
                     if packet.is_corrupt and not cuttable:
                         raise MovqError(f"is cut off or damaged after {index} frames")
+                    if entry is not None and index > 0 and packets <= entry.packets:
+                        passing = entry
+                        continue
+                    if passing is not None:
+                        source.stream.codec_context.flush_buffers()
                     decoded = packet.decode()
                 if any("ended prematurely" in message for _, _, message in log):
                     raise MovqError(f"is cut off: the file ends early, after about {index} frames")
                 log.clear()
+                if passing is not None:
+                    yield from passing.before[index:]
+                    index, before, entered, passing = len(passing.before), passing.before[-1].time, passing.time, None
                 for frame in decoded:
                     if frame.is_corrupt:
                         if not cuttable:
@@ -209,6 +225,8 @@ class Decoder:
                         time = end
                     else:
                         time = frame.pts * base
+                    if entered is not None and time < entered:
+                        continue  # follows the key frame in the file, and was passed over with what is shown before it
                     length = frame.duration * base if frame.duration else 1 / rate
                     if before is not None and time <= before:
                         self._warn(f"has frame times that do not grow, first at frame {index}")
@@ -218,6 +236,12 @@ class Decoder:
         check_whole(source, packets, last, end, rate, self._passed)
 
 
+def _decoded(frame: Shown[av.VideoFrame | None]) -> Shown[av.VideoFrame]:
+    """The same, for those who know that it was decoded."""
+    assert frame.payload is not None, f"frame {frame.index} was passed over"
+    return cast(Shown[av.VideoFrame], frame)
+
+
 def count_frames(source: Source, selection: Selection, passed: Callable[[], None]) -> int:
     """How many frames the selection has, from the times of packets, without decoding them.
 
@@ -225,12 +249,11 @@ def count_frames(source: Source, selection: Selection, passed: Callable[[], None
     """
     if source.picture:
         return 1
-    stream = source.stream
-    rate = stream.average_rate or stream.guessed_rate or _FALLBACK_RATE
+    rate = source.rate
     spans: list[tuple[Fraction, Fraction]] = []
     try:
         with av_errors("is damaged"):
-            for packet in source.container.demux(stream):
+            for packet in source.container.demux(source.stream):
                 passed()
                 if packet.size == 0 or packet.is_discard:
                     continue

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from ..errors import MovqError, MovqUsageError
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,13 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Shown(Generic[T]):
+class Shown(Generic[T_co]):
     """A frame as the video shows it: its place among those shown, its time and end in seconds, and whatever goes along."""
 
     index: int
     time: Fraction
     end: Fraction
-    payload: T
+    payload: T_co
 
 
 def select(

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import av
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 MAX_WIDTH, MAX_HEIGHT = 8192, 4320
+_FALLBACK_RATE = Fraction(25)
 _VIDEO_FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,hevc,flv,ogg,asf,gif,mxf,"
     "yuv4mpegpipe,ivf,av1,obu"
@@ -38,6 +40,11 @@ class Source:
     container: InputContainer
     stream: VideoStream
     picture: bool
+
+    @property
+    def rate(self) -> Fraction:
+        """Frames per second, on average; 25 where the file gives no hint."""
+        return self.stream.average_rate or self.stream.guessed_rate or _FALLBACK_RATE
 
 
 @contextmanager
