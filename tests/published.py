@@ -30,6 +30,11 @@ def conv(m, x):
     return F.conv3d(F.pad(x, (w, w, h, h)), m.conv.weight, m.conv.bias)
 
 
+def plain(m, x):
+    """torch's convolution, by the kernel that torch chooses."""
+    return {4: F.conv2d, 5: F.conv3d}[x.dim()](x, m.weight, m.bias, m.stride, m.padding)
+
+
 def norm(m, x):
     if getattr(m, "scope", "whole") == "frame":  # movq's own norms, which the published code does not have
         frames = F.group_norm(rearrange(x, "b c t h w -> (b t) c h w"), 32, m.weight, m.bias, 1e-6)
@@ -44,7 +49,7 @@ def nonlinearity(x):
 def block(m, x):
     h = conv(m.conv1, nonlinearity(norm(m.norm1, x)))
     h = conv(m.conv2, nonlinearity(norm(m.norm2, h)))
-    return (x if m.nin_shortcut is None else m.nin_shortcut(x)) + h
+    return (x if m.nin_shortcut is None else plain(m.nin_shortcut, x)) + h
 
 
 def downsample(m, x):
@@ -56,13 +61,13 @@ def downsample(m, x):
             rest = F.avg_pool1d(rest, kernel_size=2, stride=2)
         x = rearrange(torch.cat([first, rest], dim=-1), "(b h w) c t -> b c t h w", b=b, h=height, w=width)
     x = rearrange(F.pad(x, (0, 1, 0, 1)), "b c t h w -> (b t) c h w")
-    return rearrange(m.conv(x), "(b t) c h w -> b c t h w", b=b)
+    return rearrange(plain(m.conv, x), "(b t) c h w -> b c t h w", b=b)
 
 
 def attention(m, x):
     b, c, _, h, w = x.shape
     y = rearrange(norm(m.norm, x), "b c t h w -> (b t) c h w")
-    q, k, v = (rearrange(layer(y), "n c h w -> n c (h w)") for layer in (m.q, m.k, m.v))
+    q, k, v = (rearrange(plain(layer, y), "n c h w -> n c (h w)") for layer in (m.q, m.k, m.v))
     weight = F.softmax(torch.bmm(q.permute(0, 2, 1) * c**-0.5, k), dim=2)
     y = rearrange(torch.bmm(v, weight.permute(0, 2, 1)), "n c (h w) -> n c h w", h=h, w=w)
-    return x + rearrange(m.proj_out(y), "(b t) c h w -> b c t h w", b=b)
+    return x + rearrange(plain(m.proj_out, y), "(b t) c h w -> b c t h w", b=b)
