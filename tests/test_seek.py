@@ -1,6 +1,8 @@
 """A late part of a video: what decoding from a key frame on gives is what decoding everything gives."""
 
+import struct
 from fractions import Fraction
+from itertools import count
 
 import av
 import numpy as np
@@ -21,10 +23,11 @@ ENTERED = {
     "h264.mkv": dict(options=X264),
     "no-b-frames.mp4": dict(options=X264 | {"bf": "0"}),
     "irregular.mkv": dict(options=X264, times=[i / 25 + 0.01 * (i % 3) for i in range(FRAMES)]),
-    "edited.mov": None,
+    "edited.mov": hostile.edit_list(str(GOP), 4, 90, FRAMES),
     "hevc.mp4": dict(codec="libx265", options={"x265-params": X265 + "0"}),
     "hevc-open.mp4": dict(codec="libx265", options={"x265-params": X265 + "1"}),
     "hevc-open.mkv": dict(codec="libx265", options={"x265-params": X265 + "1"}),
+    "hevc-radl.mp4": dict(codec="libx265", options={"x265-params": X265 + "0:radl=2"}),
     "vp9.webm": dict(
         codec="libvpx-vp9", options={"g": str(GOP), "lag-in-frames": "8", "auto-alt-ref": "1", "speed": "8"}
     ),
@@ -32,7 +35,81 @@ ENTERED = {
 }
 """Videos that may be entered at a key frame behind the first."""
 
+
+def remuxed(path, source, edit):
+    """The packets of a video again, each as `edit(number, bytes, is_key)` has it, which gives bytes and a delay in frames."""
+    with av.open(str(source)) as video, av.open(str(path), "w") as other:
+        stream = other.add_stream_from_template(video.streams.video[0])
+        for number, packet in enumerate(p for p in video.demux(video=0) if p.size):
+            for data, late in edit(number, bytes(packet), packet.is_keyframe):
+                made = av.Packet(data)
+                made.pts, made.dts = (t + round(late * packet.duration) for t in (packet.pts, packet.dts))
+                made.time_base, made.duration, made.is_keyframe = packet.time_base, packet.duration, packet.is_keyframe
+                made.stream = stream
+                other.mux(made)
+
+
+def broken_link(path):
+    """HEVC whose third key frame is a BLA: what follows it in the file and is shown before it is left out."""
+    source = clips.write(path.with_suffix(".0.mp4"), clips.pictures(FRAMES, 64, 64), **ENTERED["hevc-open.mp4"])
+    keys = count()
+
+    def edit(number, data, key):
+        at, data = 0, bytearray(data)
+        this = key and next(keys) == 2
+        while at < len(data):
+            if this and data[at + 4] >> 1 & 63 == 21:
+                data[at + 4] = 16 << 1 | data[at + 4] & 1
+            at += 4 + int.from_bytes(data[at : at + 4])
+        yield bytes(data), 0
+
+    remuxed(path, source, edit)
+
+
+def ended(path):
+    """HEVC with an end of sequence in front of its third key frame, at the end of a packet."""
+    source = clips.write(path.with_suffix(".0.mp4"), clips.pictures(FRAMES, 64, 64), **ENTERED["hevc-open.mp4"])
+    with av.open(str(source)) as video:
+        keys = [i for i, p in enumerate(p for p in video.demux(video=0) if p.size) if p.is_keyframe]
+    end = b"\0\0\0\2\x48\1"
+    remuxed(path, source, lambda number, data, key: [(data + (end if number + 1 == keys[2] else b""), 0)])
+
+
+def two_descriptions(path):
+    """An MP4 whose frames from 24 on have parameter sets of their own, that libav hands over with the first of them."""
+    parts = [path.with_suffix(f".{i}.mp4") for i in range(2)]
+    for part, images, offset in zip(
+        parts, (clips.pictures(24, 64, 64), clips.pictures(76, 64, 64)), (0, 10), strict=True
+    ):
+        options = X264 | {"bf": "0", "qp": "26", "x264-params": f"chroma-qp-offset={offset}"}
+        clips.write(part, images, options=options)
+    joined = path.with_suffix(".joined.mp4")
+    with av.open(str(joined), "w") as other, av.open(str(parts[0])) as a, av.open(str(parts[1])) as b:
+        stream = other.add_stream_from_template(a.streams.video[0])
+        for number, packet in enumerate(p for video in (a, b) for p in video.demux(video=0) if p.size):
+            packet.pts = packet.dts = round(Fraction(number, 25) / packet.time_base)
+            packet.stream = stream
+            other.mux(packet)
+    with av.open(str(joined)) as video:
+        places = [p.pos for p in video.demux(video=0) if p.size]
+    stsd = [data[data.index(b"stsd") + 12 :][: _length(data, b"stsd") - 16] for data in (p.read_bytes() for p in parts)]
+    stsc = struct.pack(">8I", 0, 2, 1, 24, 1, 2, 76, 2)
+    edits = {
+        b"stsd": lambda body: struct.pack(">II", 0, 2) + b"".join(stsd),
+        b"stsc": lambda body: stsc,
+        b"stco": lambda body: struct.pack(">4I", 0, 2, places[0], places[24]),
+    }
+    path.write_bytes(hostile.rebuilt(joined.read_bytes(), edits))
+
+
+def _length(data, kind):
+    return int.from_bytes(data[data.index(kind) - 4 :][:4])
+
+
 WHOLE = {
+    "bla.mp4": broken_link,
+    "ended.mp4": ended,
+    "two-descriptions.mp4": two_descriptions,
     "h264-open.mkv": dict(options=X264 | {"x264-params": "open-gop=1"}),
     "refresh.mkv": dict(options=X264 | {"bf": "0", "intra-refresh": "1"}),
     "interlaced.mp4": dict(options=X264 | {"x264-params": "tff=1"}),
@@ -59,10 +136,11 @@ def video(tmp_path_factory):
     def make(name):
         if name not in made:
             path = folder / name
-            if name == "edited.mov":
-                hostile.edit_list(str(GOP), 4, 90, FRAMES)(path)
+            how = (ENTERED | WHOLE)[name]
+            if callable(how):
+                how(path)
             else:
-                clips.write(path, clips.pictures(FRAMES, 64, 64), **(ENTERED | WHOLE)[name])
+                clips.write(path, clips.pictures(FRAMES, 64, 64), **how)
             made[name] = path, *read(path)
         return made[name]
 
@@ -117,3 +195,42 @@ def test_what_is_in_front_is_not_decoded(tmp_path, video):
     for skip in (0, GOP + 1):
         with pytest.raises(MovqError, match=r"damaged|cannot be decoded"):
             read(damaged, Selection(skip=skip))
+
+
+def test_packets_that_are_no_frames(tmp_path, video):
+    """Two that hold a delimiter alone, in front: decoding everything refuses the file, and a part of it is refused too."""
+    path, _, _ = video("no-b-frames.mp4")
+
+    def edit(number, data, key):
+        yield data, 0
+        if number in (3, 20):
+            yield b"\0\0\0\2\x09\xf0", 0.5
+
+    remuxed(tmp_path / "a.mp4", path, edit)
+    for selection in (Selection(), Selection(skip=50)):
+        with pytest.raises(MovqError, match="cannot be decoded"):
+            read(tmp_path / "a.mp4", selection)
+
+
+def test_times_that_jump_back_behind_the_entry(tmp_path):
+    """A Matroska file whose second cluster claims to begin at 0: no frame of it is lost."""
+    clip = clips.write(tmp_path / "0.mkv", clips.pictures(150, 64, 64), options=X264 | {"bf": "0"})
+    with (
+        av.open(str(clip)) as video,
+        av.open(str(tmp_path / "a.mkv"), "w", options={"cluster_time_limit": "2800"}) as other,
+    ):
+        stream = other.add_stream_from_template(video.streams.video[0])
+        for packet in video.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                other.mux(packet)
+    data = bytearray((tmp_path / "a.mkv").read_bytes())
+    at = data.index(b"\xe7\x82" + (2400).to_bytes(2), data.index(b"\x1f\x43\xb6\x75"))
+    data[at + 2 : at + 4] = bytes(2)
+    (tmp_path / "a.mkv").write_bytes(data)
+    everything, warnings = read(tmp_path / "a.mkv")
+    assert "has frame times that do not grow, first at frame 60" in warnings
+    found, said = read(tmp_path / "a.mkv", Selection(skip=20))
+    assert [(f.index, f.time) for f in found] == [(f.index, f.time) for f in everything[20:]]
+    assert said == warnings
+    assert find_entry(str(tmp_path / "a.mkv"), Selection(skip=20)) is not None

@@ -1,8 +1,9 @@
-"""torch's convolutions, by the kernel that suits: `Conv2d` and `Conv3d` have its arguments, names and numbers.
+"""torch's `Conv2d` and `Conv3d`, by the kernel that suits.
 
-On a CPU torch does not always take oneDNN. For fp32 it goes by B * C * T * H, and up to 20,480 takes kernels of its own that
-are 2 to 7 times slower (aten, Convolution.cpp, `use_mkldnn`): chunks of few frames come below that, and the layer that takes
-pixels nearly always does. For bf16 on a CPU that does not compute it, its kernels are tens of times slower than fp32.
+On a CPU torch does not always take oneDNN. For one clip in fp32 it goes by C * T * H, and up to 20,480 takes kernels of its own
+that are 2 to 7 times slower (aten, Convolution.cpp, `use_mkldnn`; benchmarks/convolutions.py): chunks of few frames come below
+that, and the layer that takes pixels nearly always does. For bf16 on a CPU that does not compute it, its kernels are tens of
+times slower than fp32.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import accumulate
 from operator import mul
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -57,13 +57,20 @@ def _convolve(
     weight: Tensor,
     bias: Tensor | None,
 ) -> Tensor:
-    if not (_ONEDNN and input.device.type == "cpu" and input.dtype in _BY_ONEDNN):
+    alike = input.dtype == weight.dtype and input.dim() == weight.dim()
+    suits = alike and input.device.type == "cpu" and input.dtype in _BY_ONEDNN
+    padding = layer.padding
+    if (
+        not (_ONEDNN and suits and layer.padding_mode == "zeros")
+        or isinstance(padding, str)
+        or torch.compiler.is_compiling()
+    ):
         return usual(input, weight, bias)
-    padding = cast(tuple[int, ...], layer.padding)
     x = _strided(lay_out(input.float()))
     out = torch.mkldnn_convolution(
         x, weight.float(), None if bias is None else bias.float(), padding, layer.stride, layer.dilation, layer.groups
     )
+    del x  # in bf16 a copy, and not needed beside the next
     return out.to(input.dtype)
 
 

@@ -19,7 +19,7 @@ from .geometry import Geometry, Orientation, Picture, plan_geometry
 from .info import VideoInfo
 from .seek import Entry
 from .selection import Selection, Shown, select
-from .source import Source, av_errors
+from .source import Source, av_errors, packet_span
 from .whole import check_whole
 
 T = TypeVar("T")
@@ -34,8 +34,8 @@ class Decoder:
     """One open video, read once: first `info`, then frames.
 
     `warnings` gathers, in the order met and each once, what was not handled. With `allow_partial` frames end where the file is
-    cut off or damaged, and `partial` says so. `passed` is called often. Nothing that is shown before the `entry` is decoded, but
-    for the first frame; the selection must begin there or later.
+    cut off or damaged, and `partial` says so. `passed` is called often. What is shown before the `entry` is not decoded, but for
+    what it takes to have the first frame; the selection must begin there or later.
     """
 
     def __init__(
@@ -197,6 +197,7 @@ class Decoder:
                         raise MovqError(f"is cut off or damaged after {index} frames")
                     if entry is not None and index > 0 and packets <= entry.packets:
                         passing = entry
+                        self._passed()
                         continue
                     if passing is not None:
                         source.stream.codec_context.flush_buffers()
@@ -226,7 +227,8 @@ class Decoder:
                     else:
                         time = frame.pts * base
                     if entered is not None and time < entered:
-                        continue  # follows the key frame in the file, and was passed over with what is shown before it
+                        continue  # it follows the key frame in the file, and was passed over with what is shown before that
+                    entered = None
                     length = frame.duration * base if frame.duration else 1 / rate
                     if before is not None and time <= before:
                         self._warn(f"has frame times that do not grow, first at frame {index}")
@@ -257,9 +259,8 @@ def count_frames(source: Source, selection: Selection, passed: Callable[[], None
                 passed()
                 if packet.size == 0 or packet.is_discard:
                     continue
-                time = len(spans) / rate if packet.pts is None else packet.pts * Fraction(packet.time_base)
-                length = packet.duration * Fraction(packet.time_base) if packet.duration else 1 / rate
-                spans.append((time, time + length))
+                place = len(spans)
+                spans.append(packet_span(packet, 1 / rate) or (place / rate, (place + 1) / rate))
     except MovqError as error:
         if not selection.allow_partial or error.cause != MovqError.cause:
             raise

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import MovqError
 from .selection import Selection, Shown, select
-from .source import Source, av_errors, open_video
+from .source import Source, av_errors, open_video, packet_span
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 
 _CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 _CODECS = ("h264", "hevc", "vp9", "av1")
-_IDR = 5  # H.264, table 7-1
-_IRAP = range(16, 22)  # H.265, table 7-1: BLA, IDR, CRA
+_LENGTH_SIZE_AT = {"h264": 4, "hevc": 21}  # in the decoder's configuration (ISO/IEC 14496-15, 5.3.3 and 8.3.3)
+_H264_PICTURE, _H264_IDR = range(1, 6), 5  # H.264, table 7-1
+_HEVC_PICTURE, _HEVC_KEY = range(32), range(19, 22)  # H.265, table 7-1; IDR and CRA
+_HEVC_ENDS = (16, 17, 18, 36, 37)  # BLA, end of sequence, end of bitstream
+_NO_OUTPUT_OF_PRIOR = 0x40  # in the byte behind a unit's two of its own (H.265, 7.3.6.1)
+_MOST_WAITING = 5000  # frames between key frames; a file with fewer of these is decoded from its beginning
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def _promised(source: Source, passed: Callable[[], None]) -> Iterator[tuple[Frac
 
     What is shown before a key frame and yet follows it in the file does so before the next key frame. Raises _Unclear.
     """
-    usual = 1 / source.rate
+    units, usual = _Units(source), 1 / source.rate
     key: _Key | None = None  # frames from here
     following: _Key | None = None  # to here are the next to be given
     waiting: list[tuple[Fraction, Fraction]] = []
@@ -100,17 +104,17 @@ def _promised(source: Source, passed: Callable[[], None]) -> Iterator[tuple[Frac
         passed()
         if packet.size == 0:
             continue
-        if packet.pts is None or packet.is_corrupt:
+        span = packet_span(packet, usual)
+        if span is None or packet.is_corrupt or len(waiting) > _MOST_WAITING:
             raise _Unclear
-        base = Fraction(packet.time_base)
-        time = packet.pts * base
-        if _is_key(packet, source):
+        time = span[0]
+        if units.is_key(packet):
             if latest is not None and time <= latest:
                 raise _Unclear
             yield from _taken(waiting, key, following)
             key, following = following, _Key(packet, packets, time)
         if not packet.is_discard:
-            waiting.append((time, time + (packet.duration * base if packet.duration else usual)))
+            waiting.append(span)
         latest = time if latest is None else max(latest, time)
         packets += 1
     yield from _taken(waiting, key, following)
@@ -132,29 +136,50 @@ def _taken(
     return taken
 
 
-def _is_key(packet: Packet[VideoStream], source: Source) -> bool:
-    """Whether what is shown after this packet's frame needs none of those before it.
+class _Units:
+    """What packets say by the units they are made of, in H.264 and HEVC; of others, what the container says."""
 
-    Of H.264, whose recovery points are marked as key frames too, and HEVC, the packet's own units have to say so.
-    """
-    codec, record = source.stream.codec_context.codec.canonical_name, source.stream.codec_context.extradata or b""
-    if not packet.is_keyframe or codec not in ("h264", "hevc"):
+    def __init__(self, source: Source) -> None:
+        context = source.stream.codec_context
+        self._codec, self._length_size = context.codec.canonical_name, 0
+        if self._codec in _LENGTH_SIZE_AT:
+            record, place = context.extradata or b"", _LENGTH_SIZE_AT[self._codec]
+            if len(record) <= place or record[0] != 1:
+                raise _Unclear
+            self._length_size = (record[place] & 3) + 1
+
+    def is_key(self, packet: Packet[VideoStream]) -> bool:
+        """Whether what is shown after this packet's frame needs none of those before it. Raises _Unclear.
+
+        H.264 marks recovery points as key frames too, which do.
+        """
+        if packet.has_sidedata("new_extradata"):  # it would be passed over
+            raise _Unclear
+        if self._codec == "h264":
+            types = {head[0] & 31 for head in self._heads(packet)}
+            if types.isdisjoint(_H264_PICTURE):
+                raise _Unclear
+            return packet.is_keyframe and _H264_IDR in types
+        if self._codec == "hevc":
+            heads = [head for head in self._heads(packet) if head[0] >> 1 & 63 in _HEVC_PICTURE or _ends(head)]
+            if not heads or any(map(_ends, heads)):
+                raise _Unclear
+            return packet.is_keyframe and any(head[0] >> 1 & 63 in _HEVC_KEY for head in heads)
         return packet.is_keyframe
-    place = 4 if codec == "h264" else 21  # of the size of lengths (ISO/IEC 14496-15, 5.3.3 and 8.3.3)
-    if len(record) <= place or record[0] != 1:
-        return False
-    heads = _unit_heads(bytes(packet), (record[place] & 3) + 1)
-    if codec == "h264":
-        return any(head & 31 == _IDR for head in heads)
-    return any(head >> 1 & 63 in _IRAP for head in heads)
+
+    def _heads(self, packet: Packet[VideoStream]) -> Iterator[memoryview]:
+        """The first three bytes of each unit, in front of which its length stands."""
+        data, size = memoryview(packet), self._length_size
+        at = size
+        while at < len(data):
+            yield data[at : at + 3]
+            at += int.from_bytes(data[at - size : at]) + size
 
 
-def _unit_heads(data: bytes, length_size: int) -> Iterator[int]:
-    """The first byte of each unit of a packet, in front of which its length stands."""
-    at = length_size
-    while at < len(data):
-        yield data[at]
-        at += int.from_bytes(data[at - length_size : at]) + length_size
+def _ends(head: memoryview) -> bool:
+    """Whether a unit of HEVC makes the decoder leave out frames: BLA, or those it holds or that follow, at an end."""
+    kind = head[0] >> 1 & 63
+    return kind in _HEVC_ENDS or (kind in _HEVC_KEY and len(head) > 2 and bool(head[2] & _NO_OUTPUT_OF_PRIOR))
 
 
 def _decodes_alone(source: Source, key: _Key) -> bool:

@@ -54,7 +54,7 @@ class Selection:
         return cls(**{**values, **exact})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shown(Generic[T_co]):
     """A frame as the video shows it: its place among those shown, its time and end in seconds, and whatever goes along."""
 

@@ -22,6 +22,7 @@ from ..files import require_file
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
     from av.video.stream import VideoStream
 
 MAX_WIDTH, MAX_HEIGHT = 8192, 4320
@@ -45,6 +46,18 @@ class Source:
     def rate(self) -> Fraction:
         """Frames per second, on average; 25 where the file gives no hint."""
         return self.stream.average_rate or self.stream.guessed_rate or _FALLBACK_RATE
+
+
+def packet_span(packet: Packet[VideoStream], usual: Fraction) -> tuple[Fraction, Fraction] | None:
+    """When a packet's frame is shown and when it ends, in seconds; `usual` is for how long where that is not said.
+
+    None where it does not say when.
+    """
+    if packet.pts is None:
+        return None
+    base = Fraction(packet.time_base)
+    time = packet.pts * base
+    return time, time + (packet.duration * base if packet.duration else usual)
 
 
 @contextmanager
