@@ -195,7 +195,7 @@ class Decoder:
                     last = max(last, (packet.pos or 0) + packet.size)
                     if packet.is_corrupt and not cuttable:
                         raise MovqError(f"is cut off or damaged after {index} frames")
-                    if entry is not None and index > 0 and packets <= entry.packets:
+                    if entry is not None and packets <= entry.packets and index > 0 and entry.agrees(index - 1, before):
                         passing = entry
                         self._passed()
                         continue

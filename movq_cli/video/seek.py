@@ -42,6 +42,10 @@ class Entry:
     time: Fraction
     before: list[Shown[None]]
 
+    def agrees(self, index: int, time: Fraction | None) -> bool:
+        """Whether the frame at this place was promised for the time that decoding gave it."""
+        return index < len(self.before) and self.before[index].time == time
+
 
 @dataclass(frozen=True)
 class _Key:
