@@ -17,7 +17,7 @@ from .test_batch import manifest, tree
 from .test_workers import wait_for
 
 ITEMS = 10
-TINY = Picture(short_side=16)  # bf16 is slow on CPUs that have to emulate it
+TINY = Picture(short_side=16)
 SLURM_ARRAY = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "4"}
 
 
