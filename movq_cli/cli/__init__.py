@@ -39,6 +39,10 @@ app.command("info")(info.info)
 app.add_typer(weights.app, name="weights")
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ASKED_AGAIN = 4.0  # seconds after which a signal that came to nothing is repeated
+
+
 class _Stopped(BaseException):
     """A signal asked the process to end; open files are cleaned up on its way out."""
 
@@ -64,7 +68,7 @@ def _root(
 
 def main() -> NoReturn:
     """Runs the command line and exits with its code."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _SIGNALS:
         signal.signal(number, _stop)
     warnings.showwarning = _show_warning
     warnings.simplefilter("always", MovqWarning)
@@ -76,20 +80,20 @@ def main() -> NoReturn:
             code = int(end.code or 0)
             if sys.stdout is not None:
                 sys.stdout.flush()
+    except _Stopped as stopped:
+        _end_stopped(stopped.number)
     except MovqError as error:
+        _end_if_stopped()
         complain(error)
         code = error.exit_code
-    except _Stopped as stopped:
-        complain(MovqError(f"stopped by {signal.Signals(stopped.number).name}; nothing unfinished was left behind"))
-        with suppress(OSError, AttributeError):
-            sys.stdout.flush()
-        os._exit(128 + stopped.number)  # threads still reading are not waited for
     except OSError as error:  # of standard output, or of what no command knows to name
+        _end_if_stopped()
         if "--debug" in sys.argv:
             raise
         complain(MovqError(os_reason(error), str(error.filename or "")))
         os._exit(1)  # what could not be written would be tried again
     except Exception as error:
+        _end_if_stopped()
         if "--debug" in sys.argv:
             raise
         complain(MovqError(f"a bug of movq: {type(error).__name__}: {error} (movq --debug ... shows where)"))
@@ -99,7 +103,29 @@ def main() -> NoReturn:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+    # In the middle of an import, or where C calls Python, what is raised here may be lost.
+    signal.signal(signal.SIGALRM, lambda *alarm: _raise(number))
+    signal.setitimer(signal.ITIMER_REAL, _ASKED_AGAIN)
     raise _Stopped(number)
+
+
+def _raise(number: int) -> NoReturn:
+    raise _Stopped(number)
+
+
+def _end_if_stopped() -> None:
+    """Ends this process if a signal asked for it: what was raised then may have come out as another error."""
+    for number in _SIGNALS:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            _end_stopped(number)
+
+
+def _end_stopped(number: int) -> NoReturn:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    complain(MovqError(f"stopped by {signal.Signals(number).name}; nothing unfinished was left behind"))
+    with suppress(OSError, AttributeError):
+        sys.stdout.flush()
+    os._exit(128 + number)  # threads still reading are not waited for
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
