@@ -100,8 +100,8 @@ def test_waiting_for_a_machine_can_be_interrupted(folder, tmp_path):
     process = subprocess.Popen(
         [*command, "--threads", "999"], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    wait_for(lambda: b"ray" in b"".join(map(commands, children(process.pid))))
-    time.sleep(5)  # until it waits
+    wait_for(lambda: b"raylet" in b"".join(map(commands, children(process.pid))))
+    time.sleep(15)  # until it waits: while Ray starts, signals are Ray's
     process.send_signal(signal.SIGTERM)
     _, talk = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, talk
