@@ -19,19 +19,9 @@ from benchmarks.common import Table, options, ratio, synthetic
 SPAN = 17
 
 
-def remuxed(source, target):
-    import av
-
-    with av.open(source) as video, av.open(target, "w") as other:
-        stream = other.add_stream_from_template(video.streams.video[0])
-        for packet in video.demux(video=0):
-            if packet.size:
-                packet.stream = stream
-                other.mux(packet)
-
-
 def main():
     from movq_cli.video import Selection, read_frames
+    from tests.clips import copy_packets
 
     parser = options(__doc__)
     parser.add_argument("--frames", type=int, default=1800)
@@ -45,7 +35,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         ways = [f"{folder}/a.mp4", f"{folder}/a.ts"]
         synthetic(ways[0], args.frames, *map(int, args.size.split("x")))
-        remuxed(*ways)
+        copy_packets(*ways)
         for quarter in range(5):
             begin = quarter * (args.frames - SPAN) // 4
             runs = {way: [] for way in ways}

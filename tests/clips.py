@@ -127,7 +127,12 @@ def yuv(width, height, y, u, v, *, pix_fmt="yuv444p", colorspace=None, color_ran
 
 def faststart(source, target):
     """The same packets with the index in front, so that a cut file still opens."""
-    with av.open(str(source)) as a, av.open(str(target), "w", options={"movflags": "faststart"}) as b:
+    copy_packets(source, target, {"movflags": "faststart"})
+
+
+def copy_packets(source, target, options=None):
+    """The same packets in another file, or another container."""
+    with av.open(str(source)) as a, av.open(str(target), "w", options=options) as b:
         stream = b.add_stream_from_template(a.streams.video[0])
         for packet in a.demux(a.streams.video[0]):
             if packet.size:
