@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -41,6 +42,7 @@ app.add_typer(weights.app, name="weights")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ASKED_AGAIN = 4.0  # seconds after which a signal that came to nothing is repeated
+_asked: list[int] = []  # the signals that `main` was sent
 
 
 class _Stopped(BaseException):
@@ -63,45 +65,61 @@ def _root(
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    pass  # what the options do is done by main and by the callback
+    pass  # what the options do is done by run and by the callback
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command in this process, as `movq ARGV...` would, and return its exit code.
+
+    Signals stay the caller's. With --debug, a bug of movq is raised here rather than reported.
+    """
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        warnings.simplefilter("always", MovqWarning)
+        try:
+            try:
+                app(list(argv), prog_name="movq")
+            except SystemExit as end:  # how typer ends every command; with 2 for the usage errors that it finds
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+                return int(end.code or 0)
+        except MovqError as error:
+            _end_if_stopped()
+            complain(error)
+            return error.exit_code
+        except OSError as error:  # of standard output, or of what no command knows to name
+            _end_if_stopped()
+            if "--debug" in argv:
+                raise
+            complain(MovqError(os_reason(error), str(error.filename or "")))
+            return 1
+        except Exception as error:
+            _end_if_stopped()
+            if "--debug" in argv:
+                raise
+            complain(MovqError(f"a bug of movq: {type(error).__name__}: {error} (movq --debug ... shows where)"))
+            return 3
+    raise AssertionError("typer ends every command by SystemExit")
 
 
 def main() -> NoReturn:
-    """Runs the command line and exits with its code."""
+    """Run the command line and end this process with its exit code, or as the signal asks that stops it."""
     for number in _SIGNALS:
         signal.signal(number, _stop)
-    warnings.showwarning = _show_warning
-    warnings.simplefilter("always", MovqWarning)
-    code = 0
     try:
-        try:
-            app()
-        except SystemExit as end:  # 2 for usage errors it finds itself
-            code = int(end.code or 0)
-            if sys.stdout is not None:
+        code = run(sys.argv[1:])
+        if sys.stdout is not None:
+            try:
                 sys.stdout.flush()
+            except OSError:  # run has reported it; a normal exit would try again, and report it too
+                os._exit(code)
     except _Stopped as stopped:
         _end_stopped(stopped.number)
-    except MovqError as error:
-        _end_if_stopped()
-        complain(error)
-        code = error.exit_code
-    except OSError as error:  # of standard output, or of what no command knows to name
-        _end_if_stopped()
-        if "--debug" in sys.argv:
-            raise
-        complain(MovqError(os_reason(error), str(error.filename or "")))
-        os._exit(1)  # what could not be written would be tried again
-    except Exception as error:
-        _end_if_stopped()
-        if "--debug" in sys.argv:
-            raise
-        complain(MovqError(f"a bug of movq: {type(error).__name__}: {error} (movq --debug ... shows where)"))
-        code = 3
     sys.exit(code)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    _asked.append(number)
     signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
     # In the middle of an import, or where C calls Python, what is raised here may be lost.
     signal.signal(signal.SIGALRM, lambda *alarm: _raise(number))
@@ -114,10 +132,9 @@ def _raise(number: int) -> NoReturn:
 
 
 def _end_if_stopped() -> None:
-    """Ends this process if a signal asked for it: what was raised then may have come out as another error."""
-    for number in _SIGNALS:
-        if signal.getsignal(number) == signal.SIG_DFL:
-            _end_stopped(number)
+    """End this process if a signal asked for it: what was raised then may have come out as another error."""
+    if _asked:
+        _end_stopped(_asked[0])
 
 
 def _end_stopped(number: int) -> NoReturn:
