@@ -26,8 +26,8 @@ class BatchOptions:
 
     Items: `lists` of them; `captions`, a file with one line for each; `buckets` ("FxHxW"), `pick` ("slide:8") and `short`
     cut items out of videos (spans.py); `shard` ("I/N") is the part of them that is made here.
-    Running: `workers`, processes, None for as many as suit; `timeout` in seconds without progress; `verify`: read all videos
-    and outputs that are there; `retry_failed`: also those that were refused; `engine` with `ray_address` and `ray_gpus`, of
+    Running: `workers`, processes: None for as many as suit, 0 for this process itself (inline.py); `timeout` of workers, in
+    seconds without progress; `verify`: read all videos and outputs that are there; `retry_failed`: also those that were refused; `engine` with `ray_address` and `ray_gpus`, of
     each worker. Output: `layout`, files or tar (None: as the folder has it, files in a new one), and the `shard_size` of tars.
     """
 
@@ -55,9 +55,13 @@ class BatchOptions:
         for name, kind in (("shard", Shard), ("pick", Pick)):
             if not isinstance(value := getattr(self, name), kind | None):
                 raise MovqUsageError(f"must be a text like that on the command line, got {value!r}", "--" + name)
-        for name in ("workers", "timeout", "shard_size", "ray_gpus"):
+        if self.workers is not None and self.workers < 0:
+            raise MovqUsageError(f"must be 0 or more, got {self.workers}", "--workers")
+        if self.workers == 0 and self.engine != "local":
+            raise MovqUsageError("0 is this process: it goes with --engine local", "--workers")
+        for name in ("timeout", "shard_size", "ray_gpus"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if not value > 0:
                 raise MovqUsageError(f"must be above 0, got {value:g}", "--" + name.replace("_", "-"))
         if self.ray_gpus > 1 and self.ray_gpus % 1:
             raise MovqUsageError(f"above 1 must be a whole number, got {self.ray_gpus:g}", "--ray-gpus")

@@ -57,16 +57,22 @@ class Ready:
 
 
 @dataclass
-class Worker:
-    """A process and what it does. `done` and `total` are of its item, in frames."""
+class WorkerState:
+    """What a worker does, for those who watch. `done` and `total` are of its item, in frames."""
 
     index: int
-    child: Handle
     task: Task | None = None
     ready: bool = False
-    heard: float = field(default_factory=time.monotonic)
     done: int = 0
     total: int | None = None
+
+
+@dataclass(kw_only=True)
+class Worker(WorkerState):
+    """A process, and what it does."""
+
+    child: Handle
+    heard: float = field(default_factory=time.monotonic)
     first_resident: int = 0
 
 
@@ -135,7 +141,7 @@ class Pool:
         self.close()
 
     def _start(self, index: int) -> Worker:
-        worker = Worker(index, self._engine.start())
+        worker = Worker(index, child=self._engine.start())
         options = self._options
         if self.ready is not None:  # all compute as the first does
             options = replace(options, precision=self.ready.precision)

@@ -18,11 +18,12 @@ from ..files import os_reason, sweep
 from ..model.checkpoint import Checkpoint
 from ..plan import EncodeOptions, open_weights
 from .cut import Known, cut_items
+from .inline import Inline
 from .items import Found, Item, find_items
 from .manifest import Line, Manifest, finish_shard, only_one, refuse_other_shards, video_of
 from .options import BatchOptions, split_overrides
 from .packer import Packer
-from .pool import Pool, Task, Worker
+from .pool import Pool, Task, WorkerState
 from .report import compare_outputs
 from .resume import Settings, Sorted, sort_out
 from .spans import in_order
@@ -58,7 +59,7 @@ class BatchState:
     bytes_done: int = 0
     frames: int = 0
     video_seconds: float = 0.0
-    workers: list[Worker] = field(default_factory=list)
+    workers: Sequence[WorkerState] = ()
 
     @property
     def left(self) -> int:
@@ -219,7 +220,8 @@ class _Run:
 
     def _encode(self, items: list[Item], refused: Iterable[Item], smallest_chunk: int) -> str:
         lines, options = self.manifest.lines, self.settings.options
-        with Pool(options, self.folder, self.batch, smallest_chunk) as pool:
+        inline = self.batch.workers == 0
+        with Inline(options, self.folder) if inline else Pool(options, self.folder, self.batch, smallest_chunk) as pool:
             ready = pool.settled()
             device = ready.device.partition(":")[0]
             self.settings = replace(self.settings, precision=ready.precision, device=device)

@@ -120,17 +120,12 @@ def _serve(talk: Talk) -> None:
     try:
         with memory_errors():
             encoder = VideoEncoder(EncodeOptions.from_dict(first["options"]))
-            encoder.network  # noqa: B018  # loaded before it says so
+            ready = describe(encoder)
     except Exception as error:
         known = error if isinstance(error, MovqError) else MovqCrash(f"{type(error).__name__}: {error}")
         talk.say("unusable", **known.to_dict())
         return
-    import torch
-
-    devices = torch.cuda.device_count() if encoder.device.type == "cuda" else 0
-    memory = available_memory(encoder.device)
-    ready = {"precision": encoder.precision, "device": str(encoder.device), "devices": devices, "memory": memory}
-    talk.say("ready", ready=ready | {"cores": usable_cores(), "weights_digest": encoder.weights_digest.result()})
+    talk.say("ready", ready=ready)
     while (message := talk.hear()) is not None:
         item = item_from_dict(message["item"])
 
@@ -146,6 +141,21 @@ def _serve(talk: Talk) -> None:
             talk.say("end", outcome=unmade(MovqCrash(reason)), resident=0, over=True)
             return  # who knows what state this process is in
         talk.say("end", outcome=outcome, resident=_resident(), over=False)
+
+
+def describe(encoder: VideoEncoder) -> dict[str, Any]:
+    """Load the weights, and return the fields of pool.Ready."""
+    import torch
+
+    encoder.network  # noqa: B018  # loads them
+    return {
+        "precision": encoder.precision,
+        "device": str(encoder.device),
+        "devices": torch.cuda.device_count() if encoder.device.type == "cuda" else 0,
+        "memory": available_memory(encoder.device),
+        "cores": usable_cores(),
+        "weights_digest": encoder.weights_digest.result(),
+    }
 
 
 _SENT = ("id", "path", "output", "start", "duration", "skip", "frames", "pad", "size")

@@ -175,7 +175,7 @@ def _report(result: BatchResult, output: str, quiet: bool) -> None:
         f"{name_of(output)}: {counts} of {plural(whole.items, 'item')}{before}; "
         f"{duration(new.video_seconds)} of video to {size(new.bytes)} ({ratio(new.raw_bytes, new.bytes)} of RGB, "
         f"{ratio(new.source_bytes, new.bytes)} of the sources) in {duration(result.seconds)} by "
-        f"{plural(result.workers, 'worker')}, {new.frames / result.seconds:.1f} frames/s"
+        f"{plural(result.workers, 'worker') if result.workers else 'this process'}, {new.frames / result.seconds:.1f} frames/s"
     )
 
 

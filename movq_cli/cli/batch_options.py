@@ -72,7 +72,11 @@ ShardOption = Annotated[
 Workers = Annotated[
     str,
     typer.Option(
-        "--workers", rich_help_panel=RUN, metavar="auto|N", help="Processes. auto: one per CUDA device, or per core."
+        "--workers",
+        rich_help_panel=RUN,
+        metavar="auto|N",
+        help="Number of processes. auto: one per CUDA device, or per core. 0: this process, one item after the other, without "
+        "a time limit or second attempts.",
     ),
 ]
 Timeout = Annotated[
@@ -137,8 +141,8 @@ ShardSize = Annotated[
 def _workers(text: str) -> int | None:
     if text == "auto":
         return None
-    if not text.isdecimal() or not int(text):
-        raise MovqUsageError(f"must be auto or a number above 0, got {text!r}", "--workers")
+    if not text.isdecimal():
+        raise MovqUsageError(f"must be auto or a number of processes, got {text!r}", "--workers")
     return int(text)
 
 

@@ -1,0 +1,67 @@
+"""A batch without workers (`workers=0`): every item is encoded in this process, one after the other.
+
+A debugger stops in it, a notebook shows it, Ctrl-C ends it, and what is a bug is raised where it is. There is no time limit,
+and nothing is tried a second time. The bytes are those that workers give.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+
+from ..device import memory_errors
+from ..encode import VideoEncoder
+from ..plan import EncodeOptions
+from .manifest import Line
+from .pool import Ready, Task, WorkerState
+from .work import describe, work
+
+
+class Inline:
+    """Runs tasks as a Pool does, in this process."""
+
+    count = 0
+
+    def __init__(self, options: EncodeOptions, folder: str) -> None:
+        self._options, self._folder = options, folder
+        self._tasks: deque[Task] = deque()
+        self.workers = [WorkerState(0)]
+
+    @cached_property
+    def _encoder(self) -> VideoEncoder:
+        return VideoEncoder(self._options)
+
+    def settled(self) -> Ready:
+        """Load the weights. Raises MovqError where no item could be encoded at all."""
+        with memory_errors():
+            ready = Ready(**describe(self._encoder))
+        self.workers[0].ready = True
+        return ready
+
+    def results(self, tasks: Sequence[Task], tick: Callable[[], None] = lambda: None) -> Iterator[tuple[Task, Line]]:
+        """Yield each task with what became of it. `tick` is called as an item gets on."""
+        [state] = self.workers
+        self._tasks.extend(tasks)
+        while self._tasks:
+            task = self._tasks.popleft()
+            state.task, state.done, state.total = task, 0, None
+
+            def progress(done: int, total: int | None) -> None:
+                state.done, state.total = done, total
+                tick()
+
+            outcome = work(self._encoder, task.item, self._folder, progress, tick, force=task.force)
+            state.task = None
+            yield task, outcome
+            tick()
+
+    def stop(self) -> None:
+        """Begin no further task."""
+        self._tasks.clear()
+
+    def __enter__(self) -> Inline:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
