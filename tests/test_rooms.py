@@ -69,6 +69,7 @@ def test_only_video_imports_pyav_and_only_the_decoding_process_and_the_writer_at
                 "colour.py",
                 "decode.py",
                 "seek.py",
+                "sidedata.py",
                 "source.py",
                 "whole.py",
                 "write.py",

@@ -6,21 +6,26 @@ import array
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import av
 import numpy as np
-from av.buffer import Buffer
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from ..errors import MovqError
 from .colour import Colour, colour_of
+from .exif import read_orientation, without_exif
 from .geometry import Geometry, Orientation, Picture, plan_geometry
 from .info import VideoInfo
 from .seek import Entry
 from .selection import Selection, Shown, select
+from .sidedata import display_matrix
 from .source import Source, av_errors, packet_span
 from .whole import check_whole
+
+if TYPE_CHECKING:
+    from av.packet import Packet
+    from av.video.stream import VideoStream
 
 T = TypeVar("T")
 
@@ -48,6 +53,7 @@ class Decoder:
         self.source, self._passed, self._entry = source, passed, entry
         self.warnings: list[str] = []
         self.partial = False
+        self._exif: Orientation | None = None  # of a picture, once its packet is read
         self._shown = self._decode_all() if not allow_partial else self._decode_some()
         try:
             self._first = _decoded(next(self._shown))
@@ -146,10 +152,9 @@ class Decoder:
             self.warnings.append(text)
 
     def _orientation(self, frame: av.VideoFrame) -> Orientation:
-        data = frame.side_data.get("DISPLAYMATRIX")
-        if data is None:
-            return Orientation()
-        m = array.array("i", bytes(cast(Buffer, data)))
+        if self._exif is not None:  # not the display matrix as well, which libav makes of the same Exif
+            return self._exif
+        m = array.array("i", display_matrix(frame) or b"")
         if m.itemsize != 4 or len(m) != 9:
             return Orientation()
         if sys.byteorder != "little":
@@ -162,6 +167,20 @@ class Decoder:
             return Orientation(True, c < 0, b < 0)
         self._warn("is turned by an angle that is not a quarter turn: encoded as stored")
         return Orientation()
+
+    def _prepared(self, packet: Packet[VideoStream]) -> Packet[VideoStream]:
+        """Return the packet to decode in place of this one, and read the Exif of a picture."""
+        if not self.source.picture or packet.size == 0:
+            return packet
+        data = memoryview(packet)
+        self._exif = read_orientation(data)
+        bare = without_exif(data)
+        if bare is None:
+            return packet
+        changed = cast("Packet[VideoStream]", av.Packet(bare))
+        changed.stream, changed.time_base = packet.stream, packet.time_base
+        changed.pts, changed.dts = packet.pts, packet.dts
+        return changed
 
     def _decode_some(self) -> Iterator[Shown[av.VideoFrame | None]]:
         """The frames before the first that is missing, but for those that the decoder had not given out by then."""
@@ -201,7 +220,7 @@ class Decoder:
                         continue
                     if passing is not None:
                         source.stream.codec_context.flush_buffers()
-                    decoded = packet.decode()
+                    decoded = self._prepared(packet).decode()
                 if any("ended prematurely" in message for _, _, message in log):
                     raise MovqError(f"is cut off: the file ends early, after about {index} frames")
                 log.clear()
