@@ -9,10 +9,10 @@ import ctypes
 import gc
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
-from .errors import MovqError, MovqOutOfMemory, MovqUsageError
+from .errors import MovqError, MovqOutOfMemory, MovqUsageError, require_torch
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +26,7 @@ MEMORY_MARGIN = 0.9
 
 def choose_device(name: str) -> torch.device:
     """`auto`, `cpu`, `cuda` or `cuda:N`. Raises MovqUsageError for another name, MovqError for one that is not there."""
+    require_torch()
     import torch
 
     if name == "auto":
@@ -74,25 +75,53 @@ def dtype_of(precision: str) -> torch.dtype:
 
 @contextmanager
 def computing(precision: str, threads: int | None) -> Iterator[None]:
-    """Sets torch up for a run and puts it back after: TF32 on for `tf32` alone, threads, deterministic cuDNN choices."""
+    """Set torch up for a run and put it back after: threads, deterministic cuDNN choices, and how fp32 is computed.
+
+    That is in full (IEEE), whatever the caller has set, and in TF32 for the precision `tf32`.
+    """
     import torch
 
-    before = (
-        torch.backends.cuda.matmul.allow_tf32,
-        torch.backends.cudnn.allow_tf32,
-        torch.backends.cudnn.benchmark,
-        torch.get_num_threads(),
-    )
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.benchmark = False
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
+    with ExitStack() as undo:
+        undo.callback(torch.set_num_threads, torch.get_num_threads())
+        if threads is not None:
+            torch.set_num_threads(threads)
+        _set(torch.backends.cudnn, "benchmark", False, undo)
+        if _has_fp32_precision():
+            _set_fp32_precision("tf32" if precision == "tf32" else "ieee", undo)
+        else:
+            undo.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+            _set(torch.backends.cudnn, "allow_tf32", precision == "tf32", undo)
         yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[:2]
-        torch.backends.cudnn.benchmark = before[2]
-        torch.set_num_threads(before[3])
+
+
+def _has_fp32_precision() -> bool:
+    """Return True where torch has `fp32_precision`, as it does from 2.9 on. Mixing it with what was before it raises."""
+    import torch
+
+    return hasattr(torch.backends, "fp32_precision")
+
+
+def _set_fp32_precision(kind: str, undo: ExitStack) -> None:
+    """Have fp32 computed as `kind`, ieee or tf32, until `undo` ends."""
+    import torch
+
+    backends: Any = torch.backends
+    onednn, cudnn = backends.mkldnn, backends.cudnn
+    # From 2.9 to 2.13 onednn.fp32_precision, once written to, is that of all backends.
+    all_of_onednn = type(onednn.conv)("mkldnn", "all")
+    settings = (backends, cudnn, all_of_onednn, backends.cuda.matmul, cudnn.conv, onednn.matmul, onednn.conv)
+    # A setting without a value of its own follows one to the left, and reading it does not tell which of them has the value.
+    # So each is written to only where it does not follow: then what was read is its own, and can be put back.
+    for setting in settings:
+        if setting.fp32_precision != kind:
+            _set(setting, "fp32_precision", kind, undo)
+
+
+def _set(owner: Any, name: str, value: Any, undo: ExitStack) -> None:
+    """Set an attribute until `undo` ends."""
+    undo.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
 
 
 @contextmanager

@@ -5,6 +5,8 @@ Everything else that escapes is a bug of movq (exit 3). Nothing here prints.
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -88,6 +90,25 @@ PASSING = (MovqCrash, MovqHang, MovqMemoryError, MovqOutputError, MovqDiskError)
 
 class MovqWarning(UserWarning):
     """Something the user should know about a result that was made all the same."""
+
+
+OLDEST_TORCH = 2, 6
+
+
+def require_torch() -> None:
+    """Raise MovqError where torch is missing or older than OLDEST_TORCH. Imports nothing of it."""
+    from importlib import metadata, util  # as slow as the rest of a command that needs no tensors
+
+    oldest = ".".join(map(str, OLDEST_TORCH))
+    if util.find_spec("torch") is None:
+        raise MovqError(f"torch is not installed; run: pip install 'torch>={oldest}'")
+    try:
+        version = sys.modules["torch"].__version__ if "torch" in sys.modules else metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return  # built in place: nothing tells its version before it is imported
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if found and (int(found[1]), int(found[2])) < OLDEST_TORCH:
+        raise MovqError(f"torch {version} is too old: movq needs {oldest} or newer; run: pip install -U torch")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .budget import Budget, ModelOptions, Task, make_budget, one_of
 from .codec import RGB, TAILS, Chunker, chunk_lengths, encode_windows, first_chunk, fit_tail, window_lengths
 from .device import ITEM_SIZE, choose_device, choose_precision
-from .errors import MovqError, MovqShort, MovqUsageError, about
+from .errors import MovqError, MovqShort, MovqUsageError, about, require_torch
 from .headers import ITEM_SIZES
 from .latents import DTYPES, REPRESENTATIONS
 from .model.checkpoint import Checkpoint, open_checkpoint, require_fit
@@ -128,6 +128,7 @@ def plan_encode(source: str | os.PathLike[str], options: EncodeOptions | None = 
 
 
 def open_weights(options: EncodeOptions) -> Checkpoint:
+    require_torch()  # which is imported later, beside other work
     checkpoint = open_checkpoint(options.weights)
     options.check_weights(checkpoint)
     if checkpoint.config.in_channels != RGB:

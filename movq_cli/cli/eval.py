@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import MovqError, MovqUsageError
+from ..errors import MovqError, MovqUsageError, require_torch
 from . import options as o
 from .show import complain, name_of, progress_bar
 
@@ -71,6 +71,7 @@ def eval(
         refuse_inputs(picture, *sources)
         with WholeFile(picture, force=force):
             pass  # it can be written
+    require_torch()
     spare_page_faults()
     made: list[Evaluation] = []
     failed: list[tuple[str, MovqError]] = []

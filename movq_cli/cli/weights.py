@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import require_torch
 from . import options as o
 from .show import complain, name_of
 
@@ -43,6 +44,7 @@ def convert(
     force: o.Force = False,
 ) -> None:
     """Make a movq weights file of someone else's checkpoint, numbers and dtypes kept. A PyTorch file's code is not run."""
+    require_torch()
     from ..model.convert import convert_checkpoint
 
     made = convert_checkpoint(

@@ -22,8 +22,12 @@ _ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-
 
 
 def cpu_computes_bf16() -> bool:
-    """Whether this CPU has instructions for it. (oneDNN's own check also passes where bf16 is emulated.)"""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    """Return True if this CPU has instructions for bf16. (oneDNN's own check also passes where bf16 is emulated.)
+
+    torch's checks are private: where it has them no more, bf16 is taken to be emulated.
+    """
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name)() for name in checks if hasattr(torch.cpu, name))
 
 
 _BY_ONEDNN = {torch.float32} if cpu_computes_bf16() else {torch.float32, torch.bfloat16}
