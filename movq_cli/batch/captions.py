@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from ..errors import MovqError
 from ..files import os_reason
+from .paths import hub_repository, leads_into
 
 SUFFIX = ".txt"
 _MOST_BYTES = 1 << 20
@@ -16,8 +18,15 @@ def caption_path(video: str) -> str:
     return os.path.splitext(video)[0] + SUFFIX
 
 
-def read_caption(path: str) -> str:
-    """All of a caption file, without white space around it. Raises MovqError where it is no text."""
+def read_caption(path: str, sources: Sequence[str]) -> str:
+    """Return a caption file's text, without white space around it.
+
+    A link is followed only to a file in its own folder, in one of the source folders, or in the same repository of the
+    Hugging Face cache: nobody named it. Raises MovqError for another, and for what is not text.
+    """
+    folder = os.path.dirname(path)
+    if os.path.islink(path) and not leads_into(path, folder, *sources, hub_repository(folder)):
+        raise MovqError("is a link to a file outside the source folders", path)
     return _text(path, _MOST_BYTES).strip()
 
 

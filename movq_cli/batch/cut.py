@@ -33,7 +33,7 @@ class Known:
 
     def __init__(self, lines: Iterable[Line], refused: bool = True) -> None:
         self._seen: dict[tuple[str, str], list[int]] = {}
-        self._refused: dict[tuple[str, str], tuple[list[int], str]] = {}
+        self._refused: dict[tuple[str, str, bool], tuple[list[int], str]] = {}
         for line in lines:
             if "source" not in line or "options" not in line:
                 continue
@@ -41,14 +41,14 @@ class Known:
             if any(line.get("seen", ())):
                 self._seen[key] = [*line["source"], *line["seen"]]
             elif "seen" in line and refused and line.get("cause") == "refused":
-                self._refused[key] = line["source"], line["reason"]
+                self._refused[*key, "allow_partial" in line["options"]] = line["source"], line["reason"]
 
     def of(self, item: Item, source: list[int], options: EncodeOptions) -> Seen | MovqError | None:
         key = text_of(item.path), _text(options_of(item, options).choices, _RANGE)
         seen = self._seen.get(key)
         if seen is not None and seen[:3] == source:
             return Seen(source, *seen[3:])
-        before, reason = self._refused.get(key, ([], ""))
+        before, reason = self._refused.get((*key, options.selection.allow_partial), ([], ""))
         return MovqError(reason) if before == source else None
 
 

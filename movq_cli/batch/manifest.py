@@ -17,12 +17,14 @@ from typing import Any, TypedDict
 
 from ..errors import MovqError, MovqWarning
 from ..files import WholeFile, os_reason, require_file, sync, write_all, write_error
+from .paths import Reach, refuse_links
 from .shard import Shard
 
 NAME = "manifest.jsonl"
 _SHARD_NAME = re.compile(r"manifest\.(\d+)-of-(\d+)\.jsonl")
 _UNFINISHED_NAME = re.compile(r"\.movq-shard-(\d+)-of-(\d+)\.unfinished")
 STATUSES = ("done", "short", "failed")
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Line(TypedDict, total=False):
@@ -176,6 +178,7 @@ class Manifest:
         self._shard = shard
         self._fd: int | None = None
         self._taken_over: list[str] = []
+        refuse_links(folder, os.path.basename(self.path))
         if shard is None:
             self.lines = read_folder(folder)
             self._taken_over += [*shard_manifests(folder).values(), *unfinished_shards(folder).values()]
@@ -188,7 +191,7 @@ class Manifest:
         self.lines |= {line["id"]: line for line in lines}
         try:
             if self._fd is None:
-                self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+                self._fd = os.open(self.path, _APPEND, 0o666)
                 sync(os.path.dirname(self.path) or ".")  # its name
             write_all(self._fd, b"".join(map(_text, lines)))
             os.fsync(self._fd)
@@ -229,13 +232,20 @@ def _text(line: Line) -> bytes:
 
 
 def read_lines(path: str) -> Iterator[Line]:
-    """The lines of a manifest. Warns of damaged ones; of the last, which a crash may have cut off, says nothing."""
+    """Yield the lines of a manifest. Warns of damaged ones; of the last, which a crash may have cut off, says nothing.
+
+    Raises MovqError, with the line's number, for outputs that do not lie below the manifest's folder.
+    """
     return (line for _, line in scan_lines(path))
 
 
 def scan_lines(path: str) -> Iterator[tuple[int, Line]]:
     """The same, each with its place in the file."""
     require_file(path)
+    folder, own_name = os.path.split(path)
+    reach = Reach(folder or ".")
+    if problem := reach.problem(own_name):
+        raise MovqError(problem, path)
     end = 0
     try:
         with open(path, "rb") as file:
@@ -248,6 +258,9 @@ def scan_lines(path: str) -> Iterator[tuple[int, Line]]:
                     if text.endswith(b"\n"):
                         warnings.warn(MovqWarning(f"{path}: line {number} is damaged and left out"), stacklevel=2)
                     continue
+                for name in ("output", "member"):
+                    if name in values and (problem := reach.problem(values[name])):
+                        raise MovqError(f"line {number}: {name} {values[name]!r} {problem}; remove the line", path)
                 yield at, values
     except OSError as error:
         raise MovqError(os_reason(error), path) from None

@@ -73,7 +73,7 @@ def _refuse_unlike(shards: Iterable[tuple[str, Iterable[Line]]]) -> None:
                     other, name = first[1][name], name.removesuffix("_digest")
                     raise MovqError(
                         f"was made with {name} {value[:80]}, {os.path.basename(first[0])} with {other[:80]}; shards of one "
-                        "batch are made alike: the same command without --shard makes all so",
+                        "batch are made alike: the same command without --shard and with --replace makes all so",
                         path,
                     )
 

@@ -27,8 +27,9 @@ class BatchOptions:
     Items: `lists` of them; `captions`, a file with one line for each; `buckets` ("FxHxW"), `pick` ("slide:8") and `short`
     cut items out of videos (spans.py); `shard` ("I/N") is the part of them that is made here.
     Running: `workers`, processes: None for as many as suit, 0 for this process itself (inline.py); `timeout` of workers, in
-    seconds without progress; `verify`: read all videos and outputs that are there; `retry_failed`: also those that were refused; `engine` with `ray_address` and `ray_gpus`, of
-    each worker. Output: `layout`, files or tar (None: as the folder has it, files in a new one), and the `shard_size` of tars.
+    seconds without progress; `verify`: read all videos and outputs that are there; `retry_failed`: try again what was refused;
+    `replace`: make again what was made with other options; `engine` with `ray_address` and `ray_gpus`, of each worker.
+    Output: `layout`, files or tar (None: as the folder has it, files in a new one), and the `shard_size` of tars.
     """
 
     lists: tuple[str, ...] = ()
@@ -41,6 +42,7 @@ class BatchOptions:
     timeout: float = TIMEOUT
     verify: bool = False
     retry_failed: bool = False
+    replace: bool = False
     engine: str = "local"
     ray_address: str | None = None
     ray_gpus: float = 1.0

@@ -16,10 +16,11 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from ..errors import MovqDiskError, MovqError, MovqWarning
-from ..files import WholeFile, sync
+from ..files import WholeFile, sha256_file, sync
 from ..latents import is_latents
 from .items import Item
 from .manifest import Line, Manifest
+from .paths import refuse_links
 from .shard import Shard
 from .tars import TAR, CutError, Member, Tars, blocks, digest_of, index_path, json_name, member_name, write_index
 
@@ -79,7 +80,8 @@ class Packer:
         if self._alone:  # else workers of other shards may be about to use them
             for folder in sorted({os.path.dirname(item.output) for item in self._items}, reverse=True):
                 while folder:
-                    with suppress(OSError):  # it is gone already, or not empty
+                    with suppress(OSError, MovqError):  # it is gone already, not empty, or elsewhere
+                        refuse_links(self._folder, folder)
                         os.rmdir(os.path.join(self._folder, folder))
                     folder = os.path.dirname(folder)
 
@@ -102,15 +104,20 @@ class Packer:
             self._open[tar] = items & members.keys()
         for item in self._items:
             line, path = lines.get(item.id, Line()), os.path.join(self._folder, item.output)
-            if (
-                "member" in line
-                and os.path.isfile(path)
-                and os.path.getsize(path) == line["bytes"]
-                and is_latents(path)
-            ):
+            if "member" in line and self._holds(item.output, line):
                 with suppress(MovqError):  # then it is the only one
                     self._tars.find(line)
-                    os.unlink(path)
+                    if sha256_file(path) == line["sha256"]:
+                        os.unlink(path)
+
+    def _holds(self, name: str, line: Line) -> bool:
+        """Tell whether a file below the folder is latents of a line's size, which may be packed and then deleted."""
+        path = os.path.join(self._folder, name)
+        try:
+            refuse_links(self._folder, name)
+            return os.path.getsize(path) == line["bytes"] and is_latents(path)
+        except (OSError, MovqError):
+            return False
 
     def _pack(self) -> None:
         """What is ready, as a new tar."""
@@ -189,6 +196,8 @@ class Packer:
                     data = blocks(path, member.offset, size)
                 else:
                     assert line is not None
+                    if not self._holds(line["output"], line):
+                        raise _Damaged(number)
                     id, name, size, expected = line["id"], member_name(line["id"]), line["bytes"], line["sha256"]
                     data = blocks(os.path.join(self._folder, line["output"]), 0, size)
                 try:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ..errors import MovqError
 from ..latents import is_latents
 from .manifest import STATUSES, Line
+from .paths import Reach
 from .tars import Tars
 
 _NUMBER = re.compile(r"\d[\d.,]*")
@@ -128,7 +129,8 @@ def compare_outputs(lines: Iterable[Line], folder: str) -> tuple[list[str], list
         inside = os.path.relpath(below, folder)
         there |= {os.path.normpath(os.path.join(inside, name)) for name in names if name.endswith(".safetensors")}
     claimed = {_place(line) for line in done if not line.get("orphan")}
-    strays = {name for name in there - claimed if is_latents(os.path.join(folder, name))}
+    reach = Reach(folder)
+    strays = {name for name in there - claimed if not reach.problem(name) and is_latents(os.path.join(folder, name))}
     tars = Tars(folder)
     for tar in tars.names():
         try:

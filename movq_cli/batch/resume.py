@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from enum import Enum
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from ..latents import FORMAT_VERSION, open_latents
 from ..plan import EncodeOptions
 from .items import Item
 from .manifest import Line, Manifest
+from .spans import SHORT
 from .tars import Tars, sha256_part
 from .work import options_of, source_hint
 
@@ -37,6 +39,7 @@ class Settings:
     """
 
     options: EncodeOptions
+    model: str
     weights_digest: str
     semantics: str
     precision: str
@@ -60,6 +63,13 @@ class Settings:
         """The part of a line that says which item it is."""
         return _described(item) | (Line(cut=self.cut) if self.cut else Line())
 
+    def refreshed(self, item: Item, line: Line) -> Line:
+        """Return the line of an item that is up to date, with what is said of the item now."""
+        fresh = line.copy()
+        for said in ("caption", "extra", "of", "cut", "seen", "orphan"):
+            fresh.pop(said, None)  # type: ignore[misc]
+        return fresh | self.described(item)
+
 
 def _described(item: Item) -> Line:
     line = Line(id=item.id, path=text_of(item.path))
@@ -75,14 +85,18 @@ def _described(item: Item) -> Line:
 
 
 @dataclass(frozen=True)
-class Sorted:
-    """`kept` are up-to-date lines of items that need no work; `todo` the others."""
+class ResumePlan:
+    """What there is to do: `kept` are the lines of items that are up to date, `todo` the other items.
+
+    `otherwise` are those of them that are finished, whole and of the same video, but were made with other weights or options.
+    """
 
     kept: list[Line]
     todo: list[Item]
+    otherwise: list[tuple[Item, Line]] = field(default_factory=list)
 
 
-def sort_out(
+def plan_resume(
     items: Iterable[Item],
     manifest: Manifest,
     settings: Settings,
@@ -90,24 +104,26 @@ def sort_out(
     verify: bool,
     retry_failed: bool,
     passed: Callable[[], None],
-) -> Sorted:
-    """Compares what is wanted with what is there. `verify` reads all videos and outputs; `passed` is called for each item."""
+) -> ResumePlan:
+    """Compare what is wanted with what is there. `verify` reads all videos and outputs; `passed` is called for each item."""
+    judge = _Judge(settings, tars, verify, retry_failed)
 
-    digests = _Digests()
-
-    def look(item: Item) -> Line | None:
+    def look(item: Item) -> _Verdict:
         line = manifest.lines.get(item.id)
-        return None if line is None else _still(item, line, settings, tars, digests, verify, retry_failed)
+        return _Verdict.AGAIN if line is None else judge(item, line)
 
-    kept, todo = [], []
+    plan = ResumePlan([], [])
     items = list(items)
-    for item, line in zip(items, in_threads(look, items, _THREADS), strict=True):
-        if line is None:
-            todo.append(item)
+    for item, verdict in zip(items, in_threads(look, items, _THREADS), strict=True):
+        line = manifest.lines.get(item.id, Line())
+        if verdict is _Verdict.KEEP:
+            plan.kept.append(settings.refreshed(item, line))
         else:
-            kept.append(line)
+            plan.todo.append(item)
+        if verdict is _Verdict.OTHERWISE:
+            plan.otherwise.append((item, line))
         passed()
-    return Sorted(kept, todo)
+    return plan
 
 
 def in_threads(work: Callable[[T], R], things: Iterable[T], threads: int) -> Iterator[R]:
@@ -141,60 +157,97 @@ class _Digests:
         return digest.result()
 
 
-_RESULT = ("weights_digest", "semantics", "precision", "format_version")
+class _Verdict(Enum):
+    KEEP = "up to date"
+    AGAIN = "to be made, whatever there is"
+    OTHERWISE = "finished, with other weights or options"
 
 
-def _whole(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as far as they matter to videos that are not cut off."""
-    return {name: value for name, value in options.items() if name != "allow_partial"}
+_MADE_BY = ("weights_digest", "semantics", "precision")
 
 
-def _still(
-    item: Item, line: Line, settings: Settings, tars: Tars, digests: _Digests, verify: bool, retry_failed: bool
-) -> Line | None:
-    """The line as it should be now, if it still holds; None if there is work to do."""
-    wanted = settings.line(item)
-    if any(line.get(name) != wanted.get(name) for name in _RESULT):
-        return None
-    if _whole(line.get("options", {})) != _whole(wanted["options"]):
-        return None
-    allowed = settings.options.selection.allow_partial
-    if line.get("partial") and not allowed:
-        return None
-    if line["status"] == "failed" and allowed != ("allow_partial" in line["options"]):
-        return None
-    if line["status"] != "done" and (retry_failed or verify or line.get("cause", "refused") != "refused"):
-        return None
-    if "source" not in line or item.refusal is not None:
-        return _refreshed(item, line, settings) if _refusal(item) == line.get("reason") else None
-    try:
+class _Judge:
+    """Tells for an item what its line in the manifest is worth."""
+
+    def __init__(self, settings: Settings, tars: Tars, verify: bool, retry_failed: bool) -> None:
+        self._settings, self._tars, self._verify, self._retry_failed = settings, tars, verify, retry_failed
+        self._digests = _Digests()
+
+    def __call__(self, item: Item, line: Line) -> _Verdict:
+        wanted = self._settings.line(item)
+        if line.get("format_version") != wanted["format_version"]:
+            return _Verdict.AGAIN
+        try:
+            return self._finished(item, line, wanted) if line["status"] == "done" else self._unmade(item, line, wanted)
+        except (OSError, KeyError, MovqError):  # the video or its output is gone, or is not what the line says
+            return _Verdict.AGAIN
+
+    def _finished(self, item: Item, line: Line, wanted: Line) -> _Verdict:
         source = source_hint(item.path)
+        if line.get("partial") and not self._settings.options.selection.allow_partial:
+            return _Verdict.AGAIN
         if source[0] != line["source"][0]:
-            return None
-        if line["status"] == "done":
-            if "member" not in line and line["output"] != item.output:
-                return None
-            if not _is_whole(tars, line, verify):
-                return None
-            if (verify or line["source"] != source) and digests.of(item.path, source) != line["source_sha256"]:
-                return None
-        elif line.get("source") != source:
-            return None
-    except (OSError, KeyError, MovqError):
-        return None
-    return _refreshed(item, line, settings) | Line(source=source)
+            return _Verdict.AGAIN
+        if "member" not in line and line["output"] != item.output:
+            return _Verdict.AGAIN
+        if not _is_whole(self._tars, line, self._verify):
+            return _Verdict.AGAIN
+        if (self._verify or line["source"] != source) and self._digests.of(item.path, source) != line["source_sha256"]:
+            return _Verdict.AGAIN
+        if _alike(line, wanted):
+            if item.refusal is not None:
+                return _Verdict.AGAIN
+            line["source"] = source
+            return _Verdict.KEEP
+        return _Verdict.OTHERWISE if asked(line, item) != asked(wanted, item) else _Verdict.AGAIN
+
+    def _unmade(self, item: Item, line: Line, wanted: Line) -> _Verdict:
+        """Judge why there is no output: as long as all that the reason may come from is the same, it holds."""
+        if not _alike(line, wanted) or line.get("cut") != wanted.get("cut"):
+            return _Verdict.AGAIN
+        if self._retry_failed or self._verify or line.get("cause", MovqError.cause) != MovqError.cause:
+            return _Verdict.AGAIN
+        if line["status"] == "failed" and ("allow_partial" in line["options"]) != (
+            "allow_partial" in wanted["options"]
+        ):
+            return _Verdict.AGAIN
+        if "source" not in line or item.refusal is not None:
+            return _Verdict.KEEP if _refusal(item) == line.get("reason") else _Verdict.AGAIN
+        return _Verdict.KEEP if line["source"] == source_hint(item.path) else _Verdict.AGAIN
 
 
-def _refreshed(item: Item, line: Line, settings: Settings) -> Line:
-    """With what is said of the item now."""
-    fresh = line.copy()
-    for said in ("caption", "extra", "of", "cut", "seen", "orphan"):
-        fresh.pop(said, None)  # type: ignore[misc]
-    return fresh | settings.described(item)
+def _alike(line: Line, wanted: Line) -> bool:
+    """Tell whether two lines of an item give the same latents of a video that is not cut off."""
+    return all(line.get(name) == wanted.get(name) for name in _MADE_BY) and _whole(line) == _whole(wanted)
+
+
+def _whole(line: Line) -> dict[str, Any]:
+    """Return the options as far as they matter to videos that are not cut off."""
+    return {name: value for name, value in line.get("options", {}).items() if name != "allow_partial"}
+
+
+def asked(line: Line, item: Item) -> dict[str, Any]:
+    """Return what the command asked for that made a line: the names of its options, and their values; not the row's own.
+
+    Where items are cut out of videos, their sizes and lengths follow from --bucket and the like, which are here instead.
+    """
+    options, cut = _whole(line), line.get("cut", {})
+    for name in ("start", "duration"):
+        if getattr(item, name) is not None:
+            options.pop(name, None)
+    if cut.get("buckets"):
+        for name in ("frames", "height", "width"):
+            options.pop(name, None)
+    options.pop("skip", None)  # where a span begins
+    options |= {"bucket" if name == "buckets" else name: value for name, value in cut.items()}
+    if options.get("short") == SHORT[0]:
+        del options["short"]
+    made_by = {name: line.get(name) for name in _MADE_BY}
+    return {"weights": made_by.pop("weights_digest"), **made_by, **options}
 
 
 def _refusal(item: Item) -> str:
-    """Why an item cannot be encoded, as far as that can be seen at once."""
+    """Return why an item cannot be encoded, as far as that can be seen at once."""
     try:
         if item.refusal is not None:
             raise item.refusal

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..device import PRECISIONS
-from ..errors import MovqDiskError, MovqError, MovqWarning
+from ..device import PRECISIONS, choose_device, choose_precision
+from ..errors import MovqDiskError, MovqError
 from ..files import os_reason, sweep
 from ..model.checkpoint import Checkpoint
 from ..plan import EncodeOptions, open_weights
@@ -24,8 +22,9 @@ from .manifest import Line, Manifest, finish_shard, only_one, refuse_other_shard
 from .options import BatchOptions, split_overrides
 from .packer import Packer
 from .pool import Pool, Task, WorkerState
+from .replace import is_there, refuse_to_replace
 from .report import compare_outputs
-from .resume import Settings, Sorted, sort_out
+from .resume import ResumePlan, Settings, plan_resume
 from .spans import in_order
 from .tars import Tars
 from .work import unmade
@@ -65,7 +64,7 @@ class BatchState:
     def left(self) -> int:
         return self.todo - len(self.made)
 
-    def begin(self, left: Sorted) -> None:
+    def begin(self, left: ResumePlan) -> None:
         self.phase, self.started = "encoding", time.monotonic()
         self.todo = len(left.todo)
         self.bytes = sum(_size(item.path) for item in left.todo)
@@ -143,7 +142,8 @@ def encode_batch(
         layout = batch.layout or ("tar" if tars.names() else "files")
         packer = Packer(tars, manifest, items, batch.shard_size, batch.shard) if layout == "tar" else None
         left = what_is_left(items, manifest, settings, tars, batch, state, watch)
-        _refuse_to_replace(left.todo, manifest, settings)
+        if not (batch.replace or options.force):
+            refuse_to_replace(left, manifest, settings, tars)
         described = sum(_said(manifest.lines[line["id"]]) != _said(line) for line in left.kept)
         manifest.lines |= {line["id"]: line for line in left.kept}
         if packer:
@@ -299,10 +299,10 @@ def what_is_left(
     batch: BatchOptions,
     state: BatchState | None = None,
     watch: Watch = lambda state: None,
-) -> Sorted:
+) -> ResumePlan:
     """What there is to do: everything, where options force it."""
     if settings.options.force:
-        return Sorted([], list(items))
+        return ResumePlan([], list(items))
 
     def passed() -> None:
         if state is not None:
@@ -311,20 +311,21 @@ def what_is_left(
 
     if state is not None:
         state.phase, state.items = "checking", len(items)
-    return sort_out(items, manifest, settings, tars, batch.verify, batch.retry_failed, passed)
+    return plan_resume(items, manifest, settings, tars, batch.verify, batch.retry_failed, passed)
 
 
 def settle(
     options: EncodeOptions, checkpoint: Checkpoint, manifest: Manifest, found: Found, batch: BatchOptions
 ) -> Settings:
-    """The settings of a batch. What options leave open is as it was for most of its items, so that all outputs are alike."""
+    """Return the settings of a batch. What options leave open is as it was for most of its outputs, so that all are alike."""
     semantics = checkpoint.semantics if options.semantics == "auto" else options.semantics
     videos = {item.id for item in found.items}
     named = [line for line in manifest.lines.values() if video_of(line) in videos]
     used = Counter(
         (line["precision"], line["threads"])
         for line in named
-        if line.get("weights_digest") == checkpoint.digest
+        if line["status"] == "done"
+        and line.get("weights_digest") == checkpoint.digest
         and line.get("precision") in PRECISIONS
         and line.get("threads")
     )
@@ -332,8 +333,12 @@ def settle(
     precision = options.precision if options.precision != "auto" else before[0]
     threads = options.threads or before[1]
     options = replace(options, precision=precision, threads=threads, short="refuse")
+    if precision == "auto":
+        # Nothing is made yet. What failed is judged by what this machine computes in; where others compute, it is tried again.
+        failed = any(line.get("precision") for line in named) and batch.engine == "local"
+        precision = choose_precision("auto", choose_device(options.device)) if failed else ""
     cut = batch.spans.to_dict(options)
-    return Settings(options, checkpoint.digest, semantics, "" if precision == "auto" else precision, threads, cut=cut)
+    return Settings(options, checkpoint.name, checkpoint.digest, semantics, precision, threads, cut=cut)
 
 
 def _size(path: str) -> int:
@@ -352,40 +357,6 @@ def _make_folder(folder: str) -> None:
         raise MovqError("permission denied", folder)
 
 
-def _refuse_to_replace(todo: Iterable[Item], manifest: Manifest, settings: Settings) -> None:
-    """Raises MovqError where items would take the places of others whose videos are there; warns of videos under new ids."""
-    others: list[tuple[Item, Line]] = []
-    renamed = 0
-    made: dict[tuple[str, str], set[str]] = {}  # as which videos the manifest has what is made of one by some options
-    for line in manifest.lines.values():
-        made.setdefault((line["path"], json.dumps(line.get("options"), sort_keys=True)), set()).add(video_of(line))
-    for item in todo:
-        line, wanted = manifest.lines.get(item.id, Line()), settings.line(item)
-        if line.get("status") == "done" and line["path"] != wanted["path"] and _is_there(line):
-            others.append((item, line))
-        elif not line and item.refusal is None:
-            names = made.get((wanted["path"], json.dumps(wanted["options"], sort_keys=True)), {item.video})
-            renamed += item.video not in names
-    if others and not settings.options.force:
-        item, line = others[0]
-        more = f", and {len(others) - 1:,} more like it" if len(others) > 1 else ""
-        raise MovqError(
-            f"would replace {item.output}, which is of {line['path']}{more}; name all sources in one command, take another "
-            "folder, or --force",
-            item.path,
-        )
-    if renamed:
-        text = (
-            f"{renamed:,} videos are in the manifest under other names and are encoded again: were the sources others?"
-        )
-        warnings.warn(MovqWarning(text), stacklevel=3)
-
-
-def _is_there(line: Line) -> bool:
-    """Whether a line's video is there, as far as its path can be told: bytes that are no UTF-8 are written out in it."""
-    return os.path.isfile(line["path"]) or "\\x" in line["path"]
-
-
 def _mark_orphans(manifest: Manifest, items: Sequence[Item], folder: str) -> None:
     """Marks the lines of items that were not named and whose videos are gone, or are cut into other items now; drops them
     where there never was an output. What it cannot tell of stays as it was.
@@ -393,7 +364,7 @@ def _mark_orphans(manifest: Manifest, items: Sequence[Item], folder: str) -> Non
     named, videos = {item.id for item in items}, {item.video for item in items}
     for name in set(manifest.lines) - named:
         line = manifest.lines[name]
-        there = _is_there(line) or not os.path.isdir(os.path.dirname(line["path"]))  # or what it is on is not mounted
+        there = is_there(line) or not os.path.isdir(os.path.dirname(line["path"]))  # or what it is on is not mounted
         if there and video_of(line) not in videos:
             continue
         if line["status"] == "done" and os.path.exists(os.path.join(folder, line["output"])):

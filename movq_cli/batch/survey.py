@@ -14,6 +14,7 @@ from .cut import cut_items
 from .items import Found, Item
 from .manifest import Line, Manifest
 from .options import BatchOptions, split_overrides
+from .replace import refuse_to_replace
 from .run import cut_as_wanted, gather, settle, what_is_left
 from .tars import Tars
 
@@ -51,7 +52,10 @@ def plan_batch(
     settings = settle(options, checkpoint, manifest, found, batch)
     options = settings.options
     items = cut_as_wanted(found, manifest, settings, batch, checkpoint)
-    left = what_is_left(items, manifest, settings, Tars(folder), batch)
+    tars = Tars(folder)
+    left = what_is_left(items, manifest, settings, tars, batch)
+    if not (batch.replace or options.force):
+        refuse_to_replace(left, manifest, settings, tars)
     planned = left.todo if batch.spans.cut else cut_items(left.todo, batch.spans, options, config)
     shapes = [item.shape for item in planned if item.refusal is None and item.shape is not None]
     numbers = sum(math.prod(config.latent_shape(*shape)) for shape in shapes)

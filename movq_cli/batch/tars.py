@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from ..errors import MovqError
 from ..files import BLOCK, WholeFile, os_reason, require_file
 from .manifest import Line
+from .paths import Reach
 
 LAYOUTS = ("files", "tar")
 SHARD_SIZE = 10**9
@@ -58,6 +59,7 @@ class Tars:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
+        self._reach = Reach(folder)
         self._known: dict[str, dict[str, Member]] = {}
         self._scanned = set[str]()
 
@@ -68,7 +70,7 @@ class Tars:
     def members(self, tar: str) -> dict[str, Member]:
         """By id, in order. `tar` is relative to the folder. Raises MovqError where it is not there, or no tar of ours."""
         if tar not in self._known:
-            path = os.path.join(self.folder, tar)
+            path = self._reach.path(tar)
             found = _read_index(path, require_file(path).st_size)
             if not found:
                 found = list(_scan(path))

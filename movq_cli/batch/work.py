@@ -25,6 +25,7 @@ from ..processes import Talk
 from ..video import Picture
 from .items import Item
 from .manifest import Line
+from .paths import refuse_links
 
 
 def source_hint(path: str) -> list[int]:
@@ -65,6 +66,7 @@ def work(
     try:
         require_file(item.path)
         outcome["source"] = source_hint(item.path)
+        refuse_links(folder, item.output)
         os.makedirs(os.path.dirname(output), exist_ok=True)
         overrides["force"] = overrides.get("force", False) or is_latents(output)
         result = encoder.encode(item.path, output, progress=progress, alive=alive, **overrides)

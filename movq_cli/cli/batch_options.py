@@ -88,6 +88,14 @@ Timeout = Annotated[
 RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", rich_help_panel=RUN, help="Try again what was refused before, too.")
 ]
+Replace = Annotated[
+    bool,
+    typer.Option(
+        "--replace",
+        rich_help_panel=RUN,
+        help="Make finished outputs again that were made with other weights or options, or of another video of that name.",
+    ),
+]
 Verify = Annotated[
     bool,
     typer.Option(
@@ -156,6 +164,7 @@ def batch_options(
     workers: Workers = "auto",
     timeout: Timeout = 600.0,
     retry_failed: RetryFailed = False,
+    replace: Replace = False,
     verify: Verify = False,
     engine: EngineOption = "local",
     ray_address: RayAddress = None,
@@ -183,6 +192,7 @@ def batch_options(
         timeout=timeout,
         verify=verify,
         retry_failed=retry_failed,
+        replace=replace,
         engine=engine,
         ray_address=ray_address,
         ray_gpus=ray_gpus,

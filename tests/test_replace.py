@@ -1,0 +1,219 @@
+"""What the same command with other options does to a finished batch: nothing, unless it is told to replace it."""
+
+import csv
+import json
+import re
+import shutil
+from fractions import Fraction
+
+import pytest
+
+from movq_cli import EncodeOptions, MovqError, Selection, encode_batch, plan_batch
+from movq_cli.batch.cut import Known
+from movq_cli.batch.items import Item
+from movq_cli.batch.manifest import Line
+from movq_cli.batch.work import source_hint
+from movq_cli.cli import run
+
+from . import clips
+
+
+@pytest.fixture
+def batch(tmp_path):
+    """Encodes `in/a.mp4`, `in/b.mp4` and `in/c.mp4` to `out`; the ids of what was made."""
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        clips.write(tmp_path / "in" / f"{name}.mp4", clips.pictures(9))
+
+    def make(**options):
+        return {line["id"] for line in encode_batch([tmp_path / "in"], tmp_path / "out", workers=0, **options).made}
+
+    make.folder = tmp_path
+    return make
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
+
+
+EVERYTHING = {"a.mp4", "b.mp4", "c.mp4"}
+OTHERS = [
+    ({"selection": Selection(frames=5)}, {}, "--frames 5", "all frames"),
+    ({}, {"selection": Selection(frames=5)}, "all frames", "--frames 5"),
+    ({"buckets": ["5x32x48"]}, {}, "--bucket 5x32x48", "no --bucket"),
+    ({"save": "mean"}, {"tail": "drop"}, "--save mean, --tail pad", "--save moments, --tail drop"),
+    ({"precision": "fp32"}, {"precision": "bf16"}, "--precision fp32", "--precision bf16"),
+    ({"buckets": ["5x32x48"]}, {"buckets": ["49x32x48"]}, "--bucket 5x32x48", "--bucket 49x32x48"),
+]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "made", "wanted"), OTHERS, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_a_forgotten_option_replaces_nothing(batch, before, after, made, wanted):
+    assert batch(**before) == EVERYTHING
+    there = files(batch.folder)
+    says = (
+        f"3 finished outputs here were made with {made}; this command says {wanted}. Use --replace to make them again"
+    )
+    with pytest.raises(MovqError, match=re.escape(says)):
+        batch(**after)
+    with pytest.raises(MovqError, match=re.escape(says)):
+        plan_batch([batch.folder / "in"], batch.folder / "out", **after)
+    assert files(batch.folder) == there
+    assert batch(**before) == set()
+    assert batch(**after, replace=True) == EVERYTHING
+    assert batch(**after) == set()
+
+
+@pytest.mark.parametrize("layout", ["files", "tar"])
+def test_other_weights_are_named(batch, make_weights, layout, capsys):
+    weights = str(make_weights())
+    assert batch(weights=weights, selection=Selection(frames=5), layout=layout) == EVERYTHING
+    command = ["batch-encode", str(batch.folder / "in"), "-o", str(batch.folder / "out"), "--workers", "0"]
+    there = files(batch.folder)
+    for more in ([], ["--dry-run"]):
+        assert run([*command, *more]) == 1
+        assert (
+            f"movq: {batch.folder / 'out'}: 3 finished outputs here were made with small, --frames 5; this command says "
+            "movq-tiny-4x8x8, all frames. Use --replace to make them again, or another folder\n"
+        ) in capsys.readouterr().err
+    assert files(batch.folder) == there
+    assert run([*command, "--replace", "--dry-run"]) == 0
+    assert "to encode    3, of 27 frames" in capsys.readouterr().out
+    assert run([*command, "--replace"]) == 0
+    assert run(command) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_only_what_the_command_names_is_compared(batch):
+    batch(save="mean")
+    result = encode_batch(
+        [batch.folder / "in" / "a.mp4"],
+        batch.folder / "out",
+        workers=0,
+        save="mean",
+        selection=Selection(frames=5),
+        replace=True,
+    )
+    assert {line["id"] for line in result.made} == {"a.mp4"}
+    clips.write(batch.folder / "d.mp4", clips.pictures(5))
+    made = encode_batch([batch.folder / "d.mp4"], batch.folder / "out", workers=0).made
+    assert [line["status"] for line in made] == ["done"]
+    with pytest.raises(
+        MovqError, match="1 finished output here was made with --frames 5; this command says all frames"
+    ):
+        batch(save="mean")
+    with pytest.raises(MovqError, match="2 finished outputs here were made with --save mean, and 1 with others; this"):
+        batch()
+
+
+def test_what_is_out_of_date_is_made_again_unasked(batch):
+    """A video of other contents, a damaged output, another format: under whatever options."""
+    batch(save="mean")
+    clips.write(batch.folder / "in" / "a.mp4", clips.pictures(12))
+    with open(batch.folder / "out" / "b.mp4.safetensors", "r+b") as file:
+        file.truncate(100)
+    path = batch.folder / "out" / "manifest.jsonl"
+    lines = [json.loads(text) for text in path.open()]
+    lines[2]["format_version"] = "0"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert batch() == EVERYTHING
+
+
+def test_a_row_that_was_changed_is_made_again_unasked(tmp_path):
+    clips.write(tmp_path / "a.mp4", clips.pictures(12))
+
+    def make(start, **options):
+        with open(tmp_path / "list.csv", "w", newline="") as file:
+            csv.writer(file).writerows([["path", "id", "start"], ["a.mp4", "one", start]])
+        return len(encode_batch([], tmp_path / "out", lists=[tmp_path / "list.csv"], workers=0, **options).made)
+
+    assert make("") == 1
+    assert make("0.2") == 1
+    assert make("0.1") == 1
+    assert make("0.1") == 0
+    with pytest.raises(
+        MovqError, match="1 finished output here was made with --save moments; this command says --save mean"
+    ):
+        make("0.2", save="mean")
+
+
+def test_a_whole_video_replaces_what_was_there_of_a_part(tmp_path):
+    data = clips.write(tmp_path / "cut.mkv", clips.pictures(40), options={"g": "8"}).read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(data[: len(data) // 2])
+
+    def make(allow, **options):
+        selection = Selection(allow_partial=allow)
+        result = encode_batch([tmp_path / "cut.mkv"], tmp_path / "out", selection=selection, workers=0, **options)
+        return [line["status"] for line in result.made]
+
+    assert make(True) == ["done"]
+    assert make(True) == []
+    assert make(False) == ["failed"]
+
+
+VERDICTS = [
+    ("short", {"buckets": ["49x32x48"]}, {}, "done"),
+    ("short", {"buckets": ["49x32x48"]}, {"buckets": ["5x32x48"]}, "done"),
+    ("failed", {"buckets": ["5x320x480"]}, {}, "done"),
+    ("failed", {"selection": Selection(fps=50), "buckets": ["5x32x48"]}, {"buckets": ["5x32x48"]}, "done"),
+    ("failed", {"selection": Selection(fps=50)}, {}, "done"),
+    (
+        "short",
+        {"selection": Selection(frames=49), "pick": "head"},
+        {"selection": Selection(frames=5), "pick": "head"},
+        "done",
+    ),
+]
+
+
+@pytest.mark.parametrize(("status", "before", "after", "then"), VERDICTS)
+def test_a_verdict_goes_with_what_caused_it(batch, status, before, after, then):
+    def make(options):
+        lines = encode_batch([batch.folder / "in"], batch.folder / "out", workers=0, **options).lines
+        return {line["status"] for line in lines}
+
+    assert make(before) == {status}
+    assert make(before) == {status}
+    assert make(after) == {then}
+
+
+def test_a_verdict_of_weights_goes_with_them(batch, make_weights):
+    def broken(tensors):
+        tensors["encoder.conv_in.conv.weight"].fill_(1e38)
+
+    result = encode_batch(
+        [batch.folder / "in"], batch.folder / "out", workers=0, weights=str(make_weights(change=broken))
+    )
+    assert {line["status"] for line in result.lines} == {"failed"}
+    shutil.copy(make_weights("good.safetensors"), batch.folder / "good")
+    assert batch(weights=str(batch.folder / "good")) == EVERYTHING
+
+
+def test_a_verdict_of_a_precision_goes_with_it(batch, make_weights):
+    """What failed in one precision says nothing on which to take where none is named."""
+
+    def large(tensors):
+        tensors["encoder.conv_in.conv.weight"].fill_(1e38)
+
+    weights = str(make_weights(change=large))
+    lines = encode_batch(
+        [batch.folder / "in"], batch.folder / "out", workers=0, weights=weights, precision="fp32"
+    ).lines
+    assert {(line["status"], line["precision"]) for line in lines} == {("failed", "fp32")}
+    assert batch(weights=weights) == EVERYTHING  # tried again, in whatever suits
+
+
+def test_a_refusal_is_remembered_only_for_what_it_depended_on(tmp_path):
+    """Where videos are looked at before they are cut into items."""
+    clip = clips.write(tmp_path / "a.mp4", clips.pictures(5))
+    item = Item("a.mp4", str(clip), "")
+    source = source_hint(str(clip))
+    line = Line(id="a.mp4", path=str(clip), status="failed", reason="is damaged", cause="refused", source=source)
+    asked = EncodeOptions(selection=Selection(fps=Fraction(50)))
+    known = Known([line | Line(seen=[0, 0, 0], options=asked.choices)])
+    assert known.of(item, source, asked).reason == "is damaged"
+    for other in (Selection(), Selection(fps=Fraction(50), allow_partial=True), Selection(start=Fraction(1))):
+        assert known.of(item, source, EncodeOptions(selection=other)) is None
+    assert known.of(item, [0, *source[1:]], asked) is None

@@ -1,0 +1,183 @@
+"""A batch touches nothing outside its folders: what edited manifests name, and where links lead."""
+
+import hashlib
+import json
+import os
+import shutil
+
+import pytest
+
+from movq_cli import LatentDataset, MovqError, encode_batch, encode_video
+from movq_cli.batch import read_folder
+from movq_cli.cli import run
+
+from . import clips
+
+
+@pytest.fixture
+def batch(tmp_path):
+    """Makes `out` of `in/a.mp4` and `in/b.mp4`, as files or as tars: `batch(layout="tar")`."""
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        clips.write(tmp_path / "in" / f"{name}.mp4", clips.pictures(5))
+
+    def make(**options):
+        return encode_batch([tmp_path / "in"], tmp_path / "out", workers=0, **options)
+
+    make.folder = tmp_path
+    return make
+
+
+def edit(folder, change):
+    """Changes the first line of a manifest."""
+    path = folder / "out" / "manifest.jsonl"
+    lines = [json.loads(text) for text in path.open()]
+    change(lines[0])
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def readings(folder):
+    """All ways to use what a manifest says."""
+    return {
+        "batch-encode": lambda: encode_batch([folder / "in"], folder / "out", workers=0),
+        "dataset": lambda: LatentDataset(folder / "out", scale=1.0)[0],
+        "info": lambda: read_folder(str(folder / "out")),
+    }
+
+
+@pytest.mark.parametrize("layout", ["files", "tar"])
+def test_a_file_outside_that_a_manifest_names_is_not_deleted(batch, layout):
+    batch(layout=layout)
+    outside = batch.folder / "precious.safetensors"
+    encode_video(batch.folder / "in" / "a.mp4", outside)
+    data = outside.read_bytes()
+
+    def change(line):
+        line.pop("member", None)
+        line |= {"output": "../precious.safetensors", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+    edit(batch.folder, change)
+    with pytest.raises(MovqError, match=r"manifest\.jsonl: line 1: output '\.\./precious\.safetensors' is not a plain"):
+        batch()
+    assert outside.read_bytes() == data
+
+
+@pytest.mark.parametrize("key", ["output", "member"])
+@pytest.mark.parametrize("value", ["/etc/hostname", "../out/x", "a/../b", "a//b", "./a", "", "a\0b"])
+def test_what_is_no_plain_path_is_refused_with_its_line(batch, key, value):
+    batch()
+    edit(batch.folder, lambda line: line.update({key: value}))
+    for name, read in readings(batch.folder).items():
+        with pytest.raises(MovqError, match=rf"manifest\.jsonl: line 1: {key} .* is not a plain path"):
+            pytest.fail(f"{name} took {read()}")
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "manifest"])
+def test_links_are_not_followed_out_of_the_folder(batch, what, capsys):
+    (batch.folder / "in" / "deep").mkdir()
+    shutil.move(batch.folder / "in" / "a.mp4", batch.folder / "in" / "deep" / "a.mp4")
+    batch()
+    path = {"file": "deep/a.mp4.safetensors", "folder": "deep", "manifest": "manifest.jsonl"}[what]
+    shutil.move(batch.folder / "out" / path, batch.folder / "elsewhere")
+    (batch.folder / "out" / path).symlink_to(batch.folder / "elsewhere")
+    before = {p: p.read_bytes() for p in batch.folder.rglob("*") if p.is_file()}
+    for name, read in readings(batch.folder).items():
+        with pytest.raises(MovqError, match="link"):
+            pytest.fail(f"{name} took {read()}")
+    assert run(["info", str(batch.folder / "out")]) == 1
+    assert "link" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in batch.folder.rglob("*") if p.is_file()} == before
+
+
+def test_nothing_is_written_through_a_link(batch):
+    (batch.folder / "in" / "deep").mkdir()
+    shutil.move(batch.folder / "in" / "a.mp4", batch.folder / "in" / "deep" / "a.mp4")
+    (batch.folder / "elsewhere").mkdir()
+    (batch.folder / "out").mkdir()
+    (batch.folder / "out" / "deep").symlink_to(batch.folder / "elsewhere")
+    lines = {line["id"]: line for line in batch().lines}
+    assert lines["b.mp4"]["status"] == "done"
+    assert lines["deep/a.mp4"]["reason"] == "is a link, and movq writes through none; name another folder"
+    assert lines["deep/a.mp4"]["cause"] == "output"
+    assert os.listdir(batch.folder / "elsewhere") == []
+    (batch.folder / "out" / "deep").unlink()
+    assert [line["status"] for line in batch().made] == ["done"]
+
+
+@pytest.mark.parametrize("swap", ["bytes", "link", "latents"])
+def test_only_what_movq_made_is_deleted_when_it_is_packed(batch, swap):
+    """What lies where a tar's item was a file, after a kill, is deleted if it is that item, and only then."""
+    batch()
+    path = batch.folder / "out" / "a.mp4.safetensors"
+    data = path.read_bytes()
+    batch(layout="tar")
+    assert not path.exists()
+    if swap == "link":
+        (batch.folder / "elsewhere").write_bytes(data)
+        path.symlink_to(batch.folder / "elsewhere")
+    else:
+        changed = bytearray(data)
+        changed[-9] ^= swap == "bytes"
+        path.write_bytes(bytes(changed))
+    batch()
+    assert path.exists() == (swap != "latents")
+    if swap == "link":
+        assert (batch.folder / "elsewhere").read_bytes() == data
+
+
+def test_a_snapshot_of_the_hugging_face_cache_is_read_and_not_written(batch):
+    """Each of its files is a link to a blob of the same repository."""
+    batch()
+    snapshot = batch.folder / "hub" / "datasets--me--set" / "snapshots" / "abc"
+    blobs = batch.folder / "hub" / "datasets--me--set" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for path in (batch.folder / "out").iterdir():
+        shutil.copy(path, blobs / path.name)
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    dataset = LatentDataset(snapshot, scale=1.0)
+    assert [dataset[i]["row"]["id"] for i in range(len(dataset))] == ["a.mp4", "b.mp4"]
+    assert run(["info", str(snapshot)]) == 0
+    before = {path.name: path.read_bytes() for path in blobs.iterdir()}
+    with pytest.raises(MovqError, match="is a link, and movq writes through none"):
+        encode_batch([batch.folder / "in"], snapshot, workers=0)
+    assert {path.name: path.read_bytes() for path in blobs.iterdir()} == before
+    (snapshot / "a.mp4.safetensors").unlink()
+    (snapshot / "a.mp4.safetensors").symlink_to(batch.folder / "out" / "a.mp4.safetensors")
+    with pytest.raises(MovqError, match="leads through a link"):
+        LatentDataset(snapshot)
+
+
+def captions(result):
+    return {line["id"]: line.get("caption") for line in result.lines}
+
+
+def test_a_caption_is_no_link_to_somewhere_else(batch):
+    secret = batch.folder / "id_rsa"
+    secret.write_text("secret")
+    (batch.folder / "in" / "a.txt").symlink_to(secret)
+    (batch.folder / "in" / "b.txt").symlink_to("shared.txt")
+    (batch.folder / "in" / "shared.txt").write_text("of both")
+    result = batch()
+    assert captions(result) == {"a.mp4": None, "b.mp4": "of both"}
+    assert "secret" not in (batch.folder / "out" / "manifest.jsonl").read_text()
+    assert dict(result.skipped)[str(batch.folder / "in" / "a.txt")] == (
+        "a caption that is a link to a file outside the source folders, so that its video has none"
+    )
+    # A file that is named is taken, link or not; so is a video that is a link.
+    (batch.folder / "prompts.txt").symlink_to(secret)
+    (batch.folder / "in" / "c.mp4").symlink_to(clips.write(batch.folder / "c.mp4", clips.pictures(5)))
+    secret.write_text("one\ntwo\nthree\n")
+    assert captions(batch(captions=batch.folder / "prompts.txt")) == {"a.mp4": "one", "b.mp4": "two", "c.mp4": "three"}
+
+
+def test_captions_in_a_snapshot_of_the_hugging_face_cache_are_taken(tmp_path):
+    snapshot = tmp_path / "datasets--me--set" / "snapshots" / "abc"
+    blobs = tmp_path / "datasets--me--set" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    clips.write(blobs / "1", clips.pictures(5), format="mp4")
+    (blobs / "2").write_text("a pattern")
+    (snapshot / "a.mp4").symlink_to("../../blobs/1")
+    (snapshot / "a.txt").symlink_to("../../blobs/2")
+    assert captions(encode_batch([snapshot], tmp_path / "out", workers=0)) == {"a.mp4": "a pattern"}
