@@ -1,7 +1,7 @@
-"""Shared fixtures: weights files of any shape, made and filled here, and the command line as a real process."""
+"""Shared fixtures: the command line as a real process, and weights files of any shape, made and filled here."""
 
 import dataclasses
-import os
+import functools
 import subprocess
 import sys
 from typing import NamedTuple
@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 
 from movq_cli.model import AutoencoderConfig, Encoder3D
 from movq_cli.model.checkpoint import embedded_weights
+
+from .helpers.zygote import Zygote
 
 SMALL = dict(
     ch=32,
@@ -26,18 +28,28 @@ SMALL = dict(
 )
 
 
+@pytest.fixture(scope="session")
+def zygote():
+    """The process that `movq` forks from; one for each worker of xdist."""
+    zygote = Zygote()
+    yield zygote
+    zygote.close()
+
+
 @pytest.fixture
-def movq(tmp_path):
-    """Runs `movq` in an empty folder, away from the checkout: `movq("encode", path, ...)`."""
+def movq(zygote, tmp_path):
+    """Run `movq` as a process of its own, in an empty folder, away from the checkout: `movq("encode", path, ...)`."""
+    return functools.partial(zygote.run, cwd=tmp_path)
+
+
+@pytest.fixture
+def fresh_movq(tmp_path):
+    """Run `movq` in a new interpreter, for tests of what is imported and of variables that are read then."""
 
     def run(*arguments, **more):
         return subprocess.run(
-            [sys.executable, "-m", "movq_cli", *map(os.fspath, map(str, arguments))],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            **more,
+            [sys.executable, "-m", "movq_cli", *map(str, arguments)],
+            **{"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 300} | more,
         )
 
     return run

@@ -87,6 +87,7 @@ def test_a_folder_passes_over_what_is_no_latents_and_reports_what_is_damaged(mov
 
 
 def test_standard_output_on_a_full_disk(tmp_path, clip):
+    """In a new interpreter, which flushes standard output once more as it ends."""
     for arguments in (["info", clip], ["info", "--json", clip], ["--help"]):
         with open("/dev/full", "w") as full:
             command = [sys.executable, "-m", "movq_cli", *map(str, arguments)]
@@ -208,28 +209,39 @@ def test_any_file_name_works_and_none_writes_to_the_terminal(movq, tmp_path, cli
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_names_that_are_not_utf8(movq, tmp_path, clip):
+def test_a_fork_does_what_a_new_interpreter_does(movq, fresh_movq, tmp_path, clip):
+    """Most tests run forks of a process that has imported everything: exit codes, files and what is printed are the same."""
+    for run, out in ((movq, "fork.safetensors"), (fresh_movq, "fresh.safetensors")):
+        assert run("encode", clip, "-o", out, "-q").returncode == 0
+    assert (tmp_path / "fork.safetensors").read_bytes() == (tmp_path / "fresh.safetensors").read_bytes()
+    for arguments in (["info", "fork.safetensors", "."], ["encode", clip], ["info", "missing"], ["info", "--help"]):
+        fork, fresh = movq(*arguments), fresh_movq(*arguments)
+        assert (fork.returncode, fork.stdout, fork.stderr) == (fresh.returncode, fresh.stdout, fresh.stderr), arguments
+
+
+def test_names_that_are_not_utf8(fresh_movq, tmp_path, clip):
     name = os.fsdecode(b"\xff\xfe.mp4")
     os.rename(clip, tmp_path / name)
-    result = subprocess.run(
-        [sys.executable, "-m", "movq_cli", "encode", b"\xff\xfe.mp4", "-o", "out.safetensors", "-q"],
-        cwd=tmp_path,
-        capture_output=True,
-    )
+    result = fresh_movq("encode", name, "-o", "out.safetensors", "-q")
     assert result.returncode == 0, result.stderr
     assert open_latents(tmp_path / "out.safetensors").metadata.source_name == "\\xff\\xfe.mp4"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 @pytest.mark.parametrize("after", [0.4, 3.0])
-def test_signals_leave_nothing(tmp_path, number, after):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "movq_cli", "encode", CITY, "-o", "out.safetensors", "-q"],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def test_signals_leave_nothing(zygote, tmp_path, number, after):
+    """After 0.4 s a new interpreter imports; a fork has long begun to encode after 3."""
+    command = ("encode", CITY, "-o", "out.safetensors", "-q")
+    if after < 1:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "movq_cli", *command],
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+    else:
+        process = zygote.start(*command, cwd=tmp_path, start_new_session=True)
     time.sleep(after)
     os.killpg(process.pid, number)
     started = time.perf_counter()

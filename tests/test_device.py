@@ -209,7 +209,7 @@ def other_torch(request, tmp_path):
     return os.environ | {"PYTHONPATH": str(folder)}, said
 
 
-def test_commands_say_in_one_line_that_torch_is_missing_or_old(other_torch, clip, movq, tmp_path, embedded):
+def test_commands_say_in_one_line_that_torch_is_missing_or_old(other_torch, clip, fresh_movq, tmp_path, embedded):
     environment, said = other_torch
     for command in (
         ("encode", clip, "-o", "a.safetensors", "-q"),
@@ -217,9 +217,9 @@ def test_commands_say_in_one_line_that_torch_is_missing_or_old(other_torch, clip
         ("eval", clip, clip, "-q"),
         ("weights", "convert", embedded, "-o", "b.safetensors"),
     ):
-        ended = movq(*command, env=environment)
+        ended = fresh_movq(*command, env=environment)
         assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", f"movq: {said}\n"), command
-    ended = movq("info", clip, embedded, env=environment)
+    ended = fresh_movq("info", clip, embedded, env=environment)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert {path.name for path in tmp_path.iterdir()} == {"packages"}
 

@@ -30,12 +30,11 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_commands(folder):
+def test_commands(zygote, folder):
     lines = [line.split(" #")[0] for block in blocks("sh") for line in block.splitlines() if line.startswith("movq ")]
     assert len(lines) >= 8
     for line in lines:
-        command = [sys.executable, "-m", "movq_cli", *shlex.split(line)[1:]]
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        result = zygote.run(*shlex.split(line)[1:], cwd=folder)
         assert result.returncode == 0, (line, result.stderr)
 
 

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -265,27 +263,17 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path, vae):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_nothing_stays_of_a_spill_file(tmp_path, vae, number):
+def test_nothing_stays_of_a_spill_file(zygote, tmp_path, vae, number):
     """It has no name even while it is written."""
     clip, _ = clip_of(tmp_path, 197)
     spill = tmp_path / "spill"
     spill.mkdir()
-    command = [
-        sys.executable,
-        "-m",
-        "movq_cli",
-        "encode",
-        clip,
-        "-o",
-        tmp_path / "a.safetensors",
-        "--weights",
-        vae.folder,
-    ]
+    command = ["encode", clip, "-o", tmp_path / "a.safetensors", "--weights", vae.folder]
     command += ["--semantics", "whole", "--chunk-frames", "4", "--memory-budget", "1MB", "--spill-dir", spill]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = zygote.start(*command, cwd=tmp_path)
     until = time.monotonic() + 60
     while not _spilled(process.pid, str(spill)):
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
         time.sleep(0.02)
     assert os.listdir(spill) == []
