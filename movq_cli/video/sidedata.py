@@ -1,32 +1,36 @@
-"""The side data of a frame, of types that PyAV has no name for too. PyAV; runs in the decoding process.
+"""The display matrix in the side data of a frame. PyAV; runs in the decoding process.
 
-PyAV 18.1 names the types 0 to 27 and raises ValueError for the whole list where one frame carries another (29 is a view id,
-31 Exif). `Enum._missing_` is Python's own hook for such values. It is called only for values without a name, so a later PyAV
-that names more of them, or installs a hook of its own, gives the same display matrix.
+The side data of a decoded frame is never asked for directly: PyAV 18.1 raises for the whole list where one type has no name in
+it (29 is a view id, 31 Exif), and frees the metadata of side data twice where it has some (the name of a colour profile).
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from fractions import Fraction
+from typing import cast
 
 import av
 from av.buffer import Buffer
-from av.sidedata.sidedata import Type
+from av.filter import Graph
+
+from .source import av_errors
+
+_DISPLAY_MATRIX = 6  # AV_FRAME_DATA_DISPLAYMATRIX
+_TYPES = range(64)  # libav 62 has 0 to 32, and numbers never change
 
 
 def display_matrix(frame: av.VideoFrame) -> bytes | None:
-    """Return the nine numbers, four bytes each, by which libav says to turn and mirror the frame."""
-    data = frame.side_data.get("DISPLAYMATRIX")
-    return None if data is None else bytes(cast(Buffer, data))
+    """Return the nine numbers, four bytes each, by which libav says to turn and mirror the frame.
 
-
-def _unnamed(cls: type[Type], value: object) -> Type | None:
-    """Return a member for a number without a name; like any member it is found under itself."""
-    if not isinstance(value, int):
-        return None
-    member: Any = object.__new__(cls)
-    member._name_, member._value_ = f"TYPE_{value}", value
-    return cast(Type, member)
-
-
-Type._missing_ = classmethod(_unnamed)  # type: ignore[method-assign, assignment]
+    libav's own filters make a second reference to the same pixels, with all other side data removed.
+    """
+    with av_errors("cannot be decoded"):
+        graph = Graph()
+        graph.threads = 1
+        entry = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1))
+        others = [graph.add("sidedata", f"mode=delete:type={n}") for n in _TYPES if n != _DISPLAY_MATRIX]
+        end = graph.add("buffersink")
+        graph.link_nodes(entry, *others, end).configure()
+        entry.push(frame)
+        data = end.pull().side_data.get("DISPLAYMATRIX")
+        return None if data is None else bytes(cast(Buffer, data))
