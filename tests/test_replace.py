@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import pytest
 
-from movq_cli import EncodeOptions, MovqError, Selection, encode_batch, plan_batch
+from movq_cli import EncodeOptions, MovqError, Picture, Selection, encode_batch, plan_batch
 from movq_cli.batch.cut import Known
 from movq_cli.batch.items import Item
 from movq_cli.batch.manifest import Line
@@ -151,6 +151,18 @@ def test_a_whole_video_replaces_what_was_there_of_a_part(tmp_path):
     assert make(True) == ["done"]
     assert make(True) == []
     assert make(False) == ["failed"]
+
+
+def test_an_option_that_only_allows_something_leaves_what_was_made_without_it(batch):
+    assert batch(buckets=["5x32x48"]) == EVERYTHING
+    clips.write(batch.folder / "in" / "small.mp4", clips.pictures(5, 40, 24))
+    assert batch(buckets=["5x32x48"]) == {"small.mp4"}
+    assert batch(buckets=["5x32x48"], picture=Picture(upscale=True)) == {"small.mp4"}
+    assert batch(buckets=["5x32x48"], picture=Picture(upscale=True)) == set()
+    with pytest.raises(
+        MovqError, match="1 finished output here was made with --upscale; this command says no --upscale"
+    ):
+        batch(buckets=["5x32x48"])
 
 
 VERDICTS = [

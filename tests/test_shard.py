@@ -78,28 +78,14 @@ def folder(tmp_path_factory):
 
 
 def batch(folder, out, **options):
-    settings = {"selection": Selection(frames=9), "pick": "slide:4", "workers": 1} | options
+    settings = {"selection": Selection(frames=9), "pick": "slide:4", "workers": 0} | options
     return encode_batch(settings.pop("sources", [folder / "in"]), folder / out, **settings)
 
 
-def test_merged_shards_are_one_batch(folder):
-    command = [
-        sys.executable,
-        "-m",
-        "movq_cli",
-        "batch-encode",
-        "in",
-        "-o",
-        "two",
-        "--frames",
-        "9",
-        "--pick",
-        "slide:4",
-    ]
-    shards = [
-        subprocess.Popen([*command, "--workers", "1", "--shard", f"{i}/2"], cwd=folder, stderr=subprocess.PIPE)
-        for i in (1, 2)
-    ]
+def test_merged_shards_are_one_batch(zygote, folder):
+    """Two commands with a worker each, against one batch without workers."""
+    command = ("batch-encode", "in", "-o", "two", "--frames", 9, "--pick", "slide:4", "--workers", 1, "--shard")
+    shards = [zygote.start(*command, f"{i}/2", cwd=folder) for i in (1, 2)]
     talk = [shard.communicate(timeout=120)[1] for shard in shards]
     assert sorted(shard.returncode for shard in shards) == [0, 1], talk  # one has the bad video
     assert {path.name for path in (folder / "two").iterdir() if path.suffix != ".safetensors"} == {
@@ -109,14 +95,13 @@ def test_merged_shards_are_one_batch(folder):
     with pytest.raises(MovqError, match="--merge"):
         batch(folder, "two", shard="0/3")
     assert batch(folder, "two", shard="0/2").made == []  # resumed
-    command = [sys.executable, "-m", "movq_cli", "batch-encode", "--merge", "two"]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    result = zygote.run("batch-encode", "--merge", "two", cwd=folder)
     assert (result.returncode, result.stdout) == (
         0,
         f"two: {ITEMS - 1} done, 1 failed of {ITEMS} items in one manifest\n",
     )
     assert tree(folder / "two") == tree(folder / "whole")
-    assert subprocess.run(command, cwd=folder, capture_output=True).returncode == 0  # once more
+    assert zygote.run("batch-encode", "--merge", "two", cwd=folder).returncode == 0  # once more
     assert batch(folder, "two").made == []
     (folder / "in" / "a.txt").write_text("a caption")
     for i in range(3):  # in other shards than it was made in
@@ -145,7 +130,7 @@ def test_what_is_not_there_or_not_alike_is_not_merged(folder, tmp_path, make_wei
         with pytest.raises(MovqError, match=f"was made with {name}"):
             merge_shards(tmp_path / name)
         assert tree(tmp_path / name) == before
-        batch(tmp_path, name, shard="1/2", **alike)
+        batch(tmp_path, name, shard="1/2", replace=True, **alike)
         assert sum("orphan" not in line for line in merge_shards(tmp_path / name)) == ITEMS
 
 
@@ -206,11 +191,24 @@ def test_an_empty_shard_has_a_manifest_too(tmp_path):
     assert set(manifest(tmp_path / "out")) == {"a.mp4_0-9"}
 
 
-def test_a_shard_that_was_stopped_is_not_merged_and_a_batch_without_shards_takes_it_over(folder, tmp_path):
-    command = [sys.executable, "-m", "movq_cli", "batch-encode", str(folder / "in"), "-o", "out", "--frames", "9"]
-    command += ["--pick", "slide:4", "--workers", "1", "--shard"]
-    subprocess.run([*command, "0/2"], cwd=tmp_path, capture_output=True, check=False)
-    process = subprocess.Popen([*command, "1/2"], cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+def test_a_shard_that_was_stopped_is_not_merged_and_a_batch_without_shards_takes_it_over(
+    zygote, movq, folder, tmp_path
+):
+    command = (
+        "batch-encode",
+        folder / "in",
+        "-o",
+        "out",
+        "--frames",
+        9,
+        "--pick",
+        "slide:4",
+        "--workers",
+        1,
+        "--shard",
+    )
+    movq(*command, "0/2")
+    process = zygote.start(*command, "1/2", cwd=tmp_path)
     path = tmp_path / "out" / "manifest.1-of-2.jsonl"
     wait_for(lambda: path.exists() and path.stat().st_size)
     process.kill()
@@ -221,16 +219,11 @@ def test_a_shard_that_was_stopped_is_not_merged_and_a_batch_without_shards_takes
     with pytest.raises(MovqError, match="shard 1/2 was not run yet: run batch-encode with --shard 1/2 first"):
         merge_shards(tmp_path / "out")
     os.rename(tmp_path / "away", path)
-    assert json.loads(movq_info(tmp_path, "--json"))["items"] == len(read_folder(tmp_path / "out"))
-    assert "shards    1 of 2 finished; not merged" in movq_info(tmp_path)
+    assert json.loads(movq("info", "--json", "out").stdout)["items"] == len(read_folder(tmp_path / "out"))
+    assert "shards    1 of 2 finished; not merged" in movq("info", "out").stdout
     result = batch(tmp_path, "out", sources=[folder / "in"])
     assert 0 < len(result.made) < ITEMS
     assert tree(tmp_path / "out") == tree(folder / "whole")
-
-
-def movq_info(folder, *options):
-    command = [sys.executable, "-m", "movq_cli", "info", *options, "out"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
 def test_shards_do_not_take_the_outputs_of_others_for_orphans(folder, tmp_path):

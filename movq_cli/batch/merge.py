@@ -11,8 +11,8 @@ from ..files import os_reason, sweep
 from .manifest import NAME, Line, lines_by_id, only_one, shard_manifests, unfinished_shards, write_lines
 
 _ALIKE = ("weights_digest", "semantics", "precision", "format_version")
-_OF_ITEMS = ("start", "duration", "skip", "allow_partial")
-_OF_CUT_ITEMS = ("frames", "short", "height", "width", "upscale")
+_OF_ITEMS = ("start", "duration", "skip", "allow_partial", "upscale", "fps_repeat")
+_OF_CUT_ITEMS = ("frames", "short", "height", "width")
 
 
 def merge_shards(folder: str | os.PathLike[str]) -> list[Line]:

@@ -61,7 +61,7 @@ def _refuse_other_videos(todo: Iterable[Item], manifest: Manifest, settings: Set
         text = (
             f"{renamed:,} videos are in the manifest under other names and are encoded again: were the sources others?"
         )
-        warnings.warn(MovqWarning(text), stacklevel=4)
+        warnings.warn(MovqWarning(text), stacklevel=3)
 
 
 def _refuse_other_options(otherwise: list[tuple[Item, Line]], settings: Settings, tars: Tars) -> None:

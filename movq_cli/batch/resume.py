@@ -8,7 +8,7 @@ reading it again.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
@@ -21,7 +21,6 @@ from ..latents import FORMAT_VERSION, open_latents
 from ..plan import EncodeOptions
 from .items import Item
 from .manifest import Line, Manifest
-from .spans import SHORT
 from .tars import Tars, sha256_part
 from .work import options_of, source_hint
 
@@ -164,6 +163,8 @@ class _Verdict(Enum):
 
 
 _MADE_BY = ("weights_digest", "semantics", "precision")
+_PERMISSIONS = {"allow_partial", "upscale", "fps_repeat"}
+"""Options that only allow something: an output that was made without one is what it would be with it."""
 
 
 class _Judge:
@@ -194,7 +195,7 @@ class _Judge:
             return _Verdict.AGAIN
         if (self._verify or line["source"] != source) and self._digests.of(item.path, source) != line["source_sha256"]:
             return _Verdict.AGAIN
-        if _alike(line, wanted):
+        if _alike(line, wanted, (_PERMISSIONS - line.get("options", {}).keys()) | {"allow_partial"}):
             if item.refusal is not None:
                 return _Verdict.AGAIN
             line["source"] = source
@@ -203,7 +204,7 @@ class _Judge:
 
     def _unmade(self, item: Item, line: Line, wanted: Line) -> _Verdict:
         """Judge why there is no output: as long as all that the reason may come from is the same, it holds."""
-        if not _alike(line, wanted) or line.get("cut") != wanted.get("cut"):
+        if not _alike(line, wanted):
             return _Verdict.AGAIN
         if self._retry_failed or self._verify or line.get("cause", MovqError.cause) != MovqError.cause:
             return _Verdict.AGAIN
@@ -213,35 +214,31 @@ class _Judge:
             return _Verdict.AGAIN
         if "source" not in line or item.refusal is not None:
             return _Verdict.KEEP if _refusal(item) == line.get("reason") else _Verdict.AGAIN
-        return _Verdict.KEEP if line["source"] == source_hint(item.path) else _Verdict.AGAIN
+        same = line["source"] == source_hint(item.path) and line.get("cut") == wanted.get("cut")
+        return _Verdict.KEEP if same else _Verdict.AGAIN
 
 
-def _alike(line: Line, wanted: Line) -> bool:
-    """Tell whether two lines of an item give the same latents of a video that is not cut off."""
-    return all(line.get(name) == wanted.get(name) for name in _MADE_BY) and _whole(line) == _whole(wanted)
-
-
-def _whole(line: Line) -> dict[str, Any]:
-    """Return the options as far as they matter to videos that are not cut off."""
-    return {name: value for name, value in line.get("options", {}).items() if name != "allow_partial"}
+def _alike(line: Line, wanted: Line, ignored: Set[str] = frozenset()) -> bool:
+    """Tell whether two lines of an item are of the same weights, semantics, precision and options, those `ignored` apart."""
+    options = [{name: v for name, v in one.get("options", {}).items() if name not in ignored} for one in (line, wanted)]
+    return options[0] == options[1] and all(line.get(name) == wanted.get(name) for name in _MADE_BY)
 
 
 def asked(line: Line, item: Item) -> dict[str, Any]:
     """Return what the command asked for that made a line: the names of its options, and their values; not the row's own.
 
-    Where items are cut out of videos, their sizes and lengths follow from --bucket and the like, which are here instead.
+    Where items are cut to buckets, their sizes and lengths follow from --bucket and --frames, which are here instead.
     """
-    options, cut = _whole(line), line.get("cut", {})
+    options, cut = dict(line.get("options", {})), line.get("cut", {})
     for name in ("start", "duration"):
         if getattr(item, name) is not None:
             options.pop(name, None)
-    if cut.get("buckets"):
+    for name in ("allow_partial", "skip"):  # judged apart; where a span begins
+        options.pop(name, None)
+    if "buckets" in cut:
         for name in ("frames", "height", "width"):
             options.pop(name, None)
-    options.pop("skip", None)  # where a span begins
-    options |= {"bucket" if name == "buckets" else name: value for name, value in cut.items()}
-    if options.get("short") == SHORT[0]:
-        del options["short"]
+        options |= {"bucket": cut["buckets"]} | ({"frames": cut["frames"]} if "frames" in cut else {})
     made_by = {name: line.get(name) for name in _MADE_BY}
     return {"weights": made_by.pop("weights_digest"), **made_by, **options}
 
