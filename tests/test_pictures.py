@@ -213,7 +213,7 @@ def test_exif_of_a_jpeg_in_two_parts_and_between_others(tmp_path):
     cut = 59_990
     plain = PLAIN["jpg"]
     parts = jpeg_segment(b"Exif\0\0" + block[:cut]) + jpeg_segment(b"Exif\0\0" + block[cut:])
-    note = jpeg_segment(b"Exif", 0xFE) + jpeg_segment(b"http://ns.adobe.com/xap/1.0/\0<x/>")
+    note = jpeg_segment(b"Exif\0\0" + oriented(3), 0xFE) + jpeg_segment(b"http://ns.adobe.com/xap/1.0/\0<x/>")
     assert agrees(plain[:2] + note + b"\xff\xff" + parts[1:] + plain[2:], tmp_path / "a", 3)
 
 
@@ -235,7 +235,18 @@ def test_hostile_bytes_are_no_orientation_and_no_error():
     assert exif.read_orientation(b"GIF89a") is None
 
 
+def test_of_two_the_one_that_counts_is_read():
+    """The last of a PNG, as Pillow and libav do; an odd chunk of WebP is followed by a byte that fills it."""
+    first = with_exif("png", oriented(6))
+    assert exif.read_orientation(first[:33] + png_chunk(b"eXIf", oriented(3)) + first[33:]) == exif.ORIENTATIONS[6]
+    webp = with_exif("webp", oriented(8))
+    assert exif.read_orientation(webp[:30] + webp_chunk(b"XMP ", b"odd") + webp[30:]) == exif.ORIENTATIONS[8]
+
+
 def test_a_long_row_of_empty_parts_is_soon_given_up():
+    plain, empty = with_exif("jpg", oriented(6)), jpeg_segment(b"")
+    assert exif.read_orientation(plain[:2] + 60_000 * empty + plain[2:]) == exif.ORIENTATIONS[6]
+    assert exif.read_orientation(plain[:2] + 70_000 * empty + plain[2:]) is None
     assert exif.read_orientation(b"\xff\xd8" + b"\xff" * 5_000_000) is None
     assert exif.read_orientation(PLAIN["png"][:8] + bytes(12_000_000)) is None
     assert exif.read_orientation(b"RIFF\0\0\0\0WEBP" + bytes(8_000_000)) is None
