@@ -6,12 +6,13 @@ Latents are mapped from their files or tars, one item at a time; draws and scali
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -19,9 +20,9 @@ from torch.utils.data import Dataset, Sampler
 
 from .batch.manifest import NAME, Line, scan_lines, shard_manifests
 from .batch.tars import Tars
-from .errors import MovqError, MovqUsageError
+from .errors import MovqError, MovqUsageError, MovqWarning, printable
 from .files import changed, require_file
-from .headers import parse_header
+from .headers import Header, parse_header
 from .latents import FORMAT, FORMAT_VERSION
 from .posterior import draw_from
 
@@ -33,6 +34,10 @@ SCALES = {
     "cogvideox1.5-5b-i2v": 0.7,
 }
 """What diffusion models multiply latents by (their VAE's scaling_factor): they share one VAE and differ in this."""
+
+_EXAMPLE = "cogvideox-5b"
+_SAME = 1e-6
+"""Relative difference up to which two scaling factors are the same one, written with more or fewer digits."""
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _OPEN_TARS = 32
@@ -59,14 +64,26 @@ class Batch(TypedDict):
     frames_per_latent: torch.Tensor
 
 
+class _Scaling(NamedTuple):
+    """(latents - shift) * factor is what a diffusion model sees."""
+
+    factor: float
+    shift: float = 0.0
+
+
 class LatentDataset(Dataset[Sample]):
-    """What `movq batch-encode` made in a folder, in either layout: the items that are done, in order of id.
+    """The items that `movq batch-encode` has done in a folder, in either layout, in order of id.
 
     Each time an item of moments is read, a sample is drawn (by torch's own generator, which a DataLoader seeds anew for each
-    worker and epoch); with `draw=False` it is the mean. Items saved as mean or sample are as they were saved. `scale`: None,
-    a factor, or the name of a model, as in SCALES. `where` chooses items by their lines. Outputs of videos that are gone
-    (`orphan`) are left out, as are failed and short items: `left_out` counts them. Raises MovqError where there is no
-    manifest, or shards to merge.
+    worker and epoch); with `draw=False` it is the mean. Items saved as mean or sample are as they were saved.
+
+    `scale` multiplies latents after the draw: a number, or the name of a model, as in SCALES. None takes the factors in the
+    header of each item, which come from its weights, and scales as diffusers does: (latents - shift_factor) * scaling_factor.
+    Latents without a scaling_factor are left as they are. The constructor warns (MovqWarning) of these, and of a name whose
+    factor differs from the header's; the name wins. A number never warns, and neither it nor a name shifts.
+
+    `where` chooses items by their lines. Outputs of videos that are gone (`orphan`) are left out, as are failed and short
+    items: `left_out` counts them. Raises MovqError where there is no manifest, or shards to merge.
     """
 
     def __init__(
@@ -87,15 +104,22 @@ class LatentDataset(Dataset[Sample]):
         if not os.path.exists(self._path):
             raise MovqError(f"has no {NAME}: it is not a folder that batch-encode made", self.folder)
         self._stat = require_file(self._path)
-        last: dict[str, tuple[int, str | tuple[Any, ...]]] = {}  # of two lines of an item the later holds
+        last: dict[str, tuple[int, str | tuple[Any, ...], int]] = {}  # of two lines of an item the later holds
+        weights: dict[str, int] = {}  # by digest, in order of appearance
         for at, line in scan_lines(self._path):
-            last[line["id"]] = at, _left_out(line, where) or (*line["shape"], line.get("options", {}).get("save", ""))
-        self.left_out = Counter(why for _, why in last.values() if isinstance(why, str))
-        kept = [(at, bucket) for _, (at, bucket) in sorted(last.items()) if not isinstance(bucket, str)]
-        numbers = {bucket: number for number, bucket in enumerate(sorted({bucket for _, bucket in kept}))}
-        self._offsets = np.array([at for at, _ in kept], np.int64)
-        self._buckets = np.array([numbers[bucket] for _, bucket in kept], np.int64)
+            bucket = _left_out(line, where) or (*line["shape"], line.get("options", {}).get("save", ""))
+            last[line["id"]] = at, bucket, weights.setdefault(line.get("weights_digest", ""), len(weights))
+        self.left_out = Counter(why for _, why, _ in last.values() if isinstance(why, str))
+        kept = [(at, bucket, made) for _, (at, bucket, made) in sorted(last.items()) if not isinstance(bucket, str)]
+        numbers = {bucket: number for number, bucket in enumerate(sorted({bucket for _, bucket, _ in kept}))}
+        self._offsets = np.array([at for at, _, _ in kept], np.int64)
+        self._buckets = np.array([numbers[bucket] for _, bucket, _ in kept], np.int64)
         self._open()
+        self._scalings: dict[str, _Scaling] = {}
+        if scale is None or isinstance(scale, str):
+            first = {made: i for i, (_, _, made) in reversed(list(enumerate(kept)))}
+            for text in self._look_up_scalings(first.values(), scale):
+                warnings.warn(MovqWarning(f"{self.folder}: {text}"), stacklevel=2)
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -117,7 +141,7 @@ class LatentDataset(Dataset[Sample]):
         """
         row = self.row(index)
         start, stop, _ = slice(start, stop).indices(row["shape"][2])
-        stored, factor, representation = self._stored(row, start, stop)
+        stored, factor, representation, scaling = self._stored(row, start, stop)
         if representation == "moments":
             latents = draw_from(stored) if self.draw else stored.chunk(2)[0].to(torch.float32, copy=True)
         else:
@@ -126,7 +150,7 @@ class LatentDataset(Dataset[Sample]):
         if start == 0:
             frames[:1] = 1
         return Sample(
-            latents=latents.mul_(self.scale).to(self.dtype),
+            latents=latents.sub_(scaling.shift).mul_(scaling.factor).to(self.dtype),
             caption=row.get("caption", ""),
             row=row,
             frames_per_latent=frames,
@@ -138,23 +162,68 @@ class LatentDataset(Dataset[Sample]):
             np.flatnonzero(self._buckets == number).tolist() for number in range(int(self._buckets.max(initial=-1)) + 1)
         ]
 
-    def _stored(self, row: Line, start: int, stop: int) -> tuple[torch.Tensor, int, str]:
-        """(latents as stored (C, n, H, W), frames per latent, representation)."""
-        data, path = self._data(row)
+    def _look_up_scalings(self, items: Iterable[int], scale: str | None) -> Iterator[str]:
+        """Learn the scaling of the weights of each of these items; yield what to warn of.
+
+        An item that cannot be read is passed over: reading it raises.
+        """
+        without = []
+        for item in items:
+            row = self.row(item)
+            try:
+                said = self._header(row)[0].metadata
+            except MovqError:
+                continue
+            model, scaling = printable(str(said.get("model") or "unknown weights")), _scaling_of(said)
+            if scaling is None:
+                without.append(model)
+                continue
+            self._scalings[row["weights_digest"]] = scaling
+            if self.scale is not None and not math.isclose(self.scale, scaling.factor, rel_tol=_SAME):
+                yield (
+                    f"the latents made with {model} have the scaling factor {scaling.factor}, but scale={scale!r} means "
+                    f"{self.scale}, which is used; leave scale out to use theirs, or pass scale={self.scale}"
+                )
+        if without and scale is None:
+            yield (
+                f"the latents made with {', '.join(without)} have no scaling factor and are left as they are; pass "
+                f'scale="{_EXAMPLE}" ({SCALES[_EXAMPLE]}), the name of another model, a number, or scale=1.0 to keep '
+                "them so"
+            )
+
+    def _stored(self, row: Line, start: int, stop: int) -> tuple[torch.Tensor, int, str, _Scaling]:
+        """Return latents as stored (C, n, H, W), frames per latent, representation, and the scaling to apply."""
+        header, data, path = self._header(row)
+        said = header.metadata
         try:
-            header = parse_header(data)
-            said, entry = header.metadata, header.tensors["latents"]
-            found = [said[name] for name in ("format", "format_version", "source_sha256", "weights_digest")]
-            if found != [FORMAT, FORMAT_VERSION, row["source_sha256"], row["weights_digest"]]:
-                raise ValueError("other latents")
+            entry = header.tensors["latents"]
             if list(entry.shape) != row["shape"]:
                 raise ValueError("of another shape")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # it is not writable, and nobody writes to it
                 whole = torch.frombuffer(data, dtype=_DTYPES[entry.dtype], count=entry.numel, offset=entry.start)
-            return whole.view(entry.shape)[0, :, start:stop], int(said["temporal_factor"]), said["representation"]
+            stored = whole.view(entry.shape)[0, :, start:stop]
+            factor, representation = int(said["temporal_factor"]), said["representation"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise MovqError(f"is not what the manifest says ({error})", path) from None
+        scaling = _Scaling(1.0 if self.scale is None else self.scale)
+        if self.scale is None:
+            # The same weights have the same factor, even where a header was written before it was recorded.
+            scaling = _scaling_of(said) or self._scalings.get(row["weights_digest"], scaling)
+        return stored, factor, representation, scaling
+
+    def _header(self, row: Line) -> tuple[Header, memoryview, str]:
+        """Return an item's header, its bytes and the file that holds them. Raises MovqError for another item's."""
+        data, path = self._data(row)
+        try:
+            header = parse_header(data)
+            said = header.metadata
+            found = [said[name] for name in ("format", "format_version", "source_sha256", "weights_digest")]
+            if found != [FORMAT, FORMAT_VERSION, row["source_sha256"], row["weights_digest"]]:
+                raise ValueError("other latents")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise MovqError(f"is not what the manifest says ({error})", path) from None
+        return header, data, path
 
     def _data(self, row: Line) -> tuple[memoryview, str]:
         """The bytes of a latents file, mapped, and the file they are in."""
@@ -200,17 +269,34 @@ def _left_out(line: Line, where: Callable[[Line], bool] | None) -> str:
     return "" if where is None or where(line) else "where"
 
 
-def scale_of(scale: float | str | None) -> float:
-    """The factor that a name stands for. Raises MovqUsageError for one that is not known."""
+def scale_of(scale: float | str | None) -> float | None:
+    """Return the factor to multiply by; None for the header's. Raises MovqUsageError for an unknown name or no factor."""
+    if scale is None:
+        return None
     if isinstance(scale, str):
         name = scale.rpartition("/")[2].lower()
         if name not in SCALES:
             raise MovqUsageError(f"must be a number or one of {', '.join(SCALES)}; got {scale!r}", "scale")
         return SCALES[name]
-    factor = 1.0 if scale is None else float(scale)
-    if not 0 < factor < float("inf"):
+    factor = float(scale)
+    if not 0 < factor < math.inf:
         raise MovqUsageError(f"must be a number above 0, or the name of a model; got {scale!r}", "scale")
     return factor
+
+
+def _scaling_of(said: Mapping[str, Any]) -> _Scaling | None:
+    """Return the scaling that a header's metadata gives; None without a scaling_factor above 0."""
+    factor, shift = (_number(said.get(name)) for name in ("scaling_factor", "shift_factor"))
+    return _Scaling(factor, shift) if factor > 0 else None
+
+
+def _number(text: Any) -> float:
+    """Return the finite number in a text, else 0."""
+    try:
+        number = float(text)
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    return number if math.isfinite(number) else 0.0
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -77,7 +77,7 @@ def dtype_of(precision: str) -> torch.dtype:
 def computing(precision: str, threads: int | None) -> Iterator[None]:
     """Set torch up for a run and put it back after: threads, deterministic cuDNN choices, and how fp32 is computed.
 
-    That is in full (IEEE), whatever the caller has set, and in TF32 for the precision `tf32`.
+    fp32 is computed in full (IEEE), or as TF32 for the precision `tf32`, whatever the caller has set.
     """
     import torch
 
@@ -96,7 +96,7 @@ def computing(precision: str, threads: int | None) -> Iterator[None]:
 
 
 def _has_fp32_precision() -> bool:
-    """Return True where torch has `fp32_precision`, as it does from 2.9 on. Mixing it with what was before it raises."""
+    """Return True where torch has `fp32_precision` (2.9 and newer). Reading the older settings may then raise."""
     import torch
 
     return hasattr(torch.backends, "fp32_precision")

@@ -97,7 +97,7 @@ OLDEST_TORCH = 2, 6
 
 def require_torch() -> None:
     """Raise MovqError where torch is missing or older than OLDEST_TORCH. Imports nothing of it."""
-    from importlib import metadata, util  # as slow as the rest of a command that needs no tensors
+    from importlib import metadata, util  # 20 ms that commands without tensors need not spend
 
     oldest = ".".join(map(str, OLDEST_TORCH))
     if util.find_spec("torch") is None:
@@ -105,7 +105,7 @@ def require_torch() -> None:
     try:
         version = sys.modules["torch"].__version__ if "torch" in sys.modules else metadata.version("torch")
     except metadata.PackageNotFoundError:
-        return  # built in place: nothing tells its version before it is imported
+        return  # a build without metadata: its version is known only after an import
     found = re.match(r"(\d+)\.(\d+)", version)
     if found and (int(found[1]), int(found[2])) < OLDEST_TORCH:
         raise MovqError(f"torch {version} is too old: movq needs {oldest} or newer; run: pip install -U torch")

@@ -128,7 +128,7 @@ def plan_encode(source: str | os.PathLike[str], options: EncodeOptions | None = 
 
 
 def open_weights(options: EncodeOptions) -> Checkpoint:
-    require_torch()  # which is imported later, beside other work
+    require_torch()  # torch itself is imported later, while other work is under way
     checkpoint = open_checkpoint(options.weights)
     options.check_weights(checkpoint)
     if checkpoint.config.in_channels != RGB:

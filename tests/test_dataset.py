@@ -5,16 +5,31 @@ import json
 import pickle
 import re
 import shutil
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from movq_cli import BucketBatchSampler, LatentDataset, MovqError, MovqUsageError, collate, encode_batch, open_latents
+from movq_cli import (
+    BucketBatchSampler,
+    LatentDataset,
+    MovqError,
+    MovqUsageError,
+    MovqWarning,
+    collate,
+    encode_batch,
+    open_latents,
+)
 from movq_cli.dataset import SCALES
+from movq_cli.headers import parse_header
 
 from . import clips
+
+# The embedded weights have no scaling factor; tests of that catch warnings themselves.
+pytestmark = pytest.mark.filterwarnings("ignore:.*no scaling factor:movq_cli.errors.MovqWarning")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +43,8 @@ def folder(tmp_path_factory):
         (made / "in" / f"{i}.txt").write_text(f"number {i}")
     (made / "in" / "bad.mp4").write_text("no video")
     for layout in ("files", "tar"):
-        encode_batch([made / "in"], made / layout, layout=layout, shard_size=50_000, precision="fp32", workers=2)
+        workers = 2 if layout == "tar" else 0  # the same bytes
+        encode_batch([made / "in"], made / layout, layout=layout, shard_size=50_000, precision="fp32", workers=workers)
     return made
 
 
@@ -73,7 +89,7 @@ def test_draws_agree_with_mean_and_deviation(out, folder):
 
 
 def test_scales_are_named(out):
-    plain = LatentDataset(out, draw=False)[0]["latents"]
+    plain = LatentDataset(out, draw=False, scale=1.0)[0]["latents"]
     assert LatentDataset(out, draw=False, scale=0.5)[0]["latents"].equal(plain * 0.5)
     # CogVideo's sat/configs/cogvideox_2b.yaml and cogvideox_5b.yaml say so
     for name, factor in (("cogvideox-2b", 1.15258426), ("zai-org/CogVideoX-5b", 0.7), ("CogVideoX1.5-5B-I2V", 0.7)):
@@ -85,6 +101,136 @@ def test_scales_are_named(out):
             LatentDataset(out, scale=scale)
     assert all(name == name.lower() for name in SCALES)
     assert LatentDataset(out, dtype=torch.bfloat16)[0]["latents"].dtype == torch.bfloat16
+
+
+def warned(folder, **options):
+    """The dataset, and what making it, reading it and reading a copy as workers have it warned of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dataset = LatentDataset(folder, draw=False, **options)
+        for copy in (dataset, pickle.loads(pickle.dumps(dataset))):
+            list(copy)
+    assert all(isinstance(warning.message, MovqWarning) and warning.filename == __file__ for warning in caught)
+    return dataset, [str(warning.message) for warning in caught]
+
+
+@pytest.fixture
+def headers_say(monkeypatch):
+    """Has the headers of latents say other things: `headers_say(scaling_factor="0.7")`, or by a function of what they say."""
+
+    def say(change=lambda said: {}, **metadata):
+        def parse(data):
+            header = parse_header(data)
+            return replace(header, metadata=header.metadata | metadata | change(header.metadata))
+
+        monkeypatch.setattr("movq_cli.dataset.parse_header", parse)
+
+    return say
+
+
+def test_the_default_scale_is_that_of_the_weights_by_way_of_the_header(folder, make_weights, tmp_path):
+    weights = make_weights(metadata={"scaling_factor": "0.70", "shift_factor": "-2"})
+    for layout in ("files", "tar"):
+        encode_batch([folder / "in" / "1.mp4"], tmp_path / "out", weights=weights, layout=layout, workers=0)
+        plain, said = warned(tmp_path / "out", scale=1.0)
+        assert said == []
+        dataset, said = warned(tmp_path / "out")
+        assert said == []
+        assert dataset[0]["latents"].equal((plain[0]["latents"] + 2) * 0.7)
+        assert dataset.slice(0, 1, 2)["latents"].equal((plain.slice(0, 1, 2)["latents"] + 2) * 0.7)
+        assert (plain.scale, dataset.scale) == (1.0, None)
+
+
+def test_draws_are_scaled_too(out, headers_say):
+    headers_say(scaling_factor="0.7", shift_factor="")
+    torch.manual_seed(0)
+    drawn = LatentDataset(out)[0]["latents"]
+    torch.manual_seed(0)
+    assert drawn.equal(LatentDataset(out, scale=0.7)[0]["latents"])
+
+
+@pytest.mark.parametrize("factor", ["", "much", "0", "-1", "nan", "inf", 10**400, None])
+def test_latents_without_a_scaling_factor_warn_once_and_stay_as_they_are(out, headers_say, factor):
+    headers_say(scaling_factor=factor, shift_factor="3")
+    plain, said = warned(out, scale=1.0)
+    assert said == []
+    dataset, said = warned(out)
+    assert said == [
+        f"{out}: the latents made with movq-tiny-4x8x8 have no scaling factor and are left as they are; pass "
+        'scale="cogvideox-5b" (0.7), the name of another model, a number, or scale=1.0 to keep them so'
+    ]
+    assert dataset[0]["latents"].equal(plain[0]["latents"])
+    assert warned(out, scale="cogvideox-5b")[1] == []  # nothing contradicts it
+
+
+@pytest.mark.parametrize("shift", ["0", "much", "nan", None])
+def test_a_shift_that_is_none_changes_nothing(out, headers_say, shift):
+    headers_say(scaling_factor="0.7", shift_factor=shift)
+    assert warned(out)[0][0]["latents"].equal(warned(out, scale=0.7)[0][0]["latents"])
+
+
+def test_a_name_that_contradicts_the_header_warns_and_wins(out, headers_say):
+    headers_say(scaling_factor="1.15258426")
+    plain, _ = warned(out, scale=1.0)
+    dataset, said = warned(out, scale="zai-org/CogVideoX-5b")
+    assert said == [
+        f"{out}: the latents made with movq-tiny-4x8x8 have the scaling factor 1.15258426, but "
+        "scale='zai-org/CogVideoX-5b' means 0.7, which is used; leave scale out to use theirs, or pass scale=0.7"
+    ]
+    assert dataset[0]["latents"].equal(plain[0]["latents"] * 0.7)
+    assert warned(out, scale="cogvideox-2b")[1] == []
+    assert warned(out, scale=0.7)[1] == []
+
+
+def test_latents_of_several_weights_have_a_scale_each(out, headers_say, tmp_path):
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
+    lines = [json.loads(text) for text in (tmp_path / "manifest.jsonl").open()]
+    other = next(line for line in lines if line["id"] == "1.mp4")
+    first, other["weights_digest"] = other["weights_digest"], "b" * 64
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def say(said):
+        is_other = said["source_sha256"] == other["source_sha256"]
+        return {
+            "scaling_factor": "" if is_other else "0.7",
+            "weights_digest": "b" * 64 if is_other else first,
+            "model": "ot\nher" if is_other else "first",
+        }
+
+    headers_say(say)
+    plain, _ = warned(tmp_path, scale=1.0)
+    dataset, said = warned(tmp_path)
+    assert len(said) == 1
+    assert "the latents made with ot\\nher have no scaling factor" in said[0]
+    assert dataset[0]["latents"].equal(plain[0]["latents"] * 0.7)
+    assert dataset[1]["latents"].equal(plain[1]["latents"])
+    assert warned(tmp_path, where=lambda row: row["id"] != "1.mp4")[1] == []
+
+
+def test_the_same_weights_have_the_same_scale_though_some_headers_lack_it(out, headers_say):
+    """A factor may be recorded in the weights' file between two runs of a batch: the second encodes nothing again."""
+    plain, _ = warned(out, scale=1.0)
+    source = plain.row(0)["source_sha256"]
+    headers_say(lambda said: {"scaling_factor": "0.7" if said["source_sha256"] == source else ""})
+    dataset, said = warned(out)
+    assert said == []
+    for i in range(len(dataset)):
+        assert dataset[i]["latents"].equal(plain[i]["latents"] * 0.7)
+
+
+def test_files_that_cannot_be_read_are_passed_over_when_scales_are_looked_up(folder, tmp_path):
+    for layout in ("files", "tar"):
+        shutil.copytree(folder / layout, tmp_path / layout)
+    (tmp_path / "files" / "0.mp4.safetensors").write_bytes(b"\xff" * 100)
+    for tar in (tmp_path / "tar").glob("*.tar"):
+        tar.unlink()
+    for layout in ("files", "tar"):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            dataset = LatentDataset(tmp_path / layout)
+        assert caught == []
+        with pytest.raises(MovqError):
+            dataset[0]
 
 
 def test_slices_in_time_say_what_latents_stand_for(out):
@@ -186,7 +332,7 @@ def test_samples_of_several_shapes_are_no_batch(out):
 
 def test_what_was_saved_as_a_draw_or_mean_stays_so(folder, tmp_path):
     for save in ("mean", "sample"):
-        encode_batch([folder / "in" / "1.mp4"], tmp_path / save, save=save, store_dtype="bf16", workers=1)
+        encode_batch([folder / "in" / "1.mp4"], tmp_path / save, save=save, store_dtype="bf16", workers=0)
         dataset = LatentDataset(tmp_path / save)
         assert dataset[0]["latents"].equal(open_latents(tmp_path / save / "1.mp4.safetensors").latents[0].float())
         assert dataset[0]["latents"].equal(dataset[0]["latents"])

@@ -209,19 +209,26 @@ def other_torch(request, tmp_path):
     return os.environ | {"PYTHONPATH": str(folder)}, said
 
 
-def test_commands_say_in_one_line_that_torch_is_missing_or_old(other_torch, clip, fresh_movq, tmp_path, embedded):
+def test_commands_say_in_one_line_that_torch_is_missing_or_old(other_torch, clip, latents, tmp_path, embedded):
     environment, said = other_torch
+    (tmp_path / "latents.safetensors").write_bytes(latents)
+
+    def movq(*arguments):
+        command = [sys.executable, "-m", "movq_cli", *map(str, arguments)]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+
     for command in (
         ("encode", clip, "-o", "a.safetensors", "-q"),
+        ("decode", "latents.safetensors", "-o", "a.mp4", "-q"),
         ("batch-encode", clip, "-o", "out", "-q"),
         ("eval", clip, clip, "-q"),
         ("weights", "convert", embedded, "-o", "b.safetensors"),
     ):
-        ended = fresh_movq(*command, env=environment)
+        ended = movq(*command)
         assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", f"movq: {said}\n"), command
-    ended = fresh_movq("info", clip, embedded, env=environment)
+    ended = movq("info", clip, embedded, "latents.safetensors")
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert {path.name for path in tmp_path.iterdir()} == {"packages"}
+    assert {path.name for path in tmp_path.iterdir()} == {"packages", "latents.safetensors"}
 
 
 def test_python_too(other_torch, clip):

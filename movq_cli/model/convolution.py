@@ -24,7 +24,7 @@ _ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-
 def cpu_computes_bf16() -> bool:
     """Return True if this CPU has instructions for bf16. (oneDNN's own check also passes where bf16 is emulated.)
 
-    torch's checks are private: where it has them no more, bf16 is taken to be emulated.
+    torch's checks are private. Without them, bf16 counts as emulated.
     """
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name)() for name in checks if hasattr(torch.cpu, name))
