@@ -236,6 +236,12 @@ def test_captions_of_a_file_pair_by_line(tmp_path):
 # As real batches.
 
 BUCKETS = ("17x48x64", "17x64x48", "1x48x64")
+HEAD = ("--frames", 17, "--pick", "head", "--workers", 0)
+
+
+def again(folder, **options):
+    settings = {"buckets": BUCKETS, "pick": "slide:8", "workers": 0} | options
+    return encode_batch([settings.pop("source", folder / "in")], folder / "out", **settings)
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +254,7 @@ def folder(tmp_path_factory):
         (made / "in" / f"{name}.txt").write_text(f"a {name} one")
     clips.still(made / "in" / "still.png", clips.picture(80, 64), "png")
     (made / "in" / "bad.mp4").write_text("no video")
-    encode_batch([made / "in"], made / "out", buckets=BUCKETS, pick="slide:8", workers=2)
+    again(made, workers=2)
     return made
 
 
@@ -269,6 +275,11 @@ def test_what_a_batch_in_buckets_comes_to(folder):
     assert open_latents(folder / "out" / "wide.mp4_8-17.safetensors").frame_indices.tolist() == list(range(8, 25))
 
 
+def test_spans_made_without_workers_are_the_same_bytes(folder, tmp_path):
+    again(tmp_path, source=folder / "in")
+    assert tree(tmp_path / "out") == tree(folder / "out")
+
+
 def test_info_has_shapes_and_captions(folder, movq):
     shown = movq("info", folder / "out").stdout
     for part in ("1 x 32 x 5 x 6 x 8: 3 items", "1 x 32 x 5 x 8 x 6: 1 item\n", "captions  4 of 5 items\n"):
@@ -281,11 +292,6 @@ def test_a_span_is_what_encode_makes_of_it(folder, tmp_path):
     selection, picture = Selection(skip=8, frames=17), Picture(48, 64)
     encode_video(folder / "in" / "wide.mp4", tmp_path / "a", selection=selection, picture=picture, threads=1)
     assert (tmp_path / "a").read_bytes() == (folder / "out" / "wide.mp4_8-17.safetensors").read_bytes()
-
-
-def again(folder, **options):
-    settings = {"buckets": BUCKETS, "pick": "slide:8", "workers": 1} | options
-    return encode_batch([folder / "in"], folder / "out", **settings)
 
 
 def made(result):
@@ -323,7 +329,7 @@ def test_spans_are_resumed_by_content_and_captions_edited_without_encoding(folde
 def test_short_videos_are_said_or_padded(tmp_path, movq):
     clips.lossless(tmp_path / "a.mkv", clips.pictures(20))
     clips.lossless(tmp_path / "b.mkv", clips.pictures(7))
-    result = movq("batch-encode", "a.mkv", "b.mkv", "-o", "out", "--frames", 17, "--pick", "head", "--short", "pad")
+    result = movq("batch-encode", "a.mkv", "b.mkv", "-o", "out", *HEAD, "--short", "pad")
     assert result.returncode == 0, result.stderr
     line = manifest(tmp_path / "out")["b.mkv_0-17"]
     assert (line["frames"], line["padded"], line["shape"][2]) == (7, 10, 5)
@@ -334,13 +340,9 @@ def test_short_videos_are_said_or_padded(tmp_path, movq):
     assert padded.latents.equal(open_latents(tmp_path / "c.safetensors").latents)
     assert movq("decode", padded.path, "-o", "back.npy").returncode == 0
     assert np.load(tmp_path / "back.npy").shape[0] == 7
-    assert (
-        "nothing to do"
-        in movq(
-            *("batch-encode", "a.mkv", "b.mkv", "-o", "out", "--frames", 17, "--pick", "head", "--short", "pad")
-        ).stdout
-    )
-    result = movq("batch-encode", "a.mkv", "b.mkv", "-o", "out", "--frames", 17, "--pick", "head")
+    result = movq("batch-encode", "a.mkv", "b.mkv", "-o", "out", *HEAD, "--short", "pad")
+    assert "nothing to do" in result.stdout
+    result = movq("batch-encode", "a.mkv", "b.mkv", "-o", "out", *HEAD)
     assert "1 done, 1 short of 2 items" in result.stdout
 
 
@@ -387,7 +389,7 @@ def test_orphans_stay_orphans_when_other_sources_are_added(tmp_path):
     (tmp_path / "in").mkdir()
     clips.write(tmp_path / "in" / "a.mp4", clips.pictures(13))
     clips.write(tmp_path / "b.mp4", clips.pictures(9))
-    options = {"selection": Selection(frames=5), "workers": 1}
+    options = {"selection": Selection(frames=5), "workers": 0}
     encode_batch([tmp_path / "in"], tmp_path / "out", pick="slide:4", **options)
     encode_batch([tmp_path / "in"], tmp_path / "out", pick="slide:3", **options)
     encode_batch([tmp_path / "b.mp4"], tmp_path / "out", pick="slide:3", **options)
@@ -408,7 +410,7 @@ def test_a_video_that_changes_after_it_was_looked_at_is_looked_at_again(tmp_path
         if state.phase == "checking" and (tmp_path / "longer.mp4").exists():
             os.replace(tmp_path / "longer.mp4", tmp_path / "a.mp4")
 
-    options = {"selection": Selection(frames=5), "workers": 1, "pick": "slide:4"}
+    options = {"selection": Selection(frames=5), "workers": 0, "pick": "slide:4"}
     result = encode_batch([tmp_path / "a.mp4"], tmp_path / "out", watch=swap, **options)
     assert [(line["id"], "looked at" in line["warnings"][-1]) for line in result.lines] == [
         ("a.mp4_0-5", True),
@@ -421,7 +423,7 @@ def test_a_video_that_changes_after_it_was_looked_at_is_looked_at_again(tmp_path
 
 def test_a_refusal_holds_for_what_was_refused_alone(tmp_path):
     clips.write(tmp_path / "a.mp4", clips.pictures(10))
-    options = {"tail": "error", "workers": 1}
+    options = {"tail": "error", "workers": 0}
     assert encode_batch([tmp_path / "a.mp4"], tmp_path / "out", **options).lines[0]["status"] == "failed"
     assert (
         encode_batch([tmp_path / "a.mp4"], tmp_path / "out", buckets=["9x48x64"], **options).lines[0]["status"]
@@ -432,7 +434,7 @@ def test_a_refusal_holds_for_what_was_refused_alone(tmp_path):
 def test_a_video_that_is_not_cut_and_a_span_with_its_id_are_two_items(tmp_path):
     clips.write(tmp_path / "a.mp4", clips.pictures(16))
     (tmp_path / "list.csv").write_text("path,id,start,duration\na.mp4,a,,\na.mp4,a_6-5,0,0.1\n")
-    options = {"lists": [tmp_path / "list.csv"], "selection": Selection(frames=5), "pick": "slide:3", "workers": 1}
+    options = {"lists": [tmp_path / "list.csv"], "selection": Selection(frames=5), "pick": "slide:3", "workers": 0}
     result = encode_batch([], tmp_path / "out", **options)
     status = {line["id"]: line["status"] for line in result.lines}
     assert [(name[:5], status[name]) for name in sorted(status)] == [
@@ -450,11 +452,11 @@ def test_what_a_bucket_does_to_pictures_is_said(tmp_path, movq):
     clips.write(tmp_path / "tall.mp4", clips.pictures(5, 48, 160))
     clips.write(tmp_path / "wide.mp4", clips.pictures(5, 96, 64))
     for more in (["--dry-run"], []):
-        result = movq("batch-encode", "tall.mp4", "wide.mp4", "-o", "out", "--bucket", "5x30x45", *more)
+        result = movq("batch-encode", "tall.mp4", "wide.mp4", "-o", "out", "--bucket", "5x30x45", "--workers", 0, *more)
         assert result.returncode == 0
         assert "1 item keep less than half of their picture, " + str(tmp_path / "tall.mp4") + " 20%" in result.stderr
         assert "--bucket 5x30x45: its edge is repeated up to 32x48" in result.stderr
-    result = movq("batch-encode", "tall.mp4", "-o", "other", "--bucket", "5x96x32")
+    result = movq("batch-encode", "tall.mp4", "-o", "other", "--bucket", "5x96x32", "--workers", 0)
     assert "keep less" not in result.stderr
     assert "edge" not in result.stderr
 
@@ -462,7 +464,7 @@ def test_what_a_bucket_does_to_pictures_is_said(tmp_path, movq):
 def test_what_a_run_that_encodes_nothing_did(tmp_path, movq):
     (tmp_path / "in").mkdir()
     clips.write(tmp_path / "in" / "a.mp4", clips.pictures(5))
-    command = ("batch-encode", "in", "-o", "out", "--layout", "tar")
+    command = ("batch-encode", "in", "-o", "out", "--workers", 0, "--layout", "tar")
     assert movq(*command).returncode == 0
     (tmp_path / "in" / "a.txt").write_text("a caption")
     result = movq(*command[:-2])  # a folder of tars stays one

@@ -4,7 +4,6 @@ import json
 import random
 import shutil
 import signal
-import sys
 import tarfile
 import time
 
@@ -118,9 +117,9 @@ def test_a_second_run_does_nothing(copy):
     assert {path: (path.stat().st_ino, path.read_bytes()) for path in (copy / "tars").iterdir()} == before
 
 
-def test_killed_at_random_and_resumed(folder, tmp_path):
-    command = [sys.executable, "-m", "movq_cli", "batch-encode", str(folder / "in"), "-o", "tars", "--layout", "tar"]
-    command += ["--shard-size", str(SIZE), "--workers", "2", "--store-dtype", "bf16"]
+def test_killed_at_random_and_resumed(zygote, folder, tmp_path):
+    command = ["batch-encode", folder / "in", "-o", "tars", "--layout", "tar", "--shard-size", SIZE, "--workers", 2]
+    command += ["--store-dtype", "bf16"]
     dice = random.Random(5)
     for _ in range(4):
         process = zygote.start(*command, cwd=tmp_path, start_new_session=True)

@@ -321,7 +321,7 @@ def test_weights_or_options_that_no_item_can_be_encoded_with_are_said_once(folde
     for arguments, code in (
         ([folder / "in"], 2),
         (["-o", "out"], 2),
-        ([folder / "in", "-o", "out", "--workers", "0"], 2),
+        ([folder / "in", "-o", "out", "--workers", "-1"], 2),
         ([folder / "in", "-o", "out", "--max-failures", "1x"], 2),
         ([folder / "in", "-o", "out", "--precision", "fp16", "--device", "cpu"], 2),
         (["missing", "-o", "out"], 1),
@@ -373,7 +373,7 @@ def test_a_list_with_spans_and_captions(tmp_path):
 
     def run(**options):
         (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        return encode_batch([], tmp_path / "out", lists=[tmp_path / "list.jsonl"], workers=1, **options)
+        return encode_batch([], tmp_path / "out", lists=[tmp_path / "list.jsonl"], workers=0, **options)
 
     run()
     lines = manifest(tmp_path / "out")
@@ -399,10 +399,11 @@ def test_a_list_with_spans_and_captions(tmp_path):
 def test_videos_with_fewer_frames_than_asked_for_are_short_not_failed(tmp_path, movq):
     clips.write(tmp_path / "a.mp4", clips.pictures(20))
     clips.write(tmp_path / "b.mp4", clips.pictures(7))
-    result = movq("batch-encode", "a.mp4", "b.mp4", "-o", "out", "--frames", "9")
+    command = ("batch-encode", "a.mp4", "b.mp4", "-o", "out", "--frames", 9, "--workers", 0)
+    result = movq(*command)
     assert result.returncode == 0
     assert "1 done, 1 short of 2 items" in result.stdout
     lines = manifest(tmp_path / "out")
     assert (lines["b.mp4"]["status"], lines["b.mp4"]["reason"]) == ("short", "has 7 of the 9 frames asked for")
     assert not (tmp_path / "out" / "b.mp4.safetensors").exists()
-    assert "nothing to do" in movq("batch-encode", "a.mp4", "b.mp4", "-o", "out", "--frames", "9").stdout
+    assert "nothing to do" in movq(*command).stdout
