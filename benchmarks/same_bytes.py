@@ -93,7 +93,12 @@ def main():
 
 def contents_of(folder):
     """Map each file made to its bytes, and each manifest to its lines without `seconds`."""
-    batches = {f"{path.name}/{name}": made for path in folder.iterdir() if path.is_dir() for name, made in contents(path).items()}
+    batches = {
+        f"{path.name}/{name}": made
+        for path in folder.iterdir()
+        if path.is_dir()
+        for name, made in contents(path).items()
+    }
     return batches | {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
