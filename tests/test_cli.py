@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 
 from movq_cli import __version__, open_latents
+from movq_cli.cli import run
 
 from . import clips
 from .test_video import CITY, bad_files
@@ -211,8 +213,8 @@ def test_any_file_name_works_and_none_writes_to_the_terminal(movq, tmp_path, cli
 
 def test_a_fork_does_what_a_new_interpreter_does(movq, fresh_movq, tmp_path, clip):
     """Most tests run forks of a process that has imported everything: exit codes, files and what is printed are the same."""
-    for run, out in ((movq, "fork.safetensors"), (fresh_movq, "fresh.safetensors")):
-        assert run("encode", clip, "-o", out, "-q").returncode == 0
+    for command, out in ((movq, "fork.safetensors"), (fresh_movq, "fresh.safetensors")):
+        assert command("encode", clip, "-o", out, "-q").returncode == 0
     assert (tmp_path / "fork.safetensors").read_bytes() == (tmp_path / "fresh.safetensors").read_bytes()
     for arguments in (["info", "fork.safetensors", "."], ["encode", clip], ["info", "missing"], ["info", "--help"]):
         fork, fresh = movq(*arguments), fresh_movq(*arguments)
@@ -250,6 +252,47 @@ def test_signals_leave_nothing(zygote, tmp_path, number, after):
     assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number)
     assert listing(tmp_path) == []
     assert "Traceback" not in talk
+
+
+@pytest.fixture
+def unchanged():
+    """Settings of the whole process, which `run` leaves as they were."""
+
+    def settings():
+        return (
+            [signal.getsignal(number) for number in signal.valid_signals()],
+            warnings.showwarning,
+            warnings.filters[:],
+        )
+
+    before = settings()
+    yield
+    assert settings() == before
+
+
+def test_run_returns_the_exit_code_and_prints_what_the_command_prints(unchanged, clip, capsys):
+    for arguments, code, out, err in (
+        (["info", str(clip)], 0, "h264 in mov", ""),
+        (["info", "missing"], 1, "", "movq: missing: no such file or folder\n"),
+        (["batch-encode", str(clip), "-o", "out", "--workers", "-1"], 2, "", "movq: --workers: must be "),
+        (["frobnicate"], 2, "", "frobnicate"),
+    ):
+        assert run(arguments) == code, arguments
+        printed = capsys.readouterr()
+        assert (out in printed.out, err in printed.err) == (True, True), printed
+        assert (bool(printed.out), bool(printed.err)) == (bool(out), bool(err))
+        assert code == 0 or arguments[0] == "frobnicate" or printed.err.count("\n") == 1
+
+
+def test_run_reports_a_bug_in_one_line_or_raises_it_for_debugging(unchanged, capsys, monkeypatch):
+    def fail(*arguments, **options):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("movq_cli.cli.app", fail)
+    assert run(["info"]) == 3
+    assert capsys.readouterr().err.startswith("movq: a bug of movq: ZeroDivisionError: division by zero (")
+    with pytest.raises(ZeroDivisionError):
+        run(["--debug", "info"])
 
 
 def test_no_torch_where_no_tensors_are(tmp_path, clip, movq):

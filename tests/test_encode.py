@@ -338,6 +338,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_where_memory_runs_out_smaller_chunks_are_tried(tmp_path):
     """A process whose address space has room for chunks of 4 frames, and not for 32."""
     clips.write(tmp_path / "a.mp4", clips.pictures(33, 256, 192))

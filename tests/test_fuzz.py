@@ -249,6 +249,7 @@ def fuzz(tmp_path_factory):
 SHORT = {"latents": 80, "decoded": 40, "weights": 80, "files": 80, "tar": 160, "list": 160, "video": 12}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SHORT)
 def test_nothing_but_a_movq_error(fuzz, kind):
     dice = random.Random(kind)

@@ -14,6 +14,8 @@ from . import clips
 from .test_batch import manifest, tree
 from .test_workers import children, wait_for
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

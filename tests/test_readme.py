@@ -30,12 +30,22 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_commands(zygote, folder):
-    lines = [line.split(" #")[0] for block in blocks("sh") for line in block.splitlines() if line.startswith("movq ")]
-    assert len(lines) >= 8
+def run_commands(parts, zygote, folder):
+    """Run the commands of some blocks, one after the other, and return how many they were."""
+    lines = [line.split(" #")[0] for part in parts for line in part.splitlines() if line.startswith("movq ")]
     for line in lines:
         result = zygote.run(*shlex.split(line)[1:], cwd=folder)
         assert result.returncode == 0, (line, result.stderr)
+    return len(lines)
+
+
+def test_commands(zygote, folder):
+    assert run_commands([block for block in blocks("sh") if "batch-encode" not in block], zygote, folder) >= 8
+
+
+@pytest.mark.slow
+def test_commands_of_batches(zygote, folder):
+    assert run_commands([block for block in blocks("sh") if "batch-encode" in block], zygote, folder) >= 8
 
 
 def test_examples(folder):

@@ -117,6 +117,7 @@ def test_a_second_run_does_nothing(copy):
     assert {path: (path.stat().st_ino, path.read_bytes()) for path in (copy / "tars").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_killed_at_random_and_resumed(zygote, folder, tmp_path):
     command = ["batch-encode", folder / "in", "-o", "tars", "--layout", "tar", "--shard-size", SIZE, "--workers", 2]
     command += ["--store-dtype", "bf16"]

@@ -475,9 +475,10 @@ def test_a_full_disk_is_one_line(tmp_path):
 def test_no_interrupt_is_lost_while_libav_writes(tmp_path, name):
     """Python code called by libav would swallow the exception, and go on. strace sends the signal from within a write."""
     script = """if True:
-        import sys
+        import signal, sys
         import numpy as np
         from movq_cli.video import open_writer
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is started with it ignored
         frames = np.random.default_rng(0).integers(0, 256, (60, 128, 128, 3), dtype=np.uint8)
         try:
             with open_writer(sys.argv[1], width=128, height=128, times=range(60), duration=60) as writer:
