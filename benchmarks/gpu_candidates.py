@@ -1,0 +1,239 @@
+"""The part of gpu.py that tries other ways to norm on CUDA: each a switch, compared with the plain way before it is timed.
+
+The plain way (movq_cli/model/norms.py) takes two launches a frame for statistics and two for normalising and SiLU. Here it is
+all frames of a chunk at once: by torch's own operators, by torch.compile, and by two Triton kernels. Triton is not a dependency
+of movq. TRITON_INTERPRET=1 runs its kernels on a CPU.
+"""
+
+import os
+from contextlib import contextmanager, nullcontext
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.common import network
+from benchmarks.gpu_networks import DTYPES, SHAPES, SMALL, encoding, make_images, plan_for, seconds_of
+from movq_cli.model.convolution import lay_out
+from movq_cli.model.norms import GroupNorm, Moments
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
+
+
+def candidates(part):
+    """Time one encoding in every way, in bf16; in fp32, print how far its latents are from the plain way's."""
+    device = part.device
+    ways = {
+        "plain": nullcontext,
+        "cudnn.benchmark": benchmarking,
+        "all frames at once": lambda: normed_by(statistics_at_once, apply_at_once),
+    }
+    if not part.cpu:  # it needs a compiler, and minutes
+        ways["the same, torch.compile"] = lambda: normed_by(compiled(statistics_at_once), compiled(apply_at_once))
+    if triton is not None and (device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"):
+        ways["Triton"] = lambda: normed_by(statistics_by_triton, apply_by_triton)
+    else:
+        part.say("without Triton")
+    table = part.table(
+        {
+            "size": "",
+            "clip": "",
+            "way": "",
+            "s": ".4f",
+            "times as fast as plain": ".2f",
+            "largest difference in fp32": ".1e",
+            "rms": ".1e",
+        }
+    )
+    cases = [("published", SHAPES[0]), ("tiny", SHAPES[0]), ("published", SHAPES[1])]
+    for size, shape in [("tiny", SMALL[0])] if part.cpu else cases:
+        images, expected, seconds = make_images(shape), None, None
+        for name, way in ways.items():
+            try:
+                with way() as inside:
+                    latents = torch.cat(encoded(size, images[: SHAPES[0][0]], "fp32", device, inside)[1], 2)
+                    run, _ = encoded(size, images, "bf16", device, inside)
+                    taken = seconds_of(run, device)
+            except Exception as error:  # of one way: the others are still of interest
+                part.say(f"{name}: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
+                continue
+            if expected is None:
+                expected, seconds = latents, taken
+            off = (latents - expected) / expected.std()
+            clip = "x".join(map(str, shape))
+            table.add(
+                size, clip, name, taken, seconds / taken, off.abs().max().item(), off.square().mean().sqrt().item()
+            )
+            torch.cuda.empty_cache()
+
+
+def encoded(size, images, precision, device, inside):
+    """Return (what encodes the images again, their latents) by the same random weights each time."""
+    from movq_cli.model import Encoder3D
+
+    torch.manual_seed(0)
+    model = network(Encoder3D, size, DTYPES[precision]).to(device)
+    plan = plan_for(model, images.shape[:3], precision, device)
+    kept = []
+    encoding(model, images, plan, precision, device, inside or nullcontext, kept)()
+    return encoding(model, images, plan, precision, device, inside or nullcontext), kept
+
+
+@contextmanager
+def benchmarking():
+    """Let cuDNN time its algorithms and take the fastest, inside of movq's own settings."""
+
+    @contextmanager
+    def inside():
+        torch.backends.cudnn.benchmark = True
+        yield
+
+    yield inside
+
+
+@contextmanager
+def normed_by(statistics, apply):
+    """Have every GroupNorm measure and write in another way."""
+    measure, write = GroupNorm.measure, GroupNorm.write
+
+    def measure_all(self, x):
+        x = lay_out(x)
+        mean, m2 = statistics(x, self.num_groups, self.scope == "frame")
+        count = x.shape[1] // self.num_groups * x.shape[3] * x.shape[4] * (1 if self.scope == "frame" else x.shape[2])
+        return Moments(count, mean.double(), m2.double())
+
+    def write_all(self, x, out, moments=None, *, silu, modulate=None):
+        assert modulate is None
+        x = lay_out(x)
+        moments = moments or self.measure(x)
+        inverse = (moments.m2 / moments.count + self.eps).rsqrt()
+        per_group = x.shape[1] // self.num_groups
+        scale = inverse.float().repeat_interleave(per_group, 2) * self.weight.float()
+        shift = self.bias.float() - moments.mean.float().repeat_interleave(per_group, 2) * scale
+        apply(x, scale, shift, out, silu)
+
+    GroupNorm.measure, GroupNorm.write = measure_all, write_all
+    try:
+        yield None
+    finally:
+        GroupNorm.measure, GroupNorm.write = measure, write
+
+
+def grouped(x, groups):
+    """View a chunk (B, C, T, H, W) in channels-last memory as (B, T, H * W, groups, C / groups)."""
+    b, c, t, h, w = x.shape
+    return x.permute(0, 2, 3, 4, 1).reshape(b, t, h * w, groups, c // groups)
+
+
+def statistics_at_once(x, groups, each_frame):
+    """Return mean and M2, (B, T or 1, groups), of all frames, from sums and sums of squares."""
+    y, dims = grouped(x, groups), (2, 4) if each_frame else (1, 2, 4)
+    count = y.shape[2] * y.shape[4] * (1 if each_frame else y.shape[1])
+    mean = y.sum(dims, dtype=torch.float32, keepdim=True) / count
+    squares = torch.linalg.vector_norm(y, dim=dims, keepdim=True, dtype=torch.float32).square()
+    shape = (x.shape[0], -1, groups)
+    return mean.reshape(shape), (squares - count * mean.square()).clamp_min_(0).reshape(shape)
+
+
+def apply_at_once(x, scale, shift, out, silu):
+    """Write x * scale + shift, with SiLU if asked, for scale and shift (B, T or 1, C)."""
+    scale, shift = (v.transpose(1, 2)[..., None, None] for v in (scale, shift))
+    y = x * scale + shift
+    out.copy_(F.silu(y) if silu else y)
+
+
+def compiled(function, known={}):  # noqa: B006  # compiled once for all norms
+    if function not in known:
+        known[function] = torch.compile(function, dynamic=True)
+    return known[function]
+
+
+if triton is not None:
+    _TILE = 4096  # numbers that a program holds at a time
+    _PROGRAMS = 1024  # of a launch, at least, where there is work for so many
+
+    @triton.jit
+    def _measure(x, mean_out, m2_out, frame_stride, pixels, per_program, C: tl.constexpr, ROWS: tl.constexpr):
+        """Mean and M2 of each channel over a run of pixels of a frame, merged tile by tile (Chan et al. 1979)."""
+        frame, run = tl.program_id(0), tl.program_id(1)
+        channels = tl.arange(0, C)
+        begin = run * per_program
+        end = tl.minimum(begin + per_program, pixels)
+        mean = tl.zeros([C], tl.float32)
+        m2 = tl.zeros([C], tl.float32)
+        count = 0.0
+        for at in range(begin, end, ROWS):
+            rows = at + tl.arange(0, ROWS)
+            inside = (rows < end)[:, None]
+            place = frame.to(tl.int64) * frame_stride + rows[:, None] * C + channels[None, :]
+            tile = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+            own = tl.minimum(end - at, ROWS).to(tl.float32)
+            own_mean = tl.sum(tile, 0) / own
+            off = tl.where(inside, tile - own_mean[None, :], 0.0)
+            delta = own_mean - mean
+            total = count + own
+            m2 += tl.sum(off * off, 0) + delta * delta * (count * own / total)
+            mean += delta * (own / total)
+            count = total
+        place = (frame * tl.num_programs(1) + run) * C + channels
+        tl.store(mean_out + place, mean)
+        tl.store(m2_out + place, m2)
+
+    @triton.jit
+    def _apply(
+        x,
+        scale,
+        shift,
+        out,
+        x_stride,
+        out_stride,
+        v_stride,
+        pixels,
+        SILU: tl.constexpr,
+        C: tl.constexpr,
+        ROWS: tl.constexpr,
+    ):
+        """x * scale + shift of some pixels of a frame, and SiLU."""
+        frame, block = tl.program_id(0), tl.program_id(1)
+        channels = tl.arange(0, C)
+        rows = block * ROWS + tl.arange(0, ROWS)
+        inside = (rows < pixels)[:, None]
+        place = rows[:, None] * C + channels[None, :]
+        a = tl.load(scale + frame * v_stride + channels)[None, :]
+        b = tl.load(shift + frame * v_stride + channels)[None, :]
+        y = tl.load(x + frame.to(tl.int64) * x_stride + place, mask=inside, other=0.0).to(tl.float32) * a + b
+        if SILU:
+            y = y * tl.sigmoid(y)
+        tl.store(out + frame.to(tl.int64) * out_stride + place, y.to(out.dtype.element_ty), mask=inside)
+
+    def statistics_by_triton(x, groups, each_frame):
+        """As statistics_at_once, from means and M2 of runs of pixels. For B = 1 and channels that are a power of two."""
+        b, c, t, h, w = x.shape
+        assert b == 1
+        pixels, rows = h * w, max(1, _TILE // c)
+        runs = max(1, min(triton.cdiv(_PROGRAMS, t), triton.cdiv(pixels, 4 * rows)))
+        per_program = triton.cdiv(triton.cdiv(pixels, runs), rows) * rows
+        runs = triton.cdiv(pixels, per_program)
+        mean, m2 = (torch.empty(t, runs, c, device=x.device) for _ in range(2))
+        _measure[(t, runs)](x, mean, m2, x.stride(2), pixels, per_program, c, rows)
+        sizes = torch.full((runs,), per_program, dtype=torch.float64, device=x.device)
+        sizes[-1] = pixels - per_program * (runs - 1)
+        mean, m2 = (v.double().view(1, t, runs, groups, c // groups) for v in (mean, m2))
+        dims, weight = (2, 4) if each_frame else (1, 2, 4), sizes[:, None, None].expand(1, t, runs, groups, c // groups)
+        center = (mean * weight).sum(dims, keepdim=True) / weight.sum(dims, keepdim=True)
+        m2 = (m2 + (mean - center).square() * weight).sum(dims)
+        return center.reshape(1, -1, groups), m2.reshape(1, -1, groups)
+
+    def apply_by_triton(x, scale, shift, out, silu):
+        """As apply_at_once, in one launch. For B = 1 and channels that are a power of two."""
+        _, c, t, h, w = x.shape
+        assert out.stride()[3:] == x.stride()[3:] == (w * c, c)
+        rows = max(1, _TILE // c)
+        stride = c if scale.shape[1] > 1 else 0
+        grid = t, triton.cdiv(h * w, rows)
+        _apply[grid](
+            x, scale.contiguous(), shift.contiguous(), out, x.stride(2), out.stride(2), stride, h * w, silu, c, rows
+        )
