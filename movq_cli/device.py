@@ -9,7 +9,7 @@ import ctypes
 import gc
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from .errors import MovqError, MovqOutOfMemory, MovqUsageError, require_torch
@@ -108,9 +108,9 @@ def _set_fp32_precision(kind: str, undo: ExitStack) -> None:
 
     backends: Any = torch.backends
     onednn, cudnn = backends.mkldnn, backends.cudnn
-    # From 2.9 to 2.13 onednn.fp32_precision, once written to, is that of all backends.
-    all_of_onednn = type(onednn.conv)("mkldnn", "all")
-    settings = (backends, cudnn, all_of_onednn, backends.cuda.matmul, cudnn.conv, onednn.matmul, onednn.conv)
+    settings = [backends, cudnn, backends.cuda.matmul, cudnn.conv, onednn.matmul, onednn.conv]
+    with suppress(TypeError):  # private, as from 2.9 to 2.13 onednn.fp32_precision, once written to, is that of all backends
+        settings.insert(2, type(onednn.conv)("mkldnn", "all"))
     # A setting without a value of its own follows one to the left, and reading it does not tell which of them has the value.
     # So each is written to only where it does not follow: then what was read is its own, and can be put back.
     for setting in settings:
