@@ -109,7 +109,8 @@ def _set_fp32_precision(kind: str, undo: ExitStack) -> None:
     backends: Any = torch.backends
     onednn, cudnn = backends.mkldnn, backends.cudnn
     settings = [backends, cudnn, backends.cuda.matmul, cudnn.conv, onednn.matmul, onednn.conv]
-    with suppress(TypeError):  # private, as from 2.9 to 2.13 onednn.fp32_precision, once written to, is that of all backends
+    # A private class: from 2.9 to 2.13 onednn.fp32_precision, once written to, is that of all backends.
+    with suppress(TypeError):
         settings.insert(2, type(onednn.conv)("mkldnn", "all"))
     # A setting without a value of its own follows one to the left, and reading it does not tell which of them has the value.
     # So each is written to only where it does not follow: then what was read is its own, and can be put back.

@@ -1,19 +1,18 @@
 """How near a video comes back: encoded, decoded and compared with itself, and two settings compared with each other.
 
-The latents go through a file of a temporary folder and the video is read a second time beside the decoder, so memory
-grows with length no more than encoding and decoding do; but for tiling by diffusers, which holds the clip.
+Latents and decoded frames go through files of a temporary folder, and the video is read a second time beside the decoder, so
+memory grows with length no more than encoding and decoding do; but for tiling by diffusers, which holds the clip.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,10 +20,11 @@ import numpy as np
 from .codec import WHOLE_WINDOW, Chunker, Progress, chunk_lengths, encode_windows, silent, to_input
 from .decode import DecodeOptions, decoding, find_weights
 from .device import choose_device, choose_precision, computing, dtype_of, memory_errors
+from .difference import Comparison, Difference
 from .encode import EncodeResult, encode_video
 from .errors import MovqError, MovqUsageError, about
 from .latents import Latents, open_latents
-from .metrics import FrameScores
+from .metrics import FrameScores, psnr
 from .model.checkpoint import Checkpoint, open_checkpoint
 from .model.layouts import diffusers_config, to_diffusers
 from .plan import EncodeOptions, open_weights, start_reader
@@ -45,8 +45,9 @@ Pair = tuple[np.ndarray, np.ndarray]
 class Evaluation:
     """What came back. `scores` are those of `metrics.FrameScores.report`; `pairs` the frames that were asked for.
 
-    `difference`, where there was something to compare with: of the other latents from these, `largest` and `rms`, in
-    standard deviations of these. `other` is the other setting's own evaluation, None for TILED.
+    Where there was something to compare with: `difference` is how far the other latents are from these, None if their shapes
+    differ; `picture_psnr` is that of the other's pictures against these, in dB, the mean over frames; `other` is the other
+    setting's own evaluation. TILED has latents alone.
     """
 
     source: str
@@ -54,7 +55,8 @@ class Evaluation:
     scores: dict[str, Any]
     decode_seconds: float
     pairs: dict[int, Pair]
-    difference: dict[str, float] | None = None
+    difference: Difference | None = None
+    picture_psnr: float | None = None
     other: Evaluation | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,7 +78,11 @@ class Evaluation:
             **self.scores,
         }
         if self.difference is not None or self.other is not None:
-            values["against"] = {"difference": self.difference} | (self.other.to_dict() if self.other else {})
+            values["against"] = {
+                "difference": self.difference and self.difference.to_dict(),
+                "picture_psnr": self.picture_psnr,
+                **(self.other.to_dict() if self.other else {}),
+            }
         return values
 
 
@@ -102,20 +108,25 @@ def evaluate_video(
             _check(chosen)
     if against == TILED:
         _require_diffusers(open_checkpoint(options.weights))
-    passes = 2 * (1 + isinstance(against, EncodeOptions))
+    settings = [options, replace(against, save="moments")] if isinstance(against, EncodeOptions) else [options]
+    passes = iter([_part(progress, i, 2 * len(settings)) for i in range(2 * len(settings))])
     with tempfile.TemporaryDirectory(prefix="movq-eval-") as folder:
-        one, two = os.path.join(folder, "one"), os.path.join(folder, "two")
-        parts = iter([_part(progress, i, passes) for i in range(passes)])
-        made = _evaluate(source, one, options, frames, next(parts), next(parts))
+        sides: list[_Side] = []
+        for i, chosen in enumerate(settings):
+            side = _Side.encode(source, os.path.join(folder, str(i)), chosen, frames, next(passes))
+            side.compare(source, sides, next(passes))
+            sides.append(side)
+        first = sides[0].latents
+        made = sides[0].evaluation(source)
         if against is None:
             return made
-        first = open_latents(one)
-        if isinstance(against, EncodeOptions):
-            other = _evaluate(source, two, replace(against, save="moments"), frames, *parts)
-            return replace(made, difference=_difference(first, open_latents(two).read), other=other)
+        if len(sides) > 1:
+            other = sides[1]
+            difference = _difference(first, other.latents.shape, other.latents.read)
+            return replace(made, difference=difference, picture_psnr=other.picture_psnr, other=other.evaluation(source))
         with about(os.fspath(source)):
             latents = _tiled(source, options, open_checkpoint(options.weights))
-        return replace(made, difference=_difference(first, lambda start, stop: latents[:, :, start:stop]))
+        return replace(made, difference=_difference(first, latents.shape, lambda i, j: latents[:, :, i:j]))
 
 
 def _check(options: EncodeOptions) -> None:
@@ -138,37 +149,6 @@ def _part(progress: Progress, part: int, parts: int) -> Progress:
         progress(done if total is None else (part * total + done) // parts, total)
 
     return of_part
-
-
-def _evaluate(
-    source: str | os.PathLike[str],
-    path: str,
-    options: EncodeOptions,
-    frames: Sequence[int] | None,
-    encoding: Progress,
-    comparing: Progress,
-) -> Evaluation:
-    encoded = encode_video(source, path, options, progress=encoding)
-    latents = open_latents(path)
-    m = latents.metadata
-    for frame in frames or ():
-        if not 0 <= frame < m.frames:
-            raise MovqError(f"has no frame {frame}: {m.frames} were encoded", os.fspath(source))
-    checkpoint = find_weights(latents, options)
-    lengths = chunk_lengths(
-        encode_windows(m.semantics, m.frames + m.frames_padded, encoded.chunk_frames, checkpoint.config),
-        m.frames + m.frames_padded,
-    )
-    borders = [border for border in accumulate(lengths) if border < m.frames]
-    compared = _Compared(wanted=frames)
-    seconds = _compare(source, latents, checkpoint, options, compared, comparing)
-    return Evaluation(
-        source=os.fspath(source),
-        encoded=encoded,
-        scores=compared.scores.report(latents.frame_times.tolist(), borders),
-        decode_seconds=seconds,
-        pairs=compared.pairs(),
-    )
 
 
 @dataclass
@@ -196,57 +176,98 @@ class _Compared:
         return dict(sorted(self._kept.items()))
 
 
-def _compare(
-    source: str | os.PathLike[str],
-    latents: Latents,
-    checkpoint: Checkpoint,
-    options: EncodeOptions,
-    compared: _Compared,
-    progress: Progress,
-) -> float:
-    """Decodes and compares frame by frame; returns the seconds it took."""
-    started = time.perf_counter()
-    m = latents.metadata
-    chosen = DecodeOptions(
-        weights=options.weights,
-        device=options.device,
-        precision=options.precision,
-        memory_budget=options.memory_budget,
-        spill_dir=options.spill_dir,
-        threads=options.threads,
-    )
-    with (
-        start_reader(source, options, checkpoint.config) as reader,
-        decoding(latents, checkpoint, chosen, progress) as run,
-    ):
-        for images in run.frames():
-            for image in images:
+@dataclass
+class _Side:
+    """One setting: what it made of the video, and how that compares."""
+
+    options: EncodeOptions
+    encoded: EncodeResult
+    latents: Latents
+    checkpoint: Checkpoint
+    compared: _Compared
+    decode_seconds: float = 0.0
+    picture_psnr: float | None = None
+
+    @classmethod
+    def encode(
+        cls,
+        source: str | os.PathLike[str],
+        path: str,
+        options: EncodeOptions,
+        frames: Sequence[int] | None,
+        progress: Progress,
+    ) -> _Side:
+        """Encode the video to a file. Raises MovqError, also for `frames` that there are not."""
+        encoded = encode_video(source, path, options, progress=progress)
+        latents = open_latents(path)
+        for frame in frames or ():
+            if not 0 <= frame < latents.metadata.frames:
+                raise MovqError(f"has no frame {frame}: {latents.metadata.frames} were encoded", os.fspath(source))
+        return cls(options, encoded, latents, find_weights(latents, options), _Compared(wanted=frames))
+
+    def compare(self, source: str | os.PathLike[str], others: Sequence[_Side], progress: Progress) -> None:
+        """Decode, and compare frame by frame with the source, and with what came back of another side.
+
+        Decoded frames go to a file beside the latents, so that memory does not grow with their number.
+        """
+        started, m = time.perf_counter(), self.latents.metadata
+        chosen = DecodeOptions(
+            weights=self.options.weights,
+            device=self.options.device,
+            precision=self.options.precision,
+            memory_budget=self.options.memory_budget,
+            spill_dir=self.options.spill_dir,
+            threads=self.options.threads,
+        )
+        between: list[float] = []
+        with (
+            start_reader(source, self.options, self.checkpoint.config) as reader,
+            decoding(self.latents, self.checkpoint, chosen, progress) as run,
+            open(self._frames, "wb") as kept,
+            open(others[0]._frames if others else os.devnull, "rb") as other,
+        ):
+            for image in chain.from_iterable(run.frames()):
                 frame = next(reader, None)
-                if frame is None or _changed(frame.index, latents, len(compared.scores.psnr)):
+                if frame is None or _changed(frame.index, self.latents, len(self.compared.scores.psnr)):
                     raise MovqError("changed while it was read", os.fspath(source))
-                compared.add(frame.image[: m.height, : m.width], image)
-    return time.perf_counter() - started
+                self.compared.add(frame.image[: m.height, : m.width], image)
+                kept.write(image.tobytes())
+                if others:
+                    between.append(psnr(np.frombuffer(other.read(image.nbytes), np.uint8).reshape(image.shape), image))
+        self.picture_psnr = float(np.mean(between)) if between else None
+        self.decode_seconds = time.perf_counter() - started
+
+    @property
+    def _frames(self) -> str:
+        return f"{self.latents.path}.frames"
+
+    def evaluation(self, source: str | os.PathLike[str]) -> Evaluation:
+        m = self.latents.metadata
+        count = m.frames + m.frames_padded
+        windows = encode_windows(m.semantics, count, self.encoded.chunk_frames, self.checkpoint.config)
+        borders = [border for border in accumulate(chunk_lengths(windows, count)) if border < m.frames]
+        return Evaluation(
+            source=os.fspath(source),
+            encoded=self.encoded,
+            scores=self.compared.scores.report(self.latents.frame_times.tolist(), borders),
+            decode_seconds=self.decode_seconds,
+            pairs=self.compared.pairs(),
+        )
 
 
 def _changed(index: int, latents: Latents, frame: int) -> bool:
     return index != int(latents.frame_indices[frame])
 
 
-def _difference(first: Latents, second: Callable[[int, int], torch.Tensor]) -> dict[str, float] | None:
-    """How far the second latents are from the first, in standard deviations of the first; None if their shapes differ."""
-    count = total = squares = error = largest = 0.0
-    for start in range(0, first.shape[2], _SLICE):
-        stop = min(start + _SLICE, first.shape[2])
-        x, y = first.read(start, stop).double(), second(start, stop).double()
-        if x.shape != y.shape:
-            return None  # other weights; their frames are compared all the same
-        count += x.numel()
-        total += float(x.sum())
-        squares += float(x.square().sum())
-        error += float((x - y).square().sum())
-        largest = max(largest, float((x - y).abs().max()))
-    std = math.sqrt(max(0.0, squares / count - (total / count) ** 2)) or 1.0
-    return {"largest": largest / std, "rms": math.sqrt(error / count) / std}
+def _difference(first: Latents, shape: Sequence[int], second: Callable[[int, int], torch.Tensor]) -> Difference | None:
+    """Compare latents with others of this shape, some at a time; None if their shapes differ, as those of other weights may."""
+    if tuple(shape) != tuple(first.shape):
+        return None
+    comparison = Comparison()
+    for start in range(0, shape[2], _SLICE):
+        stop = min(start + _SLICE, shape[2])
+        comparison.add(first.read(start, stop), second(start, stop), first.metadata.representation == "moments")
+    return comparison.difference
 
 
 def _tiled(source: str | os.PathLike[str], options: EncodeOptions, checkpoint: Checkpoint) -> torch.Tensor:

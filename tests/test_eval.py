@@ -66,32 +66,46 @@ def test_two_settings(tmp_path, clip, vae):
     made = evaluate_video(clip, settings[0], against=settings[1])
     encode_video(clip, tmp_path / "one", settings[0])
     encode_video(clip, tmp_path / "two", settings[1])
-    one, two = (open_latents(tmp_path / name).latents.float() for name in ("one", "two"))
-    assert made.difference["largest"] == pytest.approx(off(two, one), rel=1e-3)
-    assert made.difference["rms"] == pytest.approx(rms_off(two, one), rel=1e-3)
+    one, two = (open_latents(tmp_path / name) for name in ("one", "two"))
+    logvars = [latents.latents.float().chunk(2, 1)[1] for latents in (one, two)]
+    mean, logvar = made.difference.mean, made.difference.logvar
+    assert mean.largest == pytest.approx(off(two.mean, one.mean), rel=1e-3)
+    assert mean.rms == pytest.approx(rms_off(two.mean, one.mean), rel=1e-3)
+    errors = (two.mean - one.mean).abs().flatten() / one.mean.std()
+    assert mean.p999 == pytest.approx(errors.quantile(0.999).item(), rel=0.02)
+    assert logvar.largest == pytest.approx((logvars[1] - logvars[0]).abs().max().item(), rel=1e-3)
+    deviation = (logvars[0] / 2).exp().median() / one.mean.std()
+    assert made.difference.posterior.deviation == pytest.approx(deviation.item(), rel=0.02)
+    assert made.difference.posterior.error_share == pytest.approx(mean.rms / deviation.item(), rel=0.02)
+    for name in ("one", "two"):
+        decode_video(tmp_path / name, tmp_path / f"{name}.npy", precision="fp32", weights=vae.folder)
+    backs = zip(*(np.load(tmp_path / f"{name}.npy") for name in ("one", "two")), strict=True)
+    assert made.picture_psnr == pytest.approx(np.mean([psnr(*pair) for pair in backs]))
     assert (made.encoded.semantics, made.other.encoded.semantics) == ("whole", "diffusers")
     same = evaluate_video(clip, FP32, against=FP32)
-    assert same.difference == {"largest": 0.0, "rms": 0.0}
+    assert (same.difference.mean.largest, same.difference.logvar.largest, same.picture_psnr) == (0.0, 0.0, 100.0)
 
 
+@pytest.mark.slow
 def test_against_diffusers_with_tiling(tmp_path, vae):
     """Tiles begin past 240x360; below that tiling changes nothing, and the numbers are those of its windows."""
     small = clips.lossless(tmp_path / "small.mkv", clips.pictures(9, 64, 48))
     made = evaluate_video(small, EncodeOptions(precision="fp32", weights=vae.folder), against="tiled")
-    assert made.difference["largest"] < AGREE
+    assert made.difference.mean.largest < AGREE
+    assert made.picture_psnr is None
     wide = clips.lossless(tmp_path / "wide.mkv", clips.pictures(5, 400, 64))
     made = evaluate_video(wide, EncodeOptions(precision="fp32", weights=vae.folder), against="tiled")
     x = torch.from_numpy(np.stack(clips.pictures(5, 400, 64))).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
     vae.model.enable_tiling()
     try:
         with torch.no_grad():
-            tiled = vae.model.encode(x).latent_dist.parameters
+            tiled = vae.model.encode(x).latent_dist.mean
     finally:
         vae.model.disable_tiling()
     with torch.no_grad():
-        plain = vae.model.encode(x).latent_dist.parameters
-    assert made.difference["rms"] == pytest.approx(rms_off(tiled, plain), rel=1e-2)
-    assert made.difference["rms"] > 0.01
+        plain = vae.model.encode(x).latent_dist.mean
+    assert made.difference.mean.rms == pytest.approx(rms_off(tiled, plain), rel=1e-2)
+    assert made.difference.mean.rms > 0.01
 
 
 def test_frames_that_are_not_there(clip):
@@ -138,7 +152,9 @@ def test_the_command(tmp_path, clip, movq):
     (video,) = values["videos"]
     assert video["source"] == "clip.mkv"
     assert {"psnr_mean", "ssim_mean", "psnr_worst", "psnr_first", "psnr_borders", "flicker"} <= video.keys()
-    assert {"largest", "rms"} == video["against"]["difference"].keys()
+    assert video["against"]["difference"].keys() == {"mean", "logvar", "posterior"}
+    assert video["against"]["difference"]["mean"].keys() == {"rms", "p999", "largest"}
+    assert 20 < video["against"]["picture_psnr"] <= 100
     assert (video["against"]["precision"], video["against"]["chunk_frames"]) == ("fp32", 4)
     assert [problem["source"] for problem in values["failed"]] == ["bad.mp4"]
     drawn = movq("eval", "clip.mkv", "--frames", "5", "--picture", "out.png", "--picture-frame", "1", env=env)

@@ -24,6 +24,7 @@ ROOMS = [
     "model",
     "headers",
     "files",
+    "difference",
     "metrics",
     "processes",
     "errors",

@@ -59,7 +59,7 @@ def eval(
     from ..files import WholeFile, refuse_inputs
     from ..metrics import montage
     from ..video import write_png
-    from .tables import print_rows
+    from .tables import print_pairs, print_rows
 
     other = against if against in (None, TILED) else _other_options(options, str(against))
     if picture_frame and picture is None:
@@ -98,11 +98,7 @@ def eval(
             if evaluation.other is not None and evaluation.difference is None:
                 print(f"{name_of(evaluation.source)}: latents by {against} have another shape")
             if evaluation.difference is not None:
-                largest, rms = (f"{evaluation.difference[name]:.2g}" for name in ("largest", "rms"))
-                print(
-                    f"{name_of(evaluation.source)}: latents by {against} differ by {largest} standard deviations at the largest, "
-                    f"{rms} root mean square"
-                )
+                print_pairs(_differ(evaluation), title=f"{name_of(evaluation.source)}: what {against} changes")
         if picture is not None:
             drawn = ", ".join(map(str, made[0].pairs))
             print(f"{name_of(picture)}: frames {drawn}: source, reconstruction, 4 times their difference")
@@ -147,6 +143,21 @@ def _row(name: str, scores: dict[str, Any]) -> list[str]:
         _number(ssim and ssim["ssim"], 4),
         _number(scores["flicker"], 2),
     ]
+
+
+def _differ(evaluation: Evaluation) -> dict[str, str]:
+    """Say how far two settings' latents and pictures are from each other, by what is compared."""
+    assert evaluation.difference is not None
+    mean, logvar, posterior = (getattr(evaluation.difference, name) for name in ("mean", "logvar", "posterior"))
+    rows = {"means": f"rms {mean.rms:.2g}, 99.9% within {mean.p999:.2g}, largest {mean.largest:.2g} of their deviation"}
+    if logvar is not None:
+        rows["log variances"] = f"rms {logvar.rms:.2g}, largest {logvar.largest:.2g} nats"
+        rows["posterior"] = (
+            f"deviation {posterior.deviation:.2g} (median), of which the means' rms is {posterior.error_share:.0%}"
+        )
+    if evaluation.picture_psnr is not None:
+        rows["pictures"] = f"{evaluation.picture_psnr:.2f} dB against each other"
+    return rows
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -1,0 +1,140 @@
+"""How far the latents of one setting are from those of another, in units that say what it means.
+
+Means are compared in their own standard deviations, log variances in nats. One number over both would hide the means' error:
+log variances spread several times as far.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+_STEPS = 64  # bins of a histogram for each doubling: a quantile is within 1.1 percent
+_LEAST = 2.0**-64  # what is smaller counts as this
+
+
+@dataclass(frozen=True)
+class MeanDifference:
+    """Differences of posterior means, in standard deviations of the first's: root mean square, 99.9th percentile, largest."""
+
+    rms: float
+    p999: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class LogvarDifference:
+    """Differences of log variances, in nats: root mean square and largest."""
+
+    rms: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """The first's posterior: the median of its `deviation`, in standard deviations of the means, and the `error_share`.
+
+    `error_share` is the means' root mean square difference divided by that median: how much it is beside a draw's own noise.
+    """
+
+    deviation: float
+    error_share: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far latents are from others. `logvar` and `posterior` are None where means alone were saved."""
+
+    mean: MeanDifference
+    logvar: LogvarDifference | None
+    posterior: Posterior | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return asdict(self)
+
+
+class _Histogram:
+    """Counts of positive numbers in bins of equal ratio."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(2 * 64 * _STEPS, np.int64)
+
+    def add(self, values: np.ndarray) -> None:
+        bins = (np.log2(np.maximum(values, _LEAST)) - math.log2(_LEAST)) * _STEPS
+        bins = np.minimum(bins.astype(np.int64), len(self._counts) - 1)
+        self._counts += np.bincount(bins.reshape(-1), minlength=len(self._counts))
+
+    def quantile(self, part: float) -> float:
+        """Return the upper end of the bin in which this part of the numbers is reached."""
+        place = int(np.searchsorted(np.cumsum(self._counts), part * self._counts.sum()))
+        return float(_LEAST * 2.0 ** ((place + 1) / _STEPS))
+
+
+class _Errors:
+    """Sums over numbers and over their differences from others."""
+
+    def __init__(self) -> None:
+        self.count, self._sum, self._squares, self._error, self.largest = 0, 0.0, 0.0, 0.0, 0.0
+        self.histogram = _Histogram()
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> None:
+        error = np.abs(x - y)
+        self.count += x.size
+        self._sum += float(x.sum())
+        self._squares += float(np.square(x).sum())
+        self._error += float(np.square(error).sum())
+        self.largest = max(self.largest, float(error.max(initial=0.0)))
+        self.histogram.add(error)
+
+    @property
+    def rms(self) -> float:
+        return math.sqrt(self._error / self.count) if self.count else 0.0
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of the numbers themselves."""
+        mean = self._sum / max(1, self.count)
+        return math.sqrt(max(0.0, self._squares / max(1, self.count) - mean**2))
+
+
+@dataclass
+class Comparison:
+    """Compares latents piece by piece: `add` each, then ask for the `difference`. Memory does not grow with their number."""
+
+    _mean: _Errors = field(default_factory=_Errors)
+    _logvar: _Errors = field(default_factory=_Errors)
+    _deviations: _Histogram = field(default_factory=_Histogram)
+
+    def add(self, first: torch.Tensor, second: torch.Tensor, moments: bool) -> None:
+        """Compare one piece of latents (1, C, L, H, W); `moments`: the first half of C is means, the other log variances.
+
+        Raises ValueError where shapes differ.
+        """
+        if first.shape != second.shape:
+            raise ValueError(f"cannot compare {first.shape = } with {second.shape = }")
+        pairs = zip(*(x.double().chunk(2, 1) if moments else (x.double(),) for x in (first, second)), strict=True)
+        for errors, (x, y) in zip((self._mean, self._logvar), pairs, strict=False):
+            errors.add(x.numpy(), y.numpy())
+        if moments:
+            self._deviations.add(np.exp(first.double().chunk(2, 1)[1].numpy() / 2))
+
+    @property
+    def difference(self) -> Difference:
+        scale = self._mean.deviation or 1.0
+        mean = MeanDifference(
+            rms=self._mean.rms / scale,
+            p999=min(self._mean.histogram.quantile(0.999), self._mean.largest) / scale,
+            largest=self._mean.largest / scale,
+        )
+        if not self._logvar.count:
+            return Difference(mean, None, None)
+        deviation = self._deviations.quantile(0.5) / scale
+        logvar = LogvarDifference(self._logvar.rms, self._logvar.largest)
+        return Difference(mean, logvar, Posterior(deviation, mean.rms / deviation))
