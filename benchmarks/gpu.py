@@ -13,6 +13,7 @@ stands, and the next part begins. Prints Markdown as it goes; the JSON file is w
     profile     where the time of one encoding goes, kernel by kernel
     commands    whole commands on real clips, against a script around diffusers; batches; how many decoders a device needs
     decoder     the way back
+    precision   tf32, bf16 and fp16 against fp32, in latents and pictures
 
 Without diffusers or PyAV the rows that need them are left out, and said.
 """
@@ -40,6 +41,7 @@ PARTS = {  # its module and function, and the most seconds it may take
     "profile": ("benchmarks.gpu_networks", "profile", 25),
     "commands": ("benchmarks.gpu_commands", "commands", 75),
     "decoder": ("benchmarks.gpu_networks", "decoder", 25),
+    "precision": ("benchmarks.precision", "precision", 60),
 }
 _LEAST = 5  # seconds that a part needs to begin at all
 
