@@ -112,7 +112,7 @@ def test_constant_padding_is_zeros_in_the_past_and_reflect_mirrors():
 @pytest.mark.parametrize("mode", ["first", "constant", "reflect"])
 def test_encoder_chunks_are_the_whole_clip(mode, lengths):
     encoder = tiny(pad_mode=mode, attn_resolutions=[16])
-    x = torch.randn(1, 3, 17, 32, 32, dtype=torch.float64)
+    x = torch.randn(1, 3, 17, 16, 16, dtype=torch.float64)
     if mode == "reflect" and lengths[0] < 9:
         with pytest.raises(ValueError, match="reflect"):
             stream(encoder, x, lengths)
@@ -123,7 +123,7 @@ def test_encoder_chunks_are_the_whole_clip(mode, lengths):
 @pytest.mark.parametrize("lengths", [(5, 4, 8), (17,)], ids=str)
 def test_a_last_chunk_keeps_nothing_and_changes_nothing(lengths):
     encoder, cache, out = tiny(), StreamCache(), []
-    x = torch.randn(1, 3, 17, 32, 32, dtype=torch.float64)
+    x = torch.randn(1, 3, 17, 16, 16, dtype=torch.float64)
     *before, last = x.split(lengths, dim=2)
     for piece in before:
         out.append(encoder(piece, cache))
@@ -146,19 +146,19 @@ def stream(encoder, x, lengths):
 def test_a_whole_norm_window_may_be_cut_into_chunks(lengths, dtype):
     """Statistics accumulated over the chunks of a window are those of the window in one piece."""
     encoder = tiny(norm_scope="whole", attn_resolutions=[16]).to(dtype)
-    x = torch.randn(2, 3, 17, 32, 32, dtype=dtype)
+    x = torch.randn(2, 3, 17, 16, 16, dtype=dtype)
     pieces = list(encoder.encode_window(x.split(lengths, dim=2), StreamCache()))
     assert off(torch.cat(pieces, 2), encoder(x)) < (AGREE if dtype == torch.float32 else SAME)
 
 
 def test_a_window_of_several_chunks_has_no_gradient():
-    encoder, x = tiny(norm_scope="whole"), torch.randn(1, 3, 9, 32, 32, dtype=torch.float64)
+    encoder, x = tiny(norm_scope="whole"), torch.randn(1, 3, 9, 16, 16, dtype=torch.float64)
     with torch.enable_grad(), pytest.raises(ValueError, match="no gradient"):
         list(encoder.encode_window(x.split((5, 4), dim=2), StreamCache()))
 
 
 def test_frame_norms_are_strictly_causal_and_whole_norms_are_not():
-    x = torch.randn(1, 3, 17, 32, 32, dtype=torch.float64)
+    x = torch.randn(1, 3, 17, 16, 16, dtype=torch.float64)
     spoiled = x.clone()
     spoiled[:, :, 9:] = float("nan")
     frame = tiny()
@@ -170,9 +170,9 @@ def test_frame_norms_are_strictly_causal_and_whole_norms_are_not():
 @pytest.mark.parametrize("frames", range(1, 14))
 def test_any_length_is_floored_and_ends_the_stream(frames):
     encoder = tiny()
-    x = torch.randn(1, 3, frames, 32, 32, dtype=torch.float64)
+    x = torch.randn(1, 3, frames, 16, 16, dtype=torch.float64)
     whole = encoder(x)
-    assert whole.shape == (1, 8, 1 + (frames - 1) // 4, 8, 8)
+    assert whole.shape == (1, 8, 1 + (frames - 1) // 4, 4, 4)
     cache = StreamCache()
     first = encoder(x[:, :, :1], cache)
     rest = [encoder(x[:, :, 1:], cache)] if frames > 1 else []
@@ -184,16 +184,16 @@ def test_any_length_is_floored_and_ends_the_stream(frames):
 
 def test_an_exception_spoils_the_stream():
     encoder, cache = tiny(), StreamCache()
-    encoder(torch.randn(1, 3, 5, 32, 32, dtype=torch.float64), cache)
+    encoder(torch.randn(1, 3, 5, 16, 16, dtype=torch.float64), cache)
     with pytest.raises(ValueError, match="multiples of 4"):
         encoder(torch.randn(1, 3, 4, 30, 32, dtype=torch.float64), cache)
     with pytest.raises(ValueError, match="spoiled"):
-        encoder(torch.randn(1, 3, 4, 32, 32, dtype=torch.float64), cache)
+        encoder(torch.randn(1, 3, 4, 16, 16, dtype=torch.float64), cache)
 
 
 def test_two_streams_do_not_meet():
     encoder = tiny()
-    x, y = torch.randn(2, 1, 3, 9, 32, 32, dtype=torch.float64)
+    x, y = torch.randn(2, 1, 3, 9, 16, 16, dtype=torch.float64)
     one, two = StreamCache(), StreamCache()
     parts = [[], []]
     for piece in (slice(0, 5), slice(5, 9)):
@@ -203,6 +203,7 @@ def test_two_streams_do_not_meet():
     assert off(torch.cat(parts[1], 2), encoder(y)) < SAME
 
 
+@pytest.mark.slow
 def test_documented_example():
     """CogVideo's: (1, 3, 16, 256, 256) becomes (1, 8, 4, 32, 32); with a quarter of its hidden channels, for speed."""
     encoder = Encoder3D(
@@ -222,7 +223,7 @@ def test_gradients_are_those_of_the_published_operations():
     from . import published
 
     encoder = tiny(norm_scope="whole", attn_resolutions=[16])
-    x = torch.randn(1, 3, 5, 32, 32, dtype=torch.float64)
+    x = torch.randn(1, 3, 5, 16, 16, dtype=torch.float64)
     grads = []
     for forward in (encoder, lambda v: published.encode(encoder, v)):
         with torch.enable_grad():

@@ -232,7 +232,7 @@ def test_names_that_are_not_utf8(fresh_movq, tmp_path, clip):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 @pytest.mark.parametrize("after", [0.4, 3.0])
 def test_signals_leave_nothing(zygote, tmp_path, number, after):
-    """After 0.4 s a new interpreter imports; a fork has long begun to encode after 3."""
+    """A new interpreter imports after 0.4 s and encodes after 3; a fork saves 2 of these."""
     command = ("encode", CITY, "-o", "out.safetensors", "-q")
     if after < 1:
         process = subprocess.Popen(
@@ -244,6 +244,7 @@ def test_signals_leave_nothing(zygote, tmp_path, number, after):
         )
     else:
         process = zygote.start(*command, cwd=tmp_path, start_new_session=True)
+        after -= 2
     time.sleep(after)
     os.killpg(process.pid, number)
     started = time.perf_counter()

@@ -315,6 +315,7 @@ def test_the_result_line(movq, saved, tmp_path):
     assert (said["name"], said["licence"], said["scaling_factor"]) == ("mine", "CC0-1.0", "0.7")
 
 
+@pytest.mark.slow
 def test_memory_is_flat(tmp_path):
     """What is not asked for is not read: here 300 MB of a loss."""
     weight = torch.randn(3_000_000)

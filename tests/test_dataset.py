@@ -27,6 +27,7 @@ from movq_cli.dataset import SCALES
 from movq_cli.headers import parse_header
 
 from . import clips
+from .test_batch import tree
 
 # The embedded weights have no scaling factor; tests of that catch warnings themselves.
 pytestmark = pytest.mark.filterwarnings("ignore:.*no scaling factor:movq_cli.errors.MovqWarning")
@@ -43,9 +44,13 @@ def folder(tmp_path_factory):
         (made / "in" / f"{i}.txt").write_text(f"number {i}")
     (made / "in" / "bad.mp4").write_text("no video")
     for layout in ("files", "tar"):
-        workers = 2 if layout == "tar" else 0  # the same bytes
-        encode_batch([made / "in"], made / layout, layout=layout, shard_size=50_000, precision="fp32", workers=workers)
+        batch(made, made / layout, layout=layout)
     return made
+
+
+def batch(folder, out, **options):
+    settings = {"shard_size": 50_000, "precision": "fp32", "workers": 0} | options
+    return encode_batch([folder / "in"], out, **settings)
 
 
 @pytest.fixture(params=["files", "tar"])
@@ -55,6 +60,12 @@ def out(folder, request):
 
 def stored(folder, name):
     return open_latents(folder / "files" / f"{name}.safetensors").latents[0]
+
+
+@pytest.mark.slow
+def test_batches_made_by_workers_are_the_same_bytes(folder, tmp_path, out):
+    batch(folder, tmp_path, layout=out.name, workers=2)
+    assert tree(tmp_path) == tree(out)
 
 
 def test_items_are_those_done_in_order_with_caption_and_row(out, folder):
@@ -247,7 +258,7 @@ def test_slices_in_time_say_what_latents_stand_for(out):
     assert dataset.slice(0, -5)["frames_per_latent"].tolist() == [1, 4, 4, 4, 4]
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_a_loader_with_workers_and_batches_of_one_shape(out, folder, context):
     dataset = LatentDataset(out, scale="cogvideox-5b")
     torch.manual_seed(1)

@@ -263,6 +263,7 @@ def test_one_pixel_of_latents(tmp_path):
     assert result.shape == (1, 32, 3, 1, 1)
 
 
+@pytest.mark.slow
 def test_a_large_picture_is_planned_as_one_frame(tmp_path):
     path = clips.still(tmp_path / "a.png", clips.picture(3000, 2000), "png")
     plan = plan_encode(path, EncodeOptions(memory_budget=10**12))

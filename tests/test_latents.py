@@ -95,6 +95,7 @@ def test_values_that_are_not_finite_are_not_written(tmp_path, value):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_memory_does_not_hold_what_was_appended(tmp_path):
     """256 MB appended in 1 MB chunks, in a process whose peak is then asked for."""
     import subprocess

@@ -48,6 +48,7 @@ def test_commands_of_batches(zygote, folder):
     assert run_commands([block for block in blocks("sh") if "batch-encode" in block], zygote, folder) >= 8
 
 
+@pytest.mark.slow
 def test_examples(folder):
     examples = blocks("python")
     assert len(examples) >= 2

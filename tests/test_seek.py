@@ -152,7 +152,12 @@ def read(path, selection=None):
         return [Shown(f.index, f.time, f.end, f.image) for f in reader], reader.warnings
 
 
-@pytest.mark.parametrize("name", [*ENTERED, *WHOLE])
+QUICK = ("h264.mp4", "h264.mkv", "hevc.mp4", *WHOLE)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in (*ENTERED, *WHOLE)]
+)
 def test_frames_are_those_of_decoding_everything(video, name):
     path, everything, warnings = video(name)
     for selection in SELECTIONS if name in ENTERED else SELECTIONS[::3]:

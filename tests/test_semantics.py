@@ -23,7 +23,7 @@ from . import clips
 from .tolerance import AGREE, off
 
 FP32 = EncodeOptions(precision="fp32")
-LENGTHS = (1, 5, 9, 13, 17, 49)
+LENGTHS = (1, 5, 9, 13, 17, pytest.param(49, marks=pytest.mark.slow))
 
 
 def clip_of(folder, frames, width=48, height=32):
@@ -73,7 +73,7 @@ def test_decoding_is_what_diffusers_decodes(tmp_path, vae, frames):
         assert (different > 0).mean() < 1e-3
 
 
-@pytest.mark.parametrize("frames", [17, 49])
+@pytest.mark.parametrize("frames", [17, pytest.param(49, marks=pytest.mark.slow)])
 def test_whole_clips_in_chunks(tmp_path, vae, frames):
     clip, x = clip_of(tmp_path, frames)
     with torch.no_grad():

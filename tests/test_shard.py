@@ -82,6 +82,7 @@ def batch(folder, out, **options):
     return encode_batch(settings.pop("sources", [folder / "in"]), folder / out, **settings)
 
 
+@pytest.mark.slow
 def test_merged_shards_are_one_batch(zygote, folder):
     """Two commands with a worker each, against one batch without workers."""
     command = ("batch-encode", "in", "-o", "two", "--frames", 9, "--pick", "slide:4", "--workers", 1, "--shard")
@@ -111,6 +112,7 @@ def test_merged_shards_are_one_batch(zygote, folder):
     assert tree(folder / "two") == tree(folder / "whole")
 
 
+@pytest.mark.slow
 def test_what_is_not_there_or_not_alike_is_not_merged(folder, tmp_path, make_weights):
     (tmp_path / "in").symlink_to(folder / "in")
     (tmp_path / "nothing").mkdir()
@@ -191,6 +193,7 @@ def test_an_empty_shard_has_a_manifest_too(tmp_path):
     assert set(manifest(tmp_path / "out")) == {"a.mp4_0-9"}
 
 
+@pytest.mark.slow
 def test_a_shard_that_was_stopped_is_not_merged_and_a_batch_without_shards_takes_it_over(
     zygote, movq, folder, tmp_path
 ):

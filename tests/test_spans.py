@@ -254,7 +254,7 @@ def folder(tmp_path_factory):
         (made / "in" / f"{name}.txt").write_text(f"a {name} one")
     clips.still(made / "in" / "still.png", clips.picture(80, 64), "png")
     (made / "in" / "bad.mp4").write_text("no video")
-    again(made, workers=2)
+    again(made)
     return made
 
 
@@ -275,8 +275,9 @@ def test_what_a_batch_in_buckets_comes_to(folder):
     assert open_latents(folder / "out" / "wide.mp4_8-17.safetensors").frame_indices.tolist() == list(range(8, 25))
 
 
-def test_spans_made_without_workers_are_the_same_bytes(folder, tmp_path):
-    again(tmp_path, source=folder / "in")
+@pytest.mark.slow
+def test_spans_made_by_workers_are_the_same_bytes(folder, tmp_path):
+    again(tmp_path, source=folder / "in", workers=2)
     assert tree(tmp_path / "out") == tree(folder / "out")
 
 

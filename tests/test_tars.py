@@ -22,7 +22,7 @@ SIZE = 60_000  # of a tar; an item takes about 15,000 in bf16
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Nine clips, one bad, in folders and with captions; the batch of them as files without workers, and as tars with two."""
+    """Nine clips, one bad, in folders and with captions; the batch of them as files, and as tars."""
     made = tmp_path_factory.mktemp("tars")
     (made / "in" / "a.b").mkdir(parents=True)
     for i in range(8):
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
         (made / "in" / f"{name}.txt").write_text(f"number {i}, größer")
     (made / "in" / "bad.mp4").write_text("no video")
     encode_batch([made / "in"], made / "files", workers=0, store_dtype="bf16")
-    packed(made, "tars", workers=2)
+    packed(made, "tars")
     return made
 
 
@@ -95,6 +95,12 @@ def test_tars_hold_what_files_hold_and_what_is_said_of_it(folder):
         assert not {"path", "seconds", "source", "output"} & set(said)  # nothing of this machine
         assert lines[name] == line | {"output": tar, "member": member_name(name), "seconds": lines[name]["seconds"]}
     assert lines["bad.mp4"]["status"] == "failed"
+
+
+@pytest.mark.slow
+def test_tars_made_by_workers_are_the_same_bytes(folder, tmp_path):
+    packed(tmp_path, source=folder / "in", workers=2)
+    assert tree(tmp_path / "tars") == tree(folder / "tars")
 
 
 def test_webdataset_reads_them(folder):
