@@ -1,4 +1,4 @@
-"""`movq batch-encode`, as real processes: every item once, resuming by content, workers that die, interruptions."""
+"""`movq batch-encode`: every item once, whatever its name and state, and resuming by content."""
 
 import json
 import os
