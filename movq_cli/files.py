@@ -284,7 +284,7 @@ def sweep(folder: str) -> None:
     for below, _, names in os.walk(folder):
         for name in filter(_TEMPORARY.fullmatch, names):
             with suppress(OSError):  # it has become whole, or somebody is writing it
-                fd = os.open(os.path.join(below, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                fd = os.open(os.path.join(below, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     os.unlink(os.path.join(below, name))

@@ -2,18 +2,20 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 from fractions import Fraction
 
 import pytest
 
-from movq_cli import EncodeOptions, MovqError, Picture, Selection, encode_batch, plan_batch
+from movq_cli import EncodeOptions, LatentDataset, MovqError, MovqWarning, Picture, Selection, encode_batch, plan_batch
 from movq_cli.batch.cut import Known
 from movq_cli.batch.items import Item
 from movq_cli.batch.manifest import Line
 from movq_cli.batch.work import source_hint
 from movq_cli.cli import run
+from movq_cli.errors import MovqHang
 
 from . import clips
 
@@ -229,3 +231,82 @@ def test_a_refusal_is_remembered_only_for_what_it_depended_on(tmp_path):
     for other in (Selection(), Selection(fps=Fraction(50), allow_partial=True), Selection(start=Fraction(1))):
         assert known.of(item, source, EncodeOptions(selection=other)) is None
     assert known.of(item, [0, *source[1:]], asked) is None
+
+
+@pytest.mark.parametrize("bucket", ["5x320x480", "49x32x48"])
+@pytest.mark.parametrize("layout", ["files", "tar"])
+def test_what_is_finished_does_not_fail_by_another_option(batch, bucket, layout):
+    """A bucket that no video fills would make all of them failed or short."""
+    batch(layout=layout)
+    there = files(batch.folder)
+    with pytest.raises(MovqError, match=f"made with no --bucket; this command says --bucket {bucket}"):
+        batch(buckets=[bucket])
+    assert files(batch.folder) == there
+    assert batch(buckets=[bucket], replace=True) == EVERYTHING
+
+
+def test_what_is_finished_is_kept_while_its_video_is_away(tmp_path):
+    """As on a disk that is not mounted: in a list it is named all the same."""
+    (tmp_path / "in").mkdir()
+    clips.write(tmp_path / "in" / "a.mp4", clips.pictures(5))
+    (tmp_path / "list.txt").write_text("in/a.mp4\n")
+
+    def make(**options):
+        return len(encode_batch([], tmp_path / "out", lists=[tmp_path / "list.txt"], workers=0, **options).made)
+
+    assert make() == 1
+    (tmp_path / "in").rename(tmp_path / "away")
+    with pytest.warns(MovqWarning, match=r"in/a\.mp4: cannot be read now; its finished output is kept"):
+        assert make() == 0
+    with pytest.raises(MovqError, match="says --save mean"):
+        make(save="mean")
+    (tmp_path / "away").rename(tmp_path / "in")
+    assert make() == 0
+
+
+def test_what_is_finished_is_kept_when_looking_at_its_video_fails(batch, monkeypatch):
+    options = {"buckets": ["5x32x48"]}
+    assert batch(**options) == EVERYTHING
+    lines = (batch.folder / "out" / "manifest.jsonl").read_bytes()
+    for path in (batch.folder / "in").iterdir():
+        os.utime(path, (1, 1))  # so that it is looked at again
+    monkeypatch.setattr("movq_cli.batch.cut.survey", lambda requests: (MovqHang("no sign of life") for _ in requests))
+    with pytest.warns(MovqWarning, match="its finished output is kept, and 2 like it"):
+        assert batch(**options) == set()
+    monkeypatch.undo()
+    assert batch(**options) == set()
+    strip = [{k: v for k, v in json.loads(line).items() if k != "source"} for line in lines.splitlines()]
+    after = (batch.folder / "out" / "manifest.jsonl").read_bytes().splitlines()
+    assert [{k: v for k, v in json.loads(line).items() if k != "source"} for line in after] == strip
+
+
+def test_the_type_that_auto_stores_may_be_named(batch):
+    assert batch(precision="fp32") == EVERYTHING
+    assert batch(precision="fp32", store_dtype="fp32") == set()
+    with pytest.raises(MovqError, match="--store-dtype auto; this command says --store-dtype bf16"):
+        batch(precision="fp32", store_dtype="bf16")
+
+
+def test_a_shard_that_is_refused_leaves_nothing(batch):
+    batch()
+    before = files(batch.folder)
+    for i in range(2):
+        with pytest.raises(MovqError, match="Use --replace"):
+            batch(shard=f"{i}/2", save="mean")
+    assert files(batch.folder) == before
+    LatentDataset(batch.folder / "out", scale=1.0)
+
+
+def test_a_second_source_is_computed_as_the_first_was(batch):
+    batch(precision="fp32")
+    clips.write(batch.folder / "d.mp4", clips.pictures(5))
+    (line,) = encode_batch([batch.folder / "d.mp4"], batch.folder / "out", workers=0).lines
+    assert line["precision"] == "fp32"
+
+
+def test_a_slower_video_is_made_again_where_frames_may_repeat(batch):
+    """The last frame is then shown until it ends, which is one more here."""
+    rate = Selection(fps=Fraction(50, 3))
+    assert batch(selection=rate) == EVERYTHING
+    with pytest.raises(MovqError, match="no --fps-repeat; this command says --fps-repeat"):
+        batch(selection=Selection(fps=Fraction(50, 3), fps_repeat=True))

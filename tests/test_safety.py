@@ -4,10 +4,11 @@ import hashlib
 import json
 import os
 import shutil
+import tarfile
 
 import pytest
 
-from movq_cli import LatentDataset, MovqError, encode_batch, encode_video
+from movq_cli import LatentDataset, MovqError, MovqWarning, encode_batch, encode_video
 from movq_cli.batch import read_folder
 from movq_cli.cli import run
 
@@ -144,7 +145,7 @@ def test_a_snapshot_of_the_hugging_face_cache_is_read_and_not_written(batch):
     assert {path.name: path.read_bytes() for path in blobs.iterdir()} == before
     (snapshot / "a.mp4.safetensors").unlink()
     (snapshot / "a.mp4.safetensors").symlink_to(batch.folder / "out" / "a.mp4.safetensors")
-    with pytest.raises(MovqError, match="leads through a link"):
+    with pytest.raises(MovqError, match="leads through the link"):
         LatentDataset(snapshot)
 
 
@@ -181,3 +182,80 @@ def test_captions_in_a_snapshot_of_the_hugging_face_cache_are_taken(tmp_path):
     (snapshot / "a.mp4").symlink_to("../../blobs/1")
     (snapshot / "a.txt").symlink_to("../../blobs/2")
     assert captions(encode_batch([snapshot], tmp_path / "out", workers=0)) == {"a.mp4": "a pattern"}
+
+
+def test_a_caption_beside_the_video_that_a_link_leads_to_is_taken(batch):
+    """A choice of videos by links, captions and all."""
+    chosen = batch.folder / "chosen"
+    chosen.mkdir()
+    (batch.folder / "in" / "a.txt").write_text("a pattern")
+    for name in ("a.mp4", "a.txt"):
+        (chosen / name).symlink_to(batch.folder / "in" / name)
+    assert captions(encode_batch([chosen], batch.folder / "out", workers=0)) == {"a.mp4": "a pattern"}
+
+
+def test_a_manifest_of_something_else_is_not_overwritten(batch):
+    (batch.folder / "out").mkdir()
+    path = batch.folder / "out" / "manifest.jsonl"
+    path.write_text('{"audio_filepath": "x.wav", "text": "hello"}\n' * 3)
+    with (
+        pytest.warns(MovqWarning, match="line 1 is damaged"),
+        pytest.raises(MovqError, match=r"manifest\.jsonl: has no line that movq wrote; move it away"),
+    ):
+        batch()
+    assert path.read_text().count("audio_filepath") == 3
+
+
+def test_a_copy_by_hard_links_does_not_grow_with_the_folder(batch):
+    batch()
+    shutil.copytree(batch.folder / "out", batch.folder / "copy", copy_function=os.link)
+    before = {path.name: path.read_bytes() for path in (batch.folder / "copy").iterdir()}
+    clips.write(batch.folder / "in" / "c.mp4", clips.pictures(5))
+    batch()
+    assert {path.name: path.read_bytes() for path in (batch.folder / "copy").iterdir()} == before
+
+
+def test_a_file_that_another_item_claims_is_not_overwritten(batch):
+    (batch.folder / "out").mkdir()
+    (batch.folder / "out" / "a.mp4.safetensors").write_bytes(b"precious")
+    line = {"id": "zzz", "path": "/zzz", "status": "failed", "reason": "", "output": "a.mp4.safetensors"}
+    (batch.folder / "out" / "manifest.jsonl").write_text(json.dumps(line) + "\n")
+    assert {line["id"]: line["status"] for line in batch().lines} == {"a.mp4": "failed", "b.mp4": "done"}
+    assert (batch.folder / "out" / "a.mp4.safetensors").read_bytes() == b"precious"
+
+
+def test_names_that_lead_out_of_a_tar_are_not_passed_on(batch):
+    """An edited index: the tar itself is read instead."""
+    batch(layout="tar")
+    path = batch.folder / "out" / "latents-00000.index.json"
+    index = json.loads(path.read_text())
+    index["members"][1]["name"] = "../../evil.safetensors"
+    path.write_text(json.dumps(index))
+    edit(batch.folder, lambda line: None)
+    lines = [json.loads(text) for text in (batch.folder / "out" / "manifest.jsonl").open()]
+    (batch.folder / "out" / "manifest.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    clips.write(batch.folder / "in" / "a.mp4", clips.pictures(9))
+    batch()
+    for tar in (batch.folder / "out").glob("*.tar"):
+        with tarfile.open(tar) as opened:
+            assert not any(".." in name for name in opened.getnames())
+
+
+def test_pipes_and_links_in_the_place_of_an_index_hold_nothing_up(batch):
+    batch(layout="tar")
+    index, outside = batch.folder / "out" / "latents-00000.index.json", batch.folder / "index.json"
+    shutil.move(index, outside)
+    os.mkfifo(index)
+    assert len(LatentDataset(batch.folder / "out", scale=1.0)) == 2
+    os.mkfifo(batch.folder / "out" / f".movq-{'0' * 16}.tmp")
+    index.unlink()
+    index.symlink_to(outside)
+    data = outside.read_bytes()
+    with pytest.warns(MovqWarning, match="index.json"):
+        assert batch().made == []
+    clips.write(batch.folder / "in" / "a.mp4", clips.pictures(9))
+    with pytest.warns(MovqWarning, match="index.json"):
+        assert len(batch().made) == 1
+    assert outside.read_bytes() == data
+    assert not index.is_symlink()
+    assert len(list((batch.folder / "out").glob("*.tar"))) == 1

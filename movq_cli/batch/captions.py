@@ -18,14 +18,17 @@ def caption_path(video: str) -> str:
     return os.path.splitext(video)[0] + SUFFIX
 
 
-def read_caption(path: str, sources: Sequence[str]) -> str:
-    """Return a caption file's text, without white space around it.
+def read_caption(video: str, sources: Sequence[str]) -> str:
+    """Return the text of the caption file of a video, without white space around it.
 
-    A link is followed only to a file in its own folder, in one of the source folders, or in the same repository of the
-    Hugging Face cache: nobody named it. Raises MovqError for another, and for what is not text.
+    Nobody named that file. So a link is followed only to a file in its own folder, in one of the source folders, in the same
+    repository of the Hugging Face cache, or beside the file that the video itself links to, under its name. Raises MovqError
+    for another, and for what is not text.
     """
-    folder = os.path.dirname(path)
-    if os.path.islink(path) and not leads_into(path, folder, *sources, hub_repository(folder)):
+    path = caption_path(video)
+    folder, beside = os.path.dirname(path), caption_path(os.path.realpath(video))
+    known = os.path.realpath(path) == beside or leads_into(path, folder, *sources, hub_repository(folder))
+    if os.path.islink(path) and not known:
         raise MovqError("is a link to a file outside the source folders", path)
     return _text(path, _MOST_BYTES).strip()
 

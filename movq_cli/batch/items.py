@@ -136,7 +136,7 @@ def find_items(sources: Sequence[str], lists: Sequence[str], output: str, captio
             item = Item(os.path.relpath(path, root), path, "", refusal=MovqError(problem) if problem else None)
             if captions is None and not problem and os.path.lexists(caption_path(path)):
                 try:
-                    item = replace(item, caption=read_caption(caption_path(path), [*shared, *roots]))
+                    item = replace(item, caption=read_caption(path, [*shared, *roots]))
                     used[caption_path(path)] = ""
                 except MovqError as error:
                     used[caption_path(path)] = f"a caption that {error.reason}, so that its video has none"

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypedDict
 
 from ..errors import MovqError, MovqWarning
-from ..files import WholeFile, os_reason, require_file, sync, write_all, write_error
+from ..files import BLOCK, WholeFile, os_reason, require_file, sync, write_all, write_error
 from .paths import Reach, refuse_links
 from .shard import Shard
 
@@ -120,6 +120,10 @@ def _check(values: Any, text: bytes) -> None:
         json.dumps(values, ensure_ascii=False).encode()
 
 
+def _manifest_name(shard: Shard | None) -> str:
+    return NAME if shard is None else f"manifest.{shard}.jsonl"
+
+
 def video_of(line: Line) -> str:
     """The id of the item that the whole video would be."""
     return line.get("of") or line["id"]
@@ -173,7 +177,7 @@ class Manifest:
     """
 
     def __init__(self, folder: str, shard: Shard | None = None) -> None:
-        self.path = os.path.join(folder, NAME if shard is None else f"manifest.{shard}.jsonl")
+        self.path = os.path.join(folder, _manifest_name(shard))
         self.lines: dict[str, Line] = {}
         self._shard = shard
         self._fd: int | None = None
@@ -181,10 +185,18 @@ class Manifest:
         refuse_links(folder, os.path.basename(self.path))
         if shard is None:
             self.lines = read_folder(folder)
+            self._refuse_foreign()
             self._taken_over += [*shard_manifests(folder).values(), *unfinished_shards(folder).values()]
             return
         for path in (os.path.join(folder, NAME), self.path):
             self.lines |= {name: line for name, line in lines_by_id(path).items() if video_of(line) in shard}
+
+    def _refuse_foreign(self) -> None:
+        """Raises MovqError for a manifest of something else: it would be overwritten."""
+        if os.path.exists(self.path) and not self.lines:
+            with open(self.path, "rb") as file:
+                if b"\n" in file.read(BLOCK):
+                    raise MovqError("has no line that movq wrote; move it away, or name another folder", self.path)
 
     def append(self, *lines: Line) -> None:
         """Adds lines of items, or newer ones; they are on disk when this returns."""
@@ -217,7 +229,9 @@ class Manifest:
 def write_lines(path: str, lines: Iterable[Line]) -> None:
     """Makes a manifest of these lines, sorted by id; whole or not at all, and only if it is not so already."""
     whole = b"".join(_text(line) for line in sorted(lines, key=lambda line: line["id"]))
-    if os.path.exists(path):
+    if (
+        os.path.exists(path) and os.stat(path).st_nlink == 1
+    ):  # else a copy of the folder by hard links would grow with it
         with open(path, "rb") as file:
             if file.read() == whole:
                 return
@@ -260,7 +274,7 @@ def scan_lines(path: str) -> Iterator[tuple[int, Line]]:
                     continue
                 for name in ("output", "member"):
                     if name in values and (problem := reach.problem(values[name])):
-                        raise MovqError(f"line {number}: {name} {values[name]!r} {problem}; remove the line", path)
+                        raise MovqError(f"line {number}: {name} {values[name]!r} {problem}", path)
                 yield at, values
     except OSError as error:
         raise MovqError(os_reason(error), path) from None
@@ -285,6 +299,10 @@ def only_one(folder: str, shard: Shard | None = None) -> Iterator[None]:
         mark = _mark(folder, shard)
         try:
             yield
+        except MovqError:
+            if not os.path.exists(os.path.join(folder, _manifest_name(shard))):  # it was refused before it began
+                finish_shard(folder, shard)
+            raise
         finally:
             os.close(mark)
     finally:

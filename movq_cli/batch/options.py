@@ -28,7 +28,8 @@ class BatchOptions:
     cut items out of videos (spans.py); `shard` ("I/N") is the part of them that is made here.
     Running: `workers`, processes: None for as many as suit, 0 for this process itself (inline.py); `timeout` of workers, in
     seconds without progress; `verify`: read all videos and outputs that are there; `retry_failed`: try again what was refused;
-    `replace`: make again what was made with other options; `engine` with `ray_address` and `ray_gpus`, of each worker.
+    `replace`: make again what was made with other options or of another video of the same name; `engine` with `ray_address`
+    and `ray_gpus`, of each worker.
     Output: `layout`, files or tar (None: as the folder has it, files in a new one), and the `shard_size` of tars.
     """
 

@@ -94,12 +94,15 @@ class Packer:
         for tar in self._names():
             try:
                 members = self._tars.members(tar)
-                self._tars.put_index(tar)
-            except MovqDiskError:
-                raise
             except MovqError as error:  # what it held is made again
                 warnings.warn(MovqWarning(f"{error}: nothing in it is used"), stacklevel=2)
                 continue
+            try:
+                self._tars.put_index(tar)
+            except MovqDiskError:
+                raise
+            except MovqError as error:  # the tar itself is read, as now
+                warnings.warn(MovqWarning(str(error)), stacklevel=2)
             self._tar_of |= dict.fromkeys(members, tar)
             self._open[tar] = items & members.keys()
         for item in self._items:

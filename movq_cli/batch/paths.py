@@ -31,13 +31,13 @@ class Reach:
     def problem(self, name: str) -> str:
         """Return why a file of this name is not read, as the end of a sentence about the name; "" if it is."""
         if not is_plain(name):
-            return "is not a plain path below the folder"
+            return "is not a plain path below the folder; remove the line"
         place = ""
         for part in name.split("/"):
             if part in self._links_in(place):
                 link = os.path.join(self._folder, place, part)
                 if not leads_into(link, hub_repository(self._folder)):
-                    return f"leads through a link ({link})"
+                    return f"leads through the link {link}; put a copy of what it leads to in its place"
             place = os.path.join(place, part)
         return ""
 
@@ -45,7 +45,7 @@ class Reach:
         """Return the path of a file. Raises MovqError where it is not to be read."""
         path = os.path.join(self._folder, name)
         if problem := self.problem(name):
-            raise MovqError(f"{problem}; movq reads nothing there", path)
+            raise MovqError(problem, path)
         return path
 
     def _links_in(self, place: str) -> frozenset[str]:

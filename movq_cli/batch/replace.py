@@ -70,7 +70,7 @@ def _refuse_other_options(otherwise: list[tuple[Item, Line]], settings: Settings
     for item, line in otherwise:
         if line["weights_digest"] not in models:
             models[line["weights_digest"]] = _model_of(line, tars)
-        kinds[_difference(asked(line, item), asked(settings.line(item), item), models)] += 1
+        kinds[_difference(asked(line, item), asked(settings.line(item), item, line), models)] += 1
     (made, wanted), count = kinds.most_common(1)[0]
     outputs = "1 finished output here was" if count == 1 else f"{count:,} finished outputs here were"
     more = f", and {len(otherwise) - count:,} with others" if len(otherwise) > count else ""
@@ -82,7 +82,7 @@ def _refuse_other_options(otherwise: list[tuple[Item, Line]], settings: Settings
 
 def _difference(made: dict[str, Any], wanted: dict[str, Any], models: dict[str, str]) -> tuple[str, str]:
     """Say what two commands asked for, as far as it differs."""
-    names = [name for name in made | wanted if made.get(name) != wanted.get(name)]
+    names = [name for name in {"weights": None} | made | wanted if made.get(name) != wanted.get(name)]
     if "weights" in names:  # others come with other semantics, and are computed in another precision
         names = [name for name in names if name not in ("semantics", "precision")]
 

@@ -8,14 +8,15 @@ reading it again.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Set
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
 from threading import Lock
 from typing import Any, TypeVar
 
-from ..errors import MovqError, printable
+from ..errors import MovqError, MovqWarning, printable
 from ..files import require_file, sha256_file, text_of
 from ..latents import FORMAT_VERSION, open_latents
 from ..plan import EncodeOptions
@@ -112,16 +113,23 @@ def plan_resume(
         return _Verdict.AGAIN if line is None else judge(item, line)
 
     plan = ResumePlan([], [])
+    unread: list[str] = []
     items = list(items)
     for item, verdict in zip(items, in_threads(look, items, _THREADS), strict=True):
         line = manifest.lines.get(item.id, Line())
         if verdict is _Verdict.KEEP:
             plan.kept.append(settings.refreshed(item, line))
+        elif verdict is _Verdict.UNREAD:
+            plan.kept.append(line)
+            unread.append(item.path)
         else:
             plan.todo.append(item)
         if verdict is _Verdict.OTHERWISE:
             plan.otherwise.append((item, line))
         passed()
+    if unread:
+        text = f"{unread[0]}: cannot be read now; its finished output is kept"
+        warnings.warn(MovqWarning(text + (f", and {len(unread) - 1:,} like it" if unread[1:] else "")), stacklevel=3)
     return plan
 
 
@@ -160,11 +168,10 @@ class _Verdict(Enum):
     KEEP = "up to date"
     AGAIN = "to be made, whatever there is"
     OTHERWISE = "finished, with other weights or options"
+    UNREAD = "finished, and its video cannot be read now"
 
 
 _MADE_BY = ("weights_digest", "semantics", "precision")
-_PERMISSIONS = {"allow_partial", "upscale", "fps_repeat"}
-"""Options that only allow something: an output that was made without one is what it would be with it."""
 
 
 class _Judge:
@@ -180,37 +187,43 @@ class _Judge:
             return _Verdict.AGAIN
         try:
             return self._finished(item, line, wanted) if line["status"] == "done" else self._unmade(item, line, wanted)
-        except (OSError, KeyError, MovqError):  # the video or its output is gone, or is not what the line says
+        except (OSError, KeyError, MovqError):  # the output is gone, or is not what the line says
             return _Verdict.AGAIN
 
     def _finished(self, item: Item, line: Line, wanted: Line) -> _Verdict:
-        source = source_hint(item.path)
         if line.get("partial") and not self._settings.options.selection.allow_partial:
-            return _Verdict.AGAIN
-        if source[0] != line["source"][0]:
-            return _Verdict.AGAIN
-        if "member" not in line and line["output"] != item.output:
             return _Verdict.AGAIN
         if not _is_whole(self._tars, line, self._verify):
             return _Verdict.AGAIN
-        if (self._verify or line["source"] != source) and self._digests.of(item.path, source) != line["source_sha256"]:
-            return _Verdict.AGAIN
-        if _alike(line, wanted, (_PERMISSIONS - line.get("options", {}).keys()) | {"allow_partial"}):
-            if item.refusal is not None:
+        try:
+            if not self._is_same_video(item, line):
                 return _Verdict.AGAIN
-            line["source"] = source
-            return _Verdict.KEEP
-        return _Verdict.OTHERWISE if asked(line, item) != asked(wanted, item) else _Verdict.AGAIN
+            readable = item.refusal is None
+        except (OSError, MovqError):
+            readable = False
+        if _differ(line, wanted, item):
+            return _Verdict.OTHERWISE
+        if not readable:
+            return _Verdict.UNREAD
+        in_place = "member" in line or line["output"] == item.output
+        return _Verdict.KEEP if in_place and _options(line) == _options(wanted, line) else _Verdict.AGAIN
+
+    def _is_same_video(self, item: Item, line: Line) -> bool:
+        """Tell whether a video is that of a finished line, reading it only if it was touched. Raises OSError and MovqError."""
+        source = source_hint(item.path)
+        if source[0] != line["source"][0]:
+            return False
+        if (self._verify or line["source"] != source) and self._digests.of(item.path, source) != line["source_sha256"]:
+            return False
+        line["source"] = source
+        return True
 
     def _unmade(self, item: Item, line: Line, wanted: Line) -> _Verdict:
         """Judge why there is no output: as long as all that the reason may come from is the same, it holds."""
-        if not _alike(line, wanted):
+        made_by = all(line.get(name) == wanted.get(name) for name in _MADE_BY)
+        if not made_by or line.get("options", {}) != wanted["options"]:
             return _Verdict.AGAIN
         if self._retry_failed or self._verify or line.get("cause", MovqError.cause) != MovqError.cause:
-            return _Verdict.AGAIN
-        if line["status"] == "failed" and ("allow_partial" in line["options"]) != (
-            "allow_partial" in wanted["options"]
-        ):
             return _Verdict.AGAIN
         if "source" not in line or item.refusal is not None:
             return _Verdict.KEEP if _refusal(item) == line.get("reason") else _Verdict.AGAIN
@@ -218,29 +231,38 @@ class _Judge:
         return _Verdict.KEEP if same else _Verdict.AGAIN
 
 
-def _alike(line: Line, wanted: Line, ignored: Set[str] = frozenset()) -> bool:
-    """Tell whether two lines of an item are of the same weights, semantics, precision and options, those `ignored` apart."""
-    options = [{name: v for name, v in one.get("options", {}).items() if name not in ignored} for one in (line, wanted)]
-    return options[0] == options[1] and all(line.get(name) == wanted.get(name) for name in _MADE_BY)
+def _options(line: Line, without: Line | None = None) -> dict[str, Any]:
+    """Return a line's options as far as they matter to its latents; less what only allows more than in the line `without`."""
+    options = {name: value for name, value in line.get("options", {}).items() if name != "allow_partial"}
+    if without is not None and "upscale" not in without.get("options", {}):
+        options.pop("upscale", None)  # what was made without it is what it would be with it
+    computed = line.get("precision", "")
+    if options.get("store_dtype") == {"tf32": "fp32"}.get(computed, computed):
+        del options["store_dtype"]  # what auto is
+    return options
 
 
-def asked(line: Line, item: Item) -> dict[str, Any]:
+def _differ(line: Line, wanted: Line, item: Item) -> bool:
+    """Tell whether the command that made a line asked for other latents than this one."""
+    return asked(line, item) != asked(wanted, item, line)
+
+
+def asked(line: Line, item: Item, without: Line | None = None) -> dict[str, Any]:
     """Return what the command asked for that made a line: the names of its options, and their values; not the row's own.
 
     Where items are cut to buckets, their sizes and lengths follow from --bucket and --frames, which are here instead.
+    `without` is as in _options.
     """
-    options, cut = dict(line.get("options", {})), line.get("cut", {})
+    options, cut = _options(line, without), line.get("cut", {})
     for name in ("start", "duration"):
         if getattr(item, name) is not None:
             options.pop(name, None)
-    for name in ("allow_partial", "skip"):  # judged apart; where a span begins
-        options.pop(name, None)
+    options.pop("skip", None)  # where a span begins
     if "buckets" in cut:
         for name in ("frames", "height", "width"):
             options.pop(name, None)
         options |= {"bucket": cut["buckets"]} | ({"frames": cut["frames"]} if "frames" in cut else {})
-    made_by = {name: line.get(name) for name in _MADE_BY}
-    return {"weights": made_by.pop("weights_digest"), **made_by, **options}
+    return options | {"weights": line.get("weights_digest")} | {name: line.get(name) for name in _MADE_BY[1:]}
 
 
 def _refusal(item: Item) -> str:

@@ -135,7 +135,6 @@ def encode_batch(
             sweep(folder)
         manifest = Manifest(folder, batch.shard)
         stack.callback(manifest.close)
-        manifest.put_in_order()
         settings = settle(options, checkpoint, manifest, found, batch)
         items = cut_as_wanted(found, manifest, settings, batch, checkpoint, state, watch)
         tars = Tars(folder)
@@ -144,6 +143,7 @@ def encode_batch(
         left = what_is_left(items, manifest, settings, tars, batch, state, watch)
         if not (batch.replace or options.force):
             refuse_to_replace(left, manifest, settings, tars)
+        manifest.put_in_order()
         described = sum(_said(manifest.lines[line["id"]]) != _said(line) for line in left.kept)
         manifest.lines |= {line["id"]: line for line in left.kept}
         if packer:
@@ -227,9 +227,12 @@ class _Run:
             self.settings = replace(self.settings, precision=ready.precision, device=device)
             self.state.workers, self.workers = pool.workers, min(pool.count, len(items))
             self._refuse(refused)
-            known = {line.get("output") for line in lines.values()}
             items.sort(key=lambda item: lines.get(item.id, Line()).get("cause") == MovqDiskError.cause)
-            tasks = [Task(item, _size(item.path), force=options.force or item.output in known) for item in items]
+            made = [lines.get(item.id, Line()).get("output") == item.output for item in items]
+            tasks = [
+                Task(item, _size(item.path), force=options.force or was_made)
+                for item, was_made in zip(items, made, strict=True)
+            ]
             stopped, full = "", 0
             for task, outcome in pool.results(tasks, lambda: self.watch(self.state)):
                 self._end(task.item, outcome)
@@ -320,7 +323,7 @@ def settle(
     """Return the settings of a batch. What options leave open is as it was for most of its outputs, so that all are alike."""
     semantics = checkpoint.semantics if options.semantics == "auto" else options.semantics
     videos = {item.id for item in found.items}
-    named = [line for line in manifest.lines.values() if video_of(line) in videos]
+    named = [line for line in manifest.lines.values() if video_of(line) in videos] or list(manifest.lines.values())
     used = Counter(
         (line["precision"], line["threads"])
         for line in named

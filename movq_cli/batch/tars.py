@@ -26,6 +26,7 @@ SHARD_SIZE = 10**9
 _FORMAT = "movq-tar-index"
 _FORMAT_VERSION = "1"
 _LATENTS, _JSON = ".safetensors", ".json"
+_MOST_JSON = 1 << 24  # bytes of what is said of an item: captions are shorter
 TAR = re.compile(r"latents-(\d+-of-\d+-)?\d{5,}\.tar")
 """What tars of latents are called in the folder of a batch."""
 
@@ -71,7 +72,8 @@ class Tars:
         """By id, in order. `tar` is relative to the folder. Raises MovqError where it is not there, or no tar of ours."""
         if tar not in self._known:
             path = self._reach.path(tar)
-            found = _read_index(path, require_file(path).st_size)
+            readable = not self._reach.problem(index_path(tar))
+            found = _read_index(path, require_file(path).st_size) if readable else None
             if not found:
                 found = list(_scan(path))
                 self._scanned.add(tar)
@@ -155,17 +157,19 @@ def write_index(tar: str, size: int, members: Sequence[Member]) -> None:
 def _read_index(tar: str, size: int) -> list[Member] | None:
     """The members that a tar's index names; None if it is not this tar's."""
     try:
+        require_file(index_path(tar))
         with open(index_path(tar), "rb") as file:
             values = json.load(file)
         if (values["format"], values["format_version"], values["bytes"]) != (_FORMAT, _FORMAT_VERSION, size):
             return None
         members = [Member(**member) for member in values["members"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (MovqError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     numbers = [n for m in members for n in (m.offset, m.bytes, m.json_offset, m.json_bytes)]
     texts = [text for m in members for text in (m.id, m.name, m.sha256, m.json_sha256)]
     fits = all(type(number) is int and 0 <= number <= size for number in numbers)
-    return members if fits and all(isinstance(text, str) for text in texts) else None
+    fits = fits and all(isinstance(text, str) for text in texts)
+    return members if fits and all(member.name == member_name(member.id) for member in members) else None
 
 
 def _scan(path: str) -> Iterator[Member]:
@@ -178,11 +182,13 @@ def _scan(path: str) -> Iterator[Member]:
                     latents = info
                     continue
                 file = tar.extractfile(info)
-                if file is None or latents is None:
+                if file is None or latents is None or info.size > _MOST_JSON:
                     raise ValueError(info.name)
                 said = file.read()
                 values = json.loads(said)
                 id, sha256, place = str(values["id"]), str(values["sha256"]), (info.offset_data, info.size)
+                if latents.name != member_name(id):
+                    raise ValueError(latents.name)
                 yield Member(id, latents.name, latents.offset_data, latents.size, sha256, *place, digest_of(said))
     except (OSError, ValueError, KeyError, TypeError, RecursionError, tarfile.TarError) as error:
         raise MovqError(f"is not a tar of latents ({error})", path) from None

@@ -71,7 +71,7 @@ def _root(
 def run(argv: Sequence[str]) -> int:
     """Run one command in this process, as `movq ARGV...` would, and return its exit code.
 
-    Signals stay the caller's. With --debug, a bug of movq is raised here rather than reported.
+    Signals stay the caller's; Ctrl-C ends the command with 130. With --debug, a bug of movq is raised here, not reported.
     """
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning

@@ -45,6 +45,8 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]], file: Text
 def _print(what: Table | Text, file: TextIO | None = None) -> None:
     """As wide as the terminal; where there is none, wide enough for everything and without trailing spaces."""
     file = file or sys.stdout
+    if file is None:  # it is closed
+        return
     if file.isatty():
         Console(highlight=False, file=file).print(what)
         return
