@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
+# One process more than there are cores, as tests wait for processes too.
+PARALLEL := -n $(shell expr $$(nproc || echo 1) + 1) --maxprocesses 4 --dist loadfile
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 .PHONY: demo test test-slow test-all test-faults test-gpu lint bench install clean
@@ -25,11 +27,11 @@ demo: .venv/installed
 	$(BIN)/movq info demo/city.safetensors
 
 test: .venv/test-installed lint
-	$(PYTEST) -n auto --maxprocesses 4 --dist loadfile
+	$(PYTEST) $(PARALLEL)
 
 # What is about processes, or takes seconds: kills, workers that die, Ray, the README's batches, fuzzing.
 test-slow: .venv/test-installed
-	$(PYTEST) -n auto --maxprocesses 4 --dist loadfile -m 'slow and not faults and not gpu'
+	$(PYTEST) $(PARALLEL) -m 'slow and not faults and not gpu'
 
 test-all: test test-slow
 

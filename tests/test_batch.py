@@ -37,6 +37,7 @@ def done(zygote, tmp_path_factory):
     return folder, zygote.run("batch-encode", "in", "-o", "out", cwd=folder), reasons
 
 
+@pytest.mark.slow
 def test_every_item_is_in_the_manifest_once_with_what_became_of_it(done):
     folder, _, reasons = done
     text = (folder / "out" / "manifest.jsonl").read_text()
@@ -63,6 +64,7 @@ def test_every_item_is_in_the_manifest_once_with_what_became_of_it(done):
     assert {"clip.mkv.safetensors", "Clip.mp4.safetensors"} < set(outputs)
 
 
+@pytest.mark.slow
 def test_what_the_command_says(done):
     folder, result, reasons = done
     assert result.returncode == 1
@@ -86,6 +88,7 @@ def test_what_the_command_says(done):
     assert "\x1b" not in result.stderr
 
 
+@pytest.mark.slow
 def test_a_second_run_does_nothing_and_says_so(done, movq):
     folder, _, reasons = done
     before = tree(folder / "out")
@@ -107,6 +110,7 @@ def test_a_batch_without_workers_makes_the_same_bytes(done, tmp_path):
     assert tree(tmp_path / "out") == tree(folder / "out")
 
 
+@pytest.mark.slow
 def test_the_outputs_are_those_of_encode_and_decode(done, tmp_path):
     folder, _, _ = done
     lines = manifest(folder / "out")
@@ -117,6 +121,7 @@ def test_the_outputs_are_those_of_encode_and_decode(done, tmp_path):
         assert result.frames == lines[name]["frames"]
 
 
+@pytest.mark.slow
 def test_info_sums_it_up(done, movq):
     folder, _, reasons = done
     result = movq("info", folder / "out")
@@ -132,6 +137,7 @@ def test_info_sums_it_up(done, movq):
     assert values["orphaned_outputs"] == values["missing_outputs"] == []
 
 
+@pytest.mark.slow
 def test_dry_run_counts_and_does_nothing(done, movq, tmp_path):
     folder, _, reasons = done
     result = movq("batch-encode", folder / "in", "-o", "new", "--dry-run")
@@ -253,6 +259,7 @@ def test_damaged_outputs_are_found_and_made_again(small, damage):
     assert output.read_bytes() == good
 
 
+@pytest.mark.slow
 def test_options_that_change_the_latents_make_all_again_and_knobs_do_not(small, make_weights):
     _, run = small
     assert run(chunk_frames=4, memory_budget=10**9, threads=1) == set()
@@ -417,6 +424,7 @@ def test_what_is_no_latents_file_is_not_overwritten(tmp_path):
     open_latents(tmp_path / "out" / "a.mp4.safetensors")
 
 
+@pytest.mark.slow
 def test_what_is_cut_off_is_made_where_that_is_allowed_and_only_then(tmp_path, movq):
     (tmp_path / "in").mkdir()
     clips.write(tmp_path / "in" / "whole.mkv", clips.pictures(9))

@@ -139,6 +139,7 @@ def refused(result, name, reason=""):
     assert reason in lines[0]
 
 
+@pytest.mark.slow
 def test_bad_inputs_are_one_line_and_leave_nothing(movq, tmp_path):
     reasons = bad_files(tmp_path)
     whole = Path(CITY).read_bytes()
@@ -212,6 +213,7 @@ def test_any_file_name_works_and_none_writes_to_the_terminal(movq, tmp_path, cli
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_fork_does_what_a_new_interpreter_does(movq, fresh_movq, tmp_path, clip):
     """Most tests run forks of a process that has imported everything: exit codes, files and what is printed are the same."""
     for command, out in ((movq, "fork.safetensors"), (fresh_movq, "fresh.safetensors")):
@@ -305,6 +307,7 @@ def test_run_reports_a_bug_in_one_line_or_raises_it_for_debugging(unchanged, cap
         run(["--debug", "info"])
 
 
+@pytest.mark.slow
 def test_no_torch_where_no_tensors_are(tmp_path, clip, movq):
     movq("encode", clip, "-o", "out.safetensors", "-q")
     for arguments in (

@@ -89,6 +89,7 @@ def test_a_streaming_decoder_is_the_whole_one():
             assert off(torch.cat(pieces, dim=2), whole) < SAME
 
 
+@pytest.mark.slow
 def test_chunks_do_not_matter(tmp_path, latents):
     for name, chunk in (("4", 4), ("16", 16), ("one", 24)):
         decode_video(latents, tmp_path / f"{name}.npy", chunk_frames=chunk, precision="fp32")
@@ -99,6 +100,7 @@ def test_chunks_do_not_matter(tmp_path, latents):
         assert (different > 0).mean() < 1e-3
 
 
+@pytest.mark.slow
 def test_moments_are_decoded_from_the_mean_or_a_draw(tmp_path, latents):
     opened, decoder = open_latents(latents), open_checkpoint().load_decoder(dtype=torch.float32)
     draw = Draw(7, opened.metadata.source_sha256, 0)(opened.latents, 0)

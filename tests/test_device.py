@@ -209,6 +209,7 @@ def other_torch(request, tmp_path):
     return os.environ | {"PYTHONPATH": str(folder)}, said
 
 
+@pytest.mark.slow
 def test_commands_say_in_one_line_that_torch_is_missing_or_old(other_torch, clip, latents, tmp_path, embedded):
     environment, said = other_torch
     (tmp_path / "latents.safetensors").write_bytes(latents)

@@ -177,6 +177,7 @@ def test_a_plan_keeps_its_word(tmp_path, clip):
     assert abs(result.bytes - plan.output_bytes) < 8192
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_lowered_or_refused(tmp_path, clip, make_weights):
     small, large = (
         plan_encode(clip, EncodeOptions(chunk_frames=n, precision="fp32")).budget.memory_bytes for n in (4, 64)
@@ -310,6 +311,7 @@ def test_the_last_chunk_is_known_before_it_is_given(frames, plan, tail):
     assert [so_far for _, so_far in told] == [0] * (len(given) - 1) + [0 if cut else 1]
 
 
+@pytest.mark.slow
 def test_a_clip_of_one_chunk_is_planned_without_what_another_would_need(tmp_path, vae):
     """The same 9 frames as the only window, and as the first of two."""
     config = open_checkpoint(vae.folder).config

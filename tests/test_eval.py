@@ -61,6 +61,7 @@ def test_the_first_the_worst_and_the_last_are_kept(clip):
     assert set(made.pairs) == {0, made.scores["psnr_worst"]["frame"], 10}
 
 
+@pytest.mark.slow
 def test_two_settings(tmp_path, clip, vae):
     settings = [EncodeOptions(precision="fp32", weights=vae.folder, semantics=name) for name in ("whole", "diffusers")]
     made = evaluate_video(clip, settings[0], against=settings[1])

@@ -39,6 +39,7 @@ def run_commands(parts, zygote, folder):
     return len(lines)
 
 
+@pytest.mark.slow
 def test_commands(zygote, folder):
     assert run_commands([block for block in blocks("sh") if "batch-encode" not in block], zygote, folder) >= 8
 

@@ -41,11 +41,19 @@ def files(folder):
 EVERYTHING = {"a.mp4", "b.mp4", "c.mp4"}
 OTHERS = [
     ({"selection": Selection(frames=5)}, {}, "--frames 5", "all frames"),
-    ({}, {"selection": Selection(frames=5)}, "all frames", "--frames 5"),
-    ({"buckets": ["5x32x48"]}, {}, "--bucket 5x32x48", "no --bucket"),
+    pytest.param({}, {"selection": Selection(frames=5)}, "all frames", "--frames 5", marks=pytest.mark.slow),
+    pytest.param({"buckets": ["5x32x48"]}, {}, "--bucket 5x32x48", "no --bucket", marks=pytest.mark.slow),
     ({"save": "mean"}, {"tail": "drop"}, "--save mean, --tail pad", "--save moments, --tail drop"),
-    ({"precision": "fp32"}, {"precision": "bf16"}, "--precision fp32", "--precision bf16"),
-    ({"buckets": ["5x32x48"]}, {"buckets": ["49x32x48"]}, "--bucket 5x32x48", "--bucket 49x32x48"),
+    pytest.param(
+        {"precision": "fp32"}, {"precision": "bf16"}, "--precision fp32", "--precision bf16", marks=pytest.mark.slow
+    ),
+    pytest.param(
+        {"buckets": ["5x32x48"]},
+        {"buckets": ["49x32x48"]},
+        "--bucket 5x32x48",
+        "--bucket 49x32x48",
+        marks=pytest.mark.slow,
+    ),
 ]
 
 
@@ -68,6 +76,7 @@ def test_a_forgotten_option_replaces_nothing(batch, before, after, made, wanted)
     assert batch(**after) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["files", "tar"])
 def test_other_weights_are_named(batch, make_weights, layout, capsys):
     weights = str(make_weights())
@@ -88,6 +97,7 @@ def test_other_weights_are_named(batch, make_weights, layout, capsys):
     assert "nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_only_what_the_command_names_is_compared(batch):
     batch(save="mean")
     result = encode_batch(
@@ -155,6 +165,7 @@ def test_a_whole_video_replaces_what_was_there_of_a_part(tmp_path):
     assert make(False) == ["failed"]
 
 
+@pytest.mark.slow
 def test_an_option_that_only_allows_something_leaves_what_was_made_without_it(batch):
     assert batch(buckets=["5x32x48"]) == EVERYTHING
     clips.write(batch.folder / "in" / "small.mp4", clips.pictures(5, 40, 24))
@@ -193,6 +204,7 @@ def test_a_verdict_goes_with_what_caused_it(batch, status, before, after, then):
     assert make(after) == {then}
 
 
+@pytest.mark.slow
 def test_a_verdict_of_weights_goes_with_them(batch, make_weights):
     def broken(tensors):
         tensors["encoder.conv_in.conv.weight"].fill_(1e38)
@@ -205,6 +217,7 @@ def test_a_verdict_of_weights_goes_with_them(batch, make_weights):
     assert batch(weights=str(batch.folder / "good")) == EVERYTHING
 
 
+@pytest.mark.slow
 def test_a_verdict_of_a_precision_goes_with_it(batch, make_weights):
     """What failed in one precision says nothing on which to take where none is named."""
 
@@ -233,6 +246,7 @@ def test_a_refusal_is_remembered_only_for_what_it_depended_on(tmp_path):
     assert known.of(item, [0, *source[1:]], asked) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bucket", ["5x320x480", "49x32x48"])
 @pytest.mark.parametrize("layout", ["files", "tar"])
 def test_what_is_finished_does_not_fail_by_another_option(batch, bucket, layout):
@@ -280,6 +294,7 @@ def test_what_is_finished_is_kept_when_looking_at_its_video_fails(batch, monkeyp
     assert [{k: v for k, v in json.loads(line).items() if k != "source"} for line in after] == strip
 
 
+@pytest.mark.slow
 def test_the_type_that_auto_stores_may_be_named(batch):
     assert batch(precision="fp32") == EVERYTHING
     assert batch(precision="fp32", store_dtype="fp32") == set()
@@ -297,6 +312,7 @@ def test_a_shard_that_is_refused_leaves_nothing(batch):
     LatentDataset(batch.folder / "out", scale=1.0)
 
 
+@pytest.mark.slow
 def test_a_second_source_is_computed_as_the_first_was(batch):
     batch(precision="fp32")
     clips.write(batch.folder / "d.mp4", clips.pictures(5))
@@ -304,6 +320,7 @@ def test_a_second_source_is_computed_as_the_first_was(batch):
     assert line["precision"] == "fp32"
 
 
+@pytest.mark.slow
 def test_a_slower_video_is_made_again_where_frames_may_repeat(batch):
     """The last frame is then shown until it ends, which is one more here."""
     rate = Selection(fps=Fraction(50, 3))

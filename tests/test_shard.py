@@ -136,6 +136,7 @@ def test_what_is_not_there_or_not_alike_is_not_merged(folder, tmp_path, make_wei
         assert sum("orphan" not in line for line in merge_shards(tmp_path / name)) == ITEMS
 
 
+@pytest.mark.slow
 def test_a_merge_that_was_interrupted_is_finished(folder, tmp_path):
     (tmp_path / "in").symlink_to(folder / "in")
     for i in range(2):
@@ -229,6 +230,7 @@ def test_a_shard_that_was_stopped_is_not_merged_and_a_batch_without_shards_takes
     assert tree(tmp_path / "out") == tree(folder / "whole")
 
 
+@pytest.mark.slow
 def test_shards_do_not_take_the_outputs_of_others_for_orphans(folder, tmp_path):
     for layout in ("files", "tar"):
         for i in range(2):

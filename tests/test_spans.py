@@ -403,6 +403,7 @@ def test_orphans_stay_orphans_when_other_sources_are_added(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_video_that_changes_after_it_was_looked_at_is_looked_at_again(tmp_path):
     clips.write(tmp_path / "a.mp4", clips.pictures(9))
     clips.write(tmp_path / "longer.mp4", clips.pictures(30))
@@ -462,6 +463,7 @@ def test_what_a_bucket_does_to_pictures_is_said(tmp_path, movq):
     assert "edge" not in result.stderr
 
 
+@pytest.mark.slow
 def test_what_a_run_that_encodes_nothing_did(tmp_path, movq):
     (tmp_path / "in").mkdir()
     clips.write(tmp_path / "in" / "a.mp4", clips.pictures(5))

@@ -261,6 +261,7 @@ def test_what_is_in_a_tar_of_no_video_there_is_is_said(copy):
     assert manifest(copy / "tars")["3.mp4"]["orphan"]
 
 
+@pytest.mark.slow
 def test_forced_again_all_take_their_places_and_are_no_orphans(copy):
     before = {path: path.read_bytes() for path in (copy / "tars").glob("latents-*")}
     result = packed(copy, force=True)
@@ -303,11 +304,13 @@ def test_an_item_cannot_be_called_as_what_a_batch_has_itself(tmp_path):
     assert len(members(tmp_path / "out" / "latents-00000.tar")) == 6
 
 
+@pytest.mark.slow
 def test_an_item_larger_than_a_tar_has_one_of_its_own(folder, tmp_path):
     packed(tmp_path, source=folder / "in", shard_size=1000)
     assert [len(members(path)) for path in tars(tmp_path)] == [2] * 8
 
 
+@pytest.mark.slow
 def test_shards_have_tars_of_their_own(folder, tmp_path, movq):
     for i in range(2):
         packed(tmp_path, source=folder / "in", shard=f"{i}/2")

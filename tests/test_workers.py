@@ -236,6 +236,7 @@ def test_killed_at_any_moment_and_resumed_the_result_is_the_same(start, folder, 
     assert tree(tmp_path / "out") == undisturbed
 
 
+@pytest.mark.slow
 def test_workers_end_with_the_batch_even_when_stopped(start, tmp_path):
     clip = clips.write(tmp_path / "a.mp4", clips.pictures(1000, 160, 128))
     shutil.copy(clip, tmp_path / "b.mp4")
@@ -325,6 +326,7 @@ def test_a_full_disk_stops_the_batch_and_loses_nothing(tmp_path):
     assert ".movq" not in result.stdout
 
 
+@pytest.mark.slow
 def test_weights_or_options_that_no_item_can_be_encoded_with_are_said_once(folder, tmp_path, movq, make_weights):
     def poison(tensors):
         tensors["encoder.conv_in.conv.bias"][0] = float("nan")
