@@ -199,6 +199,7 @@ def test_one_bad_path_does_not_hide_the_others(movq, clip):
 NAMES = ["-dash.mp4", "a:b.mp4", "http:x.mp4", "new\nline.mp4", "\x1b[31mred.mp4", "ünï.mp4", "x" * 251 + ".mp4"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_any_file_name_works_and_none_writes_to_the_terminal(movq, tmp_path, clip, name):
     os.rename(clip, tmp_path / name)

@@ -40,6 +40,7 @@ def latents(tmp_path, clip):
     return tmp_path / "latents"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", range(1, 21))
 def test_every_count_comes_back(tmp_path, clip, frames):
     encode_video(clip, tmp_path / "latents", selection=Selection(frames=frames), picture=Picture(height=16))

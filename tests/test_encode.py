@@ -363,6 +363,7 @@ def test_where_memory_runs_out_smaller_chunks_are_tried(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "large.safetensors", "small.safetensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"chunk_frames": 4}])
 @pytest.mark.parametrize("scope", ["frame", "whole"])
 def test_numbers_that_are_not_finite_are_traced_to_stage_and_frame(tmp_path, make_weights, scope, options):

@@ -32,6 +32,7 @@ def clip_of(folder, frames, width=48, height=32):
     return path, torch.from_numpy(np.stack(images)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", LENGTHS)
 def test_encoding_is_what_diffusers_encodes(tmp_path, vae, frames):
     clip, x = clip_of(tmp_path, frames)

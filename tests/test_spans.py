@@ -299,6 +299,7 @@ def made(result):
     return {line["id"] for line in result.made}
 
 
+@pytest.mark.slow
 def test_spans_are_resumed_by_content_and_captions_edited_without_encoding(folder, tmp_path):
     from shutil import copytree
 
@@ -386,6 +387,7 @@ def test_usage_errors_come_before_the_work(folder, movq, tmp_path, arguments, sa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_orphans_stay_orphans_when_other_sources_are_added(tmp_path):
     (tmp_path / "in").mkdir()
     clips.write(tmp_path / "in" / "a.mp4", clips.pictures(13))

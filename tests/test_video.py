@@ -317,6 +317,7 @@ def bad_files(folder):
     }
 
 
+@pytest.mark.slow
 def test_bad_files_are_refused_with_the_reason(tmp_path):
     for name, reason in bad_files(tmp_path).items():
         for ask in (read, probe) if name == "bomb.gif" else (read, probe, count_frames):

@@ -511,6 +511,7 @@ def test_sigkill_leaves_no_file(tmp_path):
     assert len(os.listdir(tmp_path)) == 1, "a folder cannot be nameless"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
 def test_memory_does_not_grow_with_the_length(tmp_path, name):
