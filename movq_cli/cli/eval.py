@@ -153,7 +153,7 @@ def _differ(evaluation: Evaluation) -> dict[str, str]:
     if logvar is not None:
         rows["log variances"] = f"rms {logvar.rms:.2g}, largest {logvar.largest:.2g} nats"
         rows["posterior"] = (
-            f"deviation {posterior.deviation:.2g} (median), of which the means' rms is {posterior.error_share:.0%}"
+            f"deviation {posterior.deviation:.2g} (median); the means' rms is {posterior.error_share:.3g} times that"
         )
     if evaluation.picture_psnr is not None:
         rows["pictures"] = f"{evaluation.picture_psnr:.2f} dB against each other"
