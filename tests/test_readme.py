@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -45,8 +46,10 @@ def test_commands(zygote, folder):
 
 
 @pytest.mark.slow
-def test_commands_of_batches(zygote, folder):
-    assert run_commands([block for block in blocks("sh") if "batch-encode" in block], zygote, folder) >= 8
+def test_commands_of_batches(zygote, folder, monkeypatch):
+    with tempfile.TemporaryDirectory(prefix="ray") as own:  # or it joins a cluster of test_ray.py, which may end
+        monkeypatch.setenv("RAY_TMPDIR", own)
+        assert run_commands([block for block in blocks("sh") if "batch-encode" in block], zygote, folder) >= 8
 
 
 @pytest.mark.slow
