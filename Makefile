@@ -31,7 +31,7 @@ test: .venv/test-installed lint
 
 # What is about processes, or takes seconds: kills, workers that die, Ray, the README's batches, fuzzing.
 test-slow: .venv/test-installed
-	$(PYTEST) $(PARALLEL) -m 'slow and not faults and not gpu'
+	$(PYTEST) -n auto --maxprocesses 4 --dist loadfile -m 'slow and not faults and not gpu'
 
 test-all: test test-slow
 
