@@ -1,4 +1,4 @@
-"""How far the latents of one setting are from those of another, in units that say what it means.
+"""Differences between the latents of two settings, in units that say what they mean.
 
 Means are compared in their own standard deviations, log variances in nats. One number over both would hide the means' error:
 log variances spread several times as far.
@@ -49,7 +49,7 @@ class Posterior:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far latents are from others. `logvar` and `posterior` are None where means alone were saved."""
+    """The distance of latents from others. `logvar` and `posterior` are None where means alone were saved."""
 
     mean: MeanDifference
     logvar: LogvarDifference | None

@@ -70,14 +70,17 @@ class EncodeOptions(ModelOptions):
         parts = {"selection": Selection.from_dict(values["selection"]), "picture": Picture(**values["picture"])}
         return cls(**{**values, **parts})
 
+    def flat(self) -> dict[str, Any]:
+        """Return all options by name, those of the selection and the picture among them."""
+        values = self.to_dict()
+        for part in ("selection", "picture"):
+            values |= values.pop(part)
+        return values
+
     @cached_property
     def choices(self) -> dict[str, Any]:
         """What changes the latents by more than rounding and is not as by default; weights and precision apart."""
-        usual = EncodeOptions().to_dict()
-        chosen = self.to_dict()
-        for part in ("selection", "picture"):
-            usual |= usual.pop(part)
-            chosen |= chosen.pop(part)
+        usual, chosen = EncodeOptions().flat(), self.flat()
         if self.save != "sample":
             del chosen["seed"]
         if self.short != "pad":  # else there is what all options give, or nothing

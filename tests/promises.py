@@ -327,7 +327,7 @@ PROMISES = {
             Break(
                 "a batch makes again what was made with other options",
                 "batch/replace.py",
-                "    if plan.otherwise:",
+                "    if plan.otherwise and not allowed:",
                 "    if False:",
                 "test_replace.py::test_a_forgotten_option_replaces_nothing",
             ),

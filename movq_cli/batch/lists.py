@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import MovqError
 from ..files import os_reason
+from .paths import is_plain
 
 _OWN = ("path", "id", "start", "duration", "caption")
 
@@ -191,7 +192,7 @@ def _row(values: dict[str, Any], folder: str, number: int, shown: str) -> Row:
         raise MovqError(f"{line} has a path with a zero byte", shown)
     if set(written.split("/")) <= {"", ".", ".."}:
         raise MovqError(f"{line} has a path that no file can have", shown)
-    if name is not None and (not set(name.split("/")).isdisjoint({"", ".", ".."}) or "\0" in name):
+    if name is not None and not is_plain(name):
         raise MovqError(f"{line}: the id {name!r} is no name for a file of the output folder", shown)
     return Row(
         list=shown,

@@ -229,9 +229,8 @@ class Manifest:
 def write_lines(path: str, lines: Iterable[Line]) -> None:
     """Makes a manifest of these lines, sorted by id; whole or not at all, and only if it is not so already."""
     whole = b"".join(_text(line) for line in sorted(lines, key=lambda line: line["id"]))
-    if (
-        os.path.exists(path) and os.stat(path).st_nlink == 1
-    ):  # else a copy of the folder by hard links would grow with it
+    # One with hard links is written anew, or a copy of the folder by such links would grow with it.
+    if os.path.exists(path) and os.stat(path).st_nlink == 1:
         with open(path, "rb") as file:
             if file.read() == whole:
                 return

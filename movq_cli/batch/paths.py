@@ -22,10 +22,10 @@ def is_plain(name: str) -> bool:
 
 
 class Reach:
-    """What may be read below a folder. Links are looked up once for each folder on the way."""
+    """The files below a folder that may be read. Links are looked up once for each folder on the way."""
 
     def __init__(self, folder: str) -> None:
-        self._folder = folder
+        self._folder, self._repository = folder, hub_repository(folder)
         self._links: dict[str, frozenset[str]] = {}
 
     def problem(self, name: str) -> str:
@@ -36,7 +36,7 @@ class Reach:
         for part in name.split("/"):
             if part in self._links_in(place):
                 link = os.path.join(self._folder, place, part)
-                if not leads_into(link, hub_repository(self._folder)):
+                if not leads_into(link, self._repository):
                     return f"leads through the link {link}; put a copy of what it leads to in its place"
             place = os.path.join(place, part)
         return ""

@@ -58,7 +58,7 @@ class Ready:
 
 @dataclass
 class WorkerState:
-    """What a worker does, for those who watch. `done` and `total` are of its item, in frames."""
+    """The state of a worker, for those who watch. `done` and `total` are of its item, in frames."""
 
     index: int
     task: Task | None = None

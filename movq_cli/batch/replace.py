@@ -1,4 +1,4 @@
-"""What a batch does not replace unasked: outputs of other videos that are there, and those made with other weights or options."""
+"""Refusing to replace outputs unasked: those of other videos that are there, and those made with other weights or options."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from .spans import SHORT
 from .tars import Tars
 
 
-def refuse_to_replace(plan: ResumePlan, manifest: Manifest, settings: Settings, tars: Tars) -> None:
-    """Raises MovqError where finished outputs would be replaced that this command may not have meant.
+def refuse_to_replace(plan: ResumePlan, manifest: Manifest, settings: Settings, tars: Tars, replace: bool) -> None:
+    """Raise MovqError where finished outputs would be replaced, unless `replace` or the option `force` asks for that.
 
     Warns of videos that are in the manifest under other ids.
     """
-    _refuse_other_videos(plan.todo, manifest, settings)
-    if plan.otherwise:
+    allowed = replace or settings.options.force
+    _refuse_other_videos(plan.todo, manifest, settings, allowed)
+    if plan.otherwise and not allowed:
         _refuse_other_options(plan.otherwise, settings, tars)
 
 
@@ -36,7 +37,7 @@ def is_there(line: Line) -> bool:
     return os.path.isfile(line["path"]) or "\\x" in line["path"]
 
 
-def _refuse_other_videos(todo: Iterable[Item], manifest: Manifest, settings: Settings) -> None:
+def _refuse_other_videos(todo: Iterable[Item], manifest: Manifest, settings: Settings, allowed: bool) -> None:
     others: list[tuple[Item, Line]] = []
     renamed = 0
     made: dict[tuple[str, str], set[str]] = {}  # as which videos the manifest has what is made of one by some options
@@ -49,7 +50,7 @@ def _refuse_other_videos(todo: Iterable[Item], manifest: Manifest, settings: Set
         elif not line and item.refusal is None:
             names = made.get((wanted["path"], json.dumps(wanted["options"], sort_keys=True)), {item.video})
             renamed += item.video not in names
-    if others:
+    if others and not allowed:
         item, line = others[0]
         more = f", and {len(others) - 1:,} more like it" if len(others) > 1 else ""
         raise MovqError(
@@ -106,10 +107,7 @@ def _say(name: str, value: Any) -> str:
     return option if value is True else f"{option} {value}"
 
 
-_DEFAULTS = EncodeOptions().to_dict()
-for _part in ("selection", "picture"):
-    _DEFAULTS |= _DEFAULTS.pop(_part)
-_DEFAULTS["short"] = SHORT[0]
+_DEFAULTS = EncodeOptions().flat() | {"short": SHORT[0]}
 
 
 def _model_of(line: Line, tars: Tars) -> str:

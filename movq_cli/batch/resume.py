@@ -86,7 +86,7 @@ def _described(item: Item) -> Line:
 
 @dataclass(frozen=True)
 class ResumePlan:
-    """What there is to do: `kept` are the lines of items that are up to date, `todo` the other items.
+    """The work that is left: `kept` are the lines of items that are up to date, `todo` the other items.
 
     `otherwise` are those of them that are finished, whole and of the same video, but were made with other weights or options.
     """

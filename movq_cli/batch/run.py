@@ -141,8 +141,7 @@ def encode_batch(
         layout = batch.layout or ("tar" if tars.names() else "files")
         packer = Packer(tars, manifest, items, batch.shard_size, batch.shard) if layout == "tar" else None
         left = what_is_left(items, manifest, settings, tars, batch, state, watch)
-        if not (batch.replace or options.force):
-            refuse_to_replace(left, manifest, settings, tars)
+        refuse_to_replace(left, manifest, settings, tars, batch.replace)
         manifest.put_in_order()
         described = sum(_said(manifest.lines[line["id"]]) != _said(line) for line in left.kept)
         manifest.lines |= {line["id"]: line for line in left.kept}
@@ -228,10 +227,13 @@ class _Run:
             self.state.workers, self.workers = pool.workers, min(pool.count, len(items))
             self._refuse(refused)
             items.sort(key=lambda item: lines.get(item.id, Line()).get("cause") == MovqDiskError.cause)
-            made = [lines.get(item.id, Line()).get("output") == item.output for item in items]
             tasks = [
-                Task(item, _size(item.path), force=options.force or was_made)
-                for item, was_made in zip(items, made, strict=True)
+                Task(
+                    item,
+                    _size(item.path),
+                    force=options.force or lines.get(item.id, Line()).get("output") == item.output,
+                )
+                for item in items
             ]
             stopped, full = "", 0
             for task, outcome in pool.results(tasks, lambda: self.watch(self.state)):

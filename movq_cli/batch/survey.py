@@ -54,8 +54,7 @@ def plan_batch(
     items = cut_as_wanted(found, manifest, settings, batch, checkpoint)
     tars = Tars(folder)
     left = what_is_left(items, manifest, settings, tars, batch)
-    if not (batch.replace or options.force):
-        refuse_to_replace(left, manifest, settings, tars)
+    refuse_to_replace(left, manifest, settings, tars, batch.replace)
     planned = left.todo if batch.spans.cut else cut_items(left.todo, batch.spans, options, config)
     shapes = [item.shape for item in planned if item.refusal is None and item.shape is not None]
     numbers = sum(math.prod(config.latent_shape(*shape)) for shape in shapes)
