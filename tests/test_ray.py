@@ -47,14 +47,35 @@ def relays():
     return found
 
 
+def held(count):
+    """Relays whose workers were stopped amid an item, and those workers: what is killed now had something to do."""
+    found = wait_for(lambda: len(relays()) >= count and relays(), 100)
+    for _, worker in found:
+        os.kill(worker, signal.SIGSTOP)
+    if len(found) >= count and set(found) <= set(relays()):
+        return found
+    let_go(found)
+    return held(count)
+
+
+def let_go(found):
+    for _, worker in found:
+        try:
+            os.kill(worker, signal.SIGCONT)
+        except ProcessLookupError:
+            pass
+
+
 def test_an_actor_that_is_killed_costs_one_attempt_and_the_bytes_are_those_of_local_workers(folder, tmp_path):
     command = [sys.executable, "-m", "movq_cli", "batch-encode", str(folder / "in"), "-o", "out", "--engine", "ray"]
     process = subprocess.Popen(
         [*command, "--workers", "2"], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    relay, worker = wait_for(relays)[0]
+    found = held(1)
+    relay, worker = found[0]
     os.kill(relay, signal.SIGKILL)
     wait_for(lambda: not os.path.exists(f"/proc/{worker}"), 10)
+    let_go(found[1:])
     said, talk = process.communicate(timeout=120)
     assert process.returncode == 1, talk
     assert said.startswith("out: 6 done, 1 failed of 7 items; ")
@@ -134,16 +155,17 @@ def test_what_cannot_be(folder, movq):
 def test_a_machine_that_is_lost_costs_one_attempt(folder, tmp_path):
     """Two machines, as far as Ray can tell; in a process of its own, which takes one away."""
     code = (
-        "import subprocess, sys, time\n"
+        "import subprocess, sys\n"
         "from ray.cluster_utils import Cluster\n"
         "cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 1, 'include_dashboard': False})\n"
         "other = cluster.add_node(num_cpus=1)\n"
         "command = [sys.executable, '-m', 'movq_cli', 'batch-encode', sys.argv[1], '-o', 'out', '--engine', 'ray']\n"
         "command += ['--ray-address', cluster.address]\n"
         "movq = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)\n"
-        "from tests.test_ray import relays\n"
-        "while len(relays()) < 2: time.sleep(0.05)\n"
+        "from tests.test_ray import held, let_go\n"
+        "found = held(2)\n"
         "cluster.remove_node(other, allow_graceful=False)\n"
+        "let_go(found)\n"
         "print(movq.communicate(timeout=200)[0], movq.returncode)\n"
         "cluster.shutdown()\n"
     )
