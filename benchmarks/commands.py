@@ -42,7 +42,7 @@ def main():
     import torch
 
     from movq_cli import open_latents
-    from tests.tolerance import rms_off
+    from tests.tolerance import difference
 
     precise = ["--precision", args.precision or native_precision()]
     print(f"{precise[1]}, channels {args.channels}, medians of {args.runs} runs in turn\n")
@@ -78,7 +78,7 @@ def main():
                         None if own else ratio(seconds[way], seconds["movq"]),
                         statistics.median(peaks[way]) / 1e6,
                         None if own else ratio(peaks["movq"], peaks[way]),
-                        rms_off(made, judge),
+                        difference(made.float(), judge.float()).mean.rms,
                     )
 
 

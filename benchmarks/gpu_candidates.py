@@ -1,8 +1,8 @@
 """The part of gpu.py that tries other ways to norm on CUDA: each a switch, compared with the plain way before it is timed.
 
-The plain way (movq_cli/model/norms.py) takes two launches a frame for statistics and two for normalising and SiLU. Here it is
-all frames of a chunk at once: by torch's own operators, by torch.compile, and by two Triton kernels. Triton is not a dependency
-of movq. TRITON_INTERPRET=1 runs its kernels on a CPU.
+The plain way (movq_cli/model/norms.py) norms as many frames at once as fit a bound. Here it is a frame at a time, as on a CPU;
+all frames at once in fewer steps, from sums of squares; the same by torch.compile; and two Triton kernels. Triton is not a
+dependency of movq. TRITON_INTERPRET=1 runs its kernels on a CPU.
 """
 
 import os
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from benchmarks.common import network
 from benchmarks.gpu_networks import DTYPES, SHAPES, SMALL, encoding, make_images, plan_for, seconds_of
+from movq_cli.model import norms
 from movq_cli.model.convolution import lay_out
 from movq_cli.model.norms import GroupNorm, Moments
 
@@ -29,7 +30,8 @@ def candidates(part):
     ways = {
         "plain": nullcontext,
         "cudnn.benchmark": benchmarking,
-        "all frames at once": lambda: normed_by(statistics_at_once, apply_at_once),
+        "a frame at a time": a_frame_at_a_time,
+        "all frames at once, sums of squares": lambda: normed_by(statistics_at_once, apply_at_once),
     }
     if not part.cpu:  # it needs a compiler, and minutes
         ways["the same, torch.compile"] = lambda: normed_by(compiled(statistics_at_once), compiled(apply_at_once))
@@ -92,6 +94,16 @@ def benchmarking():
         yield
 
     yield inside
+
+
+@contextmanager
+def a_frame_at_a_time():
+    """Have norms take a frame at a time."""
+    usual, norms._block_size = norms._block_size, lambda x: (1, x.shape[3])
+    try:
+        yield None
+    finally:
+        norms._block_size = usual
 
 
 @contextmanager

@@ -3,7 +3,7 @@
     python benchmarks/judge.py [--channels 128 256 256 512] [--size 64x48] [--frames 1 5 9 13 17 49]
 
 Random weights, saved by diffusers as a folder, sharded, and as a file like CogVideo's .pt, which `movq weights convert` reads.
-Differences of latents are the largest, in standard deviations; of frames, in levels of 255 and the part of values that
+Differences of latents are those of the README's table; of frames, in levels of 255 and the part of values that
 differ at all (a value between two bytes may round either way). For T = 5 and 13 diffusers decodes 8 and 16 frames, so there
 the judge of frames is Decoder3D, its windows by hand. Needs diffusers. Prints a Markdown table.
 """
@@ -35,7 +35,7 @@ def main():
     from movq_cli.model.checkpoint import open_checkpoint
     from movq_cli.model.layouts import to_diffusers
     from tests import clips
-    from tests.tolerance import off
+    from tests.tolerance import difference, said
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--channels", nargs="+", type=int, default=[128, 256, 256, 512])
@@ -65,7 +65,7 @@ def main():
         print(
             f"channels {args.channels}, {args.size}, {len(os.listdir(layouts['shards'])) - 2} shards, digests {len(digests)}\n"
         )
-        print("| T | weights | latents: largest | frames | levels | values that differ |\n|---|---|---|---|---|---|")
+        print("| T | weights | latents | frames | levels | values that differ |\n|---|---|---|---|---|---|")
         for frames in args.frames:
             images = clips.pictures(frames, width, height)
             clip = clips.lossless(f"{folder}/{frames}.mkv", images)
@@ -82,9 +82,9 @@ def main():
                     decoder, cache = folders.load_decoder(), StreamCache()
                     back = torch.cat([decoder(z, cache=cache) for z in latents.mean.split(2, dim=2)], dim=2)
                 made = np.load(f"{folder}/frames.npy")
-                different = abs(made.astype(int) - to_pixels(back))
+                different = abs(made.astype(int) - to_pixels(back).numpy())
                 print(
-                    f"| {frames} | {name} | {off(latents.latents, expected):.1e} | {len(made)} | {different.max()} "
+                    f"| {frames} | {name} | {said(difference(latents.latents, expected))} | {len(made)} | {different.max()} "
                     f"| {(different > 0).mean():.1e} |",
                     flush=True,
                 )

@@ -43,7 +43,7 @@ def main():
                 started = time.perf_counter()
                 results[name].append((peak(command), time.perf_counter() - started))
         from movq_cli import open_latents
-        from tests.tolerance import off
+        from tests.tolerance import moments_off
 
         print(f"{args.frames} frames of {args.size}, {precision}, medians of {args.runs} runs in turn\n")
         table = Table(
@@ -57,7 +57,7 @@ def main():
             },
             args.json,
         )
-        one = open_latents(f"{folder}/one chunk").latents.float()
+        one = open_latents(f"{folder}/one chunk").latents
         peaks, seconds = ({name: [run[i] for run in runs] for name, runs in results.items()} for i in (0, 1))
         for name in SETTINGS:
             table.add(
@@ -66,7 +66,7 @@ def main():
                 ratio(seconds[name], seconds["one chunk"]),
                 statistics.median(peaks[name]) / 1e6,
                 ratio(peaks[name], peaks["one chunk"]),
-                off(open_latents(f"{folder}/{name}").latents.float(), one),
+                moments_off(open_latents(f"{folder}/{name}").latents, one),
             )
 
 

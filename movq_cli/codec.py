@@ -20,6 +20,7 @@ import numpy as np
 
 from .errors import MovqError, MovqUsageError
 from .model.config import WINDOW_FRAMES, WINDOW_LATENTS, AutoencoderConfig
+from .transfers import landed, uploaded
 
 if TYPE_CHECKING:
     import torch
@@ -275,28 +276,19 @@ class Chunker:
         held.clear()
 
 
-def to_input(frames: np.ndarray, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+def to_input(frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """uint8 (T, H, W, 3) to what the network sees: (1, 3, T, H, W) in [-1, 1], x / 127.5 - 1, rounded once."""
     import torch
 
-    images = torch.from_numpy(frames)
-    if device.type == "cuda":  # from pinned memory the copy is in line behind the chunk before, and nobody waits for it
-        images = images.pin_memory()
-    x = images.to(device, non_blocking=True).permute(3, 0, 1, 2)[None]
-    return x.to(torch.float32).div_(127.5).sub_(1).to(dtype)
+    return frames.permute(3, 0, 1, 2)[None].to(torch.float32).div_(127.5).sub_(1).to(dtype)
 
 
-def to_pixels(x: torch.Tensor) -> np.ndarray:
-    """What the decoder gives, (1, 3, T, H, W) in [-1, 1] or nearly, as uint8 (T, H, W, 3): the nearest.
-
-    Raises MovqError for values that are not finite.
-    """
+def to_pixels(x: torch.Tensor) -> torch.Tensor:
+    """What the decoder gives, (1, 3, T, H, W) in [-1, 1] or nearly, as uint8 (T, H, W, 3): the nearest."""
     import torch
 
-    if not bool(torch.isfinite(x).all()):
-        raise MovqError("the decoder gives values that are not finite; try --precision fp32")
     pixels = (x.float() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-    return pixels[0].permute(1, 2, 3, 0).contiguous().cpu().numpy()
+    return pixels[0].permute(1, 2, 3, 0).contiguous()
 
 
 def encode(
@@ -318,12 +310,14 @@ def encode(
 
     cache = cache or StreamCache()
 
-    def computed() -> Iterator[torch.Tensor]:
+    def computed() -> Iterator[tuple[torch.Tensor]]:
         for window in windows:
-            chunks = (to_input(chunk, device, dtype) for chunk in window)
-            yield from _inferred(encoder.encode_window(chunks, cache, store, worked, check))
+            chunks = (to_input(chunk, dtype) for chunk in uploaded(window, device))
+            for latents in _inferred(encoder.encode_window(chunks, cache, store, worked, check)):
+                yield (latents,)
 
-    yield from (_landed(computed()) if device.type == "cuda" else computed())
+    for (latents,) in landed(computed(), device):
+        yield latents
 
 
 def decode(
@@ -335,40 +329,24 @@ def decode(
     worked: Worked = lambda frames: None,
     cache: StreamCache | None = None,
 ) -> Iterator[np.ndarray]:
-    """The frames of a stream of windows of chunks of latents (1, z, L, H', W'): for each chunk, uint8 (T, H, W, 3)."""
+    """The frames of a stream of windows of chunks of latents (1, z, L, H', W'): for each chunk, uint8 (T, H, W, 3).
+
+    Raises MovqError for values that are not finite.
+    """
     from .model.causal import StreamCache
 
     cache = cache or StreamCache()
-    for window in windows:
-        chunks = ((z, z) for z in (chunk.to(device, dtype) for chunk in window))
-        for x in _inferred(decoder.decode_window(chunks, cache, store, worked)):
-            yield to_pixels(x)
 
+    def computed() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for window in windows:
+            chunks = ((z, z) for z in (chunk.to(device, dtype) for chunk in window))
+            for x in _inferred(decoder.decode_window(chunks, cache, store, worked)):
+                yield to_pixels(x), x.isfinite().all()
 
-def _landed(results: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Results of a CUDA device on the CPU, each waited for once the next is under way: neither side waits for the other's work.
-
-    The device's memory is no more for it: it takes chunks in turn, and what one has freed serves the next.
-    """
-    import torch
-
-    def send(result: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
-        host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True).copy_(result, non_blocking=True)
-        arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        arrival.record(torch.cuda.current_stream(result.device))
-        return host, arrival
-
-    def land(sent: tuple[torch.Tensor, torch.cuda.Event]) -> torch.Tensor:
-        sent[1].synchronize()
-        return sent[0]
-
-    on_the_way: tuple[torch.Tensor, torch.cuda.Event] | None = None
-    for result in results:
-        before, on_the_way = on_the_way, send(result)
-        if before is not None:
-            yield land(before)
-    if on_the_way is not None:
-        yield land(on_the_way)
+    for pixels, finite in landed(computed(), device):
+        if not bool(finite):
+            raise MovqError("the decoder gives values that are not finite; try --precision fp32")
+        yield pixels.numpy()
 
 
 def _inferred(results: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:

@@ -291,5 +291,7 @@ def _tiled(source: str | os.PathLike[str], options: EncodeOptions, checkpoint: C
         with start_reader(source, options, checkpoint.config) as reader:
             chunker = Chunker(reader, options.tail, checkpoint.config)
             ((frames,),) = chunker.windows(encode_windows("whole", None, WHOLE_WINDOW, checkpoint.config))
-        moments: torch.Tensor = model.encode(to_input(frames, device, dtype_of(precision))).latent_dist.parameters
+        moments: torch.Tensor = model.encode(
+            to_input(torch.from_numpy(frames).to(device), dtype_of(precision))
+        ).latent_dist.parameters
         return moments.cpu()

@@ -29,7 +29,7 @@ from movq_cli.posterior import Draw
 from movq_cli.video import Frame
 
 from . import clips, published
-from .tolerance import AGREE, off, rms_off
+from .tolerance import AGREE, moments_off, moments_rms_off, off
 
 FP32 = EncodeOptions(precision="fp32")
 
@@ -53,7 +53,7 @@ def test_a_file_holds_what_the_network_gives_for_its_frames(tmp_path, clip, make
     with torch.no_grad():
         expected = published.encode(open_checkpoint(weights).load_encoder(dtype=torch.float32), x)
     latents = open_latents(tmp_path / "a.safetensors")
-    assert rms_off(latents.latents, expected) < AGREE
+    assert moments_rms_off(latents.latents, expected) < AGREE
     assert (result.frames, result.frames_padded) == (23, 2) == (latents.metadata.frames, latents.metadata.frames_padded)
     assert result.shape == tuple(latents.shape) == (1, 8, 7, 6, 8)
 
@@ -63,7 +63,7 @@ def test_chunks_are_a_memory_knob(tmp_path, clip, chunk):
     for name, frames in (("one", 24), ("chunked", chunk)):
         encode_video(clip, tmp_path / name, FP32, chunk_frames=frames)
     one, chunked = open_latents(tmp_path / "one"), open_latents(tmp_path / "chunked")
-    assert off(chunked.latents, one.latents) < AGREE
+    assert moments_off(chunked.latents, one.latents) < AGREE
     assert chunked.metadata == one.metadata
 
 
@@ -358,7 +358,7 @@ def test_where_memory_runs_out_smaller_chunks_are_tried(tmp_path):
     assert "warning: ran out of memory, and was begun again in chunks of" in large.stderr
     made, wanted = open_latents(tmp_path / "large.safetensors"), open_latents(tmp_path / "small.safetensors")
     assert "ran out of memory" in made.metadata.preprocessing["warnings"][0]
-    assert off(made.latents, wanted.latents) < AGREE
+    assert moments_off(made.latents, wanted.latents) < AGREE
     assert made.frame_times.equal(wanted.frame_times)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "large.safetensors", "small.safetensors"]
 

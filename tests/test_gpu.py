@@ -10,12 +10,16 @@ from movq_cli import EncodeOptions, decode_video, encode_video, open_latents
 from movq_cli.model.store import SpillFile, Store
 
 from . import clips
-from .tolerance import AGREE, off, rms_off
+from .tolerance import AGREE, difference, moments_off, said
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
+
+
+ROUNDED = 0.05
+"""Of means in bf16, fp16 or tf32, root mean square; bf16 on a CPU is 0.02 off at most (docs/precision.md). Unmeasured on CUDA."""
 
 
 @pytest.fixture
@@ -29,7 +33,7 @@ def row():
 
     def show(what, against, made, expected):
         device = torch.cuda.get_device_name()
-        print(f"\n| {what} | {against} | {device} | {off(made, expected):.1e}; rms {rms_off(made, expected):.1e} |")
+        print(f"\n| {what} | {against} | {device} | {said(difference(made, expected))} |")
 
     return show
 
@@ -43,7 +47,7 @@ def test_fp32_is_the_cpus(tmp_path, clip, row):
     cpu = encoded(clip, tmp_path / "cpu", precision="fp32", device="cpu")
     cuda = encoded(clip, tmp_path / "cuda", precision="fp32")
     row("CUDA, fp32, embedded weights", "CPU, fp32", cuda, cpu)
-    assert rms_off(cuda, cpu) < AGREE
+    assert moments_off(cuda, cpu) < 4 * AGREE
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
@@ -51,7 +55,7 @@ def test_precisions(tmp_path, clip, row, precision):
     fp32 = encoded(clip, tmp_path / "fp32", precision="fp32")
     other = encoded(clip, tmp_path / "other", precision=precision)
     row(f"{precision}, embedded weights", "fp32", other, fp32)
-    assert 0 < rms_off(other, fp32) < 0.1
+    assert 0 < difference(other, fp32).mean.rms < ROUNDED
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
@@ -60,9 +64,9 @@ def test_chunks_are_a_memory_knob(tmp_path, clip, row, precision):
     chunked = encoded(clip, tmp_path / "chunked", precision=precision, chunk_frames=4)
     row(f"`--chunk-frames` 4, {precision}", "one chunk", chunked, one)
     if precision == "fp32":
-        assert off(chunked, one) < AGREE
+        assert moments_off(chunked, one) < 4 * AGREE
     else:
-        assert rms_off(chunked, one) < 0.05  # rounding alone; bf16 against fp32 is 0.014
+        assert difference(chunked, one).mean.rms < ROUNDED
 
 
 def test_diffusers(tmp_path, vae, row):
@@ -73,7 +77,7 @@ def test_diffusers(tmp_path, vae, row):
         expected = vae.model.encode(x).latent_dist.parameters  # on the CPU, in fp32
     made = encoded(clip, tmp_path / "latents", precision="fp32", weights=vae.folder)
     row("`--semantics diffusers`, fp32", "AutoencoderKLCogVideoX.encode on a CPU", made, expected)
-    assert rms_off(made, expected) < AGREE
+    assert moments_off(made, expected) < 4 * AGREE
 
 
 def test_whole_clips_in_chunks(tmp_path, clip, vae, row):
@@ -81,7 +85,7 @@ def test_whole_clips_in_chunks(tmp_path, clip, vae, row):
     one = encoded(clip, tmp_path / "one", **options)
     chunked = encoded(clip, tmp_path / "chunked", chunk_frames=4, **options)
     row("`--semantics whole`, chunks of 4, fp32", "one chunk", chunked, one)
-    assert off(chunked, one) < AGREE
+    assert moments_off(chunked, one) < 4 * AGREE
 
 
 def test_every_tier_gives_back_what_it_was_given(tmp_path):
@@ -105,5 +109,8 @@ def test_decoding(tmp_path, clip, row):
     for device in ("cpu", "cuda"):
         decode_video(tmp_path / "latents", tmp_path / f"{device}.npy", precision="fp32", device=device)
     cpu, cuda = (torch.from_numpy(np.load(tmp_path / f"{device}.npy")).float() for device in ("cpu", "cuda"))
-    row("`movq decode`, fp32", "CPU, fp32, as bytes", cuda, cpu)
-    assert (cpu - cuda).abs().max() <= 1
+    levels = (cpu - cuda).abs()
+    print(
+        f"\n| `movq decode`, fp32 | CPU | levels of 255: {levels.max():.0f}, in {(levels > 0).float().mean():.1e} of values |"
+    )
+    assert levels.max() <= 1

@@ -3,9 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from movq_cli.model import GroupNorm, SpatialNorm3D
+from movq_cli.model import Decoder3D, Encoder3D, GroupNorm, SpatialNorm3D, norms
 
+from .conftest import SMALL
 from .tolerance import AGREE, SAME, off
 
 
@@ -79,3 +81,59 @@ def test_spatial_norm_against_its_formula():
         assert off(norm(f, zq), expected) < SAME
     with torch.enable_grad():
         assert off(norm(f, zq).detach(), expected) < SAME
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scope", ["whole", "frame"])
+def test_blocks_of_several_frames_are_normed_as_one_by_one(monkeypatch, scope, dtype):
+    torch.manual_seed(0)
+    norm, spatial = GroupNorm(64, scope).to(dtype), SpatialNorm3D(64, 4, scope).to(dtype)
+    f = (torch.randn(2, 64, 5, 8, 6) * 0.3 + torch.arange(64.0).view(1, 64, 1, 1, 1) / 8).to(dtype)
+    zq = torch.randn(2, 4, 3, 4, 3).to(dtype)
+    with torch.no_grad():
+        one = norm(f), spatial(f, zq), norm.measure(f)
+        monkeypatch.setattr(norms, "_block_size", lambda x: (2, x.shape[3]))
+        several = norm(f), spatial(f, zq), norm.measure(f)
+    bound = {torch.float64: SAME, torch.float32: AGREE / 10, torch.bfloat16: 2**-6}[dtype]  # bf16 rounds twice
+    for a, b in zip(one[:2], several[:2], strict=True):
+        assert a.dtype == b.dtype == dtype
+        assert off(b, a) < bound
+    assert off(several[2].mean, one[2].mean) < (SAME if dtype == torch.float64 else 1e-6)
+    assert ((several[2].m2 / one[2].m2) - 1).abs().max() < (SAME if dtype == torch.float64 else AGREE / 10)
+
+
+class Operators(TorchDispatchMode):
+    """Counts what torch is asked to compute, views apart, and notes the shapes of what is copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.copied = 0, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.count += not function.is_view
+        if function.overloadpacket in (torch.ops.aten.clone, torch.ops.aten._to_copy, torch.ops.aten.copy_):
+            self.copied.append(tuple(out.shape))
+        return out
+
+
+def operators(network, *inputs):
+    with torch.inference_mode(), Operators() as found:
+        network(*inputs)
+    return found
+
+
+@pytest.mark.parametrize("scope", ["whole", "frame"])
+def test_launches_on_a_device_do_not_grow_with_the_frames(monkeypatch, scope):
+    monkeypatch.setattr(norms, "_block_size", lambda x: (x.shape[2], x.shape[3]))
+    encoder, decoder = (kind(**SMALL | {"norm_scope": scope}).eval() for kind in (Encoder3D, Decoder3D))
+    for network, channels, few, many, size in ((encoder, 3, 9, 17, 16), (decoder, 4, 3, 5, 2)):
+        counts = [operators(network, torch.zeros(1, channels, t, size, size)).count for t in (few, many)]
+        assert counts[0] == counts[1] > 0
+
+
+def test_activations_are_not_copied_on_their_way():
+    """But for the pixels into their padded buffer, and where height and width are halved and time is not."""
+    found = operators(Encoder3D(**SMALL).eval(), torch.zeros(1, 3, 17, 16, 16))
+    whole = [shape for shape in found.copied if len(shape) == 5 and shape[2] > 2]
+    assert whole == [(1, 3, 17, 16, 16), (1, 64, 5, 4, 4)]

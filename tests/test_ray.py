@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -60,10 +61,8 @@ def held(count):
 
 def let_go(found):
     for _, worker in found:
-        try:
+        with suppress(ProcessLookupError):
             os.kill(worker, signal.SIGCONT)
-        except ProcessLookupError:
-            pass
 
 
 def test_an_actor_that_is_killed_costs_one_attempt_and_the_bytes_are_those_of_local_workers(folder, tmp_path):

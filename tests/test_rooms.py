@@ -17,6 +17,7 @@ ROOMS = [
     "plan",
     "budget",
     "codec",
+    "transfers",
     "posterior",
     "device",
     "video",

@@ -20,7 +20,7 @@ from movq_cli import MovqError, encode_batch, open_latents
 
 from . import clips
 from .test_batch import manifest, tree
-from .tolerance import AGREE, off
+from .tolerance import AGREE, moments_off
 
 
 @pytest.fixture(scope="session")
@@ -143,7 +143,7 @@ def test_a_worker_that_dies_or_hangs_costs_one_attempt_at_one_file(
     if number == signal.SIGKILL:  # other chunks
         name = again[0]["output"]
         latents = [open_latents(path / name).latents.float() for path in (tmp_path / "out", folder / "undisturbed")]
-        assert off(*latents) < AGREE
+        assert moments_off(*latents) < AGREE
         assert len(made.pop(name)) == len(wanted.pop(name))
     assert made == wanted
 

@@ -74,7 +74,7 @@ Precision = Annotated[
         "--precision",
         panel=MODEL,
         metavar="auto|fp32|tf32|bf16|fp16",
-        help="auto is bf16 where the device has it, else fp32.",
+        help="auto is bf16 on CUDA devices that have it, else fp32.",
     ),
 ]
 ChunkFrames = Annotated[

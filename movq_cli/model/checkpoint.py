@@ -175,13 +175,13 @@ class Checkpoint:
         return self._load(Decoder3D, "decoder", device, dtype)
 
     def _load(self, kind: type[Network], part: str, device: torch.device | str, dtype: torch.dtype | None) -> Network:
-        from .convolution import lay_out
+        from .convolution import lay_out, round_weight
 
         with about(self.path):
             shapes = {name: stored.entry.shape for name, stored in self.tensors.items()}
             network, names = _fitting(kind, part, self.config, shapes)
         state = {
-            name.removeprefix(f"{part}."): lay_out(tensor.to(device=device, dtype=dtype))
+            name.removeprefix(f"{part}."): lay_out(round_weight(tensor.to(device), dtype or tensor.dtype))
             for name, tensor in self.read(names)
         }
         network.load_state_dict(state, strict=True, assign=True)

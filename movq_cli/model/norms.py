@@ -1,7 +1,8 @@
 """GroupNorm that streams: its statistics, merged over chunks, and its application, written where the next layer reads.
 
-On inference both run over blocks of a frame, small enough to stay in a CPU's cache, so that normalising and SiLU cost
-one pass over memory. With gradients on, the same numbers come from differentiable torch functions, whole.
+On inference both run over blocks. On a CPU these are parts of a frame, small enough to stay in its cache, so that normalising
+and SiLU cost one pass over memory; elsewhere as many frames as may be, so that launches do not grow in number with the frames.
+With gradients on, the same numbers come from differentiable torch functions, whole.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from .config import NORM_EPS, NORM_GROUPS, NORM_SCOPES
 from .convolution import LAYOUT, lay_out
 
 _CPU_BLOCK = 2**20  # elements: 2 to 4 MB; larger blocks lose digits in their fp32 sums and fall out of the cache
+_DEVICE_BLOCK = (
+    2**26
+)  # elsewhere: what has no cache to stay in, but a launch to pay for, and up to 256 MB beside the chunk
 
 
 @dataclass(frozen=True)
@@ -65,23 +69,29 @@ class GroupNorm(nn.GroupNorm):
         """The statistics of a chunk (B, C, T, H, W)."""
         x = lay_out(x)
         b, c, t, h, w = x.shape
-        rows = _block_rows(x)
+        each = self.scope == "frame"
         # torch's only reduction over a channels-last block that is exact (two passes, fp32 from bf16) and fast. It
         # returns fp32 only where it has fp32 running statistics to update; those are not used.
         unused = [torch.zeros(c, dtype=_sum_dtype(x), device=x.device) for _ in range(2)]
-        measure = torch.ops.aten.batch_norm_update_stats
-        pairs = [measure(x[i : i + 1, :, j, r], *unused, 0.0) for i, j, r in _blocks(x, rows)]
-        mean = torch.stack([m for m, _ in pairs]).double().view(b, t, -1, self.num_groups, c // self.num_groups)
-        var = torch.stack([v for _, v in pairs]).double().view_as(mean)
-        sizes = [len(range(h)[r]) * w for r in _row_slices(h, rows)]
-        weight = torch.tensor(sizes, dtype=torch.float64, device=x.device)[:, None, None].expand_as(mean)
-        dims = (2, 4) if self.scope == "frame" else (1, 2, 4)
-        total = weight.sum(dims, keepdim=True)
-        center = (mean * weight).sum(dims, keepdim=True) / total
-        m2 = ((var + (mean - center) ** 2) * weight).sum(dims, keepdim=True)
-        shape = (b, t if self.scope == "frame" else 1, self.num_groups)
-        count = sum(sizes) * (c // self.num_groups) * (1 if self.scope == "frame" else t)
-        return Moments(count, center.view(shape), m2.view(shape))
+        means, variances, sizes = [], [], []
+        for i, frames, rows in _blocks(x):
+            block = _fold(x, i, frames, rows)
+            if each and len(block) > 1:
+                var, mean = torch.var_mean(block.to(_sum_dtype(x)), (2, 3), correction=0)
+                sizes += [h * w] * len(block)
+            else:
+                mean, var = torch.ops.aten.batch_norm_update_stats(block, *unused, 0.0)
+                sizes.append(len(block) * block.shape[2] * w)
+            means.append(mean.view(-1, c))
+            variances.append(var.view(-1, c))
+        shape = (b, t if each else 1, -1, self.num_groups, c // self.num_groups)  # of the third, what is merged
+        mean, var = (torch.cat(parts).double().view(shape) for parts in (means, variances))
+        weight = torch.tensor(sizes, dtype=torch.float64).to(x.device, non_blocking=True)
+        weight = weight.view(shape[:3])[..., None, None].expand_as(mean)
+        center = (mean * weight).sum((2, 4), keepdim=True) / weight.sum((2, 4), keepdim=True)
+        m2 = ((var + (mean - center) ** 2) * weight).sum((2, 4))
+        count = h * w * (c // self.num_groups) * (1 if each else t)
+        return Moments(count, center[:, :, 0, :, 0], m2)
 
     def write(
         self,
@@ -90,11 +100,12 @@ class GroupNorm(nn.GroupNorm):
         moments: Moments | None = None,
         *,
         silu: bool,
-        modulate: Callable[[Tensor, int, int, slice], Tensor] | None = None,
+        modulate: Callable[[Tensor, int, slice, slice], Tensor] | None = None,
     ) -> None:
         """Normalises x (B, C, T, H, W), by its own moments if none are given, applies SiLU if asked, into `out`.
 
-        `modulate` is given each normalised block with its place (batch, frame, rows) before SiLU; no gradient passes it.
+        `modulate` is given each normalised block (frames, C, rows, W) with its place (batch, frames, rows) before SiLU; no
+        gradient passes it.
         """
         if torch.is_grad_enabled():
             y = self.differentiable(x)
@@ -107,12 +118,20 @@ class GroupNorm(nn.GroupNorm):
         mean = moments.mean.to(dtype).repeat_interleave(per_group, dim=2)
         var = (moments.m2 / moments.count).to(dtype).repeat_interleave(per_group, dim=2)
         weight, bias = self.weight.to(dtype), self.bias.to(dtype)
-        for i, j, r in _blocks(x, _block_rows(x)):
-            n = min(j, mean.shape[1] - 1)
-            block = F.batch_norm(x[i : i + 1, :, j, r], mean[i, n], var[i, n], weight, bias, False, 0.0, self.eps)
+        for i, frames, rows in _blocks(x):
+            block = _fold(x, i, frames, rows)
+            own = frames if mean.shape[1] > 1 else slice(0, 1)
+            if len(mean[i, own]) == 1:
+                block = F.batch_norm(block, mean[i, own][0], var[i, own][0], weight, bias, False, 0.0, self.eps)
+            else:
+                scale = weight / (var[i, own] + self.eps).sqrt()
+                shift = bias - mean[i, own] * scale
+                block = torch.addcmul(
+                    shift[..., None, None], block, scale[..., None, None], out=torch.empty_like(block)
+                )
             if modulate:
-                block = modulate(block, i, j, r)
-            target = out[i : i + 1, :, j, r]
+                block = modulate(block, i, frames, rows)
+            target = _fold(out, i, frames, rows)
             if silu:
                 torch.ops.aten.silu.out(block, out=target)
             else:
@@ -157,13 +176,14 @@ class SpatialNorm3D(nn.Module):
             g = g * unfold_frames(up_y, f.shape[0]) + unfold_frames(up_b, f.shape[0])
             out.copy_(F.silu(g) if silu else g)
             return
-        ready: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # of the latent frame last needed, enlarged
+        ready: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}  # of the latent frames last needed, enlarged
 
-        def modulate(block: Tensor, i: int, j: int, rows: slice) -> Tensor:
-            place = i, latent_of[j]
+        def modulate(block: Tensor, i: int, frames: slice, rows: slice) -> Tensor:
+            place = i, *latent_of[frames]
             if place not in ready:
                 ready.clear()
-                ready[place] = _up(y[i : i + 1, :, place[1]], f), _up(b[i : i + 1, :, place[1]], f)
+                scale, shift = (torch.cat([z[i : i + 1, :, latent] for latent in place[1:]]) for z in (y, b))
+                ready[place] = _up(scale, f), _up(shift, f)
             scale, shift = ready[place]
             return torch.addcmul(shift[:, :, rows], block, scale[:, :, rows], out=block)
 
@@ -188,17 +208,25 @@ def _sum_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _block_rows(x: Tensor) -> int:
-    """Rows of a frame that make one block: all of them, but for CPUs, whose caches are small."""
+def _block_size(x: Tensor) -> tuple[int, int]:
+    """Frames and rows of a block: on a CPU a part of one frame, elsewhere as many frames as may be."""
     _, c, _, h, w = x.shape
-    return h if x.device.type != "cpu" else min(h, max(1, _CPU_BLOCK // (c * w)))
+    if x.device.type == "cpu":
+        return 1, min(h, max(1, _CPU_BLOCK // (c * w)))
+    return max(1, _DEVICE_BLOCK // (c * h * w)), h
 
 
-def _row_slices(height: int, rows: int) -> list[slice]:
-    return [slice(r, min(r + rows, height)) for r in range(0, height, rows)]
-
-
-def _blocks(x: Tensor, rows: int) -> Iterator[tuple[int, int, slice]]:
-    """(batch, frame, rows) of every block, in memory order."""
+def _blocks(x: Tensor) -> Iterator[tuple[int, slice, slice]]:
+    """(batch, frames, rows) of every block, in memory order."""
     b, _, t, h, _ = x.shape
-    return ((i, j, r) for i in range(b) for j in range(t) for r in _row_slices(h, rows))
+    frames, rows = _block_size(x)
+    return ((i, j, r) for i in range(b) for j in _slices(t, frames) for r in _slices(h, rows))
+
+
+def _slices(length: int, step: int) -> list[slice]:
+    return [slice(at, min(at + step, length)) for at in range(0, length, step)]
+
+
+def _fold(x: Tensor, i: int, frames: slice, rows: slice) -> Tensor:
+    """A block of x (B, C, T, H, W) as (frames, C, rows, W): a view."""
+    return x[i, :, frames, rows].transpose(0, 1)
