@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from movq_cli import MovqError, encode_video
-from movq_cli.device import computing
+from movq_cli.device import choose_precision, computing
 from movq_cli.errors import OLDEST_TORCH, require_torch
 from movq_cli.model import convolution
 
@@ -182,6 +182,13 @@ def test_torch_before_2_9_has_the_old_interface(matmul, cudnn, monkeypatch):
 
     assert in_a_fork(lambda: inside("tf32")) == ("high", True)
     assert in_a_fork(lambda: inside("fp32")) == ("highest", False)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_what_auto_computes_in_is_the_same_on_every_cpu(bf16, monkeypatch):
+    monkeypatch.setattr(convolution, "cpu_computes_bf16", lambda: bf16)
+    assert choose_precision("auto", torch.device("cpu")) == "fp32"
+    assert choose_precision("bf16", torch.device("cpu")) == "bf16"
 
 
 def test_a_torch_that_does_not_tell_what_the_cpu_has(monkeypatch):
