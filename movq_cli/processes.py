@@ -1,7 +1,7 @@
 """Processes of movq's own: each runs one module's `main`, speaks in JSON lines, and ends with the process that made it.
 
-What a library does to a process, it does to one of these. `Child` is the side that starts it, `Talk` the side started.
-And a thread, for what can be done meanwhile.
+What a library does to a process, it does to one of these. `Child` is the side that starts it in a new interpreter, `Talk` the
+side started; forks.py starts those of which there are many. And a thread, for what can be done meanwhile.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, BinaryIO
+from io import FileIO
+from typing import IO, Any, BinaryIO
 
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from importlib import import_module; "
@@ -29,39 +30,44 @@ _QUIET_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
 
 
-class Child:
-    """A process that runs `main` of a module, which begins by making a Talk. Close it."""
+def spawn(module: str, *arguments: str, **more: Any) -> subprocess.Popen[bytes]:
+    """Start a new interpreter that runs `main` of a module; `sys.argv[3]` there is for `settle`, the arguments follow."""
+    # Linux ties "dies with its parent" to the thread that started it; others may end before the process does.
+    parent = os.getpid() if threading.current_thread() is threading.main_thread() else 0
+    command = [sys.executable, "-P", "-c", _START, json.dumps(sys.path), module, str(parent), *arguments]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL, bufsize=0, **more)
 
-    started, lost = True, False
 
-    def __init__(self, module: str, pass_fds: tuple[int, ...] = ()) -> None:
-        # Linux ties "dies with its parent" to the thread that started it; others may end before the process does.
-        parent = os.getpid() if threading.current_thread() is threading.main_thread() else 0
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _START, json.dumps(sys.path), module, str(parent)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            pass_fds=pass_fds,
-            bufsize=0,
-        )
+def settle(parent: int) -> None:
+    """Have this process end with its parent, and not by what a terminal tells a whole group: the parent decides that.
+
+    On Linux the end comes at once, stopped or hung though the process may be; elsewhere a closed pipe has to do.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if parent and prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+class Spoken:
+    """The conversation with a process that makes a Talk: through the pipes to its standard input and from its output."""
+
+    def __init__(self, to: IO[bytes] | FileIO, out: IO[bytes] | FileIO) -> None:
+        self._to, self._out = to, out
         self._inbox = b""
         self._messages: deque[dict[str, Any]] = deque()
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     def fileno(self) -> int:
         """Becomes readable when it says something or is over."""
-        assert self._process.stdout is not None
-        return self._process.stdout.fileno()
+        return self._out.fileno()
 
     def send(self, data: bytes | dict[str, Any]) -> None:
-        """A message, or the bytes that the child reads by itself. Nothing happens if it is over: `receive` tells."""
-        assert self._process.stdin is not None
+        """A message, or the bytes that the process reads by itself. Nothing happens if it is over: `receive` tells."""
         with suppress(BrokenPipeError):
-            self._process.stdin.write(data if isinstance(data, bytes) else json.dumps(data).encode() + b"\n")
+            self._to.write(data if isinstance(data, bytes) else json.dumps(data).encode() + b"\n")
 
     def receive(self, seconds: float) -> dict[str, Any]:
         """Its next message. Raises TimeoutError after so many seconds of silence, EOFError where it is over."""
@@ -85,10 +91,29 @@ class Child:
         *lines, self._inbox = (self._inbox + data).split(b"\n")
         self._messages.extend(map(json.loads, lines))
 
+    def hang_up(self) -> None:
+        self._to.close()
+        self._out.close()
+
+
+class Child(Spoken):
+    """A process in a new interpreter, which runs `main` of a module. Close it."""
+
+    started, lost = True, False
+
+    def __init__(self, module: str) -> None:
+        self._process = spawn(module, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        super().__init__(self._process.stdin, self._process.stdout)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def death(self) -> str:
         """How it ended: the name of a signal, or its exit code."""
-        code = self._process.wait()
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return name_of(self._process.wait())
 
     def kill(self) -> None:
         """Ends it at once, and waits for nothing."""
@@ -98,23 +123,20 @@ class Child:
     def close(self) -> None:
         """Ends it, at once and for certain."""
         self.kill()
-        process = self._process
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+        self._process.wait()
+        self.hang_up()
+
+
+def name_of(code: int) -> str:
+    """Name an end as `subprocess` numbers it."""
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 class Talk:
-    """The child's side: JSON lines to the process that made this one. Whatever else it prints goes nowhere.
+    """The child's side: JSON lines to the process that made this one. Whatever else it prints goes nowhere."""
 
-    Ctrl-C and its like reach a whole group of processes; the parent decides what they mean.
-    """
-
-    def __init__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        _die_with_parent(int(sys.argv[3]))
+    def __init__(self, parent: int | None = None) -> None:
+        settle(int(sys.argv[3]) if parent is None else parent)
         self._out: BinaryIO = os.fdopen(os.dup(1), "wb")
         self.inbox: BinaryIO = sys.stdin.buffer
         null = os.open(os.devnull, os.O_WRONLY)
@@ -137,15 +159,6 @@ class Talk:
         """The next message; None when there will be none."""
         line = self.inbox.readline()
         return dict(json.loads(line)) if line else None
-
-
-def _die_with_parent(parent: int) -> None:
-    """Has Linux kill this process with its parent, stopped or hung though it may be; elsewhere a closed pipe has to do."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if parent and prctl is not None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 def in_background(work: Callable[[], str]) -> Future[str]:

@@ -12,8 +12,9 @@ import pytest
 from movq_cli import encode_batch
 
 from . import clips
+from .helpers.processes import children, command, decoders
 from .test_batch import manifest, tree
-from .test_workers import children, wait_for
+from .test_workers import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -31,21 +32,8 @@ def folder(tmp_path_factory):
 
 def relays():
     """Processes of Ray that pass messages on to a worker which is encoding, and that worker."""
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{name}/cmdline", "rb") as file:
-                if b"ray::Relay" not in file.read():
-                    continue
-            with open(f"/proc/{name}/task/{name}/children") as file:
-                workers = [int(pid) for pid in file.read().split()]
-            for worker in workers:
-                with open(f"/proc/{worker}/task/{worker}/children") as file:
-                    if file.read().strip():
-                        found.append((int(name), worker))
-        except OSError:
-            continue
-    return found
+    found = [int(name) for name in os.listdir("/proc") if name.isdigit() and b"ray::Relay" in b"".join(command(name))]
+    return [(relay, worker) for relay in found for worker in children(relay) if decoders(worker)]
 
 
 def held(count):
@@ -122,20 +110,12 @@ def test_waiting_for_a_machine_can_be_interrupted(folder, tmp_path):
     process = subprocess.Popen(
         [*command, "--threads", "999"], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    wait_for(lambda: b"raylet" in b"".join(map(commands, children(process.pid))))
+    wait_for(lambda: any(b"raylet" in b"".join(command(child)) for child in children(process.pid)))
     time.sleep(15)  # until it waits: while Ray starts, signals are Ray's
     process.send_signal(signal.SIGTERM)
     _, talk = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, talk
     assert "stopped by SIGTERM" in talk
-
-
-def commands(pid):
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
 
 
 def test_what_cannot_be(folder, movq):

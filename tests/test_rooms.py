@@ -27,6 +27,7 @@ ROOMS = [
     "files",
     "difference",
     "metrics",
+    "forks",
     "processes",
     "errors",
 ]

@@ -18,6 +18,7 @@ from movq_cli import MovqError, Picture, Selection, probe, read_frames
 from movq_cli.video import count_frames
 
 from . import clips, hostile
+from .helpers.processes import decoders
 
 CITY = os.path.join(os.path.dirname(__file__), "data", "city.mp4")
 
@@ -447,18 +448,12 @@ def test_streams(tmp_path):
 # -- the process behind it
 
 
-def children():
-    pid = os.getpid()
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return [int(p) for p in file.read().split()]
-
-
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
 def test_a_crash_of_the_decoder_is_an_error_of_its_file(number):
-    before = set(children())
+    before = set(decoders())
     with read_frames(CITY, ahead=2) as reader:
         next(reader)
-        (child,) = set(children()) - before
+        (child,) = set(decoders()) - before
         os.kill(child, number)
         with pytest.raises(MovqError, match=f"decoder crashed.*{number.name}"):
             list(reader)
@@ -466,10 +461,10 @@ def test_a_crash_of_the_decoder_is_an_error_of_its_file(number):
 
 def test_a_decoder_that_hangs_is_an_error_of_its_file(monkeypatch):
     monkeypatch.setattr("movq_cli.video.reader.HANG_SECONDS", 3.0)  # more than its start takes on a busy machine
-    before = set(children())
+    before = set(decoders())
     with read_frames(CITY, ahead=2) as reader:
         next(reader)
-        (child,) = set(children()) - before
+        (child,) = set(decoders()) - before
         os.kill(child, signal.SIGSTOP)
         with pytest.raises(MovqError, match="decoder hung"):
             list(reader)
@@ -488,11 +483,11 @@ def test_a_decoder_that_takes_too_much_memory_is_an_error_of_its_file(tmp_path, 
 
 
 def test_no_process_outlives_its_reader():
-    before = set(children())
+    before = set(decoders())
     reader = read_frames(CITY)
     next(reader)
     reader.close()
-    assert set(children()) == before
+    assert set(decoders()) == before
 
 
 def test_only_the_named_file_is_opened(tmp_path):

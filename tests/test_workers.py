@@ -19,6 +19,7 @@ import pytest
 from movq_cli import MovqError, encode_batch, open_latents
 
 from . import clips
+from .helpers.processes import children, decoders
 from .test_batch import manifest, tree
 from .tolerance import AGREE, moments_off
 
@@ -40,14 +41,6 @@ def start_fresh(cwd, *arguments, **more):
     )
 
 
-def children(pid):
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children") as file:
-            return [int(p) for p in file.read().split()]
-    except OSError:
-        return []
-
-
 def wait_for(what, seconds=60):
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -59,7 +52,7 @@ def wait_for(what, seconds=60):
 
 def encoding(pid):
     """The workers that are at a video: those with a decoding process."""
-    return [worker for worker in children(pid) if any(map(decodes, children(worker)))]
+    return [worker for worker in children(pid) if decoders(worker)]
 
 
 def opened(pid):
@@ -68,14 +61,6 @@ def opened(pid):
         return [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
     except OSError:
         return []
-
-
-def decodes(pid):
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return b"movq_cli.video.child" in file.read()
-    except OSError:
-        return False
 
 
 def group(pgid):

@@ -1,4 +1,4 @@
-"""The decoding process: reads one video and hands frames to movq through shared memory.
+"""The decoding process: reads one video and hands frames to movq through shared memory. Forked, by forks.py.
 
 Whatever libav does to a process, it does to this one. It speaks JSON lines: one request on standard input, then there one
 byte for every frame slot set free; on standard output "opened", then "frame" lines, then "end", or "error" or "bug". A
@@ -16,17 +16,28 @@ from dataclasses import asdict
 from fractions import Fraction
 from typing import Any
 
+import av.logging
+import numpy as np
+
 from ..errors import MovqError
 from ..processes import Talk
+from .decode import FILTER_NAME, Decoder, count_frames
+from .geometry import Picture
+from .seek import find_entry
+from .selection import Selection
+from .source import open_video
 
 
-def main() -> None:
-    """Runs until the request is served, standard input closes, or the reader of standard output is gone."""
-    talk = Talk()
+def main(parent: int, memory: int | None = None) -> None:
+    """Runs until the request is served, standard input closes, or the reader of standard output is gone.
+
+    `memory` is the descriptor of the file that frames go to.
+    """
+    talk = Talk(parent)
     status = 0
     try:
         while (request := talk.hear()) is not None:
-            _answer(talk, request)
+            _answer(talk, request, memory)
             if request["mode"] != "survey":
                 break
     except BrokenPipeError:
@@ -34,9 +45,9 @@ def main() -> None:
     os._exit(status)  # libav's threads may hang at a normal exit
 
 
-def _answer(talk: Talk, request: dict[str, Any]) -> None:
+def _answer(talk: Talk, request: dict[str, Any], memory: int | None) -> None:
     try:
-        _serve(talk, request)
+        _serve(talk, request, memory)
     except BrokenPipeError:
         raise
     except BaseException as error:
@@ -62,15 +73,7 @@ def _bound(memory_limit: int) -> None:
             resource.setrlimit(resource.RLIMIT_DATA, (taken + memory_limit, most))
 
 
-def _serve(talk: Talk, request: dict[str, Any]) -> None:
-    import av.logging
-
-    from .decode import FILTER_NAME, Decoder, count_frames
-    from .geometry import Picture
-    from .seek import find_entry
-    from .selection import Selection
-    from .source import open_video
-
+def _serve(talk: Talk, request: dict[str, Any], memory: int | None) -> None:
     av.logging.set_level(av.logging.ERROR)
     av.logging.set_skip_repeated(False)  # or a message like the one before is hidden, be it of another file
     _bound(request["memory_limit"])
@@ -95,13 +98,12 @@ def _serve(talk: Talk, request: dict[str, Any]) -> None:
         geometry = decoder.geometry(picture, request["multiple"])
         size = geometry.padded_width * geometry.padded_height * 3
         slots = max(2, min(request["ahead"], request["ahead_bytes"] // size))
-        os.ftruncate(request["memory"], slots * size)
+        assert memory is not None
+        os.ftruncate(memory, slots * size)
         talk.say(
             "opened", info=_plain(asdict(decoder.info)), geometry=geometry.to_dict(), slots=slots, filter=FILTER_NAME
         )
-        import numpy as np
-
-        ring = np.frombuffer(mmap.mmap(request["memory"], slots * size), np.uint8)
+        ring = np.frombuffer(mmap.mmap(memory, slots * size), np.uint8)
         ring = ring.reshape(slots, geometry.padded_height, geometry.padded_width, 3)
         sent = 0
         for shown in decoder.frames(selection):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import MovqCrash, MovqError, MovqHang
-from ..processes import Child
+from ..forks import Forker
 from .geometry import Geometry, Picture
 from .info import VideoInfo
 from .selection import Selection
@@ -31,6 +31,8 @@ AHEAD_BYTES = 128 << 20
 
 DECODER_BYTES = 4 << 30
 """Memory that decoding may take besides (8192x4320 of HEVC in 10 bits takes 1 GB)."""
+
+_decoders = Forker("movq_cli.video.child")
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,11 @@ def read_frames(
     return FrameReader(path, selection or Selection(), picture or Picture(), multiple, ahead, threads, alive)
 
 
+def warm_decoders() -> None:
+    """Start what decoding processes are forked from, in good time. They do so by themselves when the first is needed."""
+    _decoders.warm()
+
+
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
     """What a video is. Decodes its first frame. Raises MovqError where there is none."""
     return _info(_ask(path, "probe", Selection())["info"])
@@ -219,8 +226,7 @@ class _Worker:
     alive: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(self, memory: int | None = None) -> None:
-        self._memory = memory
-        self._child = Child("movq_cli.video.child", () if memory is None else (memory,))
+        self._child = _decoders.start(*(() if memory is None else (memory,)))
 
     def ask(
         self,
@@ -244,7 +250,6 @@ class _Worker:
             "ahead": ahead,
             "ahead_bytes": AHEAD_BYTES,
             "threads": threads,
-            "memory": self._memory,
             "memory_limit": DECODER_BYTES,
         }
         self._child.send(request)

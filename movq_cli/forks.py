@@ -1,0 +1,213 @@
+"""Processes of which there are many: a process that has imported what they need forks them, each in milliseconds.
+
+`Forker` is the side that asks, `main` the process that forks. It has one thread and never imports torch, so that a fork is a
+whole copy of it. It does one thing at a time, and ends with the process that asks; its children end with it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from io import FileIO
+
+from .processes import Spoken, name_of, settle, spawn
+
+_REQUEST = struct.Struct("!ci")
+"""_FORK, with the descriptors that the child gets, or _END and the number of the process to end."""
+_REPLY = struct.Struct("!i")
+"""The number of the new process, or the error below zero; or how the process ended."""
+_FORK, _END = b"f", b"e"
+_MOST_DESCRIPTORS = 3
+
+
+class Forked(Spoken):
+    """A process that a Forker has forked, or is about to. Close it."""
+
+    def __init__(self, forker: Forker, to: int, out: int) -> None:
+        super().__init__(FileIO(to, "w"), FileIO(out))
+        self._forker = forker
+        self.pid = 0
+        self.how = ""
+        """How it ended, once that is known."""
+
+    def death(self) -> str:
+        """How it ended: the name of a signal, its exit code, or why it could not begin. For when it says no more."""
+        if not self.how:
+            self._forker.end(self)
+        return self.how
+
+    def close(self) -> None:
+        """Ends it, at once and for certain."""
+        self.death()
+        self.hang_up()
+
+
+class Forker:
+    """Starts processes that run `main` of a module, by one that has imported it. Any thread may ask.
+
+    That one starts with the first of them, or with `warm`, and again if it is gone.
+    """
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+        self._begin()
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._line: socket.socket | None = None
+        self._asked: deque[Forked] = deque()  # whose numbers are on the way
+
+    def warm(self) -> None:
+        """Start the process that forks, without waiting for it."""
+        with self._lock:
+            self._connected()
+
+    def start(self, *descriptors: int) -> Forked:
+        """Fork a process, without waiting for it; its `main` is given its parent's number and the descriptors."""
+        child_in, to = os.pipe()
+        out, child_out = os.pipe()
+        forked = Forked(self, to, out)
+        try:
+            with self._lock:
+                for line in (self._connected, self._reconnected):
+                    try:
+                        socket.send_fds(line(), [_REQUEST.pack(_FORK, 0)], [child_in, child_out, *descriptors])
+                        break
+                    except (BrokenPipeError, ConnectionResetError):
+                        continue  # it was killed while it was idle
+                self._asked.append(forked)
+        finally:
+            os.close(child_in)
+            os.close(child_out)
+        return forked
+
+    def end(self, forked: Forked) -> None:
+        """End a process and say in it how it ended."""
+        with self._lock:
+            try:
+                while self._asked:
+                    self._asked[0].pid = self._answer()
+                    self._asked.popleft()
+                if forked.pid < 0:
+                    forked.how = f"it could not start: {os.strerror(-forked.pid).lower()}"
+                elif self._line is not None:
+                    self._line.sendall(_REQUEST.pack(_END, forked.pid))
+                    forked.how = name_of(self._answer())
+            except (EOFError, BrokenPipeError, ConnectionResetError):
+                forked.how = self._disconnect()
+            forked.how = forked.how or "SIGKILL"  # with the one that forked it
+
+    def _answer(self) -> int:
+        assert self._line is not None
+        data = self._line.recv(_REPLY.size, socket.MSG_WAITALL)
+        if len(data) < _REPLY.size:
+            raise EOFError
+        return int(_REPLY.unpack(data)[0])
+
+    def _connected(self) -> socket.socket:
+        if self._line is None:
+            self._line, theirs = socket.socketpair()
+            with theirs:
+                self._process = spawn(
+                    __name__,
+                    str(theirs.fileno()),
+                    self._module,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                    env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # or numpy starts threads
+                )
+            atexit.register(self.close)
+        return self._line
+
+    def _reconnected(self) -> socket.socket:
+        self._disconnect()
+        return self._connected()
+
+    def _disconnect(self) -> str:
+        """End the process that forks, and say how it ended."""
+        if self._line is None or self._process is None:
+            return ""
+        atexit.unregister(self.close)
+        self._line.close()
+        how, self._line = name_of(self._process.wait()), None
+        while self._asked:
+            self._asked.popleft().how = how
+        return how
+
+    def close(self) -> None:
+        """End the process that forks and all that it has forked."""
+        with self._lock:
+            self._disconnect()
+
+    def _forget(self) -> None:
+        """In a fork of this process: what there is belongs to the other."""
+        if self._line is not None and self._process is not None:
+            self._line.close()
+            self._process.returncode = 0  # or it complains that it was not waited for
+        self._begin()
+
+
+def main() -> None:
+    """Fork when asked, until nobody is left to ask."""
+    parent, descriptor, module = sys.argv[-3:]
+    settle(int(parent))
+    line = socket.socket(fileno=int(descriptor))
+    run = import_module(module).main
+    gc.collect()
+    gc.freeze()
+    children: set[int] = set()
+    while True:
+        request, descriptors, _, _ = socket.recv_fds(line, _REQUEST.size, _MOST_DESCRIPTORS)
+        if not request:
+            for pid in children:
+                os.kill(pid, signal.SIGKILL)
+            os._exit(0)
+        kind, pid = _REQUEST.unpack(request)
+        if kind == _FORK:
+            reply = _fork(run, line, descriptors)
+            if reply > 0:
+                children.add(reply)
+        else:
+            os.kill(pid, signal.SIGKILL)
+            reply = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            children.remove(pid)
+        with suppress(BrokenPipeError):
+            line.sendall(_REPLY.pack(reply))
+
+
+def _fork(run: Callable[..., None], line: socket.socket, descriptors: list[int]) -> int:
+    """Fork a process that runs `run(parent, *descriptors)`; the first two are its standard input and output.
+
+    Return its number, or the error below zero.
+    """
+    parent = os.getpid()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        pid = -(error.errno or 1)
+    if pid:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return pid
+    try:
+        line.close()
+        for place, descriptor in enumerate(descriptors[:2]):
+            os.dup2(descriptor, place)
+            os.close(descriptor)
+        run(parent, *descriptors[2:])
+    finally:
+        os._exit(1)
