@@ -179,7 +179,9 @@ def make_plan(
     checkpoint: Checkpoint,
     device: torch.device,
     precision: str,
+    open_at_once: int = 1,
 ) -> Plan:
+    """Plan an encoding, by what its reader tells of the video; `open_at_once` videos of this size are."""
     config, geometry = checkpoint.config, reader.geometry
     semantics = checkpoint.semantics if options.semantics == "auto" else options.semantics
     padded = dropped = 0
@@ -214,7 +216,7 @@ def make_plan(
             pixels = height * width * config.in_channels
             if device.type == "cuda":  # frames arrive as bytes and become fp32
                 return frames * pixels * (1 + ITEM_SIZE["fp32"])
-            return 2 * frames * pixels + min(AHEAD_FRAMES * pixels, AHEAD_BYTES)
+            return 2 * frames * pixels + open_at_once * min(AHEAD_FRAMES * pixels, AHEAD_BYTES)
 
         return Task(
             config=config,

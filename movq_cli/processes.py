@@ -143,11 +143,13 @@ class Talk:
         os.dup2(null, 1)
         os.dup2(null, 2)
         self._last = time.monotonic()
+        self._lock = threading.Lock()
 
     def say(self, kind: str, **values: Any) -> None:
-        """Raises BrokenPipeError where nobody listens any more."""
-        self._out.write(json.dumps({"kind": kind, **values}).encode() + b"\n")
-        self._out.flush()
+        """Any thread may. Raises BrokenPipeError where nobody listens any more."""
+        with self._lock:
+            self._out.write(json.dumps({"kind": kind, **values}).encode() + b"\n")
+            self._out.flush()
         self._last = time.monotonic()
 
     def alive(self) -> None:

@@ -267,8 +267,8 @@ PROMISES = {
             ),
             Break(
                 "where they come from is not found out",
-                "encode.py",
-                "run = replace(run, check=True)",
+                "encoding.py",
+                "self._check = True",
                 "raise MovqError('gives numbers that are not finite') from None",
                 "test_encode.py::test_numbers_that_are_not_finite_are_traced_to_stage_and_frame",
             ),
@@ -474,7 +474,7 @@ PROMISES = {
         [
             Break(
                 "what was dropped is not said",
-                "encode.py",
+                "encoding.py",
                 "frames_dropped=chunker.dropped,\n            fps",
                 "frames_dropped=0,\n            fps",
                 "test_encode.py::test_what_the_file_says",

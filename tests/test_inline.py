@@ -43,7 +43,7 @@ def test_a_bug_in_the_encoder_is_raised_where_it_is(folder, monkeypatch):
     def divide(*arguments, **options):
         return 1 / 0
 
-    monkeypatch.setattr(VideoEncoder, "encode", divide)
+    monkeypatch.setattr(VideoEncoder, "begin", divide)
     with pytest.raises(ZeroDivisionError):
         batch(folder)
     monkeypatch.undo()

@@ -14,6 +14,7 @@ ROOMS = [
     "eval",
     "decode",
     "encode",
+    "encoding",
     "plan",
     "budget",
     "codec",

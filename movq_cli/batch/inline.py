@@ -15,7 +15,7 @@ from ..encode import VideoEncoder
 from ..plan import EncodeOptions
 from .manifest import Line
 from .pool import Ready, Task, WorkerState
-from .work import describe, work
+from .work import Work, describe
 
 
 class Inline:
@@ -51,7 +51,9 @@ class Inline:
                 state.done, state.total = done, total
                 tick()
 
-            outcome = work(self._encoder, task.item, self._folder, progress, tick, force=task.force)
+            work = Work(self._encoder, task.item, self._folder, tick, force=task.force)
+            work.compute(progress)
+            outcome = work.finish()
             state.task = None
             yield task, outcome
             tick()

@@ -1,8 +1,10 @@
-"""Workers: processes that each load the weights once and take one item at a time; where they run, an engine says.
+"""Workers: processes that each load the weights once and encode one item after the other; where they run, an engine says.
 
-One that dies, shows no progress for too long, or holds on to too much memory is replaced. The item it had is tried once
-more if the cause may have been passing. What lacked memory is tried again when all else is done, by half as many workers with
-twice the memory each, and so on; in the end, or if the process died of it, in the smallest chunks.
+A worker has the next item already while it encodes one, and may still be writing the one before. If it dies, or shows no
+progress for too long, it is replaced; what it had begun is tried once more, each item alone, so that none pays for another.
+One that holds on to too much memory is replaced when it has done what it has. What lacked memory is tried again when all else
+is done, by half as many workers with twice the memory each, and so on; in the end, or if the process died of it, in the smallest
+chunks.
 """
 
 from __future__ import annotations
@@ -69,11 +71,23 @@ class WorkerState:
 
 @dataclass(kw_only=True)
 class Worker(WorkerState):
-    """A process, and what it does."""
+    """A process, and what it does: `tasks` in the order of their ends, of which it has `begun` so many; `task` is computed.
+
+    `leaving`: it gets no more of them.
+    """
 
     child: Handle
     heard: float = field(default_factory=time.monotonic)
     first_resident: int = 0
+    tasks: deque[Task] = field(default_factory=deque)
+    begun: int = 0
+    leaving: bool = False
+
+    def takes(self, task: Task, ahead: int) -> bool:
+        """Whether it may have a task, with `ahead` others that it computes or has yet to. What was tried before is done alone."""
+        alone = any(other.first for other in (*self.tasks, task))
+        before = len(self.tasks) - self.begun + (self.task is not None)
+        return self.ready and not self.leaving and before == ahead and not (alone and self.tasks)
 
 
 class Pool:
@@ -112,12 +126,10 @@ class Pool:
         self.count = max(1, min(self.count, len(self._tasks)))
         while len(self.workers) < self.count:
             self.workers.append(self._start(len(self.workers)))
-        while self._tasks or self._later or any(worker.task for worker in self.workers):
-            if not self._tasks and not any(worker.task for worker in self.workers):
+        while self._tasks or self._later or any(worker.tasks for worker in self.workers):
+            if not self._tasks and not any(worker.tasks for worker in self.workers):
                 self._try_again_with_fewer()
-            for worker in self.workers:
-                if worker.ready and worker.task is None and self._tasks:
-                    self._give(worker, self._tasks.popleft())
+            self._give_out()
             yield from self._listen()
             tick()
 
@@ -150,10 +162,18 @@ class Pool:
         worker.child.send({"options": options.to_dict()})
         return worker
 
-    def _give(self, worker: Worker, task: Task) -> None:
-        worker.task, worker.done, worker.total = task, 0, None
-        task.attempts += 1
-        worker.heard = time.monotonic()
+    def _give_out(self) -> None:
+        """A task for each worker that has nothing to compute; and one more, while enough are left for all."""
+        for ahead, left in ((0, 1), (1, self.count)):
+            for worker in self.workers:
+                if len(self._tasks) >= left and worker.takes(self._tasks[0], ahead):
+                    self._give(worker)
+
+    def _give(self, worker: Worker) -> None:
+        task = self._tasks.popleft()
+        if not worker.tasks:
+            worker.heard = time.monotonic()
+        worker.tasks.append(task)
         overrides = {"force": task.force, "memory_budget": self._share(), **task.overrides}
         worker.child.send({"item": item_to_dict(task.item), "folder": self._folder, "overrides": overrides})
 
@@ -184,7 +204,7 @@ class Pool:
                     error = _death(worker.child.death())
             elif not worker.child.started:
                 worker.heard = now  # it waits for a machine
-            elif (worker.task or not worker.ready) and now - worker.heard > self._patience(worker):
+            elif (worker.tasks or not worker.ready) and now - worker.heard > self._patience(worker):
                 error = MovqHang(f"no progress for {self._patience(worker):g} s")
             if error is not None:
                 yield from self._lost(worker, error)
@@ -195,6 +215,12 @@ class Pool:
     def _heard(self, worker: Worker, message: dict[str, Any]) -> Iterator[tuple[Task, Line]]:
         if message["kind"] == "progress":
             worker.done, worker.total = message["done"], message["total"]
+        elif message["kind"] == "begin":
+            worker.task, worker.done, worker.total = worker.tasks[worker.begun], 0, None
+            worker.begun += 1
+            worker.task.attempts += 1
+        elif message["kind"] == "computed":
+            worker.task = None
         elif message["kind"] == "unusable":
             self._do_without(worker, MovqError.from_dict(message))
         elif message["kind"] == "ready":
@@ -206,26 +232,43 @@ class Pool:
                 self._do_without(worker, MovqError("the weights of a worker's machine are others"))
                 return
             worker.ready, self._deaths = True, 0
-        elif message["kind"] == "end" and worker.task is not None:
-            task, worker.task = worker.task, None
+        elif message["kind"] == "end" and worker.tasks:
+            task = worker.tasks.popleft()
+            worker.begun = max(0, worker.begun - 1)
             worker.first_resident = worker.first_resident or message["resident"]
-            if message["over"] or message["resident"] > max((self._share() or 0) // 2, 2 * worker.first_resident):
+            if message["resident"] > max((self._share() or 0) // 2, 2 * worker.first_resident):
+                worker.leaving = True
+            if message["over"]:
+                self._take_back(worker)
+            if message["over"] or (worker.leaving and not worker.tasks):
                 self._replace(worker)
             yield from self._outcome(task, message["outcome"])
 
     def _lost(self, worker: Worker, error: MovqError) -> Iterator[tuple[Task, Line]]:
         """A worker is dead, or must be ended."""
-        task, worker.task = worker.task, None
-        if task is None and not worker.ready:
+        if not worker.ready:
             self._deaths += 1
             if self._deaths > 2:
                 self._do_without(worker, MovqCrash(f"a worker cannot start: {error.reason}"))
                 return
+        if worker.tasks and not worker.begun:  # it died of opening it
+            worker.tasks[0].attempts += 1
+            worker.begun = 1
+        begun = [worker.tasks.popleft() for _ in range(worker.begun)]
+        self._take_back(worker)
         self._replace(worker)
-        if task is not None:
+        for task in begun:
             if worker.child.lost:
                 task.allowed = min(task.allowed + 1, _MOST_ATTEMPTS)
             yield from self._outcome(task, unmade(error), died=True)
+
+    def _take_back(self, worker: Worker) -> None:
+        """What a worker has and will not do is for another, and no attempt."""
+        for task in reversed(worker.tasks):
+            task.attempts -= task is worker.task
+            if not self._stopped:
+                self._tasks.appendleft(task)
+        worker.tasks.clear()
 
     def _do_without(self, worker: Worker, error: MovqError) -> None:
         """Goes on with the others, if there are any."""

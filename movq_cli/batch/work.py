@@ -1,31 +1,39 @@
-"""The worker: one item in, what became of it out, as the manifest has it. `main` is the process that pool.py starts.
+"""The worker: items in, what became of each out, as the manifest has it. `main` is the process that pool.py starts.
 
-It loads the weights once and takes one item at a time. It hears a first message with its options, then one per item; it
-says "ready", then of each item "progress", and "end" with what became of it. "unusable" is for weights or options that no item
-could be encoded with.
+It loads the weights once. Three items are on their way at a time, so that nothing waits for a file: the next is opened, by one
+thread, while one is encoded, by the main one, and the one before is written and synced, by a third. It hears a first message with
+its options, then one per item; it says "ready", then of each item, in their order, "begin", "progress", "computed", and "end"
+with what became of it. "unusable" is for weights or options that no item could be encoded with.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from fractions import Fraction
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 from ..codec import Progress
 from ..device import available_memory, memory_errors, spare_page_faults, usable_cores
-from ..encode import EncodeResult, VideoEncoder
+from ..encode import VideoEncoder
+from ..encoding import EncodeResult, Encoding
 from ..errors import MovqCrash, MovqError, printable
 from ..files import require_file, write_error
 from ..latents import is_latents
 from ..plan import EncodeOptions
 from ..processes import Talk
-from ..video import Picture
+from ..video import Picture, warm_decoders
 from .items import Item
 from .manifest import Line
 from .paths import refuse_links
+
+_OPEN_AT_ONCE = 2
+"""Videos: the one that is encoded, and the next."""
 
 
 def source_hint(path: str) -> list[int]:
@@ -47,34 +55,60 @@ def options_of(item: Item, options: EncodeOptions) -> EncodeOptions:
     return replace(options, selection=selection, picture=picture, short="pad" if item.pad else options.short)
 
 
-def work(
-    encoder: VideoEncoder,
-    item: Item,
-    folder: str,
-    progress: Progress,
-    alive: Callable[[], None] = lambda: None,
-    **overrides: Any,
-) -> Line:
-    """Encodes an item into the output folder; the part of its line that says what became of it. Raises nothing but bugs.
+class Work:
+    """An item on its way into the output folder: opened when made, then to be computed, then finished. Raises nothing but bugs.
 
     An older latents file is replaced, anything else only with the override `force`.
     """
-    outcome = Line()
-    output = os.path.join(folder, item.output)
-    options = options_of(item, encoder.options)
-    overrides |= {name: getattr(options, name) for name in ("selection", "picture", "short")}
-    try:
-        require_file(item.path)
-        outcome["source"] = source_hint(item.path)
-        refuse_links(folder, item.output)
-        os.makedirs(os.path.dirname(output), exist_ok=True)
-        overrides["force"] = overrides.get("force", False) or is_latents(output)
-        result = encoder.encode(item.path, output, progress=progress, alive=alive, **overrides)
-    except MovqError as error:
-        return outcome | unmade(error)
-    except OSError as error:
-        return outcome | unmade(write_error(error, output))  # of a folder for it
-    return outcome | _made(item, result)
+
+    def __init__(
+        self,
+        encoder: VideoEncoder,
+        item: Item,
+        folder: str,
+        alive: Callable[[], None] = lambda: None,
+        open_at_once: int = 1,
+        **overrides: Any,
+    ) -> None:
+        self._item = item
+        self._outcome = Line()
+        self._encoding: Encoding | None = None
+        output = os.path.join(folder, item.output)
+        options = options_of(item, encoder.options)
+        overrides |= {name: getattr(options, name) for name in ("selection", "picture", "short")}
+        with self._refusing():
+            require_file(item.path)
+            try:
+                self._outcome["source"] = source_hint(item.path)
+                refuse_links(folder, item.output)
+                os.makedirs(os.path.dirname(output), exist_ok=True)
+            except OSError as error:
+                raise write_error(error, output) from error
+            overrides["force"] = overrides.get("force", False) or is_latents(output)
+            self._encoding = encoder.begin(item.path, output, alive=alive, open_at_once=open_at_once, **overrides)
+            self._encoding.count()
+
+    def compute(self, progress: Progress) -> None:
+        if self._encoding is not None:
+            with self._refusing():
+                self._encoding.compute(progress)
+
+    def finish(self) -> Line:
+        """The part of the item's line that says what became of it."""
+        if self._encoding is not None:
+            with self._refusing(), self._encoding as encoding:
+                self._outcome |= _made(self._item, encoding.finish())
+        return self._outcome
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except MovqError as error:
+            self._outcome |= unmade(error)
+            if self._encoding is not None:
+                self._encoding.close()
+                self._encoding = None
 
 
 def unmade(error: MovqError) -> Line:
@@ -119,6 +153,7 @@ def _serve(talk: Talk) -> None:
     if first is None:
         return
     spare_page_faults()
+    warm_decoders()
     try:
         with memory_errors():
             encoder = VideoEncoder(EncodeOptions.from_dict(first["options"]))
@@ -128,21 +163,50 @@ def _serve(talk: Talk) -> None:
         talk.say("unusable", **known.to_dict())
         return
     talk.say("ready", ready=ready)
-    while (message := talk.hear()) is not None:
+    try:
+        _take_turns(talk, encoder)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        reason = f"a bug of movq: {type(error).__name__}: {error} (movq --debug encode shows where)"
+        talk.say(
+            "end", outcome=unmade(MovqCrash(reason)), resident=0, over=True
+        )  # who knows what state this process is in
+
+
+def _take_turns(talk: Talk, encoder: VideoEncoder) -> None:
+    """One thread opens, this one computes, one finishes; each does an item after the other."""
+
+    def opened(message: dict[str, Any]) -> Work:
         item = item_from_dict(message["item"])
+        return Work(encoder, item, message["folder"], talk.alive, _OPEN_AT_ONCE, **message["overrides"])
 
-        def progress(done: int, total: int | None) -> None:
-            talk.say("progress", done=done, total=total)
+    def finish(work: Work, resident: int) -> None:
+        talk.say("end", outcome=work.finish(), resident=resident, over=False)
 
-        try:
-            outcome = work(encoder, item, message["folder"], progress, talk.alive, **message["overrides"])
-        except BrokenPipeError:
-            raise
-        except Exception as error:
-            reason = f"a bug of movq: {type(error).__name__}: {error} (movq --debug encode shows where)"
-            talk.say("end", outcome=unmade(MovqCrash(reason)), resident=0, over=True)
-            return  # who knows what state this process is in
-        talk.say("end", outcome=outcome, resident=_resident(), over=False)
+    def progress(done: int, total: int | None) -> None:
+        talk.say("progress", done=done, total=total)
+
+    with ThreadPoolExecutor(1) as opener, ThreadPoolExecutor(1) as finisher:
+        items: SimpleQueue[Future[Work] | None] = SimpleQueue()
+
+        def listen() -> None:
+            while (message := talk.hear()) is not None:
+                items.put(opener.submit(opened, message))
+            items.put(None)
+
+        Thread(target=listen, daemon=True).start()
+        before: Future[None] | None = None
+        while (opening := items.get()) is not None:
+            work = opening.result()
+            talk.say("begin")
+            work.compute(progress)
+            talk.say("computed")
+            if before is not None:
+                before.result()
+            before = finisher.submit(finish, work, _resident())
+        if before is not None:
+            before.result()
 
 
 def describe(encoder: VideoEncoder) -> dict[str, Any]:

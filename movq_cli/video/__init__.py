@@ -5,7 +5,7 @@ Decoding runs in a process of its own.
 
 from .geometry import Geometry, Picture, plan_geometry
 from .info import SUFFIXES, VideoInfo
-from .reader import AHEAD_BYTES, Frame, FrameReader, Surveyed, count_frames, probe, read_frames, survey
+from .reader import AHEAD_BYTES, Frame, FrameReader, Surveyed, count_frames, probe, read_frames, survey, warm_decoders
 from .selection import Selection
 from .write import FrameWriter, encode_png, open_writer, write_png
 
@@ -27,5 +27,6 @@ __all__ = [
     "probe",
     "read_frames",
     "survey",
+    "warm_decoders",
     "write_png",
 ]

@@ -1,0 +1,362 @@
+"""The steps of encoding one video: its decoder begins, frames become latents, and these get their name."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from . import __version__
+from .codec import Chunker, Progress, WorkDone, WrongCount, encode, encode_windows, silent
+from .device import computing, dtype_of, free_memory, memory_errors
+from .errors import MovqError, MovqOutOfMemory, about
+from .files import changed, file_name, refuse_inputs, require_file
+from .latents import LatentsWriter, Metadata
+from .model.checkpoint import Checkpoint
+from .plan import EncodeOptions, Plan, expected_frames, least_frames, make_plan, must_count, shortfall, start_reader
+from .posterior import Draw
+from .video import FrameReader, Selection, VideoInfo, count_frames
+
+if TYPE_CHECKING:
+    import torch
+
+    from .model.encoder import Encoder3D
+
+_WAY_OUT = {
+    "fp16": "fp16 ends at 65504, which activations of these weights exceed: --precision bf16, or fp32",
+    "bf16": "the weights make numbers that grow without bound: try --precision fp32, or other weights",
+    "fp32": "the weights make numbers that grow without bound: are they what they should be?",
+}
+_WAY_OUT["tf32"] = _WAY_OUT["fp32"]
+
+
+@dataclass(frozen=True)
+class EncodeResult:
+    """What was written. `seconds` of wall time from the call to the file in its place; `warnings` are also in the file.
+
+    `sha256` of the file written, `duration` in seconds of the frames kept; `chunk_frames` 0 is a whole window at a time;
+    `partial` is a video that was cut off or damaged, of which what comes before was taken.
+    """
+
+    path: str
+    shape: tuple[int, int, int, int, int]
+    dtype: str
+    bytes: int
+    sha256: str
+    width: int
+    height: int
+    frames: int
+    frames_padded: int
+    frames_dropped: int
+    duration: float
+    source_bytes: int
+    source_sha256: str
+    weights_digest: str
+    semantics: str
+    precision: str
+    device: str
+    chunk_frames: int
+    partial: bool
+    seconds: float
+    warnings: tuple[str, ...]
+
+    @property
+    def raw_bytes(self) -> int:
+        """Of the encoded frames as RGB, one byte per value."""
+        return self.frames * self.width * self.height * 3
+
+
+class _TooLarge(Exception):
+    """Memory ran out, though the plan was that it would not. The longest chunk there was, in frames."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan.budget.chunk_frames)
+        self.frames = plan.budget.chunk_frames or max(plan.windows or (plan.padded_frames or 0,)) - 1
+
+    def smaller(self, factor: int) -> int | None:
+        """A chunk of half as many frames; None if there is no smaller one."""
+        return None if self.frames <= factor else max(factor, self.frames // 2 // factor * factor)
+
+
+class _Computed(NamedTuple):
+    """What computing leaves for the end: the latents, all but named, and what is to be said of them."""
+
+    writer: LatentsWriter
+    reader: FrameReader
+    plan: Plan
+    chunker: Chunker
+    warnings: tuple[str, ...]
+
+
+class _NotFinite(Exception):
+    """Latents have numbers that are not finite. The same again, checked, finds out where they come from."""
+
+
+class Encoder(Protocol):
+    """What videos are encoded by, one after the other: encode.VideoEncoder."""
+
+    checkpoint: Checkpoint
+    notes: list[str]
+    weights_digest: Future[str]
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def network(self) -> Encoder3D: ...
+
+    def digest_of(self, source: str | os.PathLike[str], now: os.stat_result) -> Future[str]:
+        """A source's sha256."""
+
+
+class Encoding:
+    """One video on its way to its file. `compute` and then `finish` it, and close it; VideoEncoder.begin makes one.
+
+    Computing is begun again where it turns out that its plan was wrong. Raises MovqError for what is refused.
+    """
+
+    def __init__(
+        self,
+        by: Encoder,
+        source: str | os.PathLike[str],
+        output: str | os.PathLike[str],
+        options: EncodeOptions,
+        alive: Callable[[], None],
+        open_at_once: int,
+    ) -> None:
+        self._started = time.perf_counter()
+        self.by, self.source, self.output, self.options = by, source, output, options
+        self._alive, self._open_at_once = alive, open_at_once
+        self._before = require_file(source)
+        refuse_inputs(output, source, *by.checkpoint.files)
+        self._source_sha256 = by.digest_of(source, self._before)
+        self._notes: tuple[str, ...] = ()
+        self._check = False
+        self._frames: int | None = None
+        self._recounted = False
+        self._computed: _Computed | None = None
+        self._reader: FrameReader | None = self._start_reader()  # its process starts while torch is imported
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.by.checkpoint
+
+    def _start_reader(self) -> FrameReader:
+        return start_reader(self.source, self.options, self.checkpoint.config, self._alive)
+
+    def count(self) -> None:
+        """Count the frames, where the plan will need their number. `compute` does so if nobody has."""
+        if self._frames is None and must_count(self.options, self.checkpoint):
+            with about(os.fspath(self.source)):
+                self._frames = count_frames(self.source, self.options.selection, self._alive)
+
+    def compute(self, progress: Progress = silent) -> None:
+        """Encode all frames; the latents are then on disk, and without a name."""
+        with about(os.fspath(self.source)):
+            while True:
+                smaller: int | None = None
+                try:
+                    return self._compute(progress)
+                except WrongCount as wrong:
+                    # Packets promised other frames than decoding gave, and windows depend on them.
+                    if self._recounted:
+                        raise MovqError(f"gave {self._frames} frames at first, then {wrong.found}") from None
+                    self._frames, self._recounted = wrong.found, True
+                except _NotFinite:
+                    self._check = True
+                except _TooLarge as large:
+                    smaller = large.smaller(self.checkpoint.config.temporal_factor)
+                    if smaller is None:
+                        raise MovqOutOfMemory(
+                            "ran out of memory even in the smallest chunks; take a smaller picture"
+                        ) from None
+                # Here, where the error holds on to nothing any more.
+                if smaller is not None:
+                    self.options = replace(self.options, chunk_frames=smaller)
+                    self._notes = (f"ran out of memory, and was begun again in chunks of {smaller} frames",)
+                    free_memory(self.by.device)
+
+    def _compute(self, progress: Progress) -> None:
+        """Raises WrongCount if windows depend on a wrong number, _TooLarge where memory runs out while it computes,
+        _NotFinite unless it checks every stage.
+        """
+        options, checkpoint = self.options, self.checkpoint
+        with ExitStack() as stack:
+            writer = stack.enter_context(LatentsWriter(self.output, force=options.force))
+            reader, self._reader = self._reader or self._start_reader(), None
+            with reader:
+                device, precision = self.by.device, self.by.precision
+                with computing(precision, options.threads), memory_errors():
+                    encoder = self.by.network
+                    self.count()
+                    plan = make_plan(reader, self._frames, options, checkpoint, device, precision, self._open_at_once)
+                    chunker = Chunker(reader, options.tail, checkpoint.config, least_frames(options))
+                    try:
+                        with memory_errors():
+                            self._append(encoder, plan, chunker, writer, progress)
+                    except MovqOutOfMemory:
+                        raise _TooLarge(plan) from None
+            noted = [
+                *self.by.notes,
+                *self._notes,
+                *plan.budget.warnings,
+                *reader.warnings,
+                *shortfall(chunker, options),
+            ]
+            self._computed = _Computed(writer, reader, plan, chunker, tuple(dict.fromkeys(noted)))
+            stack.pop_all()
+
+    def finish(self) -> EncodeResult:
+        """Give the file its name, synced."""
+        assert self._computed is not None
+        writer, reader, plan, chunker, warnings = self._computed
+        with about(os.fspath(self.source)):
+            metadata = self._metadata(reader, plan, chunker, warnings)
+            if changed(self._before, os.stat(self.source)):
+                raise MovqError("changed while it was read")
+            size = writer.finish(metadata, chunker.times, chunker.indices)
+        return EncodeResult(
+            path=os.fspath(self.output),
+            shape=writer.shape,
+            dtype=writer.dtype,
+            bytes=size,
+            sha256=writer.sha256,
+            width=metadata.width,
+            height=metadata.height,
+            frames=metadata.frames,
+            frames_padded=chunker.padded,
+            frames_dropped=chunker.dropped,
+            duration=metadata.duration,
+            source_bytes=self._before.st_size,
+            source_sha256=metadata.source_sha256,
+            weights_digest=metadata.weights_digest,
+            semantics=plan.semantics,
+            precision=plan.precision,
+            device=plan.device,
+            chunk_frames=plan.budget.chunk_frames,
+            partial=reader.partial,
+            seconds=time.perf_counter() - self._started,
+            warnings=warnings,
+        )
+
+    def close(self) -> None:
+        """End what has begun; without `finish`, nothing is left of it."""
+        if self._reader is not None:
+            self._reader.close()
+        if self._computed is not None:
+            self._computed.writer.__exit__(None, None, None)
+
+    def __enter__(self) -> Encoding:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _append(
+        self, encoder: Encoder3D, plan: Plan, chunker: Chunker, writer: LatentsWriter, progress: Progress
+    ) -> None:
+        from .model.causal import StreamCache
+
+        options, config = self.options, self.checkpoint.config
+        dtype, store_dtype = dtype_of(plan.precision), _store_dtype(options, plan.precision)
+        expected = plan.frames or expected_frames(plan.info, options.selection)
+        worked = WorkDone(progress, expected, most=lambda: len(chunker.times))
+        lengths = encode_windows(plan.semantics, plan.padded_frames, plan.budget.chunk_frames, config)
+        cache = StreamCache()
+        windows = chunker.windows(lengths, plan.padded_frames if plan.windows else None, cache.end)
+        with plan.budget.store() as store:
+            chunks = encode(encoder, windows, self.by.device, dtype, store, worked, self._check, cache)
+            for latents in self._finite(chunks, plan, chunker):
+                if options.save == "sample":
+                    draw = Draw(options.seed, self._source_sha256.result(), chunker.indices[0])
+                    latents = draw(latents, writer.shape[2])
+                elif options.save == "mean":
+                    latents = latents[:, : config.z_channels]
+                writer.append(latents.to(store_dtype))
+
+    def _finite(self, chunks: Iterator[torch.Tensor], plan: Plan, chunker: Chunker) -> Iterator[torch.Tensor]:
+        """The same latents. Raises _NotFinite, or MovqError naming stage and frame where every stage is checked."""
+        import torch
+
+        from .model.stages import NotFinite
+
+        try:
+            for latents in chunks:
+                if not bool(torch.isfinite(latents).all()):
+                    raise _NotFinite
+                yield latents
+        except NotFinite as found:
+            frame = min(found.frame, len(chunker.times) - 1)  # where the tail is repeated, its last one
+            raise MovqError(
+                f"gives numbers that are not finite in {plan.precision}, first in {found.stage} at frame "
+                f"{chunker.indices[frame]} ({chunker.times[frame]:.3f} s): nothing was written; {_WAY_OUT[plan.precision]}"
+            ) from None
+        if self._check:
+            raise MovqError(
+                "gave numbers that are not finite once and not the second time: is this machine's memory sound?"
+            )
+
+    def _metadata(self, reader: FrameReader, plan: Plan, chunker: Chunker, warnings: tuple[str, ...]) -> Metadata:
+        info, geometry, config = plan.info, plan.geometry, self.checkpoint.config
+        said, options = self.checkpoint.metadata, self.options
+        preprocessing = {
+            "stored": list(geometry.stored),
+            "shown": list(geometry.shown),
+            "rotation": geometry.orientation.rotation,
+            "mirrored": geometry.orientation.mirrored,
+            "pixel_aspect": str(info.pixel_aspect),
+            "scaled": list(geometry.scaled) if geometry.resamples else None,
+            "filter": reader.filter,
+            "matrix": info.matrix,
+            "range": info.color_range,
+            "transfer": info.transfer,
+            "values": "x / 127.5 - 1",
+            "source_bytes": info.bytes,
+            "warnings": list(warnings),
+        } | ({"partial": True} if reader.partial else {})
+        return Metadata(
+            representation=options.save if config.double_z else "mean",
+            seed=options.seed if options.save == "sample" else None,
+            semantics=plan.semantics,
+            windows=None if plan.windows is None else list(plan.windows),
+            model=self.checkpoint.name,
+            config=json.loads(config.to_json()),
+            weights_digest=self.by.weights_digest.result(),
+            weights_licence=said.get("licence", ""),
+            scaling_factor=said.get("scaling_factor", ""),
+            shift_factor=said.get("shift_factor", ""),
+            invert_scale_latents=said.get("invert_scale_latents", ""),
+            temporal_factor=config.temporal_factor,
+            spatial_factor=config.spatial_factor,
+            precision=plan.precision,
+            width=geometry.width,
+            height=geometry.height,
+            pad_right=geometry.pad_right,
+            pad_bottom=geometry.pad_bottom,
+            crop=list(geometry.crop) if geometry.crops else None,
+            frames=len(chunker.times),
+            frames_padded=chunker.padded,
+            frames_dropped=chunker.dropped,
+            fps=_rate(info, options.selection),
+            duration=float(chunker.end - chunker.start),
+            preprocessing=preprocessing,
+            source_name=file_name(self.source),
+            source_sha256=self._source_sha256.result(),
+            movq_version=__version__,
+        )
+
+
+def _store_dtype(options: EncodeOptions, precision: str) -> torch.dtype:
+    return dtype_of(precision if options.store_dtype == "auto" else options.store_dtype)
+
+
+def _rate(info: VideoInfo, selection: Selection) -> Fraction | None:
+    rate = selection.fps or info.fps
+    return rate and rate / selection.every
