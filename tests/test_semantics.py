@@ -124,7 +124,7 @@ def test_frame_norms_have_one_way(tmp_path, movq, embedded):
 def test_a_count_that_lies_is_corrected(tmp_path, vae):
     """Packets may promise other frames than decoding gives: then the windows are made anew, once."""
     clip, x = clip_of(tmp_path, 21)
-    from movq_cli import encode as module
+    from movq_cli import encoding as module
 
     counted = module.count_frames
     try:

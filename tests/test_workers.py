@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import re
 import pty
 import random
 import re
@@ -20,7 +19,7 @@ import pytest
 from movq_cli import MovqError, encode_batch, open_latents
 
 from . import clips
-from .helpers.processes import children, decoders
+from .helpers.processes import children, decoders, forkers
 from .test_batch import manifest, tree
 from .tolerance import AGREE, moments_off
 
@@ -417,3 +416,69 @@ def test_videos_with_fewer_frames_than_asked_for_are_short_not_failed(tmp_path, 
     assert (lines["b.mp4"]["status"], lines["b.mp4"]["reason"]) == ("short", "has 7 of the 9 frames asked for")
     assert not (tmp_path / "out" / "b.mp4.safetensors").exists()
     assert "nothing to do" in movq(*command).stdout
+
+
+@pytest.fixture
+def two(start, tmp_path):
+    """A batch of one worker that encodes a.mp4, with b.mp4 opened ahead: (batch, worker, forker, decoders of a and of b)."""
+    clips.write(tmp_path / "a.mp4", clips.pictures(400, 160, 128))
+    clips.write(tmp_path / "b.mp4", clips.pictures(60, 160, 128))
+    process = start(tmp_path, "a.mp4", "b.mp4", "-o", "out", "--workers", 1, "--timeout", 4)
+    [worker] = wait_for(lambda: children(process.pid))
+    names = {str(tmp_path / name) for name in ("a.mp4", "b.mp4")}
+    wait_for(lambda: names <= {name for decoder in decoders(worker) for name in opened(decoder)})
+    [forker] = forkers(worker)
+    yield process, worker, forker, *sorted(decoders(worker))
+    process.kill()
+    process.communicate()
+
+
+def ended(process, folder):
+    """The batch's lines by id; all are done and nothing is left of its processes or beside its outputs."""
+    _, talk = process.communicate(timeout=120)
+    assert process.returncode == 0, talk
+    wait_for(lambda: not group(process.pid), 5)
+    lines = manifest(folder / "out")
+    assert {line["status"] for line in lines.values()} == {"done"}, talk
+    assert set(os.listdir(folder / "out")) == {"manifest.jsonl", "a.mp4.safetensors", "b.mp4.safetensors"}
+    return lines
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGSTOP])
+def test_the_decoder_of_an_item_opened_ahead_is_that_items_affair(two, tmp_path, number):
+    process, *_, ahead = two
+    os.kill(ahead, number)
+    lines = ended(process, tmp_path)
+    assert not lines["a.mp4"]["warnings"]
+    assert lines["b.mp4"]["warnings"][0].startswith("made at attempt 2; at the first: ")
+    assert ("crashed" if number == signal.SIGSEGV else "no progress for 4 s") in lines["b.mp4"]["warnings"][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGSTOP])
+def test_an_item_opened_ahead_does_not_pay_for_the_one_before(two, tmp_path, number):
+    process, worker, *_ = two
+    os.kill(worker, number)
+    lines = ended(process, tmp_path)
+    assert lines["a.mp4"]["warnings"][0].startswith("made at attempt 2; at the first: ")
+    assert not lines["b.mp4"]["warnings"]
+
+
+@pytest.mark.slow
+def test_what_forks_decoders_may_be_killed(two, tmp_path):
+    process, _, forker, *_ = two
+    os.kill(forker, signal.SIGKILL)
+    lines = ended(process, tmp_path)
+    assert all("the decoder crashed on it" in line["warnings"][0] for line in lines.values())
+
+
+@pytest.mark.slow
+def test_nothing_is_left_when_a_batch_is_killed_with_an_item_opened_ahead(two, tmp_path):
+    process, _, _, first, ahead = two
+    for decoder in (first, ahead):
+        os.kill(decoder, signal.SIGSTOP)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    wait_for(lambda: not group(process.pid), 5)
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
