@@ -1,13 +1,19 @@
 """Whether decoding costs anything: `movq encode` against decoding alone and encoding alone, on the same frames.
 
     python benchmarks/pipeline.py [CLIP ...] [--frames 49] [--runs 3] [--json FILE]
+    python benchmarks/pipeline.py --device-seconds [S ...] [--clips 12]
 
 Without clips: tests/data/city.mp4, and a synthetic one of 1920x1080. In one process, with weights loaded: "decoding" reads all
 frames as the encoder gets them; "encoding" encodes the same frames out of memory; "both" encodes the video to its file. Then
 processes from their start: "cold encoding", the same frames out of a file that is mapped, and "cold" the command `movq encode`;
 "start" is what the command takes beside "both": Python, torch, weights. Prints a Markdown table.
+
+With --device-seconds: a batch of 1920x1080 clips, one worker, and in place of a device one that takes S seconds for a clip and
+none of the CPU (stand_in.py): the share of time that it is busy, from its first chunk to its last. Without S: 1.25 times what
+decoding a clip takes, and 0.5.
 """
 
+import shutil
 import statistics
 import subprocess
 import sys
@@ -18,6 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import stand_in  # noqa: E402
 from benchmarks.common import Table, options, ratio, synthetic  # noqa: E402
 
 
@@ -52,6 +59,53 @@ def computing(frames, encode_options):
     return compute
 
 
+def busy_shares(wanted, frames, count, runs, file):
+    """Add a row for each time that a clip takes on the device."""
+    from movq_cli import EncodeOptions
+    from movq_cli.encode import VideoEncoder
+    from movq_cli.plan import start_reader
+
+    chosen = EncodeOptions(precision="bf16")
+    config = VideoEncoder(chosen).checkpoint.config
+    with tempfile.TemporaryDirectory() as folder:
+        clips = [f"{folder}/{i}.mp4" for i in range(count)]
+        synthetic(clips[0], frames, 1920, 1080)
+        for clip in clips[1:]:
+            shutil.copy(clips[0], clip)
+
+        def decode():
+            with start_reader(clips[0], chosen, config) as reader:
+                assert sum(1 for _ in reader) == frames
+
+        decode()
+        decoding = statistics.median(seconds_of(decode) for _ in range(max(3, runs)))
+        print(
+            f"{count} clips of {frames} frames of 1920x1080, decoding one takes {decoding:.2f} s; medians of {runs} runs\n"
+        )
+        table = Table(
+            {
+                "device s of a clip": ".2f",
+                "of decoding": ".2f",
+                "s of a clip": ".2f",
+                "busy": ".0%",
+                "least": ".0%",
+                "most": ".0%",
+            },
+            file,
+        )
+        for seconds in wanted or [1.25 * decoding, 0.5]:
+            found = [stand_in.busy(folder, clips, seconds / frames) for _ in range(runs)]
+            shares = [one.share for one in found]
+            table.add(
+                seconds,
+                seconds / decoding,
+                statistics.median(one.seconds for one in found),
+                statistics.median(shares),
+                min(shares),
+                max(shares),
+            )
+
+
 def main():
     import numpy as np
 
@@ -63,8 +117,13 @@ def main():
     parser = options(__doc__)
     parser.add_argument("clips", nargs="*", metavar="CLIP")
     parser.add_argument("--frames", type=int, default=49)
+    parser.add_argument("--device-seconds", type=float, nargs="*")
+    parser.add_argument("--clips", type=int, default=12, dest="count")
     parser.add_argument("--child", type=Path)
     args = parser.parse_args()
+    if args.device_seconds is not None:
+        busy_shares(args.device_seconds, args.frames, args.count, args.runs, args.json)
+        return
     spare_page_faults()
     chosen = EncodeOptions(selection=Selection(frames=args.frames))
     if args.child:
