@@ -3,9 +3,11 @@
     python benchmarks/batch.py tree [--good 270] [--bad 30] [--kills 5]
     python benchmarks/batch.py scan [--clips 10000] [--lines 100000]
     python benchmarks/batch.py throughput [--clips 16] [--frames 49] [--size 256x256] [--runs 3]
+    python benchmarks/batch.py tiny [--clips 2000] [--against CHECKOUT]
 
 `tree` encodes a tree of tests/nasty.py, runs again, then once more into another folder, killing the whole process group
-that many times on the way, and compares the results byte for byte. Prints Markdown.
+that many times on the way, and compares the results byte for byte. `tiny` is what clips of 10 frames of 64x48 cost by one worker
+of one thread: the CPU of the whole machine, so leave it alone; with another checkout of movq, by that too. Prints Markdown.
 """
 
 import json
@@ -177,9 +179,46 @@ def throughput(folder, options):
         table.add(name, seconds, frames, ratio(loop, [s for s, _ in taken[name]]), cores)
 
 
+def tiny(folder, options):
+    (folder / "in").mkdir()
+    for i in range(options.clips):
+        path = folder / "in" / f"{i:05d}.mp4"
+        if i:
+            shutil.copy(folder / "in" / "00000.mp4", path)
+        else:
+            clips.write(path, clips.pictures(10))
+    shutil.copytree(folder / "in", folder / "few", ignore=lambda _, names: sorted(names)[1:])
+    table = Table(
+        {"checkout": "", "clips": "d", "s": ".1f", "ms of a clip": ".0f", "CPU ms of a clip": ".0f"}, options.json
+    )
+    for checkout in filter(None, (options.against, ROOT)):
+        taken = []
+        for source in ("few", "in"):  # the first one is what starting costs
+            before, started = cpu_of_all(), time.perf_counter()
+            run(
+                *("batch-encode", source, "-o", f"out {source}", "--workers", "1", "--force"),
+                *("--threads", "1", "--precision", "fp32"),
+                cwd=folder,
+                check=True,
+                env=os.environ | {"PYTHONPATH": str(checkout)},
+            )
+            taken.append((time.perf_counter() - started, cpu_of_all() - before))
+        (start, start_cpu), (seconds, cpu) = taken
+        each = options.clips - 1
+        table.add(
+            checkout.name, options.clips, seconds, 1000 * (seconds - start) / each, 1000 * (cpu - start_cpu) / each
+        )
+
+
+def cpu_of_all():
+    """Seconds of CPU that the machine has spent: some processes are waited for by nobody here."""
+    user, nice, system = map(int, Path("/proc/stat").read_text().split()[1:4])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+
+
 def main():
     parser = common.options(__doc__)
-    parser.add_argument("what", choices=["tree", "scan", "throughput"])
+    parser.add_argument("what", choices=["tree", "scan", "throughput", "tiny"])
     parser.add_argument("--good", type=int, default=270)
     parser.add_argument("--bad", type=int, default=30)
     parser.add_argument("--kills", type=int, default=5)
@@ -187,8 +226,9 @@ def main():
     parser.add_argument("--lines", type=int, default=100000)
     parser.add_argument("--frames", type=int, default=49)
     parser.add_argument("--size", default="256x256")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT")
     options = parser.parse_args()
-    options.clips = options.clips or {"scan": 10000, "throughput": 16}.get(options.what)
+    options.clips = options.clips or {"scan": 10000, "throughput": 16, "tiny": 2000}.get(options.what)
     with tempfile.TemporaryDirectory() as folder:
         globals()[options.what](Path(folder), options)
 
