@@ -38,7 +38,7 @@ _WAY_OUT["tf32"] = _WAY_OUT["fp32"]
 
 @dataclass(frozen=True)
 class EncodeResult:
-    """What was written. `seconds` of wall time from the call to the file in its place; `warnings` are also in the file.
+    """What was written, in how many `seconds` of wall time; `warnings` are also in the file.
 
     `sha256` of the file written, `duration` in seconds of the frames kept; `chunk_frames` 0 is a whole window at a time;
     `partial` is a video that was cut off or damaged, of which what comes before was taken.
@@ -131,7 +131,6 @@ class Encoding:
         alive: Callable[[], None],
         open_at_once: int,
     ) -> None:
-        self._started = time.perf_counter()
         self.by, self.source, self.output, self.options = by, source, output, options
         self._alive, self._open_at_once = alive, open_at_once
         self._before = require_file(source)
@@ -159,6 +158,7 @@ class Encoding:
 
     def compute(self, progress: Progress = silent) -> None:
         """Encode all frames; the latents are then on disk, and without a name."""
+        self._started = time.perf_counter()
         with about(os.fspath(self.source)):
             while True:
                 smaller: int | None = None
@@ -219,7 +219,7 @@ class Encoding:
         writer, reader, plan, chunker, warnings = self._computed
         with about(os.fspath(self.source)):
             metadata = self._metadata(reader, plan, chunker, warnings)
-            if changed(self._before, os.stat(self.source)):
+            if changed(self._before, require_file(self.source)):
                 raise MovqError("changed while it was read")
             size = writer.finish(metadata, chunker.times, chunker.indices)
         return EncodeResult(

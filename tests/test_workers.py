@@ -482,3 +482,42 @@ def test_nothing_is_left_when_a_batch_is_killed_with_an_item_opened_ahead(two, t
     process.communicate()
     wait_for(lambda: not group(process.pid), 5)
     assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+@pytest.mark.slow
+def test_a_bug_costs_its_own_item_wherever_it_is(start, tmp_path):
+    """While b is opened, c computed and d finished; the items beside them pay nothing."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "def broken(kind, name, victim, path):\n"
+        "    usual = getattr(kind, name)\n"
+        "    def method(self, *arguments, **options):\n"
+        "        if victim in str(path(self, arguments)): 1 / 0\n"
+        "        return usual(self, *arguments, **options)\n"
+        "    setattr(kind, name, method)\n"
+        "if 'movq_cli.batch.work' in sys.orig_argv:\n"
+        "    from movq_cli.encode import VideoEncoder\n"
+        "    from movq_cli.encoding import Encoding\n"
+        "    broken(VideoEncoder, 'begin', 'b.mp4', lambda self, arguments: arguments[0])\n"
+        "    broken(Encoding, 'compute', 'c.mp4', lambda self, arguments: self.source)\n"
+        "    broken(Encoding, 'finish', 'd.mp4', lambda self, arguments: self.source)\n"
+    )
+    for name in "abcde":
+        clips.write(tmp_path / f"{name}.mp4", clips.pictures(10))
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    names = [f"{name}.mp4" for name in "abcde"]
+    process = start(tmp_path, *names, "-o", "out", "--workers", 1, env=environment)
+    _, talk = process.communicate(timeout=120)
+    lines = manifest(tmp_path / "out")
+    assert process.returncode == 1, talk
+    for name in "bcd":
+        assert lines[f"{name}.mp4"]["reason"].startswith("a bug of movq: ZeroDivisionError: division by zero"), talk
+        assert "(attempt 2; at the first: a bug of movq" in lines[f"{name}.mp4"]["reason"]
+    for name in "ae":
+        assert lines[f"{name}.mp4"]["status"] == "done"
+        assert not lines[f"{name}.mp4"]["warnings"]
+    assert {name for name in os.listdir(tmp_path / "out")} == {
+        "a.mp4.safetensors",
+        "e.mp4.safetensors",
+        "manifest.jsonl",
+    }

@@ -234,6 +234,7 @@ class Pool:
             worker.ready, self._deaths = True, 0
         elif message["kind"] == "end" and worker.tasks:
             task = worker.tasks.popleft()
+            task.attempts += not worker.begun  # it was never opened
             worker.begun = max(0, worker.begun - 1)
             worker.first_resident = worker.first_resident or message["resident"]
             if message["resident"] > max((self._share() or 0) // 2, 2 * worker.first_resident):
