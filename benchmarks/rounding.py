@@ -1,12 +1,12 @@
-"""Where bf16's error comes from: the encoder with one part at a time in fp32, and the others in bf16.
+"""Where bf16's error comes from: the encoder with the activations of one part at a time in fp32, and the others in bf16.
 
     python benchmarks/rounding.py [CLIP ...] [--frames 9] [--size 256] [--weights FILE]
 
 The figures are those of benchmarks/precision.py, against fp32 everywhere, as medians over the clips (without any: six shots of
-tests/data/city.mp4), of the middle `--size` squared. "plain" rounds each weight by itself; below "filters", which rounds them
-as movq does (model/convolution.py, round_weight), each row is one change to that. The network is run by the few lines below and
-not by movq, as only here each part can have a precision of its own; "movq" is movq in bf16, to see that both agree. Norms
-compute in fp32 in every row. Prints Markdown.
+tests/data/city.mp4), of the middle `--size` squared. Weights are rounded in all rows but the last. "plain" rounds each weight by
+itself; below "filters", which rounds them as movq does (model/convolution.py, round_weight), each row is one change to that. The
+network is run by the few lines below and not by movq, as only here each part can have a precision of its own; "movq" is movq in
+bf16, to see that both agree. Norms compute in fp32 in every row. Prints Markdown.
 """
 
 import statistics

@@ -20,7 +20,7 @@ import numpy as np
 
 from .errors import MovqError, MovqUsageError
 from .model.config import WINDOW_FRAMES, WINDOW_LATENTS, AutoencoderConfig
-from .transfers import landed, uploaded
+from .transfers import Uploads, landed
 
 if TYPE_CHECKING:
     import torch
@@ -218,6 +218,7 @@ class Chunker:
             if opening is None:
                 break
             yield chain([opening], chunks)
+        self._buffer = None  # as large as a chunk, and who records outlives it
         if planned is not None:
             left = self._next is not None
             deque(images, maxlen=0)  # so that all are counted
@@ -308,11 +309,11 @@ def encode(
     """
     from .model.causal import StreamCache
 
-    cache = cache or StreamCache()
+    cache, upload = cache or StreamCache(), Uploads(device)
 
     def computed() -> Iterator[tuple[torch.Tensor]]:
         for window in windows:
-            chunks = (to_input(chunk, dtype) for chunk in uploaded(window, device))
+            chunks = (to_input(upload(chunk), dtype) for chunk in window)
             for latents in _inferred(encoder.encode_window(chunks, cache, store, worked, check)):
                 yield (latents,)
 

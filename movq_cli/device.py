@@ -46,7 +46,7 @@ def choose_device(name: str) -> torch.device:
 def choose_precision(name: str, device: torch.device) -> str:
     """`auto` is bf16 on a CUDA device that computes it natively, else fp32. Raises MovqUsageError for what it cannot do.
 
-    On a CPU bf16 is faster where it is native, but lost up to 0.2 dB (docs/precision.md), and fp32 is the same on every CPU.
+    On a CPU bf16 is faster where it is native, but may lose more than a decibel (docs/precision.md).
     """
     import torch
 

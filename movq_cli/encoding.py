@@ -248,10 +248,12 @@ class Encoding:
 
     def close(self) -> None:
         """End what has begun; without `finish`, nothing is left of it."""
-        if self._reader is not None:
-            self._reader.close()
-        if self._computed is not None:
-            self._computed.writer.__exit__(None, None, None)
+        reader, self._reader = self._reader, None
+        computed, self._computed = self._computed, None
+        if reader is not None:
+            reader.close()
+        if computed is not None:
+            computed.writer.__exit__(None, None, None)
 
     def __enter__(self) -> Encoding:
         return self

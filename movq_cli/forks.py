@@ -15,13 +15,14 @@ import struct
 import subprocess
 import sys
 import threading
+import traceback
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from io import FileIO
 
-from .processes import Spoken, name_of, settle, spawn
+from .processes import Spoken, Talk, name_of, settle, spawn
 
 _REQUEST = struct.Struct("!ci")
 """_FORK, with the descriptors that the child gets, or _END and the number of the process to end."""
@@ -29,6 +30,9 @@ _REPLY = struct.Struct("!i")
 """The number of the new process, or the error below zero; or how the process ended."""
 _FORK, _END = b"f", b"e"
 _MOST_DESCRIPTORS = 3
+_PATIENCE_SECONDS = 120.0
+"""For an answer; the first comes when the module has been imported."""
+_GRACE_SECONDS = 1.0
 
 
 class Forked(Spoken):
@@ -37,6 +41,8 @@ class Forked(Spoken):
     def __init__(self, forker: Forker, to: int, out: int) -> None:
         super().__init__(FileIO(to, "w"), FileIO(out))
         self._forker = forker
+        self.line: socket.socket | None = None
+        """Whom it was asked of."""
         self.pid = 0
         self.how = ""
         """How it ended, once that is known."""
@@ -81,13 +87,14 @@ class Forker:
         out, child_out = os.pipe()
         forked = Forked(self, to, out)
         try:
-            with self._lock:
+            with self._lock, self._unspoiled():
                 for line in (self._connected, self._reconnected):
                     try:
                         socket.send_fds(line(), [_REQUEST.pack(_FORK, 0)], [child_in, child_out, *descriptors])
                         break
                     except (BrokenPipeError, ConnectionResetError):
                         continue  # it was killed while it was idle
+                forked.line = self._line
                 self._asked.append(forked)
         finally:
             os.close(child_in)
@@ -96,19 +103,29 @@ class Forker:
 
     def end(self, forked: Forked) -> None:
         """End a process and say in it how it ended."""
-        with self._lock:
+        with self._lock, self._unspoiled():
             try:
-                while self._asked:
-                    self._asked[0].pid = self._answer()
-                    self._asked.popleft()
-                if forked.pid < 0:
-                    forked.how = f"it could not start: {os.strerror(-forked.pid).lower()}"
-                elif self._line is not None:
+                if forked.line is self._line and self._line is not None:
+                    while self._asked:
+                        self._asked[0].pid = self._answer()
+                        self._asked.popleft()
+                    if forked.pid < 0:
+                        forked.how = f"it could not start: {os.strerror(-forked.pid).lower()}"
+                        return
                     self._line.sendall(_REQUEST.pack(_END, forked.pid))
                     forked.how = name_of(self._answer())
-            except (EOFError, BrokenPipeError, ConnectionResetError):
-                forked.how = self._disconnect()
-            forked.how = forked.how or "SIGKILL"  # with the one that forked it
+            except (EOFError, OSError):  # a hang is one of them, by the line's time limit
+                self._disconnect()
+            forked.how = forked.how or "SIGKILL"  # it ended with the one that forked it
+
+    @contextmanager
+    def _unspoiled(self) -> Iterator[None]:
+        """An interruption may leave an answer unread, and then no answer would be to its question."""
+        try:
+            yield
+        except BaseException:
+            self._disconnect()
+            raise
 
     def _answer(self) -> int:
         assert self._line is not None
@@ -119,7 +136,8 @@ class Forker:
 
     def _connected(self) -> socket.socket:
         if self._line is None:
-            self._line, theirs = socket.socketpair()
+            ours, theirs = socket.socketpair()
+            ours.settimeout(_PATIENCE_SECONDS)
             with theirs:
                 self._process = spawn(
                     __name__,
@@ -130,6 +148,7 @@ class Forker:
                     pass_fds=(theirs.fileno(),),
                     env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # or numpy starts threads
                 )
+            self._line = ours
             atexit.register(self.close)
         return self._line
 
@@ -137,16 +156,19 @@ class Forker:
         self._disconnect()
         return self._connected()
 
-    def _disconnect(self) -> str:
-        """End the process that forks, and say how it ended."""
+    def _disconnect(self) -> None:
+        """End the process that forks, and with it all that it has forked."""
         if self._line is None or self._process is None:
-            return ""
+            return
         atexit.unregister(self.close)
         self._line.close()
-        how, self._line = name_of(self._process.wait()), None
-        while self._asked:
-            self._asked.popleft().how = how
-        return how
+        self._line = None
+        self._asked.clear()
+        try:
+            self._process.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def close(self) -> None:
         """End the process that forks and all that it has forked."""
@@ -166,27 +188,39 @@ def main() -> None:
     parent, descriptor, module = sys.argv[-3:]
     settle(int(parent))
     line = socket.socket(fileno=int(descriptor))
-    run = import_module(module).main
+    try:
+        run = import_module(module).main
+    except Exception:
+        run = _tell(traceback.format_exc())
     gc.collect()
     gc.freeze()
     children: set[int] = set()
-    while True:
-        request, descriptors, _, _ = socket.recv_fds(line, _REQUEST.size, _MOST_DESCRIPTORS)
-        if not request:
-            for pid in children:
+    with suppress(BrokenPipeError, ConnectionResetError):
+        while True:
+            request, descriptors, _, _ = socket.recv_fds(line, _REQUEST.size, _MOST_DESCRIPTORS)
+            if not request:
+                break
+            kind, pid = _REQUEST.unpack(request)
+            if kind == _FORK:
+                reply = _fork(run, line, descriptors)
+                children |= {reply} - {min(0, reply)}
+            else:
+                children.remove(pid)
                 os.kill(pid, signal.SIGKILL)
-            os._exit(0)
-        kind, pid = _REQUEST.unpack(request)
-        if kind == _FORK:
-            reply = _fork(run, line, descriptors)
-            if reply > 0:
-                children.add(reply)
-        else:
-            os.kill(pid, signal.SIGKILL)
-            reply = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            children.remove(pid)
-        with suppress(BrokenPipeError):
+                reply = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             line.sendall(_REPLY.pack(reply))
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+    os._exit(0)
+
+
+def _tell(trace: str) -> Callable[..., None]:
+    """What to run in place of a `main` that could not be imported: it says why."""
+
+    def run(parent: int, *descriptors: int) -> None:
+        Talk(parent).say("bug", trace=trace)
+
+    return run
 
 
 def _fork(run: Callable[..., None], line: socket.socket, descriptors: list[int]) -> int:

@@ -14,25 +14,28 @@ if TYPE_CHECKING:
     import torch
 
 
-def uploaded(chunks: Iterable[np.ndarray], device: torch.device) -> Iterator[torch.Tensor]:
-    """Yield arrays as tensors on the device; an array may be overwritten once the next is asked for.
+class Uploads:
+    """Takes arrays to the device, from pinned memory, on a stream of its own: a chunk arrives while another is computed."""
 
-    They leave from pinned memory on a stream of their own, so that a chunk arrives while the one before is being computed.
-    """
-    import torch
+    def __init__(self, device: torch.device) -> None:
+        import torch
 
-    if device.type != "cuda":
-        yield from map(torch.from_numpy, chunks)
-        return
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    for chunk in chunks:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def __call__(self, chunk: np.ndarray) -> torch.Tensor:
+        """The array as a tensor on the device. It may be overwritten once the tensor has been used, as work is given out."""
+        import torch
+
+        if self._stream is None:
+            return torch.from_numpy(chunk)
         pinned = torch.from_numpy(chunk).pin_memory()
-        with torch.cuda.stream(stream):
-            there = pinned.to(device, non_blocking=True)
-        computing = torch.cuda.current_stream(device)
-        computing.wait_stream(stream)
+        with torch.cuda.stream(self._stream):
+            there = pinned.to(self._device, non_blocking=True)
+        computing = torch.cuda.current_stream(self._device)
+        computing.wait_stream(self._stream)
         there.record_stream(computing)
-        yield there
+        return there
 
 
 def landed(results: Iterable[tuple[torch.Tensor, ...]], device: torch.device) -> Iterator[tuple[torch.Tensor, ...]]:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from movq_cli import MovqError, read_frames
+from movq_cli.video import reader as reader_module
 
+from . import clips
 from .helpers.processes import decoders, forkers
 from .test_workers import wait_for
 
@@ -89,18 +91,21 @@ def test_it_and_its_decoders_end_with_their_owner(tmp_path, stopped):
 
 
 def test_a_fork_of_its_owner_has_one_of_its_own(forker):
-    pid = os.fork()
-    if pid == 0:
-        try:
-            with read_frames(CITY, ahead=2) as reader:
-                next(reader)
-                own = forkers()
-            os._exit(0 if len(own) == 1 and own != [forker] else 1)
-        finally:
-            os._exit(2)
-    assert os.waitpid(pid, 0)[1] == 0
-    with read_frames(CITY) as reader:
-        next(reader)
+    with read_frames(CITY, ahead=2) as inherited:
+        next(inherited)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                with read_frames(CITY, ahead=2) as reader:
+                    next(reader)
+                    own = forkers()
+                    inherited.close()
+                    left = sum(1 for _ in reader)
+                os._exit(0 if len(own) == 1 and own != [forker] and left == 119 else 1)
+            finally:
+                os._exit(2)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert sum(1 for _ in inherited) == 119
     assert forkers() == [forker]
 
 
@@ -120,7 +125,50 @@ def test_threads_may_read_at_once():
     assert not decoders()
 
 
-def test_what_cannot_be_imported_is_said_and_not_waited_for(tmp_path):
+def test_decoders_of_one_that_is_gone_are_not_asked_of_another(forker):
+    with read_frames(CITY, ahead=2) as first, read_frames(CITY, ahead=2) as second:
+        next(first), next(second)
+        os.kill(forker, signal.SIGKILL)
+        with pytest.raises(MovqError):
+            list(first)  # by now both their numbers are known
+        with read_frames(CITY, ahead=2) as third:
+            next(third)
+            second.close()
+            first.close()
+            assert sum(1 for _ in third) == 119
+
+
+def test_one_that_hangs_is_an_error_of_the_video(monkeypatch):
+    monkeypatch.setattr("movq_cli.video.reader.HANG_SECONDS", 1.0)
+    monkeypatch.setattr("movq_cli.forks._PATIENCE_SECONDS", 3.0)
+    reader_module._decoders.close()
+    with read_frames(CITY, ahead=2) as reader:
+        next(reader)
+        (forker,), (decoder,) = forkers(), decoders()
+        os.kill(decoder, signal.SIGSTOP)
+        os.kill(forker, signal.SIGSTOP)
+        with pytest.raises(MovqError, match="decoder hung"):
+            list(reader)
+    wait_for(lambda: not alive(forker) and not alive(decoder), 5)
+    monkeypatch.undo()
+    reader_module._decoders.close()
+    with read_frames(CITY) as reader:
+        assert sum(1 for _ in reader) == 120
+
+
+def test_a_relative_path_begins_where_the_caller_is(forker, tmp_path, monkeypatch):
+    clips.write(tmp_path / "a.mp4", clips.pictures(3))
+    monkeypatch.chdir(tmp_path)
+    with read_frames("a.mp4") as reader:
+        assert sum(1 for _ in reader) == 3
+    (tmp_path / "in").mkdir()
+    clips.write(tmp_path / "in" / "a.mp4", clips.pictures(5))
+    monkeypatch.chdir(tmp_path / "in")
+    with read_frames("a.mp4") as reader:
+        assert sum(1 for _ in reader) == 5
+
+
+def test_what_cannot_be_imported_is_said(tmp_path):
     (tmp_path / "av").mkdir()
     (tmp_path / "av" / "__init__.py").write_text("raise ImportError('broken')")
     code = "import sys; from movq_cli import read_frames; next(read_frames(sys.argv[1]))"
@@ -131,4 +179,4 @@ def test_what_cannot_be_imported_is_said_and_not_waited_for(tmp_path):
         text=True,
         timeout=60,
     )
-    assert "the decoder crashed on it (exit code 1)" in result.stderr
+    assert "ImportError: broken" in result.stderr

@@ -256,20 +256,22 @@ class Pool:
             worker.tasks[0].attempts += 1
             worker.begun = 1
         begun = [worker.tasks.popleft() for _ in range(worker.begun)]
+        worker.begun = 0
         self._take_back(worker)
         self._replace(worker)
         for task in begun:
             if worker.child.lost:
                 task.allowed = min(task.allowed + 1, _MOST_ATTEMPTS)
-            yield from self._outcome(task, unmade(error), died=True)
+            written = worker.task is not None and task is not worker.task  # it was that already, which takes no memory
+            yield from self._outcome(task, unmade(MovqCrash(error.reason) if written else error), died=True)
 
     def _take_back(self, worker: Worker) -> None:
         """What a worker has and will not do is for another, and no attempt."""
-        for task in reversed(worker.tasks):
-            task.attempts -= task is worker.task
+        while worker.tasks:
+            task = worker.tasks.pop()
+            task.attempts -= len(worker.tasks) < worker.begun
             if not self._stopped:
                 self._tasks.appendleft(task)
-        worker.tasks.clear()
 
     def _do_without(self, worker: Worker, error: MovqError) -> None:
         """Goes on with the others, if there are any."""

@@ -73,17 +73,14 @@ class Work:
         self._item = item
         self._outcome = Line()
         self._encoding: Encoding | None = None
-        output = os.path.join(folder, item.output)
+        self._output = output = os.path.join(folder, item.output)
         options = options_of(item, encoder.options)
         overrides |= {name: getattr(options, name) for name in ("selection", "picture", "short")}
         with self._refusing():
             require_file(item.path)
-            try:
-                self._outcome["source"] = source_hint(item.path)
-                refuse_links(folder, item.output)
-                os.makedirs(os.path.dirname(output), exist_ok=True)
-            except OSError as error:
-                raise write_error(error, output) from error
+            self._outcome["source"] = source_hint(item.path)
+            refuse_links(folder, item.output)
+            os.makedirs(os.path.dirname(output), exist_ok=True)
             overrides["force"] = overrides.get("force", False) or is_latents(output)
             self._encoding = encoder.begin(item.path, output, alive=alive, open_at_once=open_at_once, **overrides)
             self._encoding.count()
@@ -104,8 +101,9 @@ class Work:
     def _refusing(self) -> Iterator[None]:
         try:
             yield
-        except MovqError as error:
-            self._outcome |= unmade(error)
+        except (MovqError, OSError) as error:
+            known = error if isinstance(error, MovqError) else write_error(error, self._output)
+            self._outcome |= unmade(known)
             if self._encoding is not None:
                 self._encoding.close()
                 self._encoding = None

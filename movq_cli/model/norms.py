@@ -18,10 +18,11 @@ from .causal import CausalConv3d, fold_frames, unfold_frames
 from .config import NORM_EPS, NORM_GROUPS, NORM_SCOPES
 from .convolution import LAYOUT, lay_out
 
-_CPU_BLOCK = 2**20  # elements: 2 to 4 MB; larger blocks lose digits in their fp32 sums and fall out of the cache
-_DEVICE_BLOCK = (
-    2**26
-)  # elsewhere: what has no cache to stay in, but a launch to pay for, and up to 256 MB beside the chunk
+_CPU_BLOCK = 2**20
+"""Numbers of a block on a CPU, 2 to 4 MB: larger ones lose digits in their fp32 sums and fall out of the cache."""
+
+_DEVICE_BLOCK = 2**24
+"""Of a block elsewhere, where there is no cache to stay in and every launch costs. In fp32 64 MB; three are alive at most."""
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,8 @@ def _serve(talk: Talk, request: dict[str, Any], memory: int | None) -> None:
     av.logging.set_skip_repeated(False)  # or a message like the one before is hidden, be it of another file
     _bound(request["memory_limit"])
     selection, picture = Selection.from_dict(request["selection"]), Picture(**request["picture"])
-    path = os.fsdecode(request["path"].encode("utf-8", "surrogateescape"))
+    folder, path = (os.fsdecode(request[name].encode("utf-8", "surrogateescape")) for name in ("folder", "path"))
+    os.chdir(folder)  # that of whoever asks now, and not of when the process that forks began
     with open_video(path, selection.stream) as source:
         source.stream.codec_context.thread_count = request["threads"]
         if request["mode"] == "count":

@@ -243,7 +243,8 @@ class _Worker:
         self._path = path
         request = {
             "mode": mode,
-            "path": os.fsencode(path).decode("utf-8", "surrogateescape"),
+            "folder": _as_text(_working_folder()),
+            "path": _as_text(path),
             "selection": selection.to_dict(),
             "picture": asdict(picture or Picture()),
             "multiple": multiple,
@@ -280,6 +281,18 @@ class _Worker:
 
     def close(self) -> None:
         self._child.close()
+
+
+def _as_text(path: str) -> str:
+    return os.fsencode(path).decode("utf-8", "surrogateescape")
+
+
+def _working_folder() -> str:
+    """Where relative paths begin; "/" where the folder is gone, from which none does."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "/"
 
 
 def _anonymous_memory() -> int:
