@@ -20,7 +20,11 @@ def test_every_part_for_gpus_runs_on_a_cpu(tmp_path):
     rows = {name: [row for table in part["tables"] for row in table] for name, part in parts.items()}
     assert {row["way"] for row in rows["encoder"]} == {"movq", "diffusers", "diffusers, tiled"}
     assert all(row["frames/s"] > 0 for row in rows["encoder"] + rows["decoder"])
-    assert {row["way"] for row in rows["candidates"]} >= {"plain", "all frames at once"}
+    assert {row["way"] for row in rows["candidates"]} >= {
+        "plain",
+        "a frame at a time",
+        "all frames at once, sums of squares",
+    }
     assert all(row["largest difference in fp32"] < 1e-3 for row in rows["candidates"])
     assert any("convolution" in row["kernel"] for row in rows["profile"])
     assert {row.get("workers") for row in rows["commands"]} >= {1, 2}

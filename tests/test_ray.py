@@ -12,7 +12,8 @@ import pytest
 from movq_cli import encode_batch
 
 from . import clips
-from .helpers.processes import children, command, decoders
+from .helpers.processes import children, decoders
+from .helpers.processes import command as command_of
 from .test_batch import manifest, tree
 from .test_workers import wait_for
 
@@ -32,7 +33,9 @@ def folder(tmp_path_factory):
 
 def relays():
     """Processes of Ray that pass messages on to a worker which is encoding, and that worker."""
-    found = [int(name) for name in os.listdir("/proc") if name.isdigit() and b"ray::Relay" in b"".join(command(name))]
+    found = [
+        int(name) for name in os.listdir("/proc") if name.isdigit() and b"ray::Relay" in b"".join(command_of(name))
+    ]
     return [(relay, worker) for relay in found for worker in children(relay) if decoders(worker)]
 
 
@@ -110,7 +113,7 @@ def test_waiting_for_a_machine_can_be_interrupted(folder, tmp_path):
     process = subprocess.Popen(
         [*command, "--threads", "999"], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    wait_for(lambda: any(b"raylet" in b"".join(command(child)) for child in children(process.pid)))
+    wait_for(lambda: any(b"raylet" in b"".join(command_of(child)) for child in children(process.pid)))
     time.sleep(15)  # until it waits: while Ray starts, signals are Ray's
     process.send_signal(signal.SIGTERM)
     _, talk = process.communicate(timeout=60)

@@ -161,15 +161,22 @@ def _serve(talk: Talk) -> None:
         talk.say("unusable", **known.to_dict())
         return
     talk.say("ready", ready=ready)
-    try:
+    with _last_words(talk):
         _take_turns(talk, encoder)
+
+
+@contextmanager
+def _last_words(talk: Talk) -> Iterator[None]:
+    """Say of a bug what the item's line says, and end the process, whichever thread this is: who knows what state it is in."""
+    try:
+        yield
     except BrokenPipeError:
-        raise
+        os._exit(0)
     except Exception as error:
         reason = f"a bug of movq: {type(error).__name__}: {error} (movq --debug encode shows where)"
-        talk.say(
-            "end", outcome=unmade(MovqCrash(reason)), resident=0, over=True
-        )  # who knows what state this process is in
+        with suppress(BrokenPipeError):
+            talk.say("end", outcome=unmade(MovqCrash(reason)), resident=0, over=True)
+        os._exit(0)
 
 
 def _take_turns(talk: Talk, encoder: VideoEncoder) -> None:
@@ -180,7 +187,8 @@ def _take_turns(talk: Talk, encoder: VideoEncoder) -> None:
         return Work(encoder, item, message["folder"], talk.alive, _OPEN_AT_ONCE, **message["overrides"])
 
     def finish(work: Work, resident: int) -> None:
-        talk.say("end", outcome=work.finish(), resident=resident, over=False)
+        with _last_words(talk):
+            talk.say("end", outcome=work.finish(), resident=resident, over=False)
 
     def progress(done: int, total: int | None) -> None:
         talk.say("progress", done=done, total=total)
