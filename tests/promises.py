@@ -294,7 +294,7 @@ PROMISES = {
             Break(
                 "outputs are written through links",
                 "batch/work.py",
-                "        refuse_links(folder, item.output)\n",
+                "            refuse_links(folder, item.output)\n",
                 "",
                 "test_safety.py::test_nothing_is_written_through_a_link",
             ),
