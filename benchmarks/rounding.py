@@ -1,4 +1,4 @@
-"""Where bf16's error comes from: the encoder with the activations of one part at a time in fp32, and the others in bf16.
+"""Find where bf16's error comes from: run the encoder with the activations of one part at a time in fp32, and the others in bf16.
 
     python benchmarks/rounding.py [CLIP ...] [--frames 9] [--size 256] [--weights FILE]
 

@@ -1,8 +1,8 @@
 """A stand-in for a device, to see how busy a batch keeps one where there is none: pipeline.py --device-seconds.
 
-Its `main` is a worker's, whose network takes a fixed time for each frame, none of the CPU, and gives zeros. Like a CUDA device
-it works while the worker goes on, which waits for the result before when it hands a chunk over, and for the last of a clip. How
-long it was busy is in the file that MOVQ_STAND_IN_FILE names, as "busy begun ended" in seconds.
+Its `main` is a worker's, whose network takes a fixed time for each frame, none of the CPU, and gives zeros. As with a CUDA
+device, the worker goes on meanwhile: it waits for the previous result when it hands over a chunk, and for the last result at the
+end of a clip. How long the device was busy is in the file that MOVQ_STAND_IN_FILE names, as "busy begun ended" in seconds.
 """
 
 import os

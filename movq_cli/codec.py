@@ -285,7 +285,7 @@ def to_input(frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def to_pixels(x: torch.Tensor) -> torch.Tensor:
-    """What the decoder gives, (1, 3, T, H, W) in [-1, 1] or nearly, as uint8 (T, H, W, 3): the nearest."""
+    """Round what the decoder gives, (1, 3, T, H, W) in about [-1, 1], to uint8 (T, H, W, 3)."""
     import torch
 
     pixels = (x.float() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)

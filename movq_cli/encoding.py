@@ -38,7 +38,7 @@ _WAY_OUT["tf32"] = _WAY_OUT["fp32"]
 
 @dataclass(frozen=True)
 class EncodeResult:
-    """What was written, in how many `seconds` of wall time; `warnings` are also in the file.
+    """The latents file that was written, the `seconds` of wall time it took, and `warnings`, which are also in the file.
 
     `sha256` of the file written, `duration` in seconds of the frames kept; `chunk_frames` 0 is a whole window at a time;
     `partial` is a video that was cut off or damaged, of which what comes before was taken.
@@ -68,7 +68,7 @@ class EncodeResult:
 
     @property
     def raw_bytes(self) -> int:
-        """Of the encoded frames as RGB, one byte per value."""
+        """Size of the encoded frames as RGB, one byte per value."""
         return self.frames * self.width * self.height * 3
 
 
@@ -85,7 +85,7 @@ class _TooLarge(Exception):
 
 
 class _Computed(NamedTuple):
-    """What computing leaves for the end: the latents, all but named, and what is to be said of them."""
+    """The results of computing that finishing needs: the latents in a file without a name, and what its header says."""
 
     writer: LatentsWriter
     reader: FrameReader
@@ -99,7 +99,7 @@ class _NotFinite(Exception):
 
 
 class Encoder(Protocol):
-    """What videos are encoded by, one after the other: encode.VideoEncoder."""
+    """The parts of encode.VideoEncoder that an Encoding uses."""
 
     checkpoint: Checkpoint
     notes: list[str]

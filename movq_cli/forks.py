@@ -45,10 +45,10 @@ class Forked(Spoken):
         """Whom it was asked of."""
         self.pid = 0
         self.how = ""
-        """How it ended, once that is known."""
+        """The name of a signal, an exit code, or why it could not begin; empty until it is known."""
 
     def death(self) -> str:
-        """How it ended: the name of a signal, its exit code, or why it could not begin. For when it says no more."""
+        """End the process, if it has not ended, and return `how` it did."""
         if not self.how:
             self._forker.end(self)
         return self.how
@@ -203,7 +203,8 @@ def main() -> None:
             kind, pid = _REQUEST.unpack(request)
             if kind == _FORK:
                 reply = _fork(run, line, descriptors)
-                children |= {reply} - {min(0, reply)}
+                if reply > 0:
+                    children.add(reply)
             else:
                 children.remove(pid)
                 os.kill(pid, signal.SIGKILL)
@@ -215,7 +216,7 @@ def main() -> None:
 
 
 def _tell(trace: str) -> Callable[..., None]:
-    """What to run in place of a `main` that could not be imported: it says why."""
+    """Return a stand-in for a `main` that could not be imported: it says why."""
 
     def run(parent: int, *descriptors: int) -> None:
         Talk(parent).say("bug", trace=trace)

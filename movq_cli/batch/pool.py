@@ -71,9 +71,9 @@ class WorkerState:
 
 @dataclass(kw_only=True)
 class Worker(WorkerState):
-    """A process, and what it does: `tasks` in the order of their ends, of which it has `begun` so many; `task` is computed.
+    """A process and its `tasks`, in the order they were given: the first `begun` have begun, and `task` is being computed.
 
-    `leaving`: it gets no more of them.
+    `leaving`: it gets no more tasks.
     """
 
     child: Handle
@@ -84,7 +84,7 @@ class Worker(WorkerState):
     leaving: bool = False
 
     def takes(self, task: Task, ahead: int) -> bool:
-        """Whether it may have a task, with `ahead` others that it computes or has yet to. What was tried before is done alone."""
+        """Return True if it may have `task` while `ahead` others are computed or wait. What failed before is done alone."""
         alone = any(other.first for other in (*self.tasks, task))
         before = len(self.tasks) - self.begun + (self.task is not None)
         return self.ready and not self.leaving and before == ahead and not (alone and self.tasks)
@@ -266,7 +266,7 @@ class Pool:
             yield from self._outcome(task, unmade(MovqCrash(error.reason) if written else error), died=True)
 
     def _take_back(self, worker: Worker) -> None:
-        """What a worker has and will not do is for another, and no attempt."""
+        """Put the tasks that a worker will not do in front of the others again; they were not attempted."""
         while worker.tasks:
             task = worker.tasks.pop()
             task.attempts -= len(worker.tasks) < worker.begun

@@ -86,12 +86,13 @@ class Work:
             self._encoding.count()
 
     def compute(self, progress: Progress) -> None:
+        """Encode its frames, unless it was refused."""
         if self._encoding is not None:
             with self._refusing():
                 self._encoding.compute(progress)
 
     def finish(self) -> Line:
-        """The part of the item's line that says what became of it."""
+        """Name and sync the output. Return the part of the item's line that says what became of it."""
         if self._encoding is not None:
             with self._refusing(), self._encoding as encoding:
                 self._outcome |= _made(self._item, encoding.finish())

@@ -22,7 +22,7 @@ _CPU_BLOCK = 2**20
 """Numbers of a block on a CPU, 2 to 4 MB: larger ones lose digits in their fp32 sums and fall out of the cache."""
 
 _DEVICE_BLOCK = 2**24
-"""Of a block elsewhere, where there is no cache to stay in and every launch costs. In fp32 64 MB; three are alive at most."""
+"""Numbers of a block on other devices, where every launch costs. In fp32 that is 64 MB; at most three blocks are alive."""
 
 
 @dataclass(frozen=True)
