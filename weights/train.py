@@ -1,0 +1,394 @@
+"""Train the embedded weights on: `python weights/train.py RUN --steps N`, or `--minutes M`.
+
+RUN is a folder. The same command goes on from its state.pt after a kill, with the very numbers that there would have been
+(with --minutes, which goes by the clock, from where it was). It gets log.jsonl and its picture, curve.svg; watched-STEP.png,
+clips never trained on and what becomes of them; and, at the end, NAME.safetensors. Minutes begin with the command and end with
+that file written. `python weights/data.py` makes what is trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+import torch
+from batches import Footage, batch
+from curve import svg
+from network import decode, encode
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from movq_cli.metrics import montage
+from movq_cli.model.checkpoint import FORMAT, FORMAT_VERSION, embedded_weights, open_checkpoint
+from movq_cli.model.decoder import Decoder3D
+from movq_cli.model.encoder import Encoder3D
+from movq_cli.video.write import write_png
+
+WATCHED = ("bikes", "carphone", "cup", "street", "tree")
+"""Of the clips to judge by, those that a run is watched by."""
+WATCHED_FRAMES = 17
+SCALING_BATCHES = 32
+"""Batches of the training set that the scaling factor is measured on."""
+COLLAPSED = -12.0
+"""A log variance below it means nothing any more."""
+FIRST_LOGVAR = -7.0
+"""What log variances begin with anew then."""
+WARM_UP, LAST_RATE = 0.03, 0.02
+"""Share of a run in which the learning rate rises, and of the highest what it is at the end."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that the numbers of a run depend on, besides code, data and machine. The state of a run holds it."""
+
+    steps: int | None = None
+    minutes: float | None = None
+    start: str = str(embedded_weights())
+    """A weights file, or "scratch"."""
+    seed: int = 0
+    clips: int = 3
+    frames: int = 9
+    side: int = 64
+    pictures: float = 0.15
+    """Share of steps that take single pictures, three times as many as they would clips."""
+    rate: float = 3e-4
+    """The highest learning rate."""
+    divergence: float = 3e-3
+    """Weight of the KL divergence, a mean over the numbers of the latents."""
+    average: float = 0.998
+    """Decay of the average of the weights, which is what a run is for."""
+    precision: str = "bf16"
+    compiled: bool = True
+
+
+BEGAN = time.monotonic()
+REST = 10.0
+"""Seconds kept back at the end of --minutes, besides those for watching: for the weights file."""
+
+
+class Autoencoder(nn.Module):
+    """Both networks, in fp32."""
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        super().__init__()
+        scratch = recipe.start == "scratch"
+        checkpoint = open_checkpoint(None if scratch else recipe.start)
+        self.config = checkpoint.config
+        if scratch:
+            torch.manual_seed(recipe.seed)
+            arguments = dataclasses.asdict(self.config)
+            self.encoder, self.decoder = Encoder3D(**arguments).to(device), Decoder3D(**arguments).to(device)
+        else:
+            self.encoder = checkpoint.load_encoder(device, torch.float32)
+            self.decoder = checkpoint.load_decoder(device, torch.float32)
+        self.requires_grad_(True)
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance."""
+        mean, logvar = encode(self.encoder, x).chunk(2, -1)
+        return mean, logvar.clamp(-30.0, 20.0)
+
+    @torch.no_grad()
+    def widen_posterior(self) -> None:
+        """Give every latent the log variance FIRST_LOGVAR."""
+        convolution = self.encoder.conv_out.conv
+        assert convolution.bias is not None
+        convolution.weight[self.config.z_channels :] = 0.0
+        convolution.bias[self.config.z_channels :] = FIRST_LOGVAR
+
+
+def losses(model: Autoencoder, x: Tensor, noise: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss of clips x (B, T, H, W, 3), and what is in it: the mean squared error and the KL divergence."""
+    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+    mean, logvar = model.moments(x.to(dtype))
+    y = decode(model.decoder, (mean + (0.5 * logvar).exp() * noise).to(dtype))
+    error = y - x
+    squares = error.square().mean()
+    divergence = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
+    edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    details = (error.square() + 1e-6).sqrt().mean() + 0.25 * edges
+    if x.shape[1] > 1:
+        details = details + 0.3 * error.diff(dim=1).abs().mean()
+    return 40.0 * squares + 0.3 * details + recipe.divergence * divergence, squares, divergence
+
+
+class Run:
+    """A run and its folder. Raises MovqError or OSError where the folder's state cannot be read."""
+
+    def __init__(self, folder: Path, recipe: Recipe, footage: Footage, watched: dict[str, Tensor]) -> None:
+        self.folder, self.recipe, self.footage, self.watched = folder, recipe, footage, watched
+        self.device = next(iter(watched.values())).device
+        self.model = Autoencoder(recipe, self.device)
+        self.average = Autoencoder(recipe, self.device).requires_grad_(False)
+        self.average.load_state_dict(self.model.state_dict())
+        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=recipe.rate, betas=(0.9, 0.99), fused=True)
+        self.losses = torch.compile(losses, dynamic=False) if recipe.compiled else losses
+        self.step = 0
+        self.before = 0.0
+        """Seconds of the processes that went before."""
+        self.lead = 0.0
+        """Seconds until the first step."""
+        self.pending: dict[str, Any] | None = None
+
+    def train(self, watch_every: int, save_every: int) -> None:
+        """Go on to the end of the run."""
+        fresh = not (self.folder / "state.pt").exists()
+        if fresh:
+            (self.folder / "log.jsonl").write_text("")
+            if min(self.model.moments(x)[1].min().item() for x in self.watched.values()) < COLLAPSED:
+                self.model.widen_posterior()
+                self.average.widen_posterior()
+        else:
+            self._load()
+        started = self.seconds
+        watched = self.watch()
+        if fresh:
+            self._log(watched)
+        reserve = REST + 3 * (self.seconds - started)
+        if self.recipe.compiled:
+            self._compile()
+        if fresh:
+            self.lead = self.seconds
+        while (progress := self._progress(reserve)) < 1.0:
+            self._train_step(progress)
+            if self.step % watch_every == 0:
+                self._log(self.watch())
+            if self.step % save_every == 0:
+                self._save()
+        self._log(self.watch())
+        self._save()
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, in all its processes."""
+        return self.before + time.monotonic() - BEGAN
+
+    def _progress(self, reserve: float) -> float:
+        if self.recipe.steps is not None:
+            return self.step / self.recipe.steps
+        assert self.recipe.minutes is not None
+        return (self.seconds - self.lead) / max(1.0, self.recipe.minutes * 60 - reserve - self.lead)
+
+    def _batch(self, step: int, single: bool) -> Tensor:
+        r = self.recipe
+        clips, frames = (3 * r.clips, 1) if single else (r.clips, r.frames)
+        return batch(self.footage, step, seed=r.seed, clips=clips, frames=frames, side=r.side)
+
+    def _noise(self, x: Tensor, chance: np.random.Generator) -> Tensor:
+        """As large as the latents of x."""
+        c, (b, t, h, w, _) = self.model.config, x.shape
+        shape = (b, c.latent_frames(t), h // c.spatial_factor, w // c.spatial_factor, c.z_channels)
+        return torch.from_numpy(chance.standard_normal(shape, dtype=np.float32)).to(self.device)
+
+    def _compile(self) -> None:
+        """Compile for both kinds of batches before the clock of the schedule begins."""
+        for single in (False, True):
+            x = self._batch(0, single)
+            self.losses(self.model, x, self._noise(x, np.random.default_rng(0)), self.recipe)[0].backward()
+        self.model.zero_grad()
+
+    def _train_step(self, progress: float) -> None:
+        """One step. Its numbers are written with the next, so that a GPU is not waited for."""
+        chance = np.random.default_rng((self.recipe.seed, self.step))
+        x = self._batch(self.step, single=chance.random() < self.recipe.pictures)
+        loss, squares, divergence = self.losses(self.model, x, self._noise(x, chance), self.recipe)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        rate = self.recipe.rate * schedule(progress)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.step()
+        self.model.zero_grad()
+        self.step += 1
+        decay = min(self.recipe.average, self.step / (self.step + 10))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+        line = {"step": self.step, "seconds": round(self.seconds, 1), "frames": x.shape[1], "rate": rate}
+        numbers = {"loss": loss, "squares": squares, "divergence": divergence, "norm": norm}
+        self._log(line | {name: number.detach() for name, number in numbers.items()})
+
+    def _log(self, line: dict[str, Any] | None) -> None:
+        """Write the line before, and remember this one."""
+        if self.pending is not None:
+            numbers = {k: v.item() if isinstance(v, Tensor) else v for k, v in self.pending.items()}
+            if not math.isfinite(numbers.get("loss", 0.0)):
+                raise SystemExit(f"{self.folder}: the loss of step {numbers['step']} is not finite")
+            with open(self.folder / "log.jsonl", "a") as file:
+                file.write(json.dumps(numbers) + "\n")
+            if "watched" in numbers:
+                print(json.dumps(numbers), flush=True)
+                (self.folder / "curve.svg").write_text(svg(self.lines()))
+        self.pending = line
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return what the log says so far."""
+        return [json.loads(line) for line in (self.folder / "log.jsonl").read_text().splitlines()]
+
+    @torch.no_grad()
+    def watch(self) -> dict[str, Any]:
+        """Return how the averaged weights do, and write pictures of it: PSNR in dB, and what became of the posterior.
+
+        "clip" decodes the means, "sample" a draw, "picture" every eighth frame by itself. "spread" is the posterior's deviation
+        against that of the means.
+        """
+        dtype = torch.bfloat16 if self.recipe.precision == "bf16" else torch.float32
+        found, each, shown = [], {}, []
+        for name, x in self.watched.items():
+            mean, logvar = self.average.moments(x.to(dtype))
+            deviation = (0.5 * logvar).exp()
+            noise = self._noise(x, np.random.default_rng(0))
+            y, sample = (decode(self.average.decoder, z.to(dtype)) for z in (mean, mean + deviation * noise))
+            singles = x[:, ::8].transpose(0, 1)
+            single = decode(self.average.decoder, self.average.moments(singles.to(dtype))[0].to(dtype))
+            found.append(
+                {
+                    "clip": decibels(y, x),
+                    "sample": decibels(sample, x),
+                    "picture": decibels(single, singles),
+                    "spread": (deviation.mean() / mean.std()).item(),
+                    "lowest": logvar.min().item(),
+                }
+            )
+            each[name] = round(found[-1]["clip"], 2)
+            for i in (0, x.shape[1] // 2, x.shape[1] - 1):
+                shown.append((pixels(x[0, i]), pixels(y[0, i])))
+        write_png(self.folder / f"watched-{self.step:06}.png", montage(shown), force=True)
+        means = {kind: round(sum(f[kind] for f in found) / len(found), 4) for kind in found[0]}
+        return {"step": self.step, "seconds": round(self.seconds, 1), "watched": means, "clips": each}
+
+    def _save(self) -> None:
+        self._log(None)
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "lead": self.lead,
+            "recipe": dataclasses.asdict(self.recipe),
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+        torch.save(state, self.folder / "state.tmp")
+        os.replace(self.folder / "state.tmp", self.folder / "state.pt")
+
+    def _load(self) -> None:
+        state = torch.load(self.folder / "state.pt", map_location="cpu", weights_only=True)
+        if state["recipe"] != dataclasses.asdict(self.recipe):
+            raise SystemExit(f"{self.folder}: was begun with another recipe, {state['recipe']}; take another folder")
+        self.step, self.before, self.lead = state["step"], state["seconds"], state["lead"]
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        kept = [json.dumps(line) + "\n" for line in self.lines() if line["step"] <= self.step]
+        (self.folder / "log.jsonl").write_text("".join(kept))
+
+    @torch.no_grad()
+    def scaling_factor(self) -> float:
+        """Return 1 / the standard deviation of the latents of the training set."""
+        dtype = torch.bfloat16 if self.recipe.precision == "bf16" else torch.float32
+        means = [
+            self.average.moments(self._batch(-1 - i, single=False).to(dtype))[0].double()
+            for i in range(SCALING_BATCHES)
+        ]
+        return 1.0 / torch.stack(means).std().item()
+
+    def write(self, name: str) -> Path:
+        """Write the averaged weights, in fp16, and return where."""
+        metadata = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "name": name,
+            "config": self.average.config.to_json(),
+            "semantics": self.average.config.norm_scope,
+            "scaling_factor": f"{self.scaling_factor():.4f}",
+            "licence": "Apache-2.0",
+            "source": "trained for movq from scratch; see weights/README.md",
+        }
+        path = self.folder / f"{name}.safetensors"
+        tensors = {key: value.half().cpu().contiguous() for key, value in self.average.state_dict().items()}
+        save_file(tensors, self.folder / "weights.tmp", metadata)
+        os.replace(self.folder / "weights.tmp", path)
+        return path
+
+
+def schedule(progress: float) -> float:
+    """Return the learning rate, of the highest: a rise, then a cosine."""
+    cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+    return min(1.0, (progress + 1e-3) / WARM_UP) * (LAST_RATE + (1.0 - LAST_RATE) * cosine)
+
+
+def decibels(y: Tensor, x: Tensor) -> float:
+    """Return the mean PSNR of frames (B, T, H, W, 3) in [-1, 1]."""
+    squares = (y.clamp(-1.0, 1.0) - x).square().mean((2, 3, 4)).clamp_min(1e-10)
+    return float((10.0 * torch.log10(4.0 / squares)).mean())
+
+
+def pixels(x: Tensor) -> np.ndarray:
+    shown: np.ndarray = ((x.clamp(-1.0, 1.0) + 1.0) * 127.5).round().byte().cpu().numpy()
+    return shown
+
+
+def load_watched(folder: Path, device: torch.device) -> dict[str, Tensor]:
+    """Return the clips that a run is watched by: (1, T, H, W, 3) in [-1, 1]."""
+    clips = {}
+    for name in WATCHED:
+        path = folder / "judges-128" / f"{name}.npz"
+        if path.exists():
+            frames = torch.from_numpy(np.load(path)["frames"][:WATCHED_FRAMES])
+            clips[name] = (frames.to(device).float() / 127.5 - 1.0)[None]
+    if not clips:
+        raise SystemExit(f"{folder}: has no clips to watch by; python weights/data.py fetches them")
+    return clips
+
+
+SMOKE = Recipe(
+    steps=60, start="scratch", clips=2, frames=5, side=32, rate=2e-3, average=0.9, precision="fp32", compiled=False
+)
+"""A run that takes a minute, of made-up pictures."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="the folder of the run")
+    parser.add_argument("--name", default="movq-tiny-4x8x8", help="what the weights are called")
+    parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data")
+    parser.add_argument("--watch-every", type=int, default=500, metavar="STEPS")
+    parser.add_argument("--save-every", type=int, default=250, metavar="STEPS")
+    parser.add_argument("--smoke", action="store_true", help="a minute from scratch, of made-up pictures, without data")
+    recipe = parser.add_argument_group("the recipe", "a run goes on with the recipe that it was begun with")
+    for field in dataclasses.fields(Recipe):
+        option = f"--{field.name}"
+        if field.type == "bool":
+            recipe.add_argument(option, action=argparse.BooleanOptionalAction, default=field.default)
+        else:
+            kind = {"int": int, "float": float, "str": str}[str(field.type).removesuffix(" | None")]
+            recipe.add_argument(option, type=kind, default=field.default)
+    args = vars(parser.parse_args())
+    chosen = (
+        SMOKE if args["smoke"] else Recipe(**{field.name: args[field.name] for field in dataclasses.fields(Recipe)})
+    )
+    if (chosen.steps is None) == (chosen.minutes is None):
+        parser.error("say either --steps or --minutes")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    args["run"].mkdir(parents=True, exist_ok=True)
+    if args["smoke"]:
+        footage = Footage.made_up(device)
+        watched = {"made up": batch(footage, 0, seed=-1, clips=1, frames=5, side=32)}
+    else:
+        footage, watched = Footage.load(args["data"], device), load_watched(args["data"], device)
+    run = Run(args["run"], chosen, footage, watched)
+    run.train(args["watch_every"], args["save_every"])
+    print(run.write(args["name"]))
+
+
+if __name__ == "__main__":
+    main()
