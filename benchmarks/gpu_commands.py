@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 from benchmarks.common import FASTER, ROOT, diffusers_weights, published_weights, synthetic
+from movq_cli.model.checkpoint import embedded_weights
 
 CITY = ROOT / "tests" / "data" / "city.mp4"
-TINY = ROOT / "weights" / "movq-tiny-4x8x8.safetensors"
+TINY = str(embedded_weights())
 
 
 def commands(part):
@@ -25,7 +26,7 @@ def commands(part):
         clips = clips_for(part, folder)
         has_diffusers = importlib.util.find_spec("diffusers") is not None
         make = diffusers_weights if has_diffusers else published_weights
-        weights = {"tiny": str(TINY)} if part.cpu else {"tiny": str(TINY), "published": make(str(folder / "vae"))}
+        weights = {"tiny": TINY} if part.cpu else {"tiny": TINY, "published": make(str(folder / "vae"))}
         if not has_diffusers:
             part.say("without diffusers: no script beside movq")
         single(part, folder, clips, weights, has_diffusers)

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.batch import contents  # noqa: E402
 from benchmarks.dataset import BUCKETS, make_list, write_list  # noqa: E402
+from movq_cli.model.checkpoint import embedded_weights  # noqa: E402
 from tests import clips, nasty  # noqa: E402
 
 OPTIONS = [
@@ -76,7 +77,7 @@ def encode(checkout, folder, output, weights):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path, help="the other checkout")
-    parser.add_argument("--weights", type=Path, default=ROOT / "weights" / "movq-tiny-4x8x8.safetensors")
+    parser.add_argument("--weights", type=Path, default=embedded_weights())
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

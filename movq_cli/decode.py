@@ -17,7 +17,7 @@ from .device import ITEM_SIZE, choose_device, choose_precision, computing, dtype
 from .errors import MovqError, about
 from .files import refuse_inputs, short
 from .latents import Latents, open_latents
-from .model.checkpoint import Checkpoint, open_checkpoint
+from .model.checkpoint import FORMER, Checkpoint, open_checkpoint
 from .model.config import WINDOW_LATENTS
 from .model.cost import decode_cost, default_chunk_frames
 from .posterior import Draw
@@ -118,6 +118,13 @@ def find_weights(latents: Latents, options: ModelOptions) -> Checkpoint:
     m = latents.metadata
     if checkpoint.digest != m.weights_digest:
         made = f"{m.model} (digest {short(m.weights_digest)})"
+        if options.weights is None and m.weights_digest in FORMER:
+            file, commit = FORMER[m.weights_digest]
+            raise MovqError(
+                f"was made with {made}, which came with movq before; "
+                f"`git show {commit}:{file} > FILE` in movq's repository gets them, --weights FILE takes them",
+                latents.path,
+            )
         if options.weights is None:
             raise MovqError(f"was made with {made}, not with the embedded weights: --weights names them", latents.path)
         raise MovqError(

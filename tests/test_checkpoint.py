@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from movq_cli import MovqError
-from movq_cli.model.checkpoint import open_checkpoint
+from movq_cli.model.checkpoint import EMBEDDED, FORMER, open_checkpoint
 
 from .tolerance import off
 
@@ -17,7 +17,11 @@ from .tolerance import off
 def test_the_embedded_weights(embedded):
     checkpoint = open_checkpoint()
     assert checkpoint.path == str(embedded)
-    assert checkpoint.name == "movq-tiny-4x8x8"
+    assert checkpoint.name == EMBEDDED
+    assert f"{EMBEDDED}: sha256 {checkpoint.digest}" in (embedded.parent / "README.md").read_text()  # a name keeps its digest
+    assert checkpoint.digest not in FORMER
+    assert embedded.stat().st_size <= 21e6
+    assert 0.5 < float(checkpoint.metadata["scaling_factor"]) < 2
     assert checkpoint.config.norm_scope == "frame"
     assert (checkpoint.config.temporal_factor, checkpoint.config.spatial_factor) == (4, 8)
     assert (checkpoint.layout, checkpoint.semantics, checkpoint.files) == ("movq", "frame", (str(embedded),))

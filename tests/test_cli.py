@@ -40,7 +40,7 @@ def test_encode_then_info(movq, tmp_path, clip):
     assert info.returncode == 0
     for part in (
         "latents: moments",
-        "movq-tiny-4x8x8",
+        "movq-tiny-4x8x8-v1",
         "10 frames, 3 repeated at the end",
         "h264 in mov",
         "1 file, 10 frames",

@@ -11,6 +11,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 from movq_cli import (
@@ -25,11 +27,12 @@ from movq_cli import (
 )
 from movq_cli.dataset import SCALES
 from movq_cli.headers import parse_header
+from movq_cli.model.checkpoint import embedded_weights
 
 from . import clips
 from .test_batch import tree
 
-# The embedded weights have no scaling factor; tests of that catch warnings themselves.
+# Latents here have no scaling factor; tests of that catch warnings themselves.
 pytestmark = pytest.mark.filterwarnings("ignore:.*no scaling factor:movq_cli.errors.MovqWarning")
 
 
@@ -43,13 +46,16 @@ def folder(tmp_path_factory):
         clips.write(made / "in" / f"{i}.mp4", clips.pictures(size[0] + i, *size[1:])[i:])
         (made / "in" / f"{i}.txt").write_text(f"number {i}")
     (made / "in" / "bad.mp4").write_text("no video")
+    with safe_open(embedded_weights(), "pt") as file:
+        save_file(load_file(embedded_weights()), made / "unscaled.safetensors", file.metadata() | {"scaling_factor": ""})
     for layout in ("files", "tar"):
         batch(made, made / layout, layout=layout)
     return made
 
 
 def batch(folder, out, **options):
-    settings = {"shard_size": 50_000, "precision": "fp32", "workers": 0} | options
+    weights = folder / "unscaled.safetensors"
+    settings = {"shard_size": 50_000, "precision": "fp32", "workers": 0, "weights": weights} | options
     return encode_batch([folder / "in"], out, **settings)
 
 
@@ -167,7 +173,7 @@ def test_latents_without_a_scaling_factor_warn_once_and_stay_as_they_are(out, he
     assert said == []
     dataset, said = warned(out)
     assert said == [
-        f"{out}: the latents made with movq-tiny-4x8x8 have no scaling factor and are left as they are; pass "
+        f"{out}: the latents made with movq-tiny-4x8x8-v1 have no scaling factor and are left as they are; pass "
         'scale="cogvideox-5b" (0.7), the name of another model, a number, or scale=1.0 to keep them so'
     ]
     assert dataset[0]["latents"].equal(plain[0]["latents"])
@@ -185,7 +191,7 @@ def test_a_name_that_contradicts_the_header_warns_and_wins(out, headers_say):
     plain, _ = warned(out, scale=1.0)
     dataset, said = warned(out, scale="zai-org/CogVideoX-5b")
     assert said == [
-        f"{out}: the latents made with movq-tiny-4x8x8 have the scaling factor 1.15258426, but "
+        f"{out}: the latents made with movq-tiny-4x8x8-v1 have the scaling factor 1.15258426, but "
         "scale='zai-org/CogVideoX-5b' means 0.7, which is used; leave scale out to use theirs, or pass scale=0.7"
     ]
     assert dataset[0]["latents"].equal(plain[0]["latents"] * 0.7)
@@ -344,7 +350,7 @@ def test_samples_of_several_shapes_are_no_batch(out):
 def test_what_was_saved_as_a_draw_or_mean_stays_so(folder, tmp_path):
     for save in ("mean", "sample"):
         encode_batch([folder / "in" / "1.mp4"], tmp_path / save, save=save, store_dtype="bf16", workers=0)
-        dataset = LatentDataset(tmp_path / save)
+        dataset = LatentDataset(tmp_path / save, scale=1.0)
         assert dataset[0]["latents"].equal(open_latents(tmp_path / save / "1.mp4.safetensors").latents[0].float())
         assert dataset[0]["latents"].equal(dataset[0]["latents"])
         assert dataset[0]["latents"].shape == (16, 3, 6, 8)

@@ -22,7 +22,7 @@ from movq_cli import (
 )
 from movq_cli.codec import to_pixels
 from movq_cli.model import StreamCache
-from movq_cli.model.checkpoint import open_checkpoint
+from movq_cli.model.checkpoint import FORMER, embedded_weights, open_checkpoint
 from movq_cli.posterior import Draw
 
 from . import clips
@@ -155,6 +155,15 @@ def edited(path, to, *, tensors=None, **metadata):
         said = file.metadata()
     save_file(held | (tensors or {}), to, metadata=said | metadata)
     return to
+
+
+def test_latents_of_former_embedded_weights_are_refused_by_where_those_are(tmp_path, latents):
+    for digest, (file, commit) in FORMER.items():
+        old = edited(latents, tmp_path / digest, weights_digest=digest, model="old")
+        with pytest.raises(MovqError, match=rf"made with old .*`git show {commit}:{file} > FILE` .*--weights FILE"):
+            decode_video(old, tmp_path / "x.npy")
+        with pytest.raises(MovqError, match="these are others"):
+            decode_video(old, tmp_path / "x.npy", weights=embedded_weights())
 
 
 def test_latents_that_lie_are_refused(tmp_path, latents):

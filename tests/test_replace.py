@@ -87,7 +87,7 @@ def test_other_weights_are_named(batch, make_weights, layout, capsys):
         assert run([*command, *more]) == 1
         assert (
             f"movq: {batch.folder / 'out'}: 3 finished outputs here were made with small, --frames 5; this command says "
-            "movq-tiny-4x8x8, all frames. Use --replace to make them again, or another folder\n"
+            "movq-tiny-4x8x8-v1, all frames. Use --replace to make them again, or another folder\n"
         ) in capsys.readouterr().err
     assert files(batch.folder) == there
     assert run([*command, "--replace", "--dry-run"]) == 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from ..errors import MovqUsageError
+from ..model.checkpoint import EMBEDDED
 
 if TYPE_CHECKING:
     from ..plan import EncodeOptions
@@ -46,7 +47,7 @@ Weights = Annotated[
         panel=MODEL,
         metavar="WEIGHTS",
         help="A weights file or vae folder of movq, diffusers or CogVideo, or the id of a model in the Hugging Face cache. "
-        "(default: movq-tiny-4x8x8)",
+        f"(default: {EMBEDDED})",
     ),
 ]
 Semantics = Annotated[

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..errors import MovqError, printable
+from ..model.checkpoint import EMBEDDED
 
 if TYPE_CHECKING:
     from ..codec import Progress
@@ -25,7 +26,7 @@ def say_whose_weights(options: EncodeOptions) -> None:
     """A remark on the weights that are taken where none are named."""
     if options.weights is None:
         complain(
-            "the embedded movq-tiny-4x8x8 weights are for trying, testing and archiving: no public diffusion model reads "
+            f"the embedded {EMBEDDED} weights are for trying, testing and archiving: no public diffusion model reads "
             "their latents; --weights takes others"
         )
 

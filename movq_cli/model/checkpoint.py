@@ -45,9 +45,21 @@ SAID = ("name", "licence", "source", "semantics", "scaling_factor", "shift_facto
 DTYPES = ("F64", "F32", "F16", "BF16")
 
 
+EMBEDDED = "movq-tiny-4x8x8-v1"
+"""The weights that come with movq. A name never changes its digest: other weights get another name."""
+
+FORMER = {
+    "5c4663050c34b0395bcd55114d7c413f38217e206f798064804da4fbba3379f1": (
+        "weights/movq-tiny-4x8x8.safetensors",
+        "4247c3eff8bd2b162d09cc9ee341dd4ae88a5a0b",
+    ),
+}
+"""Digests of those that came with it before: their file in movq's repository, and a commit that has it."""
+
+
 def embedded_weights() -> Path:
-    """The weights that come with movq: beside the package in a checkout, inside it once built."""
-    name = "movq-tiny-4x8x8.safetensors"
+    """Return where they are: beside the package in a checkout, inside it once built."""
+    name = f"{EMBEDDED}.safetensors"
     package = Path(__file__).parents[1]
     inside = package / "weights" / name
     return inside if inside.exists() else package.parent / "weights" / name
