@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 
@@ -26,7 +25,9 @@ sys.path.insert(0, str(ROOT / "weights"))
 
 import batches  # noqa: E402
 import data  # noqa: E402
+import judge  # noqa: E402
 import network  # noqa: E402
+import sources  # noqa: E402
 
 
 def channels_last(x):
@@ -83,13 +84,16 @@ def jpeg(picture):
 
 def test_pictures_are_found_in_files_of_other_kinds():
     one, other = jpeg(clips.picture(300, 260)), jpeg(clips.picture(280, 250, 9))
-    assert data.jpegs_inside(b"\xff\xd8\xff nothing" + one + b"between" + other + b"\xff\xd8\xff\xe0") == [one, other]
+    assert sources.jpegs_inside(b"\xff\xd8\xff nothing" + one + b"between" + other + b"\xff\xd8\xff\xe0") == [
+        one,
+        other,
+    ]
     webp = b"RIFF" + (12).to_bytes(4, "little") + b"WEBPVP8 0123"
-    assert data.webps_inside(b"ab" + webp + b"cd" + webp) == [webp, webp]
+    assert sources.webps_inside(b"ab" + webp + b"cd" + webp) == [webp, webp]
 
 
 def test_large_pictures_are_taken_in_quarters_too(tmp_path):
-    source = data.Source("x", "here", "x", "*", "CC0", "nobody", pictures=data.whole)
+    source = sources.Source("x", "here", "x", "*", "CC0", "nobody", pictures=sources.whole)
     sizes = [picture.shape for picture in data.pictures_of(source, jpeg(clips.picture(1600, 1500)))]
     assert sizes == [(1500, 1600, 3)] + [(750, 800, 3)] * 4
     assert data.pictures_of(source, jpeg(clips.picture(300, 200))) == []
@@ -101,37 +105,61 @@ def test_large_pictures_are_taken_in_quarters_too(tmp_path):
 
 
 def test_what_cannot_be_fetched_is_said_and_left_out(tmp_path, monkeypatch, capsys):
-    clips.write(tmp_path / "a.mp4", clips.pictures(12, 640, 400))
-    sources = [
-        data.Source("gone", "tool-that-is-not-there", "gone==1", "*", "CC0", "nobody"),
-        data.Source("here", "folder", "here==1", "*.mp4", "CC0", "somebody", keep=(2, 4)),
+    unpacked = tmp_path / "unpacked"
+    unpacked.mkdir()
+    clips.write(unpacked / "a.mp4", clips.pictures(12, 640, 400))
+    listed = [
+        sources.Source("gone", "tool-that-is-not-there", "gone==1", "*", "CC0", "nobody"),
+        sources.Source("here", "folder", "here==1", "*.mp4", "CC0", "somebody", keep=(2, 4)),
     ]
 
     def fetch(client, package, folder):
-        if client == "folder":
-            return pack(tmp_path / "a.mp4", folder / "here.tgz")
-        return data._run([client], folder)
+        return unpacked if client == "folder" else data._run([client], folder)
 
-    monkeypatch.setattr(data, "SOURCES", sources)
-    monkeypatch.setattr(data, "JUDGES", [data.Judge("nothing", "tool-that-is-not-there", "gone==1", "*")])
+    monkeypatch.setattr(data, "SOURCES", listed)
+    monkeypatch.setattr(data, "JUDGES", [sources.Judge("nothing", "tool-that-is-not-there", "gone==1", "*")])
     monkeypatch.setattr(data, "fetch", fetch)
     data.prepare(tmp_path / "made")
     said = capsys.readouterr().out.splitlines()
     assert said[:2] == ["gone==1: left out, there is no tool-that-is-not-there here", "gone: left out"]
-    assert said[2:] == ["here: 1 clips, 6 frames", "nothing: left out"]
-    with av.open(tmp_path / "made" / "clips" / "here-0.mp4") as video:
-        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-    assert [frame.shape for frame in frames] == [(288, 460, 3)] * 6
+    assert said[2:] == ["here: 3 clips, 6 frames", "nothing: left out"]
+    for run in range(3):  # the first two frames of each four
+        with av.open(tmp_path / "made" / "clips" / f"here-0-{run:03}.mp4") as video:
+            frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+        assert [frame.shape for frame in frames] == [(288, 460, 3)] * 2
+        same = [np.abs(frames[0].astype(int) - shrunk(clips.picture(640, 400, 3 * i))).mean() for i in range(12)]
+        assert np.argmin(same) == 4 * run
     assert "| CC0 | somebody |" in (tmp_path / "made" / "LICENCES.md").read_text()
-    monkeypatch.setattr(data, "SOURCES", sources[:1])
+    monkeypatch.setattr(data, "SOURCES", listed[:1])
     with pytest.raises(SystemExit, match="nothing to train on"):
         data.prepare(tmp_path / "made")
 
 
-def pack(file, archive):
-    with tarfile.open(archive, "w:gz") as tar:
-        tar.add(file, file.name)
-    return archive
+def shrunk(picture):
+    return data._shrunk(picture, data.SIDE, even=True).to_ndarray(format="rgb24").astype(int)
+
+
+def test_frames_are_judged_by_what_makes_them_hard():
+    frames = np.zeros((33, 16, 16, 3), np.uint8)
+    frames[14:] = 200  # a cut within the fourth latent of four frames, 13 to 16
+    assert judge.group_frames(frames) == {
+        "first": [0],
+        "cuts": [13, 14, 15, 16, 17],
+        "motion": [*range(1, 13), *range(18, 33)],
+    }
+
+
+def test_codecs_without_a_network_keep_what_they_can():
+    still = torch.full((1, 3, 9, 32, 32), 0.3)
+    assert torch.allclose(judge.bicubic(still), still, atol=1e-5)
+    footage = batches.Footage.made_up(torch.device("cpu"))
+    codec = judge.linear(footage, batches=3)
+    x = batches.batch(footage, 0, seed=9, clips=1, frames=9, side=64).permute(0, 4, 1, 2, 3)
+    kept = codec(x)
+    assert (kept - x).square().mean() < 0.25 * x.var()
+    assert torch.allclose(codec(kept), kept, atol=1e-4)  # it is a projection
+    held = judge.hold_every_fourth(lambda x: x)(torch.arange(9.0).view(1, 1, 9, 1, 1))
+    assert held.flatten().tolist() == [0, 0, 0, 0, 4, 4, 4, 4, 8]
 
 
 def numbers(folder):

@@ -33,13 +33,13 @@ class Footage:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> Footage:
-        """Decode what weights/data.py prepared. Raises FileNotFoundError where there is nothing."""
+        """Decode what data.py prepared. Raises SystemExit if there is nothing."""
         clips, pictures = (
-            [_pyramid(_decode(path), device) for path in sorted((folder / part).iterdir())]
+            [_pyramid(_decode(path), device) for path in sorted((folder / part).glob("*.*"))]
             for part in ("clips", "pictures")
         )
         if not clips and not pictures:
-            raise FileNotFoundError(f"{folder}: no clips and no pictures; python weights/data.py makes them")
+            raise SystemExit(f"{folder}: has no clips and no pictures; python weights/data.py makes them")
         return cls(clips, pictures)
 
     @classmethod
@@ -57,7 +57,7 @@ class Footage:
 
 
 def _decode(path: Path) -> Tensor:
-    """The frames of a video or picture, RGB (T, 3, H, W) in uint8; by OpenCV where PyAV is missing."""
+    """Return the frames of a video or picture, RGB (T, 3, H, W) in uint8; by OpenCV where PyAV is missing."""
     try:
         import av
     except ImportError:
@@ -72,16 +72,19 @@ def _decode(path: Path) -> Tensor:
 def _by_opencv(path: Path) -> list[np.ndarray]:
     import cv2
 
-    video, frames = cv2.VideoCapture(str(path)), []
-    while True:
-        more, frame = video.read()
-        if not more:
-            return frames
-        frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+    if path.suffix == ".jpg":  # numbered pictures would be read as one video
+        frames = [cv2.imread(str(path))]
+    else:
+        video, frames = cv2.VideoCapture(str(path)), []
+        while (read := video.read())[0]:
+            frames.append(read[1])
+    if not frames:
+        raise SystemExit(f"{path}: OpenCV reads no frame of it")
+    return [cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) for frame in frames]
 
 
 def _pyramid(frames: Tensor, device: torch.device) -> list[Tensor]:
-    """At full size and, where there is enough of it, at half and at a quarter."""
+    """Return them at full size and, where there is enough of it, at half and at a quarter."""
     levels = [frames.to(device).contiguous()]
     while len(levels) < 3 and min(levels[-1].shape[-2:]) >= 192:
         levels.append(torch.cat([F.avg_pool2d(part.float(), 2).round().byte() for part in levels[-1].split(64)]))
@@ -126,7 +129,7 @@ def _scene(footage: Footage, chance: random.Random, frames: int, side: int) -> T
 
 
 def _through_camera(levels: list[Tensor], times: list[int], moves: bool, chance: random.Random, side: int) -> Tensor:
-    """Frames of a source as a camera sees them that pans, zooms and turns: (T, side, side, 3)."""
+    """Return frames of a source as a camera sees them that pans, zooms and turns: (T, side, side, 3)."""
     height, width = levels[0].shape[-2:]
     most = min(REACH, min(height, width) / (side * 1.1))
     scale = math.exp(chance.uniform(math.log(0.8), math.log(most))) if most > 0.8 else most
@@ -162,7 +165,7 @@ def _through_camera(levels: list[Tensor], times: list[int], moves: bool, chance:
 
 
 def _with_sprite(clip: Tensor, other: Tensor, chance: random.Random) -> Tensor:
-    """A piece of another clip, an ellipse or a rectangle, moves across."""
+    """Return the clip with a piece of another, an ellipse or a rectangle, that moves across it."""
     frames, side = clip.shape[:2]
     steps = torch.arange(side, device=clip.device, dtype=torch.float32)
     t = torch.arange(frames, device=clip.device, dtype=torch.float32).view(-1, 1, 1)
@@ -171,10 +174,6 @@ def _with_sprite(clip: Tensor, other: Tensor, chance: random.Random) -> Tensor:
     y = chance.uniform(0, side) + chance.gauss(0, speed) * t
     radii = [side * chance.uniform(0.08, 0.3) for _ in range(2)]
     dx, dy = (steps.view(1, 1, -1) - x) / radii[0], (steps.view(1, -1, 1) - y) / radii[1]
-    distance = (
-        (dx**2 + dy**2).sqrt()
-        if chance.random() < 0.7
-        else torch.maximum(dx.abs().expand(frames, side, side), dy.abs())
-    )
+    distance = (dx**2 + dy**2).sqrt() if chance.random() < 0.7 else torch.maximum(dx.abs(), dy.abs())
     mask = ((1 - distance) * min(radii) + 0.5).clamp(0, 1)[..., None]
     return clip * (1 - mask) + other * mask

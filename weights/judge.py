@@ -1,8 +1,8 @@
-"""Judge weights by clips and pictures that none was trained on: `python weights/judge.py [WEIGHTS ...]`.
+"""Judge weights by clips and pictures that are never trained on: `python weights/judge.py [WEIGHTS ...]`.
 
-Each clip is encoded and decoded in fp32 as a whole; `python weights/data.py` fetches them. Beside the weights stand ways without
-a network that keep as many numbers: the best linear one (a principal component analysis of blocks of the training set) and
-pictures made small and large again by bicubic interpolation. Prints Markdown: PSNR in dB and SSIM, means over frames.
+Clips are encoded and decoded whole, in fp32; `python weights/data.py` fetches them. Beside the weights stand codecs without a
+network that keep as many numbers: "linear", the principal components of blocks of the training set, and "bicubic", which makes
+pictures small and large again. Prints Markdown: PSNR in dB and SSIM, means over frames.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -26,44 +28,50 @@ from movq_cli.metrics import psnr, ssim
 from movq_cli.model.checkpoint import open_checkpoint
 from movq_cli.video.write import write_png
 
-DATA = Path(__file__).parent / "data"
 CUT = 25.0
 """Mean difference, of 255, between two frames that belong to different shots."""
 BEHIND = 4
-"""Frames that count as behind a cut."""
+"""Frames that count as behind a cut; with them count all those of the latent that the cut lies in."""
 
-Way = Callable[[Tensor], Tensor]
-"""(1, 3, T, H, W) in [-1, 1] to what becomes of it."""
+Codec = Callable[[Tensor], Tensor]
+"""Encodes and decodes (1, 3, T, H, W) in [-1, 1]."""
 
 
-def network(path: str | None) -> Way:
-    """Encode and decode by weights, means of the posterior."""
+def network(path: str | None) -> Codec:
+    """Return the codec of weights; it decodes the means of the posterior."""
     checkpoint = open_checkpoint(path)
     encoder, decoder = checkpoint.load_encoder(dtype=torch.float32), checkpoint.load_decoder(dtype=torch.float32)
     z = checkpoint.config.z_channels
     return lambda x: decoder(encoder(x)[:, :z])
 
 
-def components(footage: Footage, values: int = 16, batches: int = 120) -> Way:
-    """Keep so many principal components of blocks of 4x8x8 pixels, of 1x8x8 for a first frame: what is best without a network."""
-    bases = []
-    clips = [batch(footage, step, seed=1, clips=16, frames=5, side=64) for step in range(batches)]
-    for first, last in ((0, 1), (1, 5)):
-        rows = torch.cat([_blocks(x[:, first:last].permute(0, 4, 1, 2, 3)).flatten(0, 1) for x in clips]).double()
-        mean = rows.mean(0)
-        _, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean))
-        bases.append((mean.float(), vectors[:, -values:].float()))
+def linear(footage: Footage, values: int = 16, batches: int = 120) -> Codec:
+    """Return the best linear codec of blocks: so many principal components of 4x8x8 pixels, and of 1x8x8 for a first frame."""
+    parts = {1: slice(0, 1), 4: slice(1, 5)}
+    sums = {frames: [torch.zeros(frames * 192 + 1, frames * 192 + 1, dtype=torch.float64), 0] for frames in parts}
+    for step in range(batches):
+        x = rearrange(batch(footage, step, seed=1, clips=16, frames=5, side=64), "b t h w c -> b c t h w")
+        for frames, part in parts.items():
+            rows = F.pad(_blocks(x[:, :, part]).flatten(0, 1).double(), (0, 1), value=1.0)  # the ones give the mean
+            sums[frames][0] += rows.T @ rows
+    bases = {}
+    for frames, (products, _) in sums.items():
+        mean = products[-1, :-1] / products[-1, -1]
+        _, vectors = torch.linalg.eigh(products[:-1, :-1] / products[-1, -1] - mean[:, None] * mean)
+        bases[frames] = mean.float(), vectors[:, -values:].float()
 
-    def way(x: Tensor) -> Tensor:
-        parts = []
-        for part, (mean, basis) in zip(
-            [x[:, :, :1], *x[:, :, 1:].split(4, 2)], [bases[0], *[bases[1]] * (x.shape[2] // 4)], strict=True
-        ):
-            rows = _blocks(part)
-            parts.append(_unblocks((rows - mean) @ basis @ basis.T + mean, part))
-        return torch.cat(parts, 2)
+    def codec(x: Tensor) -> Tensor:
+        return torch.cat([project(part, *bases[part.shape[2]]) for part in _latents_of(x)], 2)
 
-    return way
+    def project(x: Tensor, mean: Tensor, basis: Tensor) -> Tensor:
+        return _unblocks((_blocks(x) - mean) @ basis @ basis.T + mean, x)
+
+    return codec
+
+
+def _latents_of(x: Tensor) -> list[Tensor]:
+    """Return the frames (1, 3, T, H, W) of each latent: the first alone, then by fours."""
+    return [x[:, :, :1], *x[:, :, 1:].split(4, 2)]
 
 
 def _blocks(x: Tensor) -> Tensor:
@@ -76,123 +84,115 @@ def _unblocks(rows: Tensor, like: Tensor) -> Tensor:
 
 
 def bicubic(x: Tensor) -> Tensor:
-    """Of each four frames the mean, at 1 / sqrt(12) of its width and height: 16 numbers for 4x8x8x3."""
+    """Keep of the frames of each latent the mean, at 1 / sqrt(12) of its width and height: 16 numbers for 4x8x8x3."""
     sides = [round(side / 12**0.5) for side in x.shape[-2:]]
     parts = []
-    for part in [x[:, :, :1], *x[:, :, 1:].split(4, 2)]:
+    for part in _latents_of(x):
         small = F.interpolate(part.mean(2), sides, mode="bicubic", antialias=True)
         large = F.interpolate(small, x.shape[-2:], mode="bicubic")
         parts.append(repeat(large, "b c h w -> b c t h w", t=part.shape[2]))
     return torch.cat(parts, 2)
 
 
-def held(way: Way) -> Way:
-    """Every fourth frame by itself, shown until the next."""
+def hold_every_fourth(codec: Codec) -> Codec:
+    """Return the codec that shows every fourth frame, encoded by itself, until the next."""
 
-    def run(x: Tensor) -> Tensor:
-        shown = torch.cat([way(frame) for frame in x[:, :, ::4].split(1, 2)], 2)
+    def held(x: Tensor) -> Tensor:
+        shown = torch.cat([codec(frame) for frame in x[:, :, ::4].split(1, 2)], 2)
         return shown.repeat_interleave(4, 2)[:, :, : x.shape[2]]
 
-    return run
+    return held
 
 
-def alone(way: Way) -> Way:
-    """Every frame by itself."""
-    return lambda x: torch.cat([way(frame) for frame in x.split(1, 2)], 2)
-
-
-def kinds(frames: np.ndarray) -> dict[str, list[int]]:
-    """The frames of a clip by what makes them hard: the first, those behind a cut, and all others."""
+def group_frames(frames: np.ndarray) -> dict[str, list[int]]:
+    """Return which frames (T, H, W, 3) of a clip are the first, at a cut, and all others."""
     steps = np.abs(np.diff(frames.astype(np.int16), axis=0)).mean((1, 2, 3))
-    behind = sorted(
-        {i + k for i in range(1, len(frames)) if steps[i - 1] > CUT for k in range(BEHIND) if i + k < len(frames)}
-    )
-    return {"first": [0], "cuts": behind, "motion": [i for i in range(1, len(frames)) if i not in behind]}
+    at_cuts = set[int]()
+    for cut in np.flatnonzero(steps > CUT) + 1:
+        latent = (cut - 1) // 4
+        at_cuts |= {*range(1 + 4 * latent, 5 + 4 * latent), *range(cut, min(cut + BEHIND, len(frames)))}
+    others = set(range(1, len(frames))) - at_cuts
+    return {"first": [0], "cuts": sorted(at_cuts), "motion": sorted(others)}
 
 
 @torch.no_grad()
-def judged(way: Way, frames: np.ndarray) -> tuple[np.ndarray, list[float], list[float]]:
-    """What becomes of frames (T, H, W, 3) in uint8, and of each the PSNR and SSIM."""
+def evaluate(codec: Codec, frames: np.ndarray) -> tuple[np.ndarray, list[float], list[float]]:
+    """Return what becomes of frames (T, H, W, 3) in uint8, and the PSNR and SSIM of each."""
     x = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-    y = ((way(x)[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).numpy()
-    pairs = list(zip(frames, y, strict=True))
-    return y, [psnr(*pair) for pair in pairs], [ssim(*pair) or 0.0 for pair in pairs]
+    y = ((codec(x)[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).numpy()
+    similarities = [ssim(*pair) for pair in zip(frames, y, strict=True)]
+    assert None not in similarities
+    return y, [psnr(*pair) for pair in zip(frames, y, strict=True)], similarities
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", nargs="*", help="weights files (default: the embedded ones)")
-    parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="pictures of what becomes of clips, there")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all numbers, there")
+    parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data")
+    parser.add_argument("--side", type=int, nargs="+", default=[128, 256], metavar="PIXELS")
+    parser.add_argument(
+        "--alone", action="store_true", help="the weights alone: no held frames, nothing linear or bicubic"
+    )
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="also pictures of what becomes of the clips")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also all numbers")
     args = parser.parse_args()
     networks = {Path(path).stem if path else "embedded": network(path) for path in args.weights or [None]}
-    footage = Footage.load(args.data, torch.device("cpu"))
-    ways: dict[str, Way] = {**networks, "linear": components(footage), "bicubic": bicubic}
-    del footage
-    ways |= {f"{name}, every 4th frame held": held(way) for name, way in networks.items()}
-    everything = []
-    for side in (128, 256):
-        everything += table(side, ways, args)
+    if len(networks) < len(args.weights):
+        parser.error("give the weights files different names")
+    codecs = dict(networks)
+    if not args.alone:
+        codecs |= {"linear": linear(Footage.load(args.data, torch.device("cpu"))), "bicubic": bicubic}
+        codecs |= {f"{name}, every 4th frame held": hold_every_fourth(codec) for name, codec in networks.items()}
+    rows = [row for side in args.side for row in judge(side, codecs, args.data, args.pictures)]
     if args.json:
-        args.json.write_text(json.dumps(everything, indent=1) + "\n")
+        args.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def table(side: int, ways: dict[str, Way], args: argparse.Namespace) -> list[dict]:
+def judge(side: int, codecs: dict[str, Codec], data: Path, pictures: Path | None) -> list[dict[str, Any]]:
+    """Judge by all clips and pictures of a size, print the tables, and return a row for each with each codec."""
     rows = []
-    for path in sorted((args.data / f"judges-{side}").glob("*.npz")):
+    for path in sorted((data / f"judges-{side}").glob("*.npz")):
         frames = np.load(path)["frames"]
-        still = len(frames) == 1
-        sorts = {} if still else kinds(frames)
-        seen = {}
-        for name, way in ways.items():
-            if still and name.endswith("held"):
+        groups = group_frames(frames) if len(frames) > 1 else {}
+        shown = [frames]
+        for name, codec in codecs.items():
+            if len(frames) == 1 and name.endswith("held"):
                 continue
-            made, decibels, similar = judged(way, frames)
-            seen[name] = made
-            row = {
-                "side": side,
-                "clip": path.stem,
-                "way": name,
-                "frames": len(frames),
-                "psnr": np.mean(decibels),
-                "ssim": np.mean(similar),
-            }
-            row |= {kind: np.mean([decibels[i] for i in places]) for kind, places in sorts.items() if places}
-            rows.append({key: round(float(v), 4) if isinstance(v, np.floating) else v for key, v in row.items()})
-        if args.pictures:
-            args.pictures.mkdir(parents=True, exist_ok=True)
-            shown = [0, len(frames) // 2, len(frames) - 1] if not still else [0]
-            lines = [np.concatenate([frames[i], *(made[i] for made in seen.values())], 1) for i in shown]
-            write_png(args.pictures / f"{path.stem}-{side}.png", np.concatenate(lines), force=True)
+            made, decibels, similarities = evaluate(codec, frames)
+            shown.append(made)
+            row = {"side": side, "clip": path.stem, "codec": name, "frames": len(frames)}
+            row |= {"psnr": mean(decibels), "ssim": mean(similarities)}
+            rows.append(
+                row | {group: mean([decibels[i] for i in places]) for group, places in groups.items() if places}
+            )
+        if pictures:
+            pictures.mkdir(parents=True, exist_ok=True)
+            lines = [
+                np.concatenate([made[i] for made in shown], 1) for i in sorted({0, len(frames) // 2, len(frames) - 1})
+            ]
+            write_png(pictures / f"{path.stem}-{side}.png", np.concatenate(lines), force=True)
     for still in (False, True):
-        _print(side, [row for row in rows if (row["frames"] == 1) == still], list(ways))
+        _print(side, [row for row in rows if (row["frames"] == 1) == still])
     return rows
 
 
-def _print(side: int, rows: list[dict], ways: list[str]) -> None:
-    """Rows are clips, and their mean; cells PSNR and SSIM by way, then the kinds of frames over all clips."""
-    clips = list(dict.fromkeys(row["clip"] for row in rows))
-    if not clips:
+def _print(side: int, rows: list[dict[str, Any]]) -> None:
+    """Print a line for each clip and for means over clips, with PSNR and SSIM of each codec."""
+    if not rows:
         return
-    ways = [way for way in ways if any(row["way"] == way for row in rows)]
-    cell = {(row["clip"], row["way"]): row for row in rows}
-    print(f"\n{side}x{side}, {rows[0]['frames']} frames\n\n| | {' | '.join(ways)} |\n|{'---|' * (len(ways) + 1)}")
+    cells = {(row["clip"], row["codec"]): row for row in rows}
+    clips, codecs = (list(dict.fromkeys(row[key] for row in rows)) for key in ("clip", "codec"))
+    print(f"\n{side}x{side}, {rows[0]['frames']} frames\n\n| | {' | '.join(codecs)} |\n|{'---|' * (len(codecs) + 1)}")
     for clip in clips:
-        print(
-            f"| {clip} | "
-            + " | ".join(f"{cell[clip, way]['psnr']:.2f}, {cell[clip, way]['ssim']:.3f}" for way in ways)
-            + " |"
-        )
-    for label, key in (("mean", "psnr"), ("first frames", "first"), ("behind cuts", "cuts"), ("motion", "motion")):
-        means = []
-        for way in ways:
-            values = [cell[clip, way][key] for clip in clips if key in cell[clip, way]]
-            if values:
-                similar = np.mean([cell[clip, way]["ssim"] for clip in clips])
-                means.append(f"{np.mean(values):.2f}" + (f", {similar:.3f}" if key == "psnr" else ""))
-        if means:
-            print(f"| {label} | {' | '.join(means)} |")
+        texts = ["{psnr:.2f}, {ssim:.3f}".format(**cells[clip, codec]) for codec in codecs]
+        print(f"| {clip} | {' | '.join(texts)} |")
+    similar = [mean([cells[clip, codec]["ssim"] for clip in clips]) for codec in codecs]
+    for label, key in (("mean", "psnr"), ("first frames", "first"), ("at cuts", "cuts"), ("motion", "motion")):
+        having = [clip for clip in clips if key in cells[clip, codecs[0]]]
+        if having:
+            values = [mean([cells[clip, codec][key] for clip in having]) for codec in codecs]
+            texts = [f"{v:.2f}, {s:.3f}" if key == "psnr" else f"{v:.2f}" for v, s in zip(values, similar, strict=True)]
+            print(f"| {label} | {' | '.join(texts)} |")
 
 
 if __name__ == "__main__":

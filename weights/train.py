@@ -1,9 +1,9 @@
-"""Train the embedded weights on: `python weights/train.py RUN --steps N`, or `--minutes M`.
+"""Train the embedded weights further: `python weights/train.py RUN --steps N`, or `--minutes M`.
 
-RUN is a folder. The same command goes on from its state.pt after a kill, with the very numbers that there would have been
-(with --minutes, which goes by the clock, from where it was). It gets log.jsonl and its picture, curve.svg; watched-STEP.png,
-clips never trained on and what becomes of them; and, at the end, NAME.safetensors. Minutes begin with the command and end with
-that file written. `python weights/data.py` makes what is trained on.
+RUN is a folder. It gets log.jsonl and its picture, curve.svg; watched-STEP.png, which shows clips that are never trained on and
+what becomes of them; and at the end NAME.safetensors. After a kill the same command goes on from RUN/state.pt: with --steps, on a
+CPU, with the numbers that there would have been; with --minutes from where it was. The minutes are all the run takes, from the
+start of the command to the weights file. `python weights/data.py` makes what is trained on.
 """
 
 from __future__ import annotations
@@ -31,20 +31,19 @@ from torch import Tensor, nn
 
 from movq_cli.metrics import montage
 from movq_cli.model.checkpoint import FORMAT, FORMAT_VERSION, embedded_weights, open_checkpoint
-from movq_cli.model.convolution import lay_out
+from movq_cli.model.convolution import lay_out, round_weight
 from movq_cli.model.decoder import Decoder3D
 from movq_cli.model.encoder import Encoder3D
 from movq_cli.video.write import write_png
 
-WATCHED = ("bikes", "carphone", "cup", "street", "tree")
-"""Of the clips to judge by, those that a run is watched by."""
-WATCHED_FRAMES = 17
+WATCHED, WATCHED_FRAMES = ("bikes", "carphone", "cup", "street", "tree"), 17
+"""The clips that are evaluated during a run, of those to judge by."""
 SCALING_BATCHES = 32
 """Batches of the training set that the scaling factor is measured on."""
-COLLAPSED = -12.0
-"""A log variance below it means nothing any more."""
-FIRST_LOGVAR = -7.0
-"""What log variances begin with anew then."""
+COLLAPSED, FIRST_LOGVAR = -12.0, -7.0
+"""A log variance below the first means that the posterior has collapsed; all log variances then start at the second."""
+LOGGED_TOGETHER = 10
+"""Steps whose numbers are fetched from the device at once, so that it need not wait for each."""
 LEAST_ROWS = 16
 """Fewer filters, or numbers of each, are no matrix worth making orthogonal."""
 WARM_UP, LAST_RATE = 0.03, 0.02
@@ -76,12 +75,12 @@ class Recipe:
 
 
 BEGAN = time.monotonic()
-REST = 10.0
-"""Seconds kept back at the end of --minutes, besides those for watching: for the weights file."""
+RESERVE = 25.0
+"""Seconds of --minutes kept back for imports, the scaling factor and the files; the last evaluation has its own."""
 
 
 class Autoencoder(nn.Module):
-    """Both networks, their weights in fp32; they compute in the recipe's precision."""
+    """Both networks, their weights in fp32, computing in the recipe's precision. Raises SystemExit for other kinds of them."""
 
     def __init__(self, recipe: Recipe, device: torch.device, compiled: bool = False) -> None:
         super().__init__()
@@ -89,7 +88,11 @@ class Autoencoder(nn.Module):
         self._dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
         scratch = recipe.start == "scratch"
         checkpoint = open_checkpoint(None if scratch else recipe.start)
-        self.config = checkpoint.config
+        self.config = c = checkpoint.config
+        if (c.pad_mode, c.norm_scope, c.attn_resolutions, c.dropout) != ("first", "frame", (), 0.0):
+            raise SystemExit(
+                f"{recipe.start}: network.py computes only networks that pad with the first frame and norm each frame"
+            )
         if scratch:
             torch.manual_seed(recipe.seed)
             arguments = dataclasses.asdict(self.config)
@@ -171,7 +174,7 @@ def _as_matrix(weight: Tensor) -> Tensor:
 
 
 class Run:
-    """A run and its folder. Raises MovqError or OSError where the folder's state cannot be read."""
+    """A run and its folder."""
 
     def __init__(self, folder: Path, recipe: Recipe, footage: Footage, watched: dict[str, Tensor]) -> None:
         self.folder, self.recipe, self.footage, self.watched = folder, recipe, footage, watched
@@ -181,50 +184,59 @@ class Run:
         self.average.load_state_dict(self.model.state_dict())
         self.optimiser = Optimiser(self.model)
         self.step = 0
-        self.before = 0.0
-        """Seconds of the processes that went before."""
-        self.lead = 0.0
-        """Seconds until the first step."""
-        self.pending: dict[str, Any] | None = None
+        self.evaluated = -1
+        """The last step that was evaluated."""
+        self.earlier_seconds = 0.0
+        """How long the processes took that were killed."""
+        self.setup_seconds = 0.0
+        """How long it took until the first step."""
+        self.reserve = 0.0
+        """What is kept back of --minutes for the end, in seconds."""
+        self.unwritten: list[dict[str, Any]] = []
 
-    def train(self, watch_every: int, save_every: int) -> None:
+    def train(self, evaluate_every: int, save_every: int) -> None:
         """Go on to the end of the run."""
         fresh = not (self.folder / "state.pt").exists()
         if fresh:
             (self.folder / "log.jsonl").write_text("")
-            if min(self.model.moments(x)[1].min().item() for x in self.watched.values()) < COLLAPSED:
+            if self._lowest_logvar() < COLLAPSED:
                 self.model.widen_posterior()
                 self.average.widen_posterior()
+            started = self.seconds
+            self.evaluate()
+            self.reserve = RESERVE + 3 * (self.seconds - started)
         else:
             self._load()
-        started = self.seconds
-        watched = self.watch()
-        if fresh:
-            self._log(watched)
-        reserve = REST + 3 * (self.seconds - started)
-        if self.recipe.compiled:
+        if self.recipe.compiled and self._progress() < 1.0:
             self._compile()
         if fresh:
-            self.lead = self.seconds
-        while (progress := self._progress(reserve)) < 1.0:
+            self.setup_seconds = self.seconds
+        while (progress := self._progress()) < 1.0:
             self._train_step(progress)
-            if self.step % watch_every == 0:
-                self._log(self.watch())
+            if self.step % evaluate_every == 0:
+                self.evaluate()
             if self.step % save_every == 0:
                 self._save()
-        self._log(self.watch())
+        if self.evaluated < self.step:
+            self.evaluate()
         self._save()
 
     @property
     def seconds(self) -> float:
         """How long the run has taken, in all its processes."""
-        return self.before + time.monotonic() - BEGAN
+        return self.earlier_seconds + time.monotonic() - BEGAN
 
-    def _progress(self, reserve: float) -> float:
+    @torch.no_grad()
+    def _lowest_logvar(self) -> float:
+        return min(self.average.moments(x)[1].min().item() for x in self.watched.values())
+
+    def _progress(self) -> float:
         if self.recipe.steps is not None:
             return self.step / self.recipe.steps
         assert self.recipe.minutes is not None
-        return (self.seconds - self.lead) / max(1.0, self.recipe.minutes * 60 - reserve - self.lead)
+        return (self.seconds - self.setup_seconds) / max(
+            1.0, self.recipe.minutes * 60 - self.reserve - self.setup_seconds
+        )
 
     def _batch(self, step: int, single: bool) -> Tensor:
         r = self.recipe
@@ -245,7 +257,6 @@ class Run:
         self.model.zero_grad()
 
     def _train_step(self, progress: float) -> None:
-        """One step. Its numbers are written with the next, so that a GPU is not waited for."""
         chance = np.random.default_rng((self.recipe.seed, self.step))
         x = self._batch(self.step, single=chance.random() < self.recipe.pictures)
         loss, squares, divergence = losses(self.model, x, self._noise(x, chance), self.recipe)
@@ -256,34 +267,33 @@ class Run:
         self.model.zero_grad()
         self.step += 1
         decay = min(self.recipe.average, self.step / (self.step + 10))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
         line = {"step": self.step, "seconds": round(self.seconds, 1), "frames": x.shape[1], "rate": rate}
         numbers = {"loss": loss, "squares": squares, "divergence": divergence, "norm": norm}
         self._log(line | {name: number.detach() for name, number in numbers.items()})
 
-    def _log(self, line: dict[str, Any] | None) -> None:
-        """Write the line before, and remember this one."""
-        if self.pending is not None:
-            numbers = {k: v.item() if isinstance(v, Tensor) else v for k, v in self.pending.items()}
-            if not math.isfinite(numbers.get("loss", 0.0)):
-                raise SystemExit(f"{self.folder}: the loss of step {numbers['step']} is not finite")
-            with open(self.folder / "log.jsonl", "a") as file:
-                file.write(json.dumps(numbers) + "\n")
-            if "watched" in numbers:
-                print(json.dumps(numbers), flush=True)
-                (self.folder / "curve.svg").write_text(svg(self.lines()))
-        self.pending = line
+    def _log(self, line: dict[str, Any]) -> None:
+        """Write a line now, or together with others. Raises SystemExit if a loss is not finite."""
+        self.unwritten.append(line)
+        if len(self.unwritten) >= LOGGED_TOGETHER:
+            self._write_log()
 
-    def lines(self) -> list[dict[str, Any]]:
-        """Return what the log says so far."""
-        return [json.loads(line) for line in (self.folder / "log.jsonl").read_text().splitlines()]
+    def _write_log(self) -> None:
+        with open(self.folder / "log.jsonl", "a") as file:
+            for line in self.unwritten:
+                numbers = {name: value.item() if isinstance(value, Tensor) else value for name, value in line.items()}
+                if not math.isfinite(numbers.get("loss", 0.0)):
+                    raise SystemExit(f"{self.folder}: the loss of step {numbers['step']} is not finite")
+                file.write(json.dumps(numbers) + "\n")
+        self.unwritten.clear()
 
     @torch.no_grad()
-    def watch(self) -> dict[str, Any]:
-        """Return how the averaged weights do, and write pictures of it: PSNR in dB, and what became of the posterior.
+    def evaluate(self) -> None:
+        """Evaluate the averaged weights on the watched clips: a line in the log, a picture, and the curve.
 
-        "clip" decodes the means, "sample" a draw, "picture" every eighth frame by itself. "spread" is the posterior's deviation
-        against that of the means.
+        PSNR in dB: "clip" decodes the means, "sample" a draw, "picture" every eighth frame by itself. "spread" is the posterior's
+        deviation, "lowest" its lowest log variance; the deviation is told in those of the means.
         """
         found, each, shown = [], {}, []
         for name, x in self.watched.items():
@@ -307,14 +317,23 @@ class Run:
                 shown.append((pixels(x[0, i]), pixels(y[0, i])))
         write_png(self.folder / f"watched-{self.step:06}.png", montage(shown), force=True)
         means = {kind: round(sum(f[kind] for f in found) / len(found), 4) for kind in found[0]}
-        return {"step": self.step, "seconds": round(self.seconds, 1), "watched": means, "clips": each}
+        line = {"step": self.step, "seconds": round(self.seconds, 1), "watched": means, "clips": each}
+        self._log(line)
+        self._write_log()
+        self.evaluated = self.step
+        print(json.dumps(line), flush=True)
+        lines = (self.folder / "log.jsonl").read_text().splitlines()
+        (self.folder / "curve.svg").write_text(svg(map(json.loads, lines)))
 
     def _save(self) -> None:
-        self._log(None)
+        self._write_log()
         state = {
             "step": self.step,
+            "evaluated": self.evaluated,
             "seconds": self.seconds,
-            "lead": self.lead,
+            "setup_seconds": self.setup_seconds,
+            "reserve": self.reserve,
+            "log_bytes": (self.folder / "log.jsonl").stat().st_size,
             "recipe": dataclasses.asdict(self.recipe),
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
@@ -324,15 +343,17 @@ class Run:
         os.replace(self.folder / "state.tmp", self.folder / "state.pt")
 
     def _load(self) -> None:
+        """Raises SystemExit if the run was begun by another recipe."""
         state = torch.load(self.folder / "state.pt", map_location="cpu", weights_only=True)
-        if state["recipe"] != dataclasses.asdict(self.recipe):
-            raise SystemExit(f"{self.folder}: was begun with another recipe, {state['recipe']}; take another folder")
-        self.step, self.before, self.lead = state["step"], state["seconds"], state["lead"]
+        if state["recipe"] | {"start": ""} != dataclasses.asdict(self.recipe) | {"start": ""}:
+            raise SystemExit(f"{self.folder}: was begun by another recipe, {state['recipe']}; take another folder")
+        self.step, self.evaluated = state["step"], state["evaluated"]
+        self.earlier_seconds, self.setup_seconds = state["seconds"], state["setup_seconds"]
+        self.reserve = state["reserve"]
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
-        kept = [json.dumps(line) + "\n" for line in self.lines() if line["step"] <= self.step]
-        (self.folder / "log.jsonl").write_text("".join(kept))
+        os.truncate(self.folder / "log.jsonl", state["log_bytes"])
 
     @torch.no_grad()
     def scaling_factor(self) -> float:
@@ -345,7 +366,6 @@ class Run:
         metadata = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "name": name,
             "config": self.average.config.to_json(),
             "semantics": self.average.config.norm_scope,
             "scaling_factor": f"{self.scaling_factor():.4f}",
@@ -353,8 +373,8 @@ class Run:
             "source": "trained for movq from scratch; see weights/README.md",
         }
         for suffix, dtype in (("", torch.float16), ("-fp32", torch.float32), ("-bf16", torch.bfloat16)):
-            tensors = {key: value.to("cpu", dtype).contiguous() for key, value in self.average.state_dict().items()}
-            save_file(tensors, self.folder / "weights.tmp", metadata)
+            tensors = {k: round_weight(v.cpu(), dtype).contiguous() for k, v in self.average.state_dict().items()}
+            save_file(tensors, self.folder / "weights.tmp", metadata | {"name": name + suffix})
             os.replace(self.folder / "weights.tmp", self.folder / f"{name}{suffix}.safetensors")
         return self.folder / f"{name}.safetensors"
 
@@ -377,7 +397,7 @@ def pixels(x: Tensor) -> np.ndarray:
 
 
 def load_watched(folder: Path, device: torch.device) -> dict[str, Tensor]:
-    """Return the clips that a run is watched by: (1, T, H, W, 3) in [-1, 1]."""
+    """Return the clips that are evaluated during a run: (1, T, H, W, 3) in [-1, 1]."""
     clips = {}
     for name in WATCHED:
         path = folder / "judges-128" / f"{name}.npz"
@@ -385,7 +405,7 @@ def load_watched(folder: Path, device: torch.device) -> dict[str, Tensor]:
             frames = torch.from_numpy(np.load(path)["frames"][:WATCHED_FRAMES])
             clips[name] = (frames.to(device).float() / 127.5 - 1.0)[None]
     if not clips:
-        raise SystemExit(f"{folder}: has no clips to watch by; python weights/data.py fetches them")
+        raise SystemExit(f"{folder}: has no clips to evaluate on; python weights/data.py fetches them")
     return clips
 
 
@@ -398,9 +418,9 @@ SMOKE = Recipe(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the folder of the run")
-    parser.add_argument("--name", default="movq-tiny-4x8x8", help="what the weights are called")
+    parser.add_argument("--name", default="movq-tiny-4x8x8-new", help="what the weights are called")
     parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data")
-    parser.add_argument("--watch-every", type=int, default=500, metavar="STEPS")
+    parser.add_argument("--evaluate-every", type=int, default=500, metavar="STEPS")
     parser.add_argument("--save-every", type=int, default=250, metavar="STEPS")
     parser.add_argument("--smoke", action="store_true", help="a minute from scratch, of made-up pictures, without data")
     recipe = parser.add_argument_group("the recipe", "a run goes on with the recipe that it was begun with")
@@ -417,6 +437,8 @@ def main() -> None:
     )
     if (chosen.steps is None) == (chosen.minutes is None):
         parser.error("say either --steps or --minutes")
+    if chosen.frames % 4 != 1 or chosen.side % 8:
+        parser.error("--frames must be 1 more than a multiple of 4, --side a multiple of 8")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     args["run"].mkdir(parents=True, exist_ok=True)
     if args["smoke"]:
@@ -425,7 +447,7 @@ def main() -> None:
     else:
         footage, watched = Footage.load(args["data"], device), load_watched(args["data"], device)
     run = Run(args["run"], chosen, footage, watched)
-    run.train(args["watch_every"], args["save_every"])
+    run.train(args["evaluate_every"], args["save_every"])
     print(run.write(args["name"]))
 
 
