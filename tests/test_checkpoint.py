@@ -18,7 +18,9 @@ def test_the_embedded_weights(embedded):
     checkpoint = open_checkpoint()
     assert checkpoint.path == str(embedded)
     assert checkpoint.name == EMBEDDED
-    assert f"{EMBEDDED}: sha256 {checkpoint.digest}" in (embedded.parent / "README.md").read_text()  # a name keeps its digest
+    assert (
+        f"{EMBEDDED}: sha256 {checkpoint.digest}" in (embedded.parent / "README.md").read_text()
+    )  # a name keeps its digest
     assert checkpoint.digest not in FORMER
     assert embedded.stat().st_size <= 21e6
     assert 0.5 < float(checkpoint.metadata["scaling_factor"]) < 2

@@ -47,7 +47,9 @@ def folder(tmp_path_factory):
         (made / "in" / f"{i}.txt").write_text(f"number {i}")
     (made / "in" / "bad.mp4").write_text("no video")
     with safe_open(embedded_weights(), "pt") as file:
-        save_file(load_file(embedded_weights()), made / "unscaled.safetensors", file.metadata() | {"scaling_factor": ""})
+        save_file(
+            load_file(embedded_weights()), made / "unscaled.safetensors", file.metadata() | {"scaling_factor": ""}
+        )
     for layout in ("files", "tar"):
         batch(made, made / layout, layout=layout)
     return made
