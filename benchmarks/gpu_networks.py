@@ -86,8 +86,8 @@ def make_images(shape):
 
 def plan_for(model, shape, precision, device):
     """Plan an encoding as `movq encode` would, of frames that are in memory."""
-    from movq_cli.plan import EncodeOptions, make_plan
-    from movq_cli.video import Picture
+    from movq_cli import EncodeOptions, Picture
+    from movq_cli.plan import make_plan
     from movq_cli.video.geometry import Orientation, plan_geometry
 
     frames, height, width = shape

@@ -28,7 +28,8 @@ from movq_cli.difference import Comparison  # noqa: E402
 from movq_cli.model.causal import fold_frames, unfold_frames  # noqa: E402
 from movq_cli.model.checkpoint import open_checkpoint  # noqa: E402
 from movq_cli.model.convolution import round_weight  # noqa: E402
-from movq_cli.video import Selection, read_frames  # noqa: E402
+from movq_cli.options import Selection  # noqa: E402
+from movq_cli.video import read_frames  # noqa: E402
 
 LOW, FULL = torch.bfloat16, torch.float32
 

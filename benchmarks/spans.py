@@ -20,7 +20,7 @@ SPAN = 17
 
 
 def main():
-    from movq_cli.video import Selection, read_frames
+    from movq_cli import Selection, read_frames
     from tests.clips import copy_packets
 
     parser = options(__doc__)

@@ -16,18 +16,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .batch import BatchOptions, BatchPlan, BatchResult, encode_batch, merge_shards, plan_batch
+    from .batch import BatchPlan, BatchResult, encode_batch, merge_shards, plan_batch
     from .dataset import BucketBatchSampler, LatentDataset, collate
-    from .decode import DecodeOptions, DecodeResult, decode_video
+    from .decode import DecodeResult, decode_video
     from .encode import EncodeResult, encode_video
     from .errors import MovqError, MovqUsageError, MovqWarning
     from .eval import Evaluation, evaluate_video
     from .latents import Latents, open_latents
-    from .plan import EncodeOptions, Plan, plan_encode
-    from .video import Picture, Selection, VideoInfo, probe, read_frames
+    from .options import BatchOptions, DecodeOptions, EncodeOptions, Picture, Selection
+    from .plan import Plan, plan_encode
+    from .video import VideoInfo, probe, read_frames
 
 _HOMES = {
-    "BatchOptions": "batch",
+    "BatchOptions": "options",
     "BatchPlan": "batch",
     "BatchResult": "batch",
     "encode_batch": "batch",
@@ -36,12 +37,12 @@ _HOMES = {
     "BucketBatchSampler": "dataset",
     "LatentDataset": "dataset",
     "collate": "dataset",
-    "DecodeOptions": "decode",
+    "DecodeOptions": "options",
     "DecodeResult": "decode",
     "decode_video": "decode",
     "Evaluation": "eval",
     "evaluate_video": "eval",
-    "EncodeOptions": "plan",
+    "EncodeOptions": "options",
     "EncodeResult": "encode",
     "Plan": "plan",
     "encode_video": "encode",
@@ -51,8 +52,8 @@ _HOMES = {
     "MovqWarning": "errors",
     "Latents": "latents",
     "open_latents": "latents",
-    "Picture": "video",
-    "Selection": "video",
+    "Picture": "options",
+    "Selection": "options",
     "VideoInfo": "video",
     "probe": "video",
     "read_frames": "video",

@@ -5,20 +5,20 @@ Everything that does not fit is refused here, with the estimate, before the work
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from .codec import SEMANTICS, WHOLE_WINDOW, check_chunk_frames
+from .codec import WHOLE_WINDOW, check_chunk_frames
 from .device import ITEM_SIZE, available_memory, choose_device, computed_size
-from .errors import MovqError, MovqMemoryError, MovqOutputError, MovqUsageError
+from .errors import MovqError, MovqMemoryError, MovqOutputError, MovqUsageError, option
 from .model.checkpoint import Checkpoint
 from .model.config import AutoencoderConfig
 from .model.cost import MAX_ELEMENTS, ChunkCost
+from .options import ModelOptions
 
 if TYPE_CHECKING:
     import torch
@@ -29,47 +29,15 @@ PROCESS_BYTES = 330 << 20
 """Resident memory of a process with torch loaded, before it has computed anything (measured: benchmarks/memory.py)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """How a network is run, whichever way. Raises MovqUsageError for values that cannot be.
-
-    `weights`: a file, folder or model id (None: the embedded ones). `memory_budget` in bytes (None: what is free).
-    `spill_dir`: where activations go that do not fit (None: beside the output).
-    """
-
-    weights: str | None = None
-    semantics: str = "auto"
-    device: str = "auto"
-    precision: str = "auto"
-    chunk_frames: int | None = None
-    memory_budget: int | None = None
-    spill_dir: str | None = None
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        one_of("--semantics", self.semantics, SEMANTICS)
-        if self.threads is not None and self.threads < 1:
-            raise MovqUsageError(f"must be above 0, got {self.threads}", "--threads")
-
-    def beside(self, output: str | os.PathLike[str]) -> Self:
-        """The same, with a spill_dir: the output's folder where none was given."""
-        return self if self.spill_dir else replace(self, spill_dir=os.path.dirname(os.fspath(output)) or ".")
-
-    def check_weights(self, checkpoint: Checkpoint) -> None:
-        """Raises MovqUsageError for options that these weights have no use for."""
-        if self.chunk_frames is not None:
-            check_chunk_frames(self.chunk_frames, checkpoint.config)
-        if self.semantics != "auto" and checkpoint.semantics == "frame":
-            raise MovqUsageError(
-                f"{checkpoint.name} norms each frame by itself, which has no other semantics: leave it out",
-                "--semantics",
-            )
-
-
-def one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raises MovqUsageError unless the option's value is one of those allowed."""
-    if value not in allowed:
-        raise MovqUsageError(f"must be one of {', '.join(allowed)}, got {value!r}", option)
+def check_weights(options: ModelOptions, checkpoint: Checkpoint) -> None:
+    """Raise MovqUsageError for options that these weights have no use for."""
+    if options.chunk_frames is not None:
+        check_chunk_frames(options.chunk_frames, checkpoint.config)
+    if options.semantics != "auto" and checkpoint.semantics == "frame":
+        raise MovqUsageError(
+            f"{checkpoint.name} norms each frame by itself, which has no other semantics: leave it out",
+            option="semantics",
+        )
 
 
 @dataclass(frozen=True)
@@ -167,7 +135,7 @@ def make_budget(task: Task, options: ModelOptions, device: torch.device, precisi
         largest = next((other.picture for other in task.smaller() if fits(other, factor)), None)
         raise refuse(factor, task.advice + (f"; the largest that fits is {largest}" if largest else ""))
     if chunk != wanted and options.chunk_frames is not None:
-        raise refuse(wanted, f"--chunk-frames {chunk} fits")
+        raise refuse(wanted, f"{option('chunk_frames', chunk)} fits")
     warnings = () if chunk == wanted else (f"chunks of {chunk} frames instead of {wanted}: more do not fit",)
     longest = task.longest(chunk)
     if longest >= task.window:
@@ -191,10 +159,10 @@ def _require_disk(folder: str, needed: int) -> None:
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise MovqOutputError(f"cannot be used ({error.strerror})", "--spill-dir " + folder) from None
+        raise MovqOutputError(f"{folder} cannot be used ({error.strerror})", option="spill_dir") from None
     if free < needed:
         raise MovqMemoryError(
-            f"{needed / 1e9:.1f} GB of activations have to wait on disk, where {free / 1e9:.1f} GB are free; --spill-dir names "
-            "another folder, --memory-budget allows more memory",
+            f"{needed / 1e9:.1f} GB of activations have to wait on disk, where {free / 1e9:.1f} GB are free; "
+            f"{option('spill_dir')} names another folder, {option('memory_budget')} allows more memory",
             folder,
         )

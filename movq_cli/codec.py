@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from .errors import MovqError, MovqUsageError
+from .errors import MovqError, MovqUsageError, option
 from .model.config import WINDOW_FRAMES, WINDOW_LATENTS, AutoencoderConfig
 from .transfers import Uploads, landed
 
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 RGB = 3
 """Channels of a picture."""
 
-TAILS = ("pad", "drop", "error")
-SEMANTICS = ("auto", "whole", "diffusers")
-"""What weights with whole-clip norms can be run as; weights with norms per frame have one way, "frame"."""
 WHOLE_WINDOW = 0
 """A `chunk_frames` that means: each window in one chunk."""
 
@@ -85,7 +82,7 @@ def check_chunk_frames(chunk_frames: int, config: AutoencoderConfig) -> None:
         near = f"{below} or {below + factor}" if below >= factor else str(factor)
         raise MovqUsageError(
             f"must be a multiple of {factor} frames, which make one latent; got {chunk_frames}: use {near}",
-            "--chunk-frames",
+            option="chunk_frames",
         )
 
 
@@ -162,7 +159,7 @@ def fit_tail(frames: int, tail: str, factor: int, least: int = 0) -> tuple[int, 
     if over and tail == "error":
         raise MovqError(
             f"has {wanted} frames where 1 + a multiple of {factor} are wanted: {wanted - over} and {wanted - over + factor} "
-            "fit; --tail pad repeats the last frame, --tail drop leaves some out"
+            f"fit; {option('tail', 'pad')} repeats the last frame, {option('tail', 'drop')} leaves some out"
         )
     if over:
         wanted += factor - over if tail == "pad" else -over
@@ -346,7 +343,7 @@ def decode(
 
     for pixels, finite in landed(computed(), device):
         if not bool(finite):
-            raise MovqError("the decoder gives values that are not finite; try --precision fp32")
+            raise MovqError(f"the decoder gives values that are not finite; try {option('precision', 'fp32')}")
         yield pixels.numpy()
 
 

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .budget import Budget, ModelOptions, Task, make_budget
+from .budget import Budget, Task, check_weights, make_budget
 from .codec import RGB, Progress, WorkDone, chunk_lengths, decode, decode_windows, silent, window_lengths
 from .device import ITEM_SIZE, choose_device, choose_precision, computing, dtype_of, memory_errors
-from .errors import MovqError, about
+from .errors import MovqError, about, option
 from .files import refuse_inputs, short
 from .latents import Latents, open_latents
 from .model.checkpoint import FORMER, Checkpoint, open_checkpoint
 from .model.config import WINDOW_LATENTS
 from .model.cost import decode_cost, default_chunk_frames
+from .options import DecodeOptions, ModelOptions
 from .posterior import Draw
 from .video import open_writer
 
@@ -27,21 +28,6 @@ if TYPE_CHECKING:
     import torch
 
     from .model.decoder import Decoder3D
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodeOptions(ModelOptions):
-    """How to decode. The defaults are those of `movq decode`.
-
-    `semantics`, of weights whose norms span frames: "diffusers" (and "auto"), windows of 2 latents, the first of 3 where
-    their number is odd, as both published decoders do; or "whole". Moments are decoded from their mean, or with `draw` from
-    a draw of `seed`; `crf` is H.264's.
-    """
-
-    draw: bool = False
-    seed: int = 0
-    crf: int = 18
-    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,7 +100,7 @@ def decode_video(
 def find_weights(latents: Latents, options: ModelOptions) -> Checkpoint:
     """The weights that latents were made with: those of the options, or the embedded ones. Raises MovqError for others."""
     checkpoint = open_checkpoint(options.weights)
-    options.check_weights(checkpoint)
+    check_weights(options, checkpoint)
     m = latents.metadata
     if checkpoint.digest != m.weights_digest:
         made = f"{m.model} (digest {short(m.weights_digest)})"
@@ -122,11 +108,13 @@ def find_weights(latents: Latents, options: ModelOptions) -> Checkpoint:
             file, commit = FORMER[m.weights_digest]
             raise MovqError(
                 f"was made with {made}, which came with movq before; "
-                f"`git show {commit}:{file} > FILE` in movq's repository gets them, --weights FILE takes them",
+                f"`git show {commit}:{file} > FILE` in movq's repository gets them, {option('weights', 'FILE')} takes them",
                 latents.path,
             )
         if options.weights is None:
-            raise MovqError(f"was made with {made}, not with the embedded weights: --weights names them", latents.path)
+            raise MovqError(
+                f"was made with {made}, not with the embedded weights: {option('weights')} names them", latents.path
+            )
         raise MovqError(
             f"{latents.path} was made with {made}, and these are others (digest {short(checkpoint.digest)})",
             checkpoint.path,
@@ -213,7 +201,8 @@ def decoding(
     windows = {"frame": [], "whole": [count]}.get(semantics, window_lengths(count, WINDOW_LATENTS))
     if len(windows) > 1 and windows[0] < config.latent_frames(config.first_chunk_frames):
         raise MovqError(
-            "its weights pad by reflection, which windows of 2 latents are too short for: --semantics whole",
+            "its weights pad by reflection, which windows of 2 latents are too short for: "
+            f"{option('semantics', 'whole')}",
             latents.path,
         )
 
@@ -240,7 +229,7 @@ def decoding(
         beside=beside,
         default=default_chunk_frames(config, height, width),
         picture=f"{width}x{height}",
-        advice="--memory-budget allows more",
+        advice=f"{option('memory_budget')} allows more",
     )
     with about(latents.path), computing(precision, options.threads), memory_errors():
         decoder = checkpoint.load_decoder(device, dtype_of(precision))
@@ -262,4 +251,6 @@ def _check(latents: Latents, checkpoint: Checkpoint, options: DecodeOptions) -> 
     if config.latents_to_frames(latents.shape[2]) < m.frames:
         raise MovqError(f"says {m.frames} frames, for which it has too few latents", latents.path)
     if options.draw and m.representation != "moments":
-        raise MovqError(f"holds the {m.representation}, of which nothing can be drawn: leave --draw out", latents.path)
+        raise MovqError(
+            f"holds the {m.representation}, of which nothing can be drawn: leave {option('draw')} out", latents.path
+        )

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from .errors import MovqError, MovqOutOfMemory, MovqUsageError, require_torch
+from .errors import MovqError, MovqOutOfMemory, MovqUsageError, option, require_torch
+from .options import PRECISIONS
 
 if TYPE_CHECKING:
     import torch
 
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 ITEM_SIZE = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "could not create a primitive")  # the last is oneDNN's
 MEMORY_MARGIN = 0.9
@@ -33,13 +33,13 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdigit()) or (kind == "cpu" and number):
-        raise MovqUsageError(f"must be auto, cpu, cuda or cuda:N, got {name!r}", "--device")
+        raise MovqUsageError(f"must be auto, cpu, cuda or cuda:N, got {name!r}", option="device")
     if kind == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     index = int(number or 0)
     if index >= count:
-        raise MovqError(f"{name} is not there: torch sees {count} CUDA devices", "--device")
+        raise MovqError(f"{name} is not there: torch sees {count} CUDA devices", option="device")
     return torch.device("cuda", index)
 
 
@@ -54,9 +54,9 @@ def choose_precision(name: str, device: torch.device) -> str:
         native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
         return "bf16" if native else "fp32"
     if name not in PRECISIONS:
-        raise MovqUsageError(f"must be auto, {', '.join(PRECISIONS)}, got {name!r}", "--precision")
+        raise MovqUsageError(f"must be auto, {', '.join(PRECISIONS)}, got {name!r}", option="precision")
     if device.type == "cpu" and name in ("tf32", "fp16"):
-        raise MovqUsageError(f"{name} is for CUDA devices; a CPU computes fp32 or bf16", "--precision")
+        raise MovqUsageError(f"{name} is for CUDA devices; a CPU computes fp32 or bf16", option="precision")
     return name
 
 
@@ -134,7 +134,7 @@ def memory_errors() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         words = str(error)
         if isinstance(error, MemoryError) or any(sign in words for sign in _OUT_OF_MEMORY):
-            raise MovqOutOfMemory("ran out of memory; try a smaller --chunk-frames or picture") from error
+            raise MovqOutOfMemory(f"ran out of memory; try a smaller {option('chunk_frames')} or picture") from error
         raise
 
 
@@ -200,19 +200,3 @@ def spare_page_faults() -> None:
     if mallopt is not None:
         mallopt(mmap_threshold, 24 << 20)  # larger ones come in huge pages, soon enough not to be kept
         mallopt(trim_threshold, (1 << 31) - 1)
-
-
-def parse_bytes(text: str, option: str) -> int:
-    """'64MB', '2.5 GB', '512MiB' or a number of bytes. Raises MovqUsageError, about the option."""
-    units = {"": 1, "B": 1}
-    for i, letter in enumerate("KMGT", 1):
-        units |= {letter: 1000**i, f"{letter}B": 1000**i, f"{letter}IB": 1024**i}
-    upper = text.strip().upper()
-    number = upper.rstrip("BIKMGT ")
-    try:
-        value = float(number) * units[upper[len(number) :].strip()]
-    except (KeyError, ValueError):
-        raise MovqUsageError(f"is not a size like 64MB or 2GiB: {text!r}", option) from None
-    if not 0 < value < float("inf"):
-        raise MovqUsageError("must be above 0", option)
-    return int(value)

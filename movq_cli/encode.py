@@ -16,7 +16,8 @@ from .device import choose_device, choose_precision, dtype_of
 from .encoding import EncodeResult, Encoding
 from .errors import MovqWarning
 from .files import changed, require_file, sha256_file
-from .plan import EncodeOptions, open_weights
+from .options import EncodeOptions
+from .plan import open_weights
 from .processes import in_background
 
 if TYPE_CHECKING:

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from . import __version__
 from .codec import Chunker, Progress, WorkDone, WrongCount, encode, encode_windows, silent
 from .device import computing, dtype_of, free_memory, memory_errors
-from .errors import MovqError, MovqOutOfMemory, about
+from .errors import MovqError, MovqOutOfMemory, about, option
 from .files import changed, file_name, refuse_inputs, require_file
 from .latents import LatentsWriter, Metadata
 from .model.checkpoint import Checkpoint
-from .plan import EncodeOptions, Plan, expected_frames, least_frames, make_plan, must_count, shortfall, start_reader
+from .options import EncodeOptions, Selection
+from .plan import Plan, expected_frames, least_frames, make_plan, must_count, shortfall, start_reader
 from .posterior import Draw
-from .video import FrameReader, Selection, VideoInfo, count_frames
+from .video import FrameReader, VideoInfo, count_frames
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +30,12 @@ if TYPE_CHECKING:
     from .model.encoder import Encoder3D
 
 _WAY_OUT = {
-    "fp16": "fp16 ends at 65504, which activations of these weights exceed: --precision bf16, or fp32",
-    "bf16": "the weights make numbers that grow without bound: try --precision fp32, or other weights",
+    "fp16": "fp16 ends at 65504, which activations of these weights exceed: "
+    + option("precision", "bf16")
+    + ", or fp32",
+    "bf16": "the weights make numbers that grow without bound: try "
+    + option("precision", "fp32")
+    + ", or other weights",
     "fp32": "the weights make numbers that grow without bound: are they what they should be?",
 }
 _WAY_OUT["tf32"] = _WAY_OUT["fp32"]

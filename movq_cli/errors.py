@@ -10,31 +10,71 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+_OPTION = re.compile("\x0e(\\w+)(?: ([^\x0f]*))?\x0f")
+_FLAGS = {"lists": "--list", "buckets": "--bucket"}
+
+
+def option(name: str, value: object = "") -> str:
+    """Return how a message names an option.
+
+    Python reads `tail`, `tail=drop` or `force=True`, the command line `--tail`, `--tail drop` or `--force`.
+    """
+    return f"\x0e{name} {value}\x0f" if value != "" else f"\x0e{name}\x0f"
+
+
+def flag(name: str) -> str:
+    """Return the flag of the command line that sets the option of this name."""
+    return _FLAGS.get(name, "--" + name.replace("_", "-"))
+
 
 class MovqError(Exception):
     """Something the user gave was refused or failed: one line, naming what it is about and what to do.
 
-    `about` is the file (or option) the reason is about; the command line prints `movq: ABOUT: REASON`.
+    `about` is the file that the reason is about, `option` the name of the option if it is about one. Reasons name other options
+    by the function `option`: `reason` has their names in Python, `reason_with_flags` those of the command line, which prints
+    `movq: ABOUT: REASON`.
     """
 
     exit_code = 1
     cause = "refused"
     """Refused: the same again will fail again. Of the subclasses below: it may have been the moment."""
 
-    def __init__(self, reason: str, about: str = "") -> None:
-        super().__init__(f"{about}: {reason}" if about else reason)
-        self.reason = reason
+    def __init__(self, reason: str, about: str = "", *, option: str = "") -> None:
+        self.marked = reason
+        self.reason = _OPTION.sub(lambda found: f"{found[1]}={found[2]}" if found[2] else found[1], reason)
         self.about = about
+        self.option = option
+        super().__init__(_joined(about, option, self.reason))
+
+    @property
+    def reason_with_flags(self) -> str:
+        return _OPTION.sub(
+            lambda found: " ".join(filter(None, (flag(found[1]), "" if found[2] == "True" else found[2]))), self.marked
+        )
+
+    @property
+    def with_flags(self) -> str:
+        """The whole line as the command line prints it."""
+        return _joined(self.about, flag(self.option) if self.option else "", self.reason_with_flags)
+
+    def named(self, about: str) -> MovqError:
+        """Return the same error, about a file if it names nothing itself."""
+        return self if self.about or self.option else type(self)(self.marked, about)
 
     def to_dict(self) -> dict[str, str]:
-        """For another process, whose `from_dict` makes the same error of it."""
-        return {"reason": self.reason, "about": self.about, "cause": self.cause}
+        """Return what another process makes the same error of, by `from_dict`."""
+        return {"reason": self.marked, "about": self.about, "option": self.option, "cause": self.cause}
 
     @staticmethod
-    def from_dict(values: Mapping[str, str], about: str = "") -> MovqError:
-        """`about` is for one that names nothing."""
+    def from_dict(values: Mapping[str, str]) -> MovqError:
+        """Return the error of `to_dict`."""
         kinds = {kind.cause: kind for kind in (MovqUsageError, MovqShort, *PASSING)}
-        return kinds.get(values["cause"], MovqError)(values["reason"], values["about"] or about)
+        return kinds.get(values["cause"], MovqError)(values["reason"], values["about"], option=values["option"])
+
+
+def _joined(about: str, option: str, reason: str) -> str:
+    """An option of a file, or whatever else there is of them: `FILE: REASON`, `--tail: REASON`."""
+    return ": ".join(filter(None, (about or option, reason)))
 
 
 class MovqUsageError(MovqError):
@@ -117,9 +157,9 @@ def about(name: str) -> Iterator[None]:
     try:
         yield
     except MovqError as error:
-        if error.about:
+        if error.about or error.option:
             raise
-        raise type(error)(error.reason, name) from error
+        raise error.named(name) from error
 
 
 def printable(text: str) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .codec import WHOLE_WINDOW, Chunker, Progress, chunk_lengths, encode_windows, silent, to_input
-from .decode import DecodeOptions, decoding, find_weights
+from .decode import decoding, find_weights
 from .device import choose_device, choose_precision, computing, dtype_of, memory_errors
 from .difference import Comparison, Difference
 from .encode import EncodeResult, encode_video
@@ -27,7 +27,8 @@ from .latents import Latents, open_latents
 from .metrics import FrameScores, psnr
 from .model.checkpoint import Checkpoint, open_checkpoint
 from .model.layouts import diffusers_config, to_diffusers
-from .plan import EncodeOptions, open_weights, start_reader
+from .options import DecodeOptions, EncodeOptions
+from .plan import open_weights, start_reader
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +103,7 @@ def evaluate_video(
     """
     options = replace(options or EncodeOptions(), save="moments")
     if isinstance(against, str) and against != TILED:
-        raise MovqUsageError(f"must be options or {TILED!r}, got {against!r}", "--against")
+        raise MovqUsageError(f"must be options or {TILED!r}, got {against!r}", option="against")
     for chosen in (options, against):
         if isinstance(chosen, EncodeOptions):
             _check(chosen)
@@ -139,7 +140,7 @@ def _require_diffusers(checkpoint: Checkpoint) -> None:
     with about(checkpoint.path):
         diffusers_config(checkpoint.config)
     if find_spec("diffusers") is None:
-        raise MovqError("needs diffusers: pip install diffusers", "--against tiled")
+        raise MovqError("tiled needs diffusers: pip install diffusers", option="against")
 
 
 def _part(progress: Progress, part: int, parts: int) -> Progress:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-from .errors import MovqDiskError, MovqError, MovqOutputError
+from .errors import MovqDiskError, MovqError, MovqOutputError, option
 
 BLOCK = 1 << 20
 """Bytes moved at a time where whole files pass through."""
@@ -90,7 +90,7 @@ class WholeFile:
         if not stat.S_ISREG(mode):
             raise MovqOutputError("exists and is not a regular file", self.path)
         if not self._force:
-            raise MovqOutputError("exists; --force overwrites it", self.path)
+            raise MovqOutputError(f"exists; {option('force', True)} overwrites it", self.path)
 
     def _open(self) -> int:
         _refuse_long_name(self.path, self._folder)
@@ -214,7 +214,7 @@ class WholeFolder:
         if not stat.S_ISDIR(os.lstat(self.path).st_mode):
             raise MovqError("exists and is not a folder", self.path)
         if not self._force:
-            raise MovqError("exists; --force overwrites it", self.path)
+            raise MovqError(f"exists; {option('force', True)} overwrites it", self.path)
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise MovqError("permission denied", self.path)
         with os.scandir(self.path) as entries:

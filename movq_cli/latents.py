@@ -22,9 +22,10 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from .errors import MovqError
+from .errors import MovqError, option
 from .files import BLOCK, WholeFile, write_all, write_error
 from .headers import ITEM_SIZES, Header, header_bytes, read_header
+from .options import REPRESENTATIONS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 FORMAT = "movq-latents"
 FORMAT_VERSION = "1"
-REPRESENTATIONS = ("moments", "mean", "sample")
 _SEMANTICS = ("frame", "whole", "diffusers")
 DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 """Names of `--store-dtype` and what safetensors calls them."""
@@ -155,7 +155,7 @@ class LatentsWriter:
         if not bool(torch.isfinite(latents).all()):
             raise MovqError(
                 f"latents {sum(self._frames)} to {sum(self._frames) + n - 1} are not finite in {dtype}: nothing was written"
-                + ("" if dtype == "F32" else "; --store-dtype fp32 holds larger numbers")
+                + ("" if dtype == "F32" else f"; {option('store_dtype', 'fp32')} holds larger numbers")
             )
         self._shape, self.dtype = (c, h, w), dtype
         self._frames.append(n)

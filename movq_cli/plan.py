@@ -7,85 +7,29 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .budget import Budget, ModelOptions, Task, make_budget, one_of
-from .codec import RGB, TAILS, Chunker, chunk_lengths, encode_windows, first_chunk, fit_tail, window_lengths
+from .budget import Budget, Task, check_weights, make_budget
+from .codec import RGB, Chunker, chunk_lengths, encode_windows, first_chunk, fit_tail, window_lengths
 from .device import ITEM_SIZE, choose_device, choose_precision
-from .errors import MovqError, MovqShort, MovqUsageError, about, require_torch
+from .errors import MovqError, MovqShort, MovqUsageError, about, option, require_torch
 from .headers import ITEM_SIZES
-from .latents import DTYPES, REPRESENTATIONS
+from .latents import DTYPES
 from .model.checkpoint import Checkpoint, open_checkpoint, require_fit
 from .model.config import WINDOW_FRAMES, AutoencoderConfig
 from .model.cost import default_chunk_frames, encode_cost
-from .video import AHEAD_BYTES, FrameReader, Geometry, Picture, Selection, VideoInfo, count_frames, read_frames
+from .options import EncodeOptions, Selection
+from .video import AHEAD_BYTES, FrameReader, Geometry, VideoInfo, count_frames, read_frames
 from .video.geometry import round_up, smaller_pictures
 
 if TYPE_CHECKING:
     import torch
 
-SHORT = ("encode", "pad", "refuse")
-"""What becomes of a video with fewer frames than `Selection.frames` asks for."""
-
-_KNOBS = {field.name for field in fields(ModelOptions)} | {"force"}
-
 AHEAD_FRAMES = 32
 """How far decoding may run ahead of encoding, within AHEAD_BYTES of shared memory."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodeOptions(ModelOptions):
-    """How to encode. The defaults are those of `movq encode`. Raises MovqUsageError for values that cannot be.
-
-    `short`: whether a video with fewer frames than `selection.frames` is encoded, with a warning, first made as long by
-    repeating its last frame (pad), or refused (MovqShort).
-    """
-
-    selection: Selection = Selection()
-    tail: str = "pad"
-    picture: Picture = Picture()
-    save: str = "moments"
-    seed: int = 0
-    store_dtype: str = "auto"
-    short: str = "encode"
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("--tail", self.tail, TAILS)
-        one_of("--save", self.save, REPRESENTATIONS)
-        one_of("--store-dtype", self.store_dtype, ("auto", *DTYPES))
-        one_of("short", self.short, SHORT)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON and `from_dict`."""
-        return {**asdict(self), "selection": self.selection.to_dict()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> EncodeOptions:
-        parts = {"selection": Selection.from_dict(values["selection"]), "picture": Picture(**values["picture"])}
-        return cls(**{**values, **parts})
-
-    def flat(self) -> dict[str, Any]:
-        """Return all options by name, those of the selection and the picture among them."""
-        values = self.to_dict()
-        for part in ("selection", "picture"):
-            values |= values.pop(part)
-        return values
-
-    @cached_property
-    def choices(self) -> dict[str, Any]:
-        """What changes the latents by more than rounding and is not as by default; weights and precision apart."""
-        usual, chosen = EncodeOptions().flat(), self.flat()
-        if self.save != "sample":
-            del chosen["seed"]
-        if self.short != "pad":  # else there is what all options give, or nothing
-            del chosen["short"]
-        return {name: value for name, value in chosen.items() if name not in _KNOBS and value != usual[name]}
 
 
 @dataclass(frozen=True)
@@ -133,11 +77,11 @@ def plan_encode(source: str | os.PathLike[str], options: EncodeOptions | None = 
 def open_weights(options: EncodeOptions) -> Checkpoint:
     require_torch()  # torch itself is imported later, while other work is under way
     checkpoint = open_checkpoint(options.weights)
-    options.check_weights(checkpoint)
+    check_weights(options, checkpoint)
     if checkpoint.config.in_channels != RGB:
         raise MovqError(f"takes {checkpoint.config.in_channels} channels, not RGB", checkpoint.path)
     if not checkpoint.config.double_z and options.save == "sample":
-        raise MovqUsageError("these weights give the mean alone, of which nothing can be drawn", "--save")
+        raise MovqUsageError("these weights give the mean alone, of which nothing can be drawn", option="save")
     return checkpoint
 
 
@@ -228,7 +172,7 @@ def make_plan(
             beside=beside,
             default=default_chunk_frames(config, height, width),
             picture="{}x{}".format(*size),
-            advice="take a smaller picture: --short-side",
+            advice=f"take a smaller picture: {option('short_side')}",
             smaller=lambda: () if boxed else map(task, smaller_pictures(size, config.spatial_factor)),
         )
 

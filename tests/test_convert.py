@@ -136,7 +136,7 @@ def lacking(state):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda state: state, r"has no averaged weights \(--ema\)"),
+        (lambda state: state, r"has no averaged weights \(ema\)"),
         (lambda state: lacking(training_checkpoint(state)), "has no averaged encoder.conv_in.conv.weight"),
         (
             lambda state: training_checkpoint(state) | {"model_ema.other": torch.zeros(1)},
@@ -286,16 +286,16 @@ def test_outputs_that_cannot_be(saved, tmp_path):
     ):
         with pytest.raises(MovqError, match=reason):
             convert_checkpoint(source, output, force=True)
-    with pytest.raises(MovqError, match="exists; --force overwrites it"):
+    with pytest.raises(MovqError, match="exists; force=True overwrites it"):
         convert_checkpoint(path, tmp_path / "old.safetensors")
     assert (tmp_path / "old.safetensors").read_bytes() == b"precious"
 
 
 @pytest.mark.parametrize("value", ["", "nan", "inf", "0", "-1", "0.7x"])
 def test_scaling_factors_that_cannot_be(tmp_path, value):
-    with pytest.raises(MovqUsageError, match=f"--scaling-factor: must be a number above 0, got {value!r}"):
+    with pytest.raises(MovqUsageError, match=f"scaling_factor: must be a number above 0, got {value!r}"):
         convert_checkpoint(tmp_path / "any.pt", tmp_path / "out.safetensors", scaling_factor=value)
-    with pytest.raises(MovqUsageError, match="--name: must be plain text"):
+    with pytest.raises(MovqUsageError, match="name: must be plain text"):
         convert_checkpoint(tmp_path / "any.pt", tmp_path / "out.safetensors", name="a\udcff")
 
 

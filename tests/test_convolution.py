@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from movq_cli.codec import to_input
 from movq_cli.model.checkpoint import open_checkpoint
 from movq_cli.model.convolution import Conv2d, Conv3d, cpu_computes_bf16, lay_out, round_weight
-from movq_cli.video import Picture, Selection, read_frames
+from movq_cli.options import Picture, Selection
+from movq_cli.video import read_frames
 
 from .tolerance import AGREE, difference, off
 

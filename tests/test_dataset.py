@@ -388,7 +388,7 @@ def test_what_is_not_as_the_manifest_says_is_refused(folder, tmp_path):
     with pytest.raises(MovqError, match="has changed since"):
         pickle.loads(pickle.dumps(files))
     shutil.copy(tmp_path / "tar" / "manifest.jsonl", tmp_path / "tar" / "manifest.0-of-2.jsonl")
-    with pytest.raises(MovqError, match="--merge"):
+    with pytest.raises(MovqError, match="merge"):
         LatentDataset(tmp_path / "tar")
 
 

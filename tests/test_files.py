@@ -42,7 +42,7 @@ def test_commit(tmp_path, monkeypatch, named):
     assert os.listdir(tmp_path) == ["a"]
     assert (tmp_path / "a").read_bytes() == b"whole"
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
-    with pytest.raises(MovqError, match="exists; --force"):
+    with pytest.raises(MovqError, match="exists; force=True"):
         WholeFile(tmp_path / "a")
     with WholeFile(tmp_path / "a", force=True) as file:
         file.write(b"new")

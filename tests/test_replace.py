@@ -40,18 +40,18 @@ def files(folder):
 
 EVERYTHING = {"a.mp4", "b.mp4", "c.mp4"}
 OTHERS = [
-    ({"selection": Selection(frames=5)}, {}, "--frames 5", "all frames"),
-    pytest.param({}, {"selection": Selection(frames=5)}, "all frames", "--frames 5", marks=pytest.mark.slow),
-    pytest.param({"buckets": ["5x32x48"]}, {}, "--bucket 5x32x48", "no --bucket", marks=pytest.mark.slow),
-    ({"save": "mean"}, {"tail": "drop"}, "--save mean, --tail pad", "--save moments, --tail drop"),
+    ({"selection": Selection(frames=5)}, {}, "frames=5", "all frames"),
+    pytest.param({}, {"selection": Selection(frames=5)}, "all frames", "frames=5", marks=pytest.mark.slow),
+    pytest.param({"buckets": ["5x32x48"]}, {}, "buckets=5x32x48", "no buckets", marks=pytest.mark.slow),
+    ({"save": "mean"}, {"tail": "drop"}, "save=mean, tail=pad", "save=moments, tail=drop"),
     pytest.param(
-        {"precision": "fp32"}, {"precision": "bf16"}, "--precision fp32", "--precision bf16", marks=pytest.mark.slow
+        {"precision": "fp32"}, {"precision": "bf16"}, "precision=fp32", "precision=bf16", marks=pytest.mark.slow
     ),
     pytest.param(
         {"buckets": ["5x32x48"]},
         {"buckets": ["49x32x48"]},
-        "--bucket 5x32x48",
-        "--bucket 49x32x48",
+        "buckets=5x32x48",
+        "buckets=49x32x48",
         marks=pytest.mark.slow,
     ),
 ]
@@ -63,9 +63,7 @@ OTHERS = [
 def test_a_forgotten_option_replaces_nothing(batch, before, after, made, wanted):
     assert batch(**before) == EVERYTHING
     there = files(batch.folder)
-    says = (
-        f"3 finished outputs here were made with {made}; this command says {wanted}. Use --replace to make them again"
-    )
+    says = f"3 finished outputs here were made with {made}; this command says {wanted}. Use replace=True to make them again"
     with pytest.raises(MovqError, match=re.escape(says)):
         batch(**after)
     with pytest.raises(MovqError, match=re.escape(says)):
@@ -112,11 +110,9 @@ def test_only_what_the_command_names_is_compared(batch):
     clips.write(batch.folder / "d.mp4", clips.pictures(5))
     made = encode_batch([batch.folder / "d.mp4"], batch.folder / "out", workers=0).made
     assert [line["status"] for line in made] == ["done"]
-    with pytest.raises(
-        MovqError, match="1 finished output here was made with --frames 5; this command says all frames"
-    ):
+    with pytest.raises(MovqError, match="1 finished output here was made with frames=5; this command says all frames"):
         batch(save="mean")
-    with pytest.raises(MovqError, match="2 finished outputs here were made with --save mean, and 1 with others; this"):
+    with pytest.raises(MovqError, match="2 finished outputs here were made with save=mean, and 1 with others; this"):
         batch()
 
 
@@ -146,7 +142,7 @@ def test_a_row_that_was_changed_is_made_again_unasked(tmp_path):
     assert make("0.1") == 1
     assert make("0.1") == 0
     with pytest.raises(
-        MovqError, match="1 finished output here was made with --save moments; this command says --save mean"
+        MovqError, match="1 finished output here was made with save=moments; this command says save=mean"
     ):
         make("0.2", save="mean")
 
@@ -173,7 +169,7 @@ def test_an_option_that_only_allows_something_leaves_what_was_made_without_it(ba
     assert batch(buckets=["5x32x48"], picture=Picture(upscale=True)) == {"small.mp4"}
     assert batch(buckets=["5x32x48"], picture=Picture(upscale=True)) == set()
     with pytest.raises(
-        MovqError, match="1 finished output here was made with --upscale; this command says no --upscale"
+        MovqError, match="1 finished output here was made with upscale=True; this command says no upscale"
     ):
         batch(buckets=["5x32x48"])
 
@@ -254,7 +250,7 @@ def test_what_is_finished_does_not_fail_by_another_option(batch, bucket, layout)
     """A bucket that no video fills would make all of them failed or short."""
     batch(layout=layout)
     there = files(batch.folder)
-    with pytest.raises(MovqError, match=f"made with no --bucket; this command says --bucket {bucket}"):
+    with pytest.raises(MovqError, match=f"made with no buckets; this command says buckets={bucket}"):
         batch(buckets=[bucket])
     assert files(batch.folder) == there
     assert batch(buckets=[bucket], replace=True) == EVERYTHING
@@ -273,7 +269,7 @@ def test_what_is_finished_is_kept_while_its_video_is_away(tmp_path):
     (tmp_path / "in").rename(tmp_path / "away")
     with pytest.warns(MovqWarning, match=r"in/a\.mp4: cannot be read now; its finished output is kept"):
         assert make() == 0
-    with pytest.raises(MovqError, match="says --save mean"):
+    with pytest.raises(MovqError, match="says save=mean"):
         make(save="mean")
     (tmp_path / "away").rename(tmp_path / "in")
     assert make() == 0
@@ -299,7 +295,7 @@ def test_what_is_finished_is_kept_when_looking_at_its_video_fails(batch, monkeyp
 def test_the_type_that_auto_stores_may_be_named(batch):
     assert batch(precision="fp32") == EVERYTHING
     assert batch(precision="fp32", store_dtype="fp32") == set()
-    with pytest.raises(MovqError, match="--store-dtype auto; this command says --store-dtype bf16"):
+    with pytest.raises(MovqError, match="store_dtype=auto; this command says store_dtype=bf16"):
         batch(precision="fp32", store_dtype="bf16")
 
 
@@ -307,7 +303,7 @@ def test_a_shard_that_is_refused_leaves_nothing(batch):
     batch()
     before = files(batch.folder)
     for i in range(2):
-        with pytest.raises(MovqError, match="Use --replace"):
+        with pytest.raises(MovqError, match="Use replace=True"):
             batch(shard=f"{i}/2", save="mean")
     assert files(batch.folder) == before
     LatentDataset(batch.folder / "out", scale=1.0)
@@ -326,5 +322,5 @@ def test_a_slower_video_is_made_again_where_frames_may_repeat(batch):
     """The last frame is then shown until it ends, which is one more here."""
     rate = Selection(fps=Fraction(50, 3))
     assert batch(selection=rate) == EVERYTHING
-    with pytest.raises(MovqError, match="no --fps-repeat; this command says --fps-repeat"):
+    with pytest.raises(MovqError, match="no fps_repeat; this command says fps_repeat=True"):
         batch(selection=Selection(fps=Fraction(50, 3), fps_repeat=True))

@@ -25,6 +25,8 @@ ROOMS = [
     "latents",
     "model",
     "headers",
+    "options",
+    "values",
     "files",
     "difference",
     "metrics",

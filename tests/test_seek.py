@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from movq_cli.errors import MovqError
-from movq_cli.video import Selection, read_frames
+from movq_cli.options import Selection
+from movq_cli.video import read_frames
 from movq_cli.video.seek import find_entry
 from movq_cli.video.selection import Shown, select
 

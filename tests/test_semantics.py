@@ -249,7 +249,7 @@ def test_a_disk_too_small_is_refused_before_the_work(tmp_path, vae, monkeypatch)
     plan = plan_encode(clip, options)
     assert plan.budget.spill_bytes > 1e6
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
-    with pytest.raises(MovqError, match=r"GB of activations have to wait on disk.*--spill-dir"):
+    with pytest.raises(MovqError, match=r"GB of activations have to wait on disk.*spill_dir"):
         encode_video(clip, tmp_path / "a", options)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["17.mkv"]
 
@@ -259,7 +259,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path, vae):
     options = EncodeOptions(
         weights=vae.folder, semantics="whole", chunk_frames=4, memory_budget=1000, spill_dir=str(tmp_path / "none")
     )
-    with pytest.raises(MovqError, match="--spill-dir"):
+    with pytest.raises(MovqError, match="spill_dir"):
         encode_video(clip, tmp_path / "a", options)
 
 

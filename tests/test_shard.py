@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from movq_cli import MovqError, MovqUsageError, Picture, Selection, encode_batch, merge_shards
-from movq_cli.batch import Shard, read_folder
+from movq_cli.batch import read_folder
+from movq_cli.values import Shard
 
 from . import clips
 from .test_batch import manifest, tree
@@ -54,7 +55,7 @@ def test_numbers(text, environment, index, count):
     ],
 )
 def test_numbers_that_cannot_be(text, environment):
-    with pytest.raises(MovqUsageError, match="--shard"):
+    with pytest.raises(MovqUsageError, match="shard"):
         Shard.parse(text, environment)
 
 
@@ -93,7 +94,7 @@ def test_merged_shards_are_one_batch(zygote, folder):
         "manifest.0-of-2.jsonl",
         "manifest.1-of-2.jsonl",
     }
-    with pytest.raises(MovqError, match="--merge"):
+    with pytest.raises(MovqError, match="merge"):
         batch(folder, "two", shard="0/3")
     assert batch(folder, "two", shard="0/2").made == []  # resumed
     result = zygote.run("batch-encode", "--merge", "two", cwd=folder)
@@ -158,7 +159,7 @@ def test_one_process_at_a_time_works_on_a_shard_and_none_beside_them(folder, tmp
     """Real processes: one that holds the lock while others try."""
     (tmp_path / "out").mkdir()
     hold = (
-        "import sys; from movq_cli.batch.manifest import only_one; from movq_cli.batch import Shard\n"
+        "import sys; from movq_cli.batch.manifest import only_one; from movq_cli.values import Shard\n"
         "with only_one(sys.argv[1], Shard(0, 2)): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
@@ -220,7 +221,7 @@ def test_a_shard_that_was_stopped_is_not_merged_and_a_batch_without_shards_takes
     with pytest.raises(MovqError, match="shard 1/2 is not finished"):
         merge_shards(tmp_path / "out")
     os.rename(path, tmp_path / "away")
-    with pytest.raises(MovqError, match="shard 1/2 was not run yet: run batch-encode with --shard 1/2 first"):
+    with pytest.raises(MovqError, match="shard 1/2 was not run yet: run batch-encode with shard=1/2 first"):
         merge_shards(tmp_path / "out")
     os.rename(tmp_path / "away", path)
     assert json.loads(movq("info", "--json", "out").stdout)["items"] == len(read_folder(tmp_path / "out"))

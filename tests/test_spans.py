@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from movq_cli import LatentDataset, MovqError, MovqUsageError, Selection, encode_batch, encode_video, open_latents
-from movq_cli.batch import Bucket, Pick
 from movq_cli.batch.items import Item, Seen, find_items
 from movq_cli.batch.spans import Spans, in_order
 from movq_cli.codec import fit_tail
 from movq_cli.model import AutoencoderConfig
-from movq_cli.plan import EncodeOptions
-from movq_cli.video import Picture, read_frames
+from movq_cli.options import BatchOptions, EncodeOptions, Picture
+from movq_cli.values import Bucket, Pick
+from movq_cli.video import read_frames
 from movq_cli.video.selection import Shown, select
 
 from . import clips
@@ -26,7 +26,8 @@ CONFIG = AutoencoderConfig(**SMALL)
 
 def cut(seen, buckets=(), pick=None, short="skip", **options):
     """The items cut out of a video of (frames, width, height), as (id, shape), or the reason why there are none."""
-    spans = Spans(tuple(map(Bucket.parse, buckets)), pick and Pick.parse(pick), short)
+    batch = BatchOptions(buckets=tuple(map(Bucket.parse, buckets)), pick=pick and Pick.parse(pick), short=short)
+    spans = Spans.of(batch)
     frames = options.pop("frames", None)
     picture = Picture(**{name: options.pop(name) for name in ("upscale", "height", "width") if name in options})
     settings = EncodeOptions(selection=Selection(frames=frames), picture=picture, short="refuse", **options)
@@ -65,7 +66,7 @@ def test_buckets(seen, buckets, chosen):
 def test_what_fits_no_bucket():
     assert cut((16, 640, 360), ["17x48x80", "49x48x80"]) == ("short", "has 16 frames, the shortest bucket 17")
     cause, reason = cut((60, 64, 48), ["49x96x128"])
-    assert (cause, "64x48" in reason, "--upscale" in reason) == ("refused", True, True)
+    assert (cause, "64x48" in reason, "upscale=True" in reason) == ("refused", True, True)
     assert cut((60, 64, 48), ["49x96x128", "49x96x96"], upscale=True) == whole(49, 96, 128)
     assert cut((16, 640, 360), ["17x48x80", "49x48x80"], short="pad") == whole(17, 48, 80)
     assert cut((0, 640, 360), ["17x48x80"])[1] == "has no frame in the range asked for"
@@ -169,7 +170,7 @@ def test_every_and_skip():
     assert taken(fps=Fraction(1, 2), every=2, frames=2) == [(0, 4), (4, 8)]
     assert taken(skip=18) == [(18, 19), (19, 20)]
     assert taken(skip=30) == []
-    with pytest.raises(MovqUsageError, match="--every"):
+    with pytest.raises(MovqUsageError, match="every"):
         Selection(every=0)
 
 
@@ -229,7 +230,7 @@ def test_captions_of_a_file_pair_by_line(tmp_path):
     (tmp_path / "prompts.txt").write_text("1\n2\n3\n")
     (tmp_path / "list.csv").write_text("path,caption\nin/a.mp4,mine\nin/b.mp4,\nin/c.mp4,\n")
     for sources, lists in (([], ["list.csv"]), (["in"], ["list.txt"]), ([], ["list.txt", "list.csv"])):
-        with pytest.raises(MovqUsageError, match="--captions"):
+        with pytest.raises(MovqUsageError, match="captions"):
             find_items([str(tmp_path / s) for s in sources], [str(tmp_path / s) for s in lists], "out", prompts)
 
 

@@ -116,7 +116,7 @@ def test_fps_takes_the_nearest_frame(half_minute):
 
 
 def test_a_slower_video_is_refused_unless_repeating(half_minute):
-    with pytest.raises(MovqError, match=r"slower than 25 frames per second.*--fps-repeat"):
+    with pytest.raises(MovqError, match=r"slower than 25 frames per second.*fps_repeat=True"):
         indices(half_minute, fps=Fraction(25))
     repeated = indices(half_minute, fps=Fraction(20), fps_repeat=True, duration=Fraction(1))
     assert len(repeated) == 20
@@ -281,7 +281,7 @@ def test_picture_options(tmp_path, picture, size, padded):
 
 def test_enlarging_is_refused(tmp_path):
     path = clips.lossless(tmp_path / "a.mkv", clips.pictures(1))
-    with pytest.raises(MovqError, match=r"64x48.*enlarged to 128x96; --upscale"):
+    with pytest.raises(MovqError, match=r"64x48.*enlarged to 128x96; upscale=True"):
         read(path, picture=Picture(height=96))
 
 

@@ -304,7 +304,7 @@ def test_what_exists_stays_until_the_new_one_is_whole(tmp_path, name):
     path = f"{tmp_path}/{name}"
     old, new = noise(5, 16, 16), noise(3, 16, 16)[::-1]
     write(path, old)
-    with pytest.raises(MovqError, match="exists; --force"):
+    with pytest.raises(MovqError, match="exists; force=True"):
         write(path, new)
     before = size_of(path)
     with open_writer(path, width=16, height=16, times=range(3), duration=3, force=True) as writer:
@@ -340,7 +340,7 @@ def test_a_folder_that_came_meanwhile_is_not_replaced(tmp_path):
     with open_writer(tmp_path / "out", width=8, height=8, times=[0], duration=1) as writer:
         writer.write(noise(1, 8, 8))
         (tmp_path / "out").mkdir()
-        with pytest.raises(MovqError, match="exists; --force"):
+        with pytest.raises(MovqError, match="exists; force=True"):
             writer.finish()
     assert os.listdir(tmp_path) == ["out"]
     assert os.listdir(tmp_path / "out") == []
@@ -424,7 +424,7 @@ def test_suffixes_in_capitals(tmp_path):
 
 @pytest.mark.parametrize("crf", [-1, 52])
 def test_crf_out_of_range(tmp_path, crf):
-    with pytest.raises(MovqUsageError, match="--crf: must be from 0 to 51"):
+    with pytest.raises(MovqUsageError, match="crf: must be from 0 to 51"):
         open_writer(tmp_path / "a.mp4", width=8, height=8, times=[0], duration=1, crf=crf)
 
 

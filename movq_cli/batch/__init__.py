@@ -3,25 +3,18 @@
 from .items import Found, Item, find_items, part_kept
 from .manifest import NAME, Line, read_folder, read_lines
 from .merge import merge_shards
-from .options import BatchOptions
 from .report import Summary, compare_outputs, summarise
 from .run import BatchResult, BatchState, encode_batch
-from .shard import Shard
-from .spans import Bucket, Pick
 from .survey import BatchPlan, plan_batch
 
 __all__ = [
     "NAME",
-    "BatchOptions",
     "BatchPlan",
     "BatchResult",
     "BatchState",
-    "Bucket",
     "Found",
     "Item",
     "Line",
-    "Pick",
-    "Shard",
     "Summary",
     "compare_outputs",
     "encode_batch",

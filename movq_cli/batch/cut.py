@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import MovqError
 from ..files import require_file, text_of
 from ..model.config import AutoencoderConfig
-from ..plan import EncodeOptions
+from ..options import EncodeOptions
 from ..video import Surveyed, survey
 from .items import Item, Seen
 from .manifest import Line

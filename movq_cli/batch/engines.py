@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..budget import PROCESS_BYTES
-from ..plan import EncodeOptions
+from ..options import EncodeOptions
 from ..processes import Child
 
 if TYPE_CHECKING:

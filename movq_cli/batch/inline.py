@@ -12,7 +12,7 @@ from functools import cached_property
 
 from ..device import memory_errors
 from ..encode import VideoEncoder
-from ..plan import EncodeOptions
+from ..options import EncodeOptions
 from .manifest import Line
 from .pool import Ready, Task, WorkerState
 from .work import Work, describe

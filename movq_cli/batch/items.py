@@ -116,7 +116,7 @@ def find_items(sources: Sequence[str], lists: Sequence[str], output: str, captio
     lists = [*lists, *(source for source in sources if source == "-")]
     sources = [source for source in sources if source != "-"]
     if captions is not None and lists and (sources or len(lists) > 1):
-        raise MovqUsageError("goes with one list, or with no list at all", "--captions")
+        raise MovqUsageError("goes with one list, or with no list at all", option="captions")
     for name in lists:
         listed = read_list(name)
         for row, caption in zip(listed, _captions(captions, listed), strict=True):
@@ -162,7 +162,7 @@ def _captions(path: str | None, of: Sequence[Item | Row]) -> list[str | None]:
     if len(captions) != len(of):
         raise MovqError(f"has {len(captions):,} captions for {len(of):,} items: a line is one, in the same order", path)
     if any(one.caption is not None for one in of):
-        raise MovqUsageError("goes with a list that has no captions itself", "--captions")
+        raise MovqUsageError("goes with a list that has no captions itself", option="captions")
     return list(captions)
 
 

@@ -15,10 +15,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypedDict
 
-from ..errors import MovqError, MovqWarning
+from ..errors import MovqError, MovqWarning, option
 from ..files import BLOCK, WholeFile, os_reason, require_file, sync, write_all, write_error
+from ..values import Shard
 from .paths import Reach, refuse_links
-from .shard import Shard
 
 NAME = "manifest.jsonl"
 _SHARD_NAME = re.compile(r"manifest\.(\d+)-of-(\d+)\.jsonl")
@@ -152,7 +152,9 @@ def refuse_other_shards(folder: str, shard: Shard) -> None:
     if other := sorted({count for _, count in shard_manifests(folder)} - {shard.count}):
         what = " and ".join(map(str, other))
         raise MovqError(
-            f"is of a batch in {what} shards: --merge, or the same command without --shard, puts them together", folder
+            f"is of a batch in {what} shards: {option('merge')}, or the same command without {option('shard')}, puts them "
+            "together",
+            folder,
         )
 
 

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable
 
-from ..errors import MovqError
+from ..errors import MovqError, option
 from ..files import os_reason, sweep
 from .manifest import NAME, Line, lines_by_id, only_one, shard_manifests, unfinished_shards, write_lines
 
@@ -57,7 +57,9 @@ def _refuse_incomplete(folder: str, shards: list[tuple[int, int]]) -> None:
         if key not in shards or key in unfinished:
             what = "is not finished" if key in shards else "was not run yet"
             name = f"{key[0]}/{key[1]}" + (f" ({key[1]}/{key[1]})" if not key[0] else "")
-            raise MovqError(f"shard {name} {what}: run batch-encode with --shard {key[0]}/{key[1]} first", folder)
+            raise MovqError(
+                f"shard {name} {what}: run batch-encode with {option('shard', f'{key[0]}/{key[1]}')} first", folder
+            )
 
 
 def _refuse_unlike(shards: Iterable[tuple[str, Iterable[Line]]]) -> None:
@@ -73,7 +75,8 @@ def _refuse_unlike(shards: Iterable[tuple[str, Iterable[Line]]]) -> None:
                     other, name = first[1][name], name.removesuffix("_digest")
                     raise MovqError(
                         f"was made with {name} {value[:80]}, {os.path.basename(first[0])} with {other[:80]}; shards of one "
-                        "batch are made alike: the same command without --shard and with --replace makes all so",
+                        "batch are made alike: the same command "
+                        f"without {option('shard')} and with {option('replace', True)} makes all so",
                         path,
                     )
 

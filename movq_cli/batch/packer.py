@@ -18,10 +18,10 @@ from typing import NamedTuple
 from ..errors import MovqDiskError, MovqError, MovqWarning
 from ..files import WholeFile, sha256_file, sync
 from ..latents import is_latents
+from ..values import Shard
 from .items import Item
 from .manifest import Line, Manifest
 from .paths import refuse_links
-from .shard import Shard
 from .tars import TAR, CutError, Member, Tars, blocks, digest_of, index_path, json_name, member_name, write_index
 
 _END = bytes(2 * tarfile.BLOCKSIZE)

@@ -18,11 +18,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import MovqCrash, MovqError, MovqHang, MovqMemoryError, MovqWarning
-from ..plan import EncodeOptions
+from ..options import BatchOptions, EncodeOptions
 from .engines import Engine, Handle, LocalEngine
 from .items import Item
 from .manifest import Line
-from .options import BatchOptions
 from .work import item_to_dict, unmade
 
 _TICK_SECONDS = 0.5
@@ -250,7 +249,7 @@ class Pool:
         if not worker.ready:
             self._deaths += 1
             if self._deaths > 2:
-                self._do_without(worker, MovqCrash(f"a worker cannot start: {error.reason}"))
+                self._do_without(worker, MovqCrash(f"a worker cannot start: {error.marked}"))
                 return
         if worker.tasks and not worker.begun:  # it died of opening it
             worker.tasks[0].attempts += 1
@@ -263,7 +262,7 @@ class Pool:
             if worker.child.lost:
                 task.allowed = min(task.allowed + 1, _MOST_ATTEMPTS)
             written = worker.task is not None and task is not worker.task  # it was that already, which takes no memory
-            yield from self._outcome(task, unmade(MovqCrash(error.reason) if written else error), died=True)
+            yield from self._outcome(task, unmade(MovqCrash(error.marked) if written else error), died=True)
 
     def _take_back(self, worker: Worker) -> None:
         """Put the tasks that a worker will not do in front of the others again; they were not attempted."""

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MovqError, MovqUsageError, MovqWarning
-from ..plan import EncodeOptions
+from ..options import EncodeOptions
 from ..processes import Child
 from .engines import WORKER, WORKER_BYTES
 
@@ -111,12 +111,12 @@ class RayEngine:
     def __init__(self, options: EncodeOptions, address: str | None, gpus: float) -> None:
         if options.device not in ("auto", "cpu", "cuda"):
             raise MovqUsageError(
-                f"goes with auto, cpu or cuda: Ray gives devices out, got {options.device}", "--device"
+                f"goes with auto, cpu or cuda: Ray gives devices out, got {options.device}", option="device"
             )
         try:
             import ray
         except ImportError:
-            raise MovqError("needs Ray: pip install 'movq-cli[ray]'", "--engine ray") from None
+            raise MovqError("ray needs Ray: pip install 'movq-cli[ray]'", option="engine") from None
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no network unless asked
         self._ours = not ray.is_initialized()
         if self._ours:
@@ -125,12 +125,14 @@ class RayEngine:
                 with _our_signals():
                     ray.init(address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
             except (OSError, RuntimeError, ValueError) as error:
-                raise MovqError(f"no cluster: {str(error).splitlines()[0]}", f"--ray-address {address}") from None
+                raise MovqError(
+                    f"no cluster at {address}: {str(error).splitlines()[0]}", option="ray_address"
+                ) from None
         self._threads = options.threads or 1
         has_gpus = _resources().get("GPU", 0) > 0
         self._gpus = gpus if has_gpus and options.device != "cpu" else 0
         if options.device == "cuda" and not self._gpus:
-            raise MovqError("no machine of the cluster has a GPU", "--device cuda")
+            raise MovqError("no machine of the cluster has a GPU", option="device")
         self._waits = time.monotonic()
         self._actor = ray.remote(Relay).options(num_cpus=self._threads, num_gpus=self._gpus, max_restarts=0)
 

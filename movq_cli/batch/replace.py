@@ -10,14 +10,13 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from ..errors import MovqError, MovqWarning
+from ..errors import MovqError, MovqWarning, option
 from ..files import short
 from ..headers import parse_header
-from ..plan import EncodeOptions
+from ..options import SHORT_IN_BATCH, EncodeOptions
 from .items import Item
 from .manifest import Line, Manifest, video_of
 from .resume import ResumePlan, Settings, asked
-from .spans import SHORT
 from .tars import Tars
 
 
@@ -55,7 +54,7 @@ def _refuse_other_videos(todo: Iterable[Item], manifest: Manifest, settings: Set
         more = f", and {len(others) - 1:,} more like it" if len(others) > 1 else ""
         raise MovqError(
             f"would replace {item.output}, which is of {line['path']}{more}; name all sources in one command, take another "
-            "folder, or use --replace",
+            f"folder, or use {option('replace', True)}",
             item.path,
         )
     if renamed:
@@ -76,7 +75,8 @@ def _refuse_other_options(otherwise: list[tuple[Item, Line]], settings: Settings
     outputs = "1 finished output here was" if count == 1 else f"{count:,} finished outputs here were"
     more = f", and {len(otherwise) - count:,} with others" if len(otherwise) > count else ""
     raise MovqError(
-        f"{outputs} made with {made}{more}; this command says {wanted}. Use --replace to make them again, or another folder",
+        f"{outputs} made with {made}{more}; this command says {wanted}. Use {option('replace', True)} to make them again, or "
+        "another folder",
         tars.folder,
     )
 
@@ -94,20 +94,19 @@ def _difference(made: dict[str, Any], wanted: dict[str, Any], models: dict[str, 
 
 
 def _say(name: str, value: Any) -> str:
-    """Write an option as it is given at the prompt; one that is not given, by what that means."""
-    option = "--" + name.replace("_", "-")
+    """Name an option with its value; one that is not given, by what that means."""
     if value is None:
         value = _DEFAULTS.get(name)
     if name == "frames" and value is None:
         return "all frames"
     if isinstance(value, list):
-        return " ".join(f"{option} {one}" for one in value)
+        return " ".join(option(name, one) for one in value)
     if value is None or value is False:
-        return f"no {option}"
-    return option if value is True else f"{option} {value}"
+        return f"no {option(name)}"
+    return option(name, value)
 
 
-_DEFAULTS = EncodeOptions().flat() | {"short": SHORT[0]}
+_DEFAULTS = EncodeOptions().flat() | {"short": SHORT_IN_BATCH[0]}
 
 
 def _model_of(line: Line, tars: Tars) -> str:

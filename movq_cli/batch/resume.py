@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from ..errors import MovqError, MovqWarning, printable
 from ..files import require_file, sha256_file, text_of
 from ..latents import FORMAT_VERSION, open_latents
-from ..plan import EncodeOptions
+from ..options import EncodeOptions
 from .items import Item
 from .manifest import Line, Manifest
 from .tars import Tars, sha256_part
@@ -250,7 +250,7 @@ def _differ(line: Line, wanted: Line, item: Item) -> bool:
 def asked(line: Line, item: Item, without: Line | None = None) -> dict[str, Any]:
     """Return what the command asked for that made a line: the names of its options, and their values; not the row's own.
 
-    Where items are cut to buckets, their sizes and lengths follow from --bucket and --frames, which are here instead.
+    Where items are cut to buckets, their sizes and lengths follow from the buckets and `frames`, which are here instead.
     `without` is as in _options.
     """
     options, cut = _options(line, without), line.get("cut", {})
@@ -261,7 +261,7 @@ def asked(line: Line, item: Item, without: Line | None = None) -> dict[str, Any]
     if "buckets" in cut:
         for name in ("frames", "height", "width"):
             options.pop(name, None)
-        options |= {"bucket": cut["buckets"]} | ({"frames": cut["frames"]} if "frames" in cut else {})
+        options |= {"buckets": cut["buckets"]} | ({"frames": cut["frames"]} if "frames" in cut else {})
     return options | {"weights": line.get("weights_digest")} | {name: line.get(name) for name in _MADE_BY[1:]}
 
 
@@ -272,7 +272,7 @@ def _refusal(item: Item) -> str:
             raise item.refusal
         require_file(item.path)
     except MovqError as error:
-        return printable(error.reason)
+        return printable(error.reason_with_flags)
     return ""
 
 

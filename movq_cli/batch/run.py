@@ -10,22 +10,22 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..device import PRECISIONS, choose_device, choose_precision
+from ..device import choose_device, choose_precision
 from ..errors import MovqDiskError, MovqError
 from ..files import os_reason, sweep
 from ..model.checkpoint import Checkpoint
-from ..plan import EncodeOptions, open_weights
+from ..options import PRECISIONS, TAR_BYTES, BatchOptions, EncodeOptions, with_overrides
+from ..plan import open_weights
 from .cut import Known, cut_items
 from .inline import Inline
 from .items import Found, Item, find_items
 from .manifest import Line, Manifest, finish_shard, only_one, refuse_other_shards, video_of
-from .options import BatchOptions, split_overrides
 from .packer import Packer
 from .pool import Pool, Task, WorkerState
 from .replace import is_there, refuse_to_replace
 from .report import compare_outputs
 from .resume import ResumePlan, Settings, plan_resume
-from .spans import in_order
+from .spans import Spans, in_order
 from .tars import Tars
 from .work import unmade
 
@@ -123,10 +123,10 @@ def encode_batch(
     what is wrong with a single video is in its line.
     """
     started = time.monotonic()
-    options, batch = split_overrides(options, batch, overrides)
+    options, batch = with_overrides(options, batch, overrides)
     folder = os.fspath(output)
     checkpoint = open_weights(options)
-    batch.spans.check(options, checkpoint.config)
+    Spans.of(batch).check(options, checkpoint.config)
     found = gather(sources, batch, folder)
     state = BatchState(found)
     _make_folder(folder)
@@ -139,7 +139,7 @@ def encode_batch(
         items = cut_as_wanted(found, manifest, settings, batch, checkpoint, state, watch)
         tars = Tars(folder)
         layout = batch.layout or ("tar" if tars.names() else "files")
-        packer = Packer(tars, manifest, items, batch.shard_size, batch.shard) if layout == "tar" else None
+        packer = Packer(tars, manifest, items, batch.shard_size or TAR_BYTES, batch.shard) if layout == "tar" else None
         left = what_is_left(items, manifest, settings, tars, batch, state, watch)
         refuse_to_replace(left, manifest, settings, tars, batch.replace)
         manifest.put_in_order()
@@ -159,7 +159,7 @@ def encode_batch(
                 finish_shard(folder, batch.shard)
         except MovqDiskError as error:
             if not stopped:
-                stopped = str(error)
+                stopped = error.with_flags
         # What other shards have made is theirs to know.
         orphans = compare_outputs(manifest.lines.values(), folder)[0] if batch.shard is None else []
     state.phase = "over"
@@ -209,7 +209,7 @@ class _Run:
         except MovqError as error:  # no worker is left, or the manifest cannot be written
             if not self.state.made and not isinstance(error, MovqDiskError):
                 raise
-            return str(error)
+            return error.with_flags
 
     def _refuse(self, items: Iterable[Item]) -> None:
         for item in items:
@@ -283,7 +283,7 @@ def cut_as_wanted(
     watch: Watch = lambda state: None,
 ) -> list[Item]:
     """The items that the videos are cut into; the videos themselves, not looked at, where that is not wanted."""
-    if not batch.spans.cut:
+    if not Spans.of(batch).cut:
         return found.items
 
     def passed() -> None:
@@ -293,7 +293,7 @@ def cut_as_wanted(
 
     fresh = batch.verify or settings.options.force
     known = None if fresh else Known(manifest.lines.values(), refused=not batch.retry_failed)
-    return in_order(cut_items(found.items, batch.spans, settings.options, checkpoint.config, known, passed))
+    return in_order(cut_items(found.items, Spans.of(batch), settings.options, checkpoint.config, known, passed))
 
 
 def what_is_left(
@@ -342,7 +342,7 @@ def settle(
         # Nothing is made yet. What failed is judged by what this machine computes in; where others compute, it is tried again.
         failed = any(line.get("precision") for line in named) and batch.engine == "local"
         precision = choose_precision("auto", choose_device(options.device)) if failed else ""
-    cut = batch.spans.to_dict(options)
+    cut = Spans.of(batch).to_dict(options)
     return Settings(options, checkpoint.name, checkpoint.digest, semantics, precision, threads, cut=cut)
 
 

@@ -5,108 +5,41 @@ What is decided here is decided from the number of frames and the size of a vide
 
 from __future__ import annotations
 
-import hashlib
 import math
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from ..budget import one_of
 from ..codec import fit_tail
-from ..errors import MovqError, MovqShort, MovqUsageError, MovqWarning
+from ..errors import MovqError, MovqShort, MovqUsageError, MovqWarning, option
 from ..model.config import AutoencoderConfig
-from ..plan import EncodeOptions, too_short
-from ..video import Picture, plan_geometry
+from ..options import BatchOptions, EncodeOptions, Picture
+from ..plan import too_short
+from ..values import Bucket, Pick
+from ..video import plan_geometry
 from ..video.geometry import Orientation, round_up
 from .items import Item, Seen
 from .outputs import mark_of, span_output
 from .work import options_of
 
-SHORT = ("skip", "pad")
-"""What becomes of a video that is too short: nothing but a line that says so, or its last frame is repeated."""
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """A shape that items may have: frames, and size in pixels."""
-
-    frames: int
-    height: int
-    width: int
-
-    def __str__(self) -> str:
-        return f"{self.frames}x{self.height}x{self.width}"
-
-    @classmethod
-    def parse(cls, text: str) -> Bucket:
-        """FxHxW. Raises MovqUsageError."""
-        parts = text.lower().split("x")
-        if len(parts) != 3 or not all(re.fullmatch(r"[1-9]\d{0,6}", part) for part in parts):
-            raise MovqUsageError(f"must be FRAMESxHEIGHTxWIDTH like 49x480x720, got {text!r}", "--bucket")
-        return cls(*map(int, parts))
-
-    def enlarges(self, seen: Seen) -> bool:
-        """Whether covering it takes a larger picture than there is."""
-        return self.width > seen.width or self.height > seen.height
-
-
-@dataclass(frozen=True)
-class Pick:
-    """Where spans begin. `kind`: head (the first frame), uniform (`number` spans, evenly), slide (one each `number` frames),
-    random (`number` spans, drawn).
-    """
-
-    kind: str
-    number: int = 1
-
-    def __str__(self) -> str:
-        return self.kind if self.kind == "head" else f"{self.kind}:{self.number}"
-
-    @classmethod
-    def parse(cls, text: str) -> Pick:
-        """head, uniform:K, slide:S or random:K. Raises MovqUsageError."""
-        kind, colon, number = text.partition(":")
-        if text == "head":
-            return cls("head")
-        if kind in ("uniform", "slide", "random") and colon and re.fullmatch(r"[1-9]\d{0,6}", number):
-            return cls(kind, int(number))
-        raise MovqUsageError(f"must be head, uniform:K, slide:S or random:K, got {text!r}", "--pick")
-
-    def starts(self, frames: int, length: int, key: str) -> list[int]:
-        """The first frames of spans of `length` in a video of `frames`, in order, none twice. `key` decides what is drawn."""
-        last = max(0, frames - length)
-        if self.kind == "head":
-            return [0]
-        if self.kind == "slide":
-            return list(range(0, last + 1, self.number))
-        if self.kind == "uniform":
-            if self.number == 1:
-                return [last // 2]
-            return sorted({round(Fraction(i * last, self.number - 1)) for i in range(self.number)})
-        if self.number > last:
-            return list(range(last + 1))
-        drawn = set[int]()
-        tries = 0
-        while len(drawn) < self.number:
-            digest = hashlib.sha256(f"{key} {tries}".encode("utf-8", "surrogateescape")).digest()
-            drawn.add(int.from_bytes(digest, "big") % (last + 1))
-            tries += 1
-        return sorted(drawn)
+_LENGTH = f"{option('frames')} or {option('buckets')}"
+_SIZE = f"{option('height')}, {option('width')}, {option('short_side')} and {option('fit')}"
 
 
 @dataclass(frozen=True)
 class Spans:
-    """How items are cut out of videos. By default they are not: each video is one. Raises MovqUsageError."""
+    """How items are cut out of videos. By default they are not: each video is one item."""
 
     buckets: tuple[Bucket, ...] = ()
     pick: Pick | None = None
     short: str = "skip"
 
-    def __post_init__(self) -> None:
-        one_of("--short", self.short, SHORT)
+    @classmethod
+    def of(cls, batch: BatchOptions) -> Spans:
+        """Return how the options of a batch say it."""
+        return cls(batch.buckets, batch.pick, batch.short)
 
     @property
     def cut(self) -> bool:
@@ -128,14 +61,14 @@ class Spans:
     def check(self, options: EncodeOptions, config: AutoencoderConfig) -> None:
         """Raises MovqUsageError for options that do not go with these; warns of buckets that no latents fill."""
         if self.pick is not None and not self.buckets and options.selection.frames is None:
-            raise MovqUsageError("needs --frames or --bucket, which say how long a span is", "--pick")
+            raise MovqUsageError(f"needs {_LENGTH}, which say how long a span is", option="pick")
         if self.short == "pad" and not self.buckets and options.selection.frames is None:
-            raise MovqUsageError("pad needs --frames or --bucket, which say how long a clip must be", "--short")
+            raise MovqUsageError(f"pad needs {_LENGTH}, which say how long a clip must be", option="short")
         if self.buckets and options.picture != Picture(upscale=options.picture.upscale):
-            raise MovqUsageError("goes without --height, --width, --short-side and --fit: it says the size", "--bucket")
+            raise MovqUsageError(f"goes without {_SIZE}: it says the size", option="buckets")
         frames = options.selection.frames
         if frames is not None and self.buckets and frames < (shortest := min(b.frames for b in self.buckets)):
-            raise MovqUsageError(f"{frames} is less than the shortest bucket, {shortest}", "--frames")
+            raise MovqUsageError(f"{frames} is less than the shortest bucket, {shortest}", option="frames")
         for bucket in self.buckets:
             padded = [round_up(side, config.spatial_factor) for side in (bucket.height, bucket.width)]
             if padded != [bucket.height, bucket.width]:
@@ -179,16 +112,21 @@ class Spans:
                 raise MovqShort(f"has {frames} frames, the shortest bucket {shortest}")
             frames = shortest
         fitting = [bucket for bucket in self.buckets if bucket.frames <= frames]
-        fitting = [bucket for bucket in fitting if upscale or not bucket.enlarges(seen)]
+        fitting = [bucket for bucket in fitting if upscale or not bucket.enlarges(seen.width, seen.height)]
         if not fitting:
             raise MovqError(
                 f"shows {seen.width}x{seen.height}, which would be enlarged for every bucket of up to {frames} frames; "
-                "--upscale allows it"
+                f"{option('upscale', True)} allows it"
             )
 
         def rank(bucket: Bucket) -> tuple[float, ...]:
             aspect = abs(math.log(bucket.width * seen.height / (bucket.height * seen.width)))
-            return -bucket.frames, round(aspect, 9), bucket.enlarges(seen), -bucket.height * bucket.width
+            return (
+                -bucket.frames,
+                round(aspect, 9),
+                bucket.enlarges(seen.width, seen.height),
+                -bucket.height * bucket.width,
+            )
 
         return min(fitting, key=rank)
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..device import choose_device, choose_precision
-from ..plan import EncodeOptions, open_weights, stored_bytes
+from ..options import BatchOptions, EncodeOptions, with_overrides
+from ..plan import open_weights, stored_bytes
 from .cut import cut_items
 from .items import Found, Item
 from .manifest import Line, Manifest
-from .options import BatchOptions, split_overrides
 from .replace import refuse_to_replace
 from .run import cut_as_wanted, gather, settle, what_is_left
+from .spans import Spans
 from .tars import Tars
 
 
@@ -42,11 +43,11 @@ def plan_batch(
     **overrides: Any,
 ) -> BatchPlan:
     """What `encode_batch` would do: frames are counted from packet times, not decoded. Raises as it would."""
-    options, batch = split_overrides(options, batch, overrides)
+    options, batch = with_overrides(options, batch, overrides)
     folder = os.fspath(output)
     checkpoint = open_weights(options)
     config = checkpoint.config
-    batch.spans.check(options, config)
+    Spans.of(batch).check(options, config)
     found = gather(sources, batch, folder)
     manifest = Manifest(folder, batch.shard)
     settings = settle(options, checkpoint, manifest, found, batch)
@@ -55,7 +56,7 @@ def plan_batch(
     tars = Tars(folder)
     left = what_is_left(items, manifest, settings, tars, batch)
     refuse_to_replace(left, manifest, settings, tars, batch.replace)
-    planned = left.todo if batch.spans.cut else cut_items(left.todo, batch.spans, options, config)
+    planned = left.todo if Spans.of(batch).cut else cut_items(left.todo, Spans.of(batch), options, config)
     shapes = [item.shape for item in planned if item.refusal is None and item.shape is not None]
     numbers = sum(math.prod(config.latent_shape(*shape)) for shape in shapes)
     precision = choose_precision(options.precision, choose_device(options.device))

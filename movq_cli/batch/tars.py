@@ -19,10 +19,6 @@ from ..files import BLOCK, WholeFile, os_reason, require_file
 from .manifest import Line
 from .paths import Reach
 
-LAYOUTS = ("files", "tar")
-SHARD_SIZE = 10**9
-"""Bytes of a tar that no further item is added to, if it would exceed them."""
-
 _FORMAT = "movq-tar-index"
 _FORMAT_VERSION = "1"
 _LATENTS, _JSON = ".safetensors", ".json"

@@ -25,9 +25,9 @@ from ..encoding import EncodeResult, Encoding
 from ..errors import MovqCrash, MovqError, printable
 from ..files import require_file, write_error
 from ..latents import is_latents
-from ..plan import EncodeOptions
+from ..options import EncodeOptions, Picture
 from ..processes import Talk
-from ..video import Picture, warm_decoders
+from ..video import warm_decoders
 from .items import Item
 from .manifest import Line
 from .paths import refuse_links
@@ -113,8 +113,8 @@ class Work:
 def unmade(error: MovqError) -> Line:
     """The part of a line that says why there is no output."""
     if error.cause == "short":
-        return Line(status="short", reason=printable(error.reason))
-    return Line(status="failed", reason=printable(error.reason), cause=error.cause)
+        return Line(status="short", reason=printable(error.reason_with_flags))
+    return Line(status="failed", reason=printable(error.reason_with_flags), cause=error.cause)
 
 
 def _made(item: Item, result: EncodeResult) -> Line:

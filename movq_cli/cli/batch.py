@@ -7,27 +7,24 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from ..errors import MovqUsageError
+from ..errors import MovqUsageError, option
+from ..options import BatchOptions, EncodeOptions
 from . import options as o
-from .batch_options import RUN, SHARDS, takes_batch_options
 from .show import complain, duration, name_of, plural, ratio, say_whose_weights, size
 
 if TYPE_CHECKING:
-    from ..batch import BatchOptions, BatchPlan, BatchResult, Found, Line, Summary
-    from ..plan import EncodeOptions
+    from ..batch import BatchPlan, BatchResult, Found, Line, Summary
 
 _NAMES, _REASONS = 5, 20
 _CAPTION = 60  # characters of it that a plan shows
 _LEAST_PART = 0.5
 
 
-@o.takes_encode_options()
-@takes_batch_options()
+@o.takes(options=EncodeOptions, batch=BatchOptions)
 def batch_encode(
     output: Annotated[
         str | None,
@@ -46,7 +43,7 @@ def batch_encode(
         str,
         typer.Option(
             "--max-failures",
-            rich_help_panel=RUN,
+            rich_help_panel=o.RUN,
             metavar="N|P%",
             help="So many failed items are no reason to exit 1.",
         ),
@@ -55,12 +52,11 @@ def batch_encode(
         str | None,
         typer.Option(
             "--merge",
-            rich_help_panel=SHARDS,
+            rich_help_panel=o.SHARDS,
             metavar="DIR",
             help="Nothing else: make one manifest of those of all shards in this folder.",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", rich_help_panel=o.RESULT, help="Make everything again.")] = False,
     dry_run: o.DryRun = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -68,25 +64,20 @@ def batch_encode(
 
     On a CPU each worker has one thread unless --threads says otherwise: so the bytes do not depend on the number of workers.
     """
-    from ..batch import BatchOptions, encode_batch, plan_batch
-    from ..plan import EncodeOptions
+    from ..batch import encode_batch, plan_batch
     from .watch import watching
 
     if merge is not None:
         _merge(
             merge,
-            not sources
-            and output is None
-            and options == EncodeOptions()
-            and batch == BatchOptions()
-            and not (dry_run or force),
+            not sources and output is None and options == EncodeOptions() and batch == BatchOptions() and not dry_run,
         )
         return
     if not sources and not batch.lists:
         raise MovqUsageError("name a folder, files, a glob or a --list", "SRC")
     if output is None:
-        raise MovqUsageError("name a folder for the latents", "--output")
-    options = replace(options, force=force)
+        raise MovqUsageError("name a folder for the latents", option="output")
+    _refuse_without_use(batch)
     allowed = _allowed(max_failures)
     if dry_run:
         _print_plan(plan_batch(sources or [], output, options, batch), output, quiet)
@@ -103,11 +94,21 @@ def batch_encode(
         raise typer.Exit(1)
 
 
+def _refuse_without_use(batch: BatchOptions) -> None:
+    """Raise MovqUsageError for an option that does nothing beside the others."""
+    if batch.shard_size is not None and batch.layout != "tar":
+        raise MovqUsageError(f"goes with {option('layout', 'tar')}", option="shard_size")
+    if batch.engine != "ray":
+        for name, unused in (("ray_address", batch.ray_address is None), ("ray_gpus", batch.ray_gpus == 1.0)):
+            if not unused:
+                raise MovqUsageError(f"goes with {option('engine', 'ray')}", option=name)
+
+
 def _merge(folder: str, alone: bool) -> None:
     from ..batch import merge_shards, summarise
 
     if not alone:
-        raise MovqUsageError("takes the folder alone: nothing is encoded", "--merge")
+        raise MovqUsageError("takes the folder alone: nothing is encoded", option="merge")
     whole = summarise(merge_shards(folder))
     print(f"{name_of(folder)}: {_counts(whole)} of {plural(whole.items, 'item')} in one manifest")
 
@@ -124,7 +125,9 @@ def _allowed(text: str) -> Callable[[int], float]:
     except ValueError:
         most = -1
     if rest or not 0 <= most < float("inf"):
-        raise MovqUsageError(f"must be a number of items, or a part of them like 1%, got {text!r}", "--max-failures")
+        raise MovqUsageError(
+            f"must be a number of items, or a part of them like 1%, got {text!r}", option="max_failures"
+        )
     return lambda count: most * count / 100 if percent else most
 
 
@@ -247,7 +250,7 @@ def _print_plan(plan: BatchPlan, output: str, quiet: bool) -> None:
         print(f"{name_of(item.output)}: {plural(item.encoded_frames, 'frame')}{repeated} of {width}x{height}{caption}")
     for item in plan.planned:
         if item.refusal is not None:
-            complain(item.refusal.reason, item.path)
+            complain(item.refusal.reason_with_flags, item.path)
     if not quiet:
         _say_found(plan.found)
         _say_crops([(item.path, item.kept) for item in good])

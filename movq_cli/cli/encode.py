@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..options import EncodeOptions
 from . import options as o
 from .show import complain, duration, name_of, plural, progress_bar, ratio, say_whose_weights, shape, size
 
 if TYPE_CHECKING:
     from ..encode import EncodeResult
-    from ..plan import EncodeOptions, Plan
+    from ..plan import Plan
 
 
-@o.takes_encode_options()
+@o.takes(options=EncodeOptions)
 def encode(
     source: Annotated[str, typer.Argument(metavar="IN", help="A video file, or a picture (png, jpeg, webp).")],
     output: Annotated[str, typer.Option("--output", "-o", metavar="OUT", help="The latents file, .safetensors.")],
     options: EncodeOptions,
-    force: o.Force = False,
     dry_run: o.DryRun = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -31,10 +30,9 @@ def encode(
     from ..files import WholeFile, refuse_inputs
     from ..plan import plan_encode
 
-    options = replace(options, force=force)
     if dry_run:
         refuse_inputs(output, source)
-        with WholeFile(output, force=force):
+        with WholeFile(output, force=options.force):
             pass  # it can be written
         _print_plan(plan_encode(source, options.beside(output)), output)
         return

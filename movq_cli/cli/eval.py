@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import MovqError, MovqUsageError, require_torch
+from ..errors import MovqError, MovqUsageError, option, require_torch
+from ..options import EncodeOptions, ModelOptions
 from . import options as o
 from .show import complain, name_of, progress_bar
 
 if TYPE_CHECKING:
     from ..eval import Evaluation
-    from ..plan import EncodeOptions
 
 
-@o.takes_encode_options(without=("save", "seed"))
+@o.takes(options=EncodeOptions, without=("save", "seed", "force"))
 def eval(
     sources: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Video files.")],
     options: EncodeOptions,
@@ -63,11 +63,11 @@ def eval(
 
     other = against if against in (None, TILED) else _other_options(options, str(against))
     if picture_frame and picture is None:
-        raise MovqUsageError("needs --picture, which it is drawn into", "--picture-frame")
+        raise MovqUsageError(f"needs {option('picture')}, which it is drawn into", option="picture_frame")
     shown: list[int] | None = picture_frame if picture is not None else []
     if picture is not None:
         if len(sources) > 1:
-            raise MovqUsageError("draws one video; name one", "--picture")
+            raise MovqUsageError("draws one video; name one", option="picture")
         refuse_inputs(picture, *sources)
         with WholeFile(picture, force=force):
             pass  # it can be written
@@ -90,7 +90,7 @@ def eval(
     if picture is not None and made:
         write_png(picture, montage(list(made[0].pairs.values())), force=force)
     if as_json:
-        problems = [{"source": source, "reason": str(error)} for source, error in failed]
+        problems = [{"source": source, "reason": error.with_flags} for source, error in failed]
         print(json.dumps({"videos": [evaluation.to_dict() for evaluation in made], "failed": problems}, indent=2))
     elif made:
         print_rows(list(_COLUMNS), (row for evaluation in made for row in _rows(evaluation, str(against))))
@@ -172,26 +172,17 @@ def _other_options(options: EncodeOptions, text: str) -> EncodeOptions:
         if not isinstance(error, ValueError) and not hasattr(error, "format_message"):  # typer's own, of its own click
             raise
         reason = str(error) if isinstance(error, ValueError) else error.format_message()
-        raise MovqUsageError(f"{text!r} are no settings: {reason}", "--against") from None
-    store_dtype = given.pop("store_dtype", options.store_dtype)
-    changed = {name: value for name, value in o.model_options(**given).items() if name in given}
-    return replace(options, store_dtype=store_dtype, **changed)
+        raise MovqUsageError(f"{text!r} are no settings: {reason}", option="against") from None
+    return replace(options, **given)
 
 
+_SETTINGS = {field.name for field in fields(ModelOptions)} | {"store_dtype"}
+_NOT_SETTINGS = {field.name for _, _, field in o.flat_fields(EncodeOptions)} - _SETTINGS
 _settings = typer.Typer(add_completion=False)
 
 
 @_settings.command(add_help_option=False)
-def _given(
-    weights: o.Weights = None,
-    semantics: o.Semantics = "",
-    device: o.Device = "",
-    precision: o.Precision = "",
-    chunk_frames: o.ChunkFrames = "",
-    memory_budget: o.MemoryBudget = None,
-    spill_dir: o.SpillDir = None,
-    threads: o.Threads = None,
-    store_dtype: o.StoreDtype = "",
-) -> dict[str, Any]:
-    """What --against changes."""
-    return {name: value for name, value in locals().items() if value not in ("", None)}
+@o.takes(options=EncodeOptions, without=_NOT_SETTINGS, unset=True)
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Return what --against changes."""
+    return options

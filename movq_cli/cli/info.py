@@ -230,7 +230,7 @@ def _folder(path: str) -> _Described:
     items = [_latents_json(latents) for latents in opened]
     frames = sum(item["frames"] for item in items)
     total = sum(item["bytes"] for item in items)
-    errors = [str(error) for error in refused]
+    errors = [error.with_flags for error in refused]
     values = {"kind": "folder", "path": path, "frames": frames, "bytes": total, "latents": items, "refused": errors}
 
     def show() -> None:
@@ -261,8 +261,9 @@ def _candidates_below(path: str) -> Iterator[str]:
 def _video(path: str, weights: str | None) -> _Described:
     from ..codec import fit_tail
     from ..model.checkpoint import open_checkpoint
+    from ..options import Picture
     from ..video import count_frames, plan_geometry, probe
-    from ..video.geometry import Orientation, Picture
+    from ..video.geometry import Orientation
     from .tables import print_pairs
 
     video = probe(path)

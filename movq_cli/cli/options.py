@@ -1,274 +1,225 @@
-"""The options of commands that encode, declared once."""
+"""The flags of the command line: words for every field of the options in `movq_cli.options`, and how they become flags."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from fractions import Fraction
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from ..errors import MovqUsageError
+from ..errors import MovqUsageError, flag
 from ..model.checkpoint import EMBEDDED
+from ..values import Bucket, Pick, Shard, parse_bytes
 
-if TYPE_CHECKING:
-    from ..plan import EncodeOptions
+MODEL, PICTURE, RESULT = "Model", "Picture", "Result"
+FRAMES = "What is encoded, in this order"
+ITEMS, RUN, SHARDS, OUTPUT = "Batch: items", "Batch: how it runs", "Batch: shards", "Batch: output"
 
 
-def _fraction(text: str) -> Fraction:
-    """'25', '29.97' or '30000/1001', exactly."""
+@dataclass(frozen=True)
+class Words:
+    """What the command line says of an option. `parse` reads its text, where it is not simply a number, a text or a flag."""
+
+    panel: str
+    help: str
+    metavar: str | None = None
+    parse: Callable[[str], Any] | None = None
+
+
+def fraction(text: str) -> Fraction:
+    """Read '25', '29.97' or '30000/1001', exactly."""
     try:
         return Fraction(text)
     except (ValueError, ZeroDivisionError):
         raise typer.BadParameter(f"{text!r} is not a number like 25, 29.97 or 30000/1001") from None
 
 
-MODEL, _WHAT, _PICTURE, RESULT = "Model", "What is encoded, in this order", "Picture", "Result"
-
-
-def _option(*names: str, panel: str, help: str, metavar: str | None = None) -> typer.models.OptionInfo:
-    option: typer.models.OptionInfo = typer.Option(*names, rich_help_panel=panel, help=help, metavar=metavar)
-    return option
-
-
-def _number(name: str, *, panel: str, help: str, metavar: str) -> typer.models.OptionInfo:
-    option: typer.models.OptionInfo = typer.Option(
-        name, rich_help_panel=panel, help=help, metavar=metavar, parser=_fraction
-    )
-    return option
-
-
-Weights = Annotated[
-    str | None,
-    _option(
-        "--weights",
-        panel=MODEL,
-        metavar="WEIGHTS",
-        help="A weights file or vae folder of movq, diffusers or CogVideo, or the id of a model in the Hugging Face cache. "
-        f"(default: {EMBEDDED})",
-    ),
-]
-Semantics = Annotated[
-    str,
-    _option(
-        "--semantics",
-        panel=MODEL,
-        metavar="auto|whole|diffusers",
-        help="Of weights whose norms span frames: over the whole clip, or over diffusers' windows. (auto: as they come)",
-    ),
-]
-DecodeSemantics = Annotated[
-    str,
-    _option(
-        "--semantics",
-        panel=MODEL,
-        metavar="auto|whole|diffusers",
-        help="Of weights whose norms span frames: over windows of 2 latents, as published decoders do, or the whole clip.",
-    ),
-]
-Device = Annotated[str, _option("--device", panel=MODEL, metavar="auto|cpu|cuda[:N]", help="Where to compute.")]
-Precision = Annotated[
-    str,
-    _option(
-        "--precision",
-        panel=MODEL,
-        metavar="auto|fp32|tf32|bf16|fp16",
-        help="auto is bf16 on CUDA devices that have it, else fp32.",
-    ),
-]
-ChunkFrames = Annotated[
-    str,
-    _option(
-        "--chunk-frames", panel=MODEL, metavar="auto|N", help="Frames computed at once: costs memory, never quality."
-    ),
-]
-MemoryBudget = Annotated[
-    str | None,
-    _option(
-        "--memory-budget", panel=MODEL, metavar="SIZE", help="Memory to stay within, like 4GB. (default: what is free)"
-    ),
-]
-SpillDir = Annotated[
-    str | None,
-    _option(
-        "--spill-dir",
-        panel=MODEL,
-        metavar="DIR",
-        help="Where activations wait that exceed it, where norms span frames. (default: beside the output)",
-    ),
-]
-Threads = Annotated[
-    int | None,
-    _option("--threads", panel=MODEL, metavar="N", help="CPU threads. (default: all cores; in a batch 1 per worker)"),
-]
-
-Stream = Annotated[
-    int | None,
-    _option("--stream", panel=_WHAT, metavar="I", help="Index of the video stream. (default: the first that is video)"),
-]
-Start = Annotated[
-    Fraction | None, _number("--start", panel=_WHAT, metavar="S", help="Seconds from the first frame to begin at.")
-]
-Duration = Annotated[Fraction | None, _number("--duration", panel=_WHAT, metavar="S", help="Seconds to take.")]
-Fps = Annotated[
-    Fraction | None,
-    _number(
-        "--fps", panel=_WHAT, metavar="F", help="Frames per second: the nearest in time, never blended, never repeated."
-    ),
-]
-FpsRepeat = Annotated[
-    bool, _option("--fps-repeat", panel=_WHAT, help="Let --fps show a frame of a slower video twice.")
-]
-Every = Annotated[
-    int, _option("--every", panel=_WHAT, metavar="N", help="Each N-th of these frames, from the first on.")
-]
-Frames = Annotated[
-    int | None, _option("--frames", panel=_WHAT, metavar="N", help="The first N frames; with --pick, of each span.")
-]
-AllowPartial = Annotated[
-    bool,
-    _option(
-        "--allow-partial",
-        panel=_WHAT,
-        help="Of a video that is cut off or damaged, take what comes before, with a warning.",
-    ),
-]
-Tail = Annotated[
-    str,
-    _option(
-        "--tail",
-        panel=_WHAT,
-        metavar="pad|drop|error",
-        help="Frames that fill no latent: repeat the last, drop them, or refuse.",
-    ),
-]
-
-Height = Annotated[int | None, _option("--height", panel=_PICTURE, metavar="H", help="Scale to this height.")]
-Width = Annotated[int | None, _option("--width", panel=_PICTURE, metavar="W", help="Scale to this width.")]
-ShortSide = Annotated[
-    int | None, _option("--short-side", panel=_PICTURE, metavar="N", help="Scale the shorter side to N.")
-]
-Fit = Annotated[
-    str,
-    _option(
-        "--fit",
-        panel=_PICTURE,
-        metavar="cover|contain|stretch",
-        help="With height and width: crop the middle, pad, or distort.",
-    ),
-]
-Upscale = Annotated[bool, _option("--upscale", panel=_PICTURE, help="Allow enlarging.")]
-
-Save = Annotated[
-    str,
-    _option("--save", panel=RESULT, metavar="moments|mean|sample", help="Mean and log variance, the mean, or a draw."),
-]
-Seed = Annotated[int, _option("--seed", panel=RESULT, metavar="N", help="Of --save sample, and of --pick random.")]
-StoreDtype = Annotated[
-    str,
-    _option("--store-dtype", panel=RESULT, metavar="auto|fp32|fp16|bf16", help="Of the latents; auto is as computed."),
-]
-Force = Annotated[bool, _option("--force", panel=RESULT, help="Overwrite the output.")]
-DryRun = Annotated[bool, _option("--dry-run", panel=RESULT, help="Print what would be done, and do nothing.")]
-Quiet = Annotated[bool, _option("--quiet", "-q", panel=RESULT, help="No progress, no remarks.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def _chunk_frames(text: str) -> int | None:
-    """None for auto. Raises MovqUsageError."""
+def _auto(name: str, what: str, text: str) -> int | None:
+    """Read auto, which is None, or a number. Raises MovqUsageError about the option of this name."""
     if text == "auto":
         return None
-    if not text.isdigit():
-        raise MovqUsageError(f"must be auto or a number of frames, got {text!r}", "--chunk-frames")
+    if not text.isdecimal():
+        raise MovqUsageError(f"must be auto or a number of {what}, got {text!r}", option=name)
     return int(text)
 
 
-def model_options(
-    weights: Weights = None,
-    semantics: Semantics = "auto",
-    device: Device = "auto",
-    precision: Precision = "auto",
-    chunk_frames: ChunkFrames = "auto",
-    memory_budget: MemoryBudget = None,
-    spill_dir: SpillDir = None,
-    threads: Threads = None,
-) -> dict[str, Any]:
-    """The fields of ModelOptions. Raises MovqUsageError."""
-    from ..device import parse_bytes
-
-    return {
-        "weights": weights,
-        "semantics": semantics,
-        "device": device,
-        "precision": precision,
-        "chunk_frames": _chunk_frames(chunk_frames),
-        "memory_budget": None if memory_budget is None else parse_bytes(memory_budget, "--memory-budget"),
-        "spill_dir": spill_dir,
-        "threads": threads,
-    }
+def _bytes(name: str) -> Callable[[str], int]:
+    return partial(parse_bytes, option=name)
 
 
-def encode_options(
-    stream: Stream = None,
-    start: Start = None,
-    duration: Duration = None,
-    fps: Fps = None,
-    fps_repeat: FpsRepeat = False,
-    every: Every = 1,
-    frames: Frames = None,
-    allow_partial: AllowPartial = False,
-    tail: Tail = "pad",
-    height: Height = None,
-    width: Width = None,
-    short_side: ShortSide = None,
-    fit: Fit = "cover",
-    upscale: Upscale = False,
-    save: Save = "moments",
-    seed: Seed = 0,
-    store_dtype: StoreDtype = "auto",
-    **model: Any,
-) -> EncodeOptions:
-    """EncodeOptions; `model` are of model_options. Raises MovqUsageError."""
-    from ..plan import EncodeOptions
-    from ..video import Picture, Selection
+WORDS: Mapping[str, Words] = {
+    "weights": Words(
+        MODEL,
+        "A weights file or vae folder of movq, diffusers or CogVideo, or the id of a model in the Hugging Face cache. "
+        f"(default: {EMBEDDED})",
+        "WEIGHTS",
+    ),
+    "semantics": Words(
+        MODEL,
+        "Of weights whose norms span frames: over the whole clip, or over diffusers' windows. (auto: as they come)",
+        "auto|whole|diffusers",
+    ),
+    "DecodeOptions.semantics": Words(
+        MODEL,
+        "Of weights whose norms span frames: over windows of 2 latents, as published decoders do, or the whole clip.",
+        "auto|whole|diffusers",
+    ),
+    "device": Words(MODEL, "Where to compute.", "auto|cpu|cuda[:N]"),
+    "precision": Words(MODEL, "auto is bf16 on CUDA devices that have it, else fp32.", "auto|fp32|tf32|bf16|fp16"),
+    "chunk_frames": Words(
+        MODEL,
+        "Frames computed at once: costs memory, never quality. (default: auto)",
+        "auto|N",
+        partial(_auto, "chunk_frames", "frames"),
+    ),
+    "memory_budget": Words(
+        MODEL, "Memory to stay within, like 4GB. (default: what is free)", "SIZE", _bytes("memory_budget")
+    ),
+    "spill_dir": Words(
+        MODEL,
+        "Where activations wait that exceed it, where norms span frames. (default: beside the output)",
+        "DIR",
+    ),
+    "threads": Words(MODEL, "CPU threads. (default: all cores; in a batch 1 per worker)", "N"),
+    "stream": Words(FRAMES, "Index of the video stream. (default: the first that is video)", "I"),
+    "start": Words(FRAMES, "Seconds from the first frame to begin at.", "S", fraction),
+    "duration": Words(FRAMES, "Seconds to take.", "S", fraction),
+    "fps": Words(FRAMES, "Frames per second: the nearest in time, never blended, never repeated.", "F", fraction),
+    "fps_repeat": Words(FRAMES, "Let --fps show a frame of a slower video twice."),
+    "every": Words(FRAMES, "Each N-th of these frames, from the first on.", "N"),
+    "frames": Words(FRAMES, "The first N frames; with --pick, of each span.", "N"),
+    "allow_partial": Words(FRAMES, "Of a video that is cut off or damaged, take what comes before, with a warning."),
+    "tail": Words(FRAMES, "Frames that fill no latent: repeat the last, drop them, or refuse.", "pad|drop|error"),
+    "height": Words(PICTURE, "Scale to this height.", "H"),
+    "width": Words(PICTURE, "Scale to this width.", "W"),
+    "short_side": Words(PICTURE, "Scale the shorter side to N.", "N"),
+    "fit": Words(PICTURE, "With height and width: crop the middle, pad, or distort.", "cover|contain|stretch"),
+    "upscale": Words(PICTURE, "Allow enlarging."),
+    "save": Words(RESULT, "Mean and log variance, the mean, or a draw.", "moments|mean|sample"),
+    "seed": Words(RESULT, "Of --save sample, and of --pick random.", "N"),
+    "store_dtype": Words(RESULT, "Of the latents; auto is as computed.", "auto|fp32|fp16|bf16"),
+    "force": Words(RESULT, "Overwrite the output; of a batch, make everything again."),
+    "DecodeOptions.force": Words(RESULT, "Overwrite the output."),
+    "draw": Words(RESULT, "Decode a draw of the moments instead of their mean."),
+    "DecodeOptions.seed": Words(RESULT, "Of --draw.", "N"),
+    "crf": Words(RESULT, "Quality of H.264: lower is better.", "N"),
+    "lists": Words(
+        ITEMS,
+        "Text, CSV or JSON lines: path, and if wanted id, start, duration, caption; others go to the manifest.",
+        "FILE",
+    ),
+    "captions": Words(
+        ITEMS,
+        "A caption per line, for each row of the list, or each item in order of id. (default: clip.txt beside clip.mp4)",
+        "FILE",
+    ),
+    "buckets": Words(
+        ITEMS,
+        "Repeatable. Each video takes the longest that it fills, then the nearest in aspect; scaled and cropped to it.",
+        "FxHxW",
+        Bucket.parse,
+    ),
+    "pick": Words(
+        ITEMS,
+        "Cut spans of --frames, or of the bucket: the first, K evenly, one each S frames, K drawn by --seed.",
+        "head|uniform:K|slide:S|random:K",
+        Pick.parse,
+    ),
+    "short": Words(ITEMS, "Videos with too few frames: only say so, or repeat their last frame.", "skip|pad"),
+    "shard": Words(
+        SHARDS,
+        "Only this part of the videos: 0/8 to 7/8, or 1/8 to 8/8. auto: as SLURM or torchrun number this process.",
+        "I/N|auto",
+        Shard.parse,
+    ),
+    "workers": Words(
+        RUN,
+        "Number of processes. auto, the default: one per CUDA device, or per core. 0: this process, one item after the "
+        "other, without a time limit or second attempts.",
+        "auto|N",
+        partial(_auto, "workers", "processes"),
+    ),
+    "timeout": Words(RUN, "Seconds without progress that a file is given up after.", "S"),
+    "retry_failed": Words(RUN, "Try again what was refused before, too."),
+    "replace": Words(
+        RUN,
+        "Make finished outputs again that were made with other weights or options, or of another video of that name.",
+    ),
+    "verify": Words(RUN, "Read all videos and outputs that are there; try refused ones again."),
+    "engine": Words(RUN, "Workers on this machine, or on a Ray cluster with shared storage.", "local|ray"),
+    "ray_address": Words(RUN, "Of the cluster. (default: the one of this machine, or a new one on it)", "ADDRESS"),
+    "ray_gpus": Words(RUN, "GPUs of each worker, where there are any; 0.5: two share one.", "F"),
+    "layout": Words(
+        OUTPUT,
+        "A file for each item, or tars as WebDataset reads them. (default: as DIR has it, files in a new one)",
+        "files|tar",
+    ),
+    "shard_size": Words(OUTPUT, "Of a tar, at most. (default: 1GB)", "SIZE", _bytes("shard_size")),
+}
+"""By the field's name, or CLASS.NAME where classes have fields of one name and other words."""
 
-    return EncodeOptions(
-        **model_options(**model),
-        selection=Selection(stream, start or Fraction(0), duration, fps, fps_repeat, every, 0, frames, allow_partial),
-        tail=tail,
-        picture=Picture(height, width, short_side, fit, upscale),
-        save=save,
-        seed=seed,
-        store_dtype=store_dtype,
+WITHOUT_FLAG = {"skip", "EncodeOptions.short"}
+"""Fields that a batch sets when it cuts items out of videos."""
+
+
+def option_of(name: str, owner: str = "") -> typer.models.OptionInfo:
+    """Return typer's option of a field, of the class `owner` if that has words of its own for it."""
+    words = WORDS.get(f"{owner}.{name}") or WORDS[name]
+    option: typer.models.OptionInfo = typer.Option(
+        flag(name),
+        rich_help_panel=words.panel,
+        help=words.help,
+        metavar=words.metavar,
+        parser=words.parse,
+        show_default=words.parse is None,
     )
+    return option
 
 
-_Command = Callable[..., Any]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", rich_help_panel=RESULT, help="Print what would be done, and do nothing.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", rich_help_panel=RESULT, help="No progress, no remarks.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Weights = Annotated[str | None, option_of("weights")]
+Force = Annotated[bool, typer.Option("--force", rich_help_panel=RESULT, help="Overwrite the output.")]
+
+Command = Callable[..., Any]
 
 
-def decorate(
-    place: str, make: Callable[..., Any], *declared_by: _Command, without: tuple[str, ...] = ()
-) -> Callable[[_Command], _Command]:
-    """Puts the parameters declared by functions where a command has one named `place`, which becomes what `make` makes."""
-    given: dict[str, inspect.Parameter] = {}
-    for function in declared_by:
-        hints = _hints(function)
-        for name, parameter in inspect.signature(function).parameters.items():
-            if name not in without and parameter.kind is not parameter.VAR_KEYWORD:
-                given[name] = parameter.replace(annotation=hints[name], kind=parameter.KEYWORD_ONLY)
+def takes(*, without: Collection[str] = (), unset: bool = False, **options: type) -> Callable[[Command], Command]:
+    """Decorate a command: a parameter named here becomes the flags of a class of options, and is given what they make.
 
-    def decorated(command: _Command) -> _Command:
+    With `takes(options=EncodeOptions)`, `def encode(source, options)` has --chunk-frames, --tail and so on. Fields `without`
+    a flag keep their defaults. With `unset`, the parameter is a dict of the fields that were given, and of no others.
+    """
+
+    def decorated(command: Command) -> Command:
+        hints = get_type_hints(command, include_extras=True)
+        parameters: list[inspect.Parameter] = []
+        names: dict[str, list[str]] = {}
+        for name, own in inspect.signature(command).parameters.items():
+            if name in options:
+                flags = list(_flags(options[name], without, unset))
+                names[name] = [parameter.name for parameter in flags]
+                parameters += flags
+            else:
+                parameters.append(own.replace(annotation=hints[name], kind=own.KEYWORD_ONLY))
+
         @wraps(command)
         def run(**values: Any) -> Any:
-            return command(**{place: make(**{name: values.pop(name) for name in given})}, **values)
+            for place, taken in names.items():
+                given = {name: values.pop(name) for name in taken}
+                if unset:
+                    values[place] = {name: value for name, value in given.items() if value is not None}
+                else:
+                    values[place] = _made(options[place], given)
+            return command(**values)
 
-        hints = _hints(command)
-        parameters: list[inspect.Parameter] = []
-        for name, own in inspect.signature(command).parameters.items():
-            keyword = own.replace(annotation=hints.get(name), kind=own.KEYWORD_ONLY)
-            parameters += given.values() if name == place else [keyword]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return run
@@ -276,15 +227,42 @@ def decorate(
     return decorated
 
 
-def _hints(function: _Command) -> dict[str, Any]:
-    """Its annotations, but those whose types are not imported before they are needed."""
-    for name in ("options", "batch", "return"):
-        function.__annotations__.pop(name, None)
-    return get_type_hints(function, include_extras=True)
+def flat_fields(kind: Any) -> Iterator[tuple[str, Any, Field[Any]]]:
+    """Yield (class, type, field) of every option of a class that has a flag, those of classes in it in their place."""
+    hints = get_type_hints(kind)
+    for field in fields(kind):
+        hint = hints[field.name]
+        if is_dataclass(hint) and is_dataclass(field.default):
+            yield from flat_fields(hint)
+        elif not {field.name, f"{kind.__name__}.{field.name}"} & WITHOUT_FLAG:
+            yield kind.__name__, hint, field
 
 
-takes_model_options = partial(decorate, "options", model_options, model_options)
-"""Decorates a command: its `options` are the fields of ModelOptions, a dict, from the options in panel Model."""
+def _flags(kind: type, without: Collection[str], unset: bool) -> Iterator[inspect.Parameter]:
+    for owner, hint, field in flat_fields(kind):
+        if field.name in without:
+            continue
+        default: Any = field.default if field.default is not MISSING else None
+        if get_origin(hint) is tuple:  # any number of them
+            hint, default = list[get_args(hint)[0]], list(default or ())  # type: ignore[misc]
+        option = option_of(field.name, owner)
+        if unset or option.parser is not None:  # which would be given the default too
+            default = None
+        yield inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=default,
+            annotation=Annotated[hint if default is not None else hint | None, option],
+        )
 
-takes_encode_options = partial(decorate, "options", encode_options, model_options, encode_options)
-"""Decorates a command: its `options` are EncodeOptions, from all options above but --force, --dry-run and --quiet."""
+
+def _made(kind: type, values: Mapping[str, Any]) -> Any:
+    """Return options of a class, of flat values by field; None leaves a field's default."""
+    hints = get_type_hints(kind)
+    own: dict[str, Any] = {}
+    for field in fields(kind):
+        if is_dataclass(hints[field.name]) and is_dataclass(field.default):
+            own[field.name] = _made(hints[field.name], values)
+        elif (value := values.get(field.name)) is not None:
+            own[field.name] = tuple(dict.fromkeys(value)) if isinstance(value, list) else value
+    return kind(**own)

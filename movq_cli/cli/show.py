@@ -13,12 +13,13 @@ from ..model.checkpoint import EMBEDDED
 
 if TYPE_CHECKING:
     from ..codec import Progress
-    from ..plan import EncodeOptions
+    from ..options import EncodeOptions
 
 
 def complain(what: MovqError | str, about: str = "") -> None:
     """One line on stderr, `movq: NAME: reason`, that no file name can break out of."""
-    text = str(what) if not about else f"{about}: {what}"
+    text = what.with_flags if isinstance(what, MovqError) else what
+    text = f"{about}: {text}" if about else text
     sys.stderr.write(f"movq: {printable(text)}\n")
 
 

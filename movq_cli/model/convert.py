@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MovqError, MovqUsageError, about
+from ..errors import MovqError, MovqUsageError, about, option
 from ..files import WholeFile, refuse_inputs
 from ..headers import header_bytes
 from .checkpoint import (
@@ -75,7 +75,7 @@ def convert_checkpoint(
         if len(located.weights) == 1 and is_pytorch(located.weights[0]):
             model = _open_pytorch(located, ema)
         elif ema:
-            raise MovqError("has no averaged weights (--ema): only PyTorch files do", located.path)
+            raise MovqError(f"has no averaged weights ({option('ema')}): only PyTorch files do", located.path)
         else:
             model = _of_checkpoint(open_located(located))
         with about(model.path):
@@ -96,12 +96,12 @@ def convert_checkpoint(
 
 
 def _check_given(given: Mapping[str, str | None]) -> None:
-    for option, text in given.items():
+    for name, text in given.items():
         if text is not None and not text.isprintable():  # undecodable bytes are not either
-            raise MovqUsageError(f"must be plain text, got {text!r}", "--" + option.replace("_", "-"))
+            raise MovqUsageError(f"must be plain text, got {text!r}", option=name)
     text = given["scaling_factor"]
     if text is not None and not _is_positive(text):
-        raise MovqUsageError(f"must be a number above 0, got {text!r}", "--scaling-factor")
+        raise MovqUsageError(f"must be a number above 0, got {text!r}", option="scaling_factor")
 
 
 def _is_positive(text: str) -> bool:
@@ -185,10 +185,10 @@ def _choose(state: dict[str, Tensor], ema: bool) -> dict[str, Tensor]:
         return plain
     averaged = {key: state[key] for key in state if key.startswith(_EMA) and key not in _EMA_BOOKKEEPING}
     if not averaged:
-        raise MovqError("has no averaged weights (--ema)")
+        raise MovqError(f"has no averaged weights ({option('ema')})")
     names = {_EMA + key.replace(".", ""): key for key in plain}
     if lacking := sorted(key for dotless, key in names.items() if dotless not in averaged):
-        raise MovqError(f"has no averaged {some(lacking)} (--ema)")
+        raise MovqError(f"has no averaged {some(lacking)} ({option('ema')})")
     if unknown := sorted(averaged.keys() - names.keys()):
-        raise MovqError(f"has {some(unknown)}, averages of nothing in it (--ema)")
+        raise MovqError(f"has {some(unknown)}, averages of nothing in it ({option('ema')})")
     return {key: averaged[dotless] for dotless, key in names.items()}

@@ -13,7 +13,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from ..errors import MovqDiskError, MovqOutputError
+from ..errors import MovqDiskError, MovqOutputError, option
 from ..files import os_reason
 
 Claim = Callable[[], list[Tensor]]
@@ -35,7 +35,9 @@ class SpillFile:
         try:
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  # closed by __exit__
         except OSError as error:
-            raise MovqOutputError(f"{os_reason(error)}; --spill-dir names a folder for activations", folder) from None
+            raise MovqOutputError(
+                f"{os_reason(error)}; {option('spill_dir')} names a folder for activations", folder
+            ) from None
 
     def push(self, data: memoryview) -> None:
         if self._held + len(data) > self.capacity:
@@ -57,7 +59,7 @@ class SpillFile:
                     raise OSError("the spill file was cut")
                 view, at = view[moved:], at + moved
         except OSError as error:
-            reason = f"{os_reason(error)} while activations were spilled; --spill-dir names another folder"
+            reason = f"{os_reason(error)} while activations were spilled; {option('spill_dir')} names another folder"
             raise MovqDiskError(reason, self.folder) from error
 
     def __enter__(self) -> SpillFile:

@@ -3,10 +3,9 @@
 Decoding runs in a process of its own.
 """
 
-from .geometry import Geometry, Picture, plan_geometry
+from .geometry import Geometry, plan_geometry
 from .info import SUFFIXES, VideoInfo
 from .reader import AHEAD_BYTES, Frame, FrameReader, Surveyed, count_frames, probe, read_frames, survey, warm_decoders
-from .selection import Selection
 from .write import FrameWriter, encode_png, open_writer, write_png
 
 __all__ = [
@@ -16,8 +15,6 @@ __all__ = [
     "FrameReader",
     "FrameWriter",
     "Geometry",
-    "Picture",
-    "Selection",
     "Surveyed",
     "VideoInfo",
     "count_frames",

@@ -20,11 +20,10 @@ import av.logging
 import numpy as np
 
 from ..errors import MovqError
+from ..options import Picture, Selection
 from ..processes import Talk
 from .decode import FILTER_NAME, Decoder, count_frames
-from .geometry import Picture
 from .seek import find_entry
-from .selection import Selection
 from .source import open_video
 
 

@@ -13,12 +13,13 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from ..errors import MovqError
+from ..options import Picture, Selection
 from .colour import Colour, colour_of
 from .exif import read_orientation, without_exif
-from .geometry import Geometry, Orientation, Picture, plan_geometry
+from .geometry import Geometry, Orientation, plan_geometry
 from .info import VideoInfo
 from .seek import Entry
-from .selection import Selection, Shown, select
+from .selection import Shown, select
 from .sidedata import display_matrix
 from .source import Source, av_errors, packet_span
 from .whole import check_whole
@@ -193,7 +194,7 @@ class Decoder:
             if not some or error.cause != MovqError.cause:
                 raise
             self.partial = True
-            self._warn(f"{error.reason}: what comes before was taken (--allow-partial)")
+            self._warn(f"{error.reason_with_flags}: what comes before was taken (--allow-partial)")
 
     def _decode_all(self) -> Iterator[Shown[av.VideoFrame | None]]:
         source, rate, entry = self.source, self.source.rate, self._entry

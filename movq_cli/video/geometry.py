@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MovqError, MovqUsageError
-
-FITS = ("cover", "contain", "stretch")
+from ..errors import MovqError, option
+from ..options import Picture
 
 
 @dataclass(frozen=True)
@@ -38,30 +37,6 @@ class Orientation:
         if self.transpose:
             image = image.transpose(1, 0, 2)
         return image[:: -1 if self.mirror_rows else 1, :: -1 if self.mirror_columns else 1]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """Which picture is asked for: `height`, `width` or `short_side` keeps the aspect; height and width go with `fit`.
-
-    Raises MovqUsageError for a combination that says two things.
-    """
-
-    height: int | None = None
-    width: int | None = None
-    short_side: int | None = None
-    fit: str = "cover"
-    upscale: bool = False
-
-    def __post_init__(self) -> None:
-        if self.short_side is not None and (self.height or self.width):
-            raise MovqUsageError("goes without --height and --width", "--short-side")
-        if self.fit not in FITS:
-            raise MovqUsageError(f"must be one of {', '.join(FITS)}, got {self.fit!r}", "--fit")
-        for name in ("height", "width", "short_side"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise MovqUsageError(f"must be above 0, got {value}", "--" + name.replace("_", "-"))
 
 
 @dataclass(frozen=True)
@@ -136,7 +111,7 @@ def plan_geometry(
     size, box = _target(shown, picture)
     if not picture.upscale and (size[0] > shown[0] or size[1] > shown[1]):
         raise MovqError(
-            f"shows {shown[0]}x{shown[1]}, which would be enlarged to {size[0]}x{size[1]}; --upscale allows it"
+            f"shows {shown[0]}x{shown[1]}, which would be enlarged to {size[0]}x{size[1]}; {option('upscale', True)} allows it"
         )
     crop_width, crop_height = min(size[0], box[0]), min(size[1], box[1])
     return Geometry(

@@ -19,9 +19,9 @@ import numpy as np
 
 from ..errors import MovqCrash, MovqError, MovqHang
 from ..forks import Forker
-from .geometry import Geometry, Picture
+from ..options import Picture, Selection
+from .geometry import Geometry
 from .info import VideoInfo
-from .selection import Selection
 
 HANG_SECONDS = 120.0
 """A decoder that neither gives a frame nor says that it is at work for so long is taken to hang."""
@@ -272,7 +272,7 @@ class _Worker:
                     how += ", as the system does where memory runs out"
                 raise MovqCrash(f"the decoder crashed on it ({how})", self._path) from None
             if message["kind"] == "error":
-                raise MovqError.from_dict(message, self._path)
+                raise MovqError.from_dict(message).named(self._path)
             if message["kind"] == "bug":
                 raise RuntimeError(f"in the decoding process of {self._path}:\n{message['trace']}")
             if message["kind"] != "alive":

@@ -14,7 +14,8 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from ..errors import MovqError
-from .selection import Selection, Shown, select
+from ..options import Selection
+from .selection import Shown, select
 from .source import Source, av_errors, open_video, packet_span
 
 if TYPE_CHECKING:

@@ -1,57 +1,18 @@
-"""Which frames of a video: `--stream`, `--start`, `--duration`, `--fps`, `--every`, `--frames`, in this order. Times only,
-no pixels."""
+"""Which frames of a video are those of a `Selection`. Times only, no pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from ..errors import MovqError, MovqUsageError
+from ..errors import MovqError, option
+from ..options import Selection
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-
-
-@dataclass(frozen=True)
-class Selection:
-    """`start` and `duration` in seconds from the first frame shown; `fps` frames per second; then each `every`-th of these.
-
-    Of what is left, `skip` frames are passed over and at most `frames` taken. `allow_partial`: where a video is cut off or
-    damaged, what comes before is all there is, instead of nothing.
-    Raises MovqUsageError for values that no video could satisfy.
-    """
-
-    stream: int | None = None
-    start: Fraction = Fraction(0)
-    duration: Fraction | None = None
-    fps: Fraction | None = None
-    fps_repeat: bool = False
-    every: int = 1
-    skip: int = 0
-    frames: int | None = None
-    allow_partial: bool = False
-
-    def __post_init__(self) -> None:
-        if self.start < 0:
-            raise MovqUsageError(f"must not be negative, got {float(self.start):g}", "--start")
-        for name in ("duration", "fps", "every", "frames"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise MovqUsageError(f"must be above 0, got {float(value):g}", f"--{name}")
-        if self.fps_repeat and self.fps is None:
-            raise MovqUsageError("needs --fps", "--fps-repeat")
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON and `from_dict`."""
-        return {k: str(v) if isinstance(v, Fraction) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Selection:
-        exact = {k: Fraction(values[k]) for k in ("start", "duration", "fps") if values[k] is not None}
-        return cls(**{**values, **exact})
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +70,7 @@ def _nearest(frames: Iterable[Shown[T]], fps: Fraction, repeat: bool) -> Iterato
                 gap = float(following.time - here.time)
                 raise MovqError(
                     f"is slower than {float(fps):g} frames per second: at {float(here.time):.3f} s the next frame comes "
-                    f"after {gap:.3f} s; lower --fps, or show frames twice with --fps-repeat"
+                    f"after {gap:.3f} s; lower {option('fps')}, or show frames twice with {option('fps_repeat', True)}"
                 )
             k, times = k + 1, times + 1
             yield replace(here, end=origin + k / fps)

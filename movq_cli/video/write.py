@@ -116,7 +116,7 @@ def open_writer(
     if suffix not in _FORMATS:
         raise MovqUsageError(f"{suffix} is not a kind of output movq writes; name it {POSSIBLE}", name)
     if crf not in _CRF:
-        raise MovqUsageError(f"must be from {_CRF[0]} to {_CRF[-1]}, got {crf}", "--crf")
+        raise MovqUsageError(f"must be from {_CRF[0]} to {_CRF[-1]}, got {crf}", option="crf")
     starts = np.asarray(times, np.float64)
     seconds = np.append(starts - starts[0], duration)
     if not (abs(seconds) < _LONGEST).all():

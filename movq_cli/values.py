@@ -1,0 +1,156 @@
+"""Option values that are written as text and mean something: sizes in bytes, shards, buckets, picks."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from .errors import MovqUsageError
+from .files import text_of
+
+
+def parse_bytes(text: str, option: str) -> int:
+    """Return the bytes of '64MB', '2.5 GB', '512MiB' or a number. Raises MovqUsageError about the option."""
+    units = {"": 1, "B": 1}
+    for i, letter in enumerate("KMGT", 1):
+        units |= {letter: 1000**i, f"{letter}B": 1000**i, f"{letter}IB": 1024**i}
+    upper = text.strip().upper()
+    number = upper.rstrip("BIKMGT ")
+    try:
+        value = float(number) * units[upper[len(number) :].strip()]
+    except (KeyError, ValueError):
+        raise MovqUsageError(f"is not a size like 64MB or 2GiB: {text!r}", option=option) from None
+    if not 0 < value < float("inf"):
+        raise MovqUsageError("must be above 0", option=option)
+    return int(value)
+
+
+_SETS = (
+    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP"),
+    ("SLURM_PROCID", "SLURM_NTASKS", "", ""),
+    ("RANK", "WORLD_SIZE", "", ""),
+)
+"""Where `auto` looks: number, count, the number that counting begins with and its step, of those that have them."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Shard `index` of `count`, from 0: the part of a batch that one of several machines makes.
+
+    A whole video belongs to one shard, by its id: all its spans are made on the same machine.
+    """
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str, environment: Mapping[str, str] = os.environ) -> Shard:
+        """Read I/N, counted from 0 or from 1 (N/N is the same as 0/N), or auto. Raises MovqUsageError."""
+        if text == "auto":
+            return cls._found(environment)
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+        if match is None or not (count := int(match[2])) or int(match[1]) > count:
+            raise MovqUsageError(f"must be I/N, like 0/8 to 7/8 or 1/8 to 8/8, or auto; got {text!r}", option="shard")
+        return cls(int(match[1]) % count, count)
+
+    @classmethod
+    def _found(cls, environment: Mapping[str, str]) -> Shard:
+        for number, count, first, step in _SETS:
+            if number in environment and count in environment:
+                texts = [
+                    environment[number],
+                    environment[count],
+                    environment.get(first, "0"),
+                    environment.get(step, "1"),
+                ]
+                if not all(re.fullmatch(r"\d{1,9}", text) for text in texts):
+                    raise MovqUsageError(f"auto finds {number}={texts[0]!r} and {count}={texts[1]!r}", option="shard")
+                i, n, least, by = map(int, texts)
+                return cls.parse(f"{(i - least) // max(by, 1)}/{n}", {})
+        names = "; ".join(f"{number} and {count}" for number, count, _, _ in _SETS)
+        raise MovqUsageError(f"auto finds neither {names} in the environment", option="shard")
+
+    def __contains__(self, name: str) -> bool:
+        """Return True if the video of this id belongs to the shard."""
+        digest = hashlib.sha256(text_of(name).encode()).digest()
+        return int.from_bytes(digest, "big") % self.count == self.index
+
+    def __str__(self) -> str:
+        return f"{self.index}-of-{self.count}"
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A shape that items may have: frames, and height and width in pixels."""
+
+    frames: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.frames}x{self.height}x{self.width}"
+
+    @classmethod
+    def parse(cls, text: str) -> Bucket:
+        """Read FxHxW. Raises MovqUsageError."""
+        parts = text.lower().split("x")
+        if len(parts) != 3 or not all(re.fullmatch(r"[1-9]\d{0,6}", part) for part in parts):
+            raise MovqUsageError(f"must be FRAMESxHEIGHTxWIDTH like 49x480x720, got {text!r}", option="buckets")
+        return cls(*map(int, parts))
+
+    def enlarges(self, width: int, height: int) -> bool:
+        """Return True if covering the bucket takes a larger picture than this."""
+        return self.width > width or self.height > height
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Where spans begin.
+
+    `kind` is head (the first frame), uniform (`number` spans, evenly spaced), slide (one every `number` frames) or random
+    (`number` spans, drawn).
+    """
+
+    kind: str
+    number: int = 1
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "head" else f"{self.kind}:{self.number}"
+
+    @classmethod
+    def parse(cls, text: str) -> Pick:
+        """Read head, uniform:K, slide:S or random:K. Raises MovqUsageError."""
+        kind, colon, number = text.partition(":")
+        if text == "head":
+            return cls("head")
+        if kind in ("uniform", "slide", "random") and colon and re.fullmatch(r"[1-9]\d{0,6}", number):
+            return cls(kind, int(number))
+        raise MovqUsageError(f"must be head, uniform:K, slide:S or random:K, got {text!r}", option="pick")
+
+    def starts(self, frames: int, length: int, key: str) -> list[int]:
+        """Return the first frames of spans of `length` in a video of `frames`, sorted, none twice.
+
+        `key` decides what is drawn.
+        """
+        last = max(0, frames - length)
+        if self.kind == "head":
+            return [0]
+        if self.kind == "slide":
+            return list(range(0, last + 1, self.number))
+        if self.kind == "uniform":
+            if self.number == 1:
+                return [last // 2]
+            return sorted({round(Fraction(i * last, self.number - 1)) for i in range(self.number)})
+        if self.number > last:
+            return list(range(last + 1))
+        drawn = set[int]()
+        tries = 0
+        while len(drawn) < self.number:
+            digest = hashlib.sha256(f"{key} {tries}".encode("utf-8", "surrogateescape")).digest()
+            drawn.add(int.from_bytes(digest, "big") % (last + 1))
+            tries += 1
+        return sorted(drawn)
