@@ -74,12 +74,12 @@ def in_child(*arguments):
 
 def default_windows(images, size, config):
     """Frames (T, H, W, 3) in the windows that movq takes by default for weights of a size: one chunk each."""
-    from movq_cli.codec import chunk_lengths, encode_windows
     from movq_cli.model.cost import default_chunk_frames
+    from movq_cli.schedule import ChunkSchedule
 
     chunk = default_chunk_frames(config, *images.shape[1:3]) if size == "tiny" else 0
-    windows = encode_windows("frame" if size == "tiny" else "diffusers", len(images), chunk, config)
-    ends = accumulate(chunk_lengths(windows, len(images)), initial=0)
+    schedule = ChunkSchedule.of_frames("frame" if size == "tiny" else "diffusers", len(images), chunk, config)
+    ends = accumulate(schedule.lengths(), initial=0)
     return [[images[start:end]] for start, end in pairwise(ends)]
 
 

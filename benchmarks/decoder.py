@@ -27,14 +27,15 @@ def measure(which, precision, shape):
     torch.manual_seed(0)
     z = torch.randn(1, 16, *shape).to(dtype)
     if which == "movq":
-        from movq_cli.codec import decode, decode_windows
+        from movq_cli.codec import decode
         from movq_cli.model import Decoder3D
+        from movq_cli.schedule import ChunkSchedule
 
         decoder = network(Decoder3D, "published", dtype)
 
         def forward():
             at = iter(range(shape[0]))
-            windows = decode_windows("diffusers", shape[0], 0, decoder.config)
+            windows = ChunkSchedule.of_latents("diffusers", shape[0], 0, decoder.config).windows()
             pieces = ([z[:, :, [next(at) for _ in range(n)]] for n in window] for window in windows)
             return sum(len(frames) for frames in decode(decoder, pieces, device, dtype))
     else:

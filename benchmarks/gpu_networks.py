@@ -104,18 +104,20 @@ def plan_for(model, shape, precision, device):
 
 def encoding(model, images, plan, precision, device, inside=nullcontext, kept=None):
     """Return a function that encodes the images as planned, in a context `inside` movq's own, and appends to `kept` if given."""
-    from movq_cli.codec import encode, encode_windows
+    from movq_cli.codec import encode
     from movq_cli.device import computing
     from movq_cli.model import StreamCache
+    from movq_cli.schedule import ChunkSchedule
 
     def windows(cache):
         at = 0
-        for window in encode_windows(plan.semantics, len(images), plan.budget.chunk_frames, model.config):
+        schedule = ChunkSchedule.of_frames(plan.semantics, len(images), plan.budget.chunk_frames, model.config)
+        for window in schedule.windows():
 
             def chunks(window=window):
                 nonlocal at
                 for length in window:
-                    chunk = images[at : None if length is None else at + length]
+                    chunk = images[at : at + length if length else None]
                     at += len(chunk)
                     if not len(chunk):
                         return
@@ -301,8 +303,9 @@ def kernels_of(measured, device):
 
 def decoder(part):
     """Time the decoder of the published size in bf16, with its memory, and diffusers beside it."""
-    from movq_cli.codec import decode, decode_windows
+    from movq_cli.codec import decode
     from movq_cli.model import Decoder3D
+    from movq_cli.schedule import ChunkSchedule
 
     device = part.device
     table = part.table({"latents": "", "way": "", "s": ".3f", "frames/s": ".1f", FASTER: ".2f", "peak GB": ".2f"})
@@ -312,7 +315,7 @@ def decoder(part):
 
         def forward(model=model, z=z, latents=latents):
             at = iter(range(latents))
-            windows = decode_windows("diffusers", latents, 0, model.config)
+            windows = ChunkSchedule.of_latents("diffusers", latents, 0, model.config).windows()
             pieces = ([z[:, :, [next(at) for _ in range(n)]] for n in window] for window in windows)
             return sum(len(frames) for frames in decode(model, pieces, device, torch.bfloat16))
 

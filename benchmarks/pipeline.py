@@ -40,10 +40,11 @@ def seconds_of(work):
 
 def computing(frames, encode_options):
     """Encodes frames (T, H, W, 3) each time it is called, and keeps nothing."""
-    from movq_cli.codec import Chunker, encode, encode_windows
+    from movq_cli.codec import Chunker, encode
     from movq_cli.device import dtype_of
     from movq_cli.encode import VideoEncoder
     from movq_cli.model.cost import default_chunk_frames
+    from movq_cli.schedule import ChunkSchedule
     from movq_cli.video import Frame
 
     encoder = VideoEncoder(encode_options)
@@ -51,8 +52,8 @@ def computing(frames, encode_options):
 
     def compute():
         held = (Frame(image, 0, 0, i) for i, image in enumerate(frames))
-        lengths = encode_windows("frame", None, default_chunk_frames(config, *frames.shape[1:3]), config)
-        windows = Chunker(held, "pad", config).windows(lengths)
+        chunk = default_chunk_frames(config, *frames.shape[1:3])
+        windows = Chunker(held, "pad", config).windows(ChunkSchedule.of_frames("frame", None, chunk, config).windows())
         for latents in encode(encoder.network, windows, encoder.device, dtype_of(encoder.precision)):
             latents.float()
 

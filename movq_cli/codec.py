@@ -1,4 +1,4 @@
-"""Frames to latents and back: windows, chunk plans, the tail, the one loop. Tensors in, tensors out; no files, no video.
+"""Frames to latents and back: windows of chunks, the tail, the one loop. Tensors in, tensors out; no files, no video.
 
     for window: for stage: for chunk of the window        (the inner two are model/stages.py)
 
@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from .errors import MovqError, MovqUsageError, option
-from .model.config import WINDOW_FRAMES, WINDOW_LATENTS, AutoencoderConfig
+from .errors import MovqError, option
+from .model.config import AutoencoderConfig
+from .schedule import WHOLE_WINDOW
 from .transfers import Uploads, landed
 
 if TYPE_CHECKING:
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
 
 RGB = 3
 """Channels of a picture."""
-
-WHOLE_WINDOW = 0
-"""A `chunk_frames` that means: each window in one chunk."""
 
 _WHOLE_STEP = 64  # frames that a buffer for all of them begins with
 
@@ -72,81 +70,6 @@ class TimedImage(Protocol):
     def end(self) -> Fraction: ...
     @property
     def index(self) -> int: ...
-
-
-def check_chunk_frames(chunk_frames: int, config: AutoencoderConfig) -> None:
-    """Raises MovqUsageError, naming the neighbours, unless chunk_frames is a multiple of the temporal factor."""
-    factor = config.temporal_factor
-    if chunk_frames < factor or chunk_frames % factor:
-        below = chunk_frames // factor * factor
-        near = f"{below} or {below + factor}" if below >= factor else str(factor)
-        raise MovqUsageError(
-            f"must be a multiple of {factor} frames, which make one latent; got {chunk_frames}: use {near}",
-            option="chunk_frames",
-        )
-
-
-def first_chunk(chunk_frames: int, config: AutoencoderConfig) -> int:
-    """Frames of chunk 0: one more than later chunks have, or what the padding mode needs."""
-    return max(1 + chunk_frames, config.first_chunk_frames)
-
-
-def encode_windows(
-    semantics: str, frames: int | None, chunk_frames: int, config: AutoencoderConfig
-) -> Iterator[Iterator[int | None]]:
-    """The windows of a clip, each as the frames of its chunks; None is all there are.
-
-    `frames`, tail included, is needed for `diffusers` alone; the other plans go on for as long as frames do.
-    """
-    first = first_chunk(chunk_frames, config) if chunk_frames else WHOLE_WINDOW
-    return _windows(semantics, frames, WINDOW_FRAMES, first, chunk_frames)
-
-
-def decode_windows(
-    semantics: str, latents: int, chunk_frames: int, config: AutoencoderConfig
-) -> Iterator[Iterator[int | None]]:
-    """The same of so many latents, in latents."""
-    first = config.latent_frames(first_chunk(chunk_frames, config)) if chunk_frames else WHOLE_WINDOW
-    return _windows(semantics, latents, WINDOW_LATENTS, first, chunk_frames // config.temporal_factor)
-
-
-def _windows(semantics: str, count: int | None, size: int, first: int, then: int) -> Iterator[Iterator[int | None]]:
-    if semantics == "frame":
-        yield from (iter([chunk]) for chunk in _chunks(None, first, then))
-    elif semantics == "whole":
-        yield _chunks(None, first, then)
-    else:
-        assert count is not None
-        for i, window in enumerate(window_lengths(count, size)):
-            yield _chunks(window, then if i else first, then)
-
-
-def window_lengths(count: int, size: int) -> list[int]:
-    """`count` in windows of `size`, of which the first takes what is over (diffusers, AutoencoderKLCogVideoX._encode)."""
-    windows = max(1, count // size)
-    return [count - (windows - 1) * size] + [size] * (windows - 1)
-
-
-def _chunks(window: int | None, first: int, then: int) -> Iterator[int | None]:
-    """A window, None if it has no end, cut into chunks."""
-    size = first
-    while window is None or window > 0:
-        chunk = window if size == WHOLE_WINDOW else size if window is None else min(size, window)
-        yield chunk
-        if chunk is None:
-            return
-        window = None if window is None else window - chunk
-        size = then
-
-
-def chunk_lengths(windows: Iterable[Iterable[int | None]], count: int) -> Iterator[int]:
-    """The chunks of so many frames or latents, without their windows."""
-    for chunk in chain.from_iterable(windows):
-        if count <= 0:
-            return
-        chunk = count if chunk is None else min(chunk, count)
-        yield chunk
-        count -= chunk
 
 
 def fit_tail(frames: int, tail: str, factor: int, least: int = 0) -> tuple[int, int]:
@@ -198,18 +121,18 @@ class Chunker:
 
     def windows(
         self,
-        plan: Iterable[Iterable[int | None]],
+        schedule: Iterable[Iterable[int]],
         planned: int | None = None,
         ending: Callable[[], None] = lambda: None,
     ) -> Iterator[Iterator[np.ndarray]]:
-        """Windows by the plan, each to be taken to its end before the next.
+        """Yield windows by a schedule (ChunkSchedule.windows), each to be taken to its end before the next.
 
         A chunk is a view of a buffer that the next chunk overwrites; `ending` is called before the last one is given. Raises
         WrongCount after it if frames, tail included, are not as many as `planned`.
         """
         images = self._kept()
         self._next = next(images, None)
-        for lengths in plan:
+        for lengths in schedule:
             chunks = self._chunks(images, lengths, ending)
             opening = next(chunks, None)
             if opening is None:
@@ -224,15 +147,15 @@ class Chunker:
                 raise WrongCount(planned, found)
 
     def _chunks(
-        self, images: Iterator[np.ndarray], lengths: Iterable[int | None], ending: Callable[[], None]
+        self, images: Iterator[np.ndarray], lengths: Iterable[int], ending: Callable[[], None]
     ) -> Iterator[np.ndarray]:
         for length in lengths:
             count = 0
-            while self._next is not None and (length is None or count < length):
+            while self._next is not None and (length == WHOLE_WINDOW or count < length):
                 if self._buffer is None:
                     self._buffer = np.empty((length or _WHOLE_STEP, *self._next.shape), np.uint8)
                 elif count == len(self._buffer):
-                    self._buffer.resize((max(2 * count, length or 0), *self._next.shape), refcheck=False)
+                    self._buffer.resize((max(2 * count, length), *self._next.shape), refcheck=False)
                 self._buffer[count] = self._next
                 count += 1
                 self._next = next(images, None)

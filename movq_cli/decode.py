@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .budget import Budget, Task, check_weights, make_budget
-from .codec import RGB, Progress, WorkDone, chunk_lengths, decode, decode_windows, silent, window_lengths
+from .codec import RGB, Progress, WorkDone, decode, silent
 from .device import ITEM_SIZE, choose_device, choose_precision, computing, dtype_of, memory_errors
 from .errors import MovqError, about, option
 from .files import refuse_inputs, short
 from .latents import Latents, open_latents
 from .model.checkpoint import FORMER, Checkpoint, open_checkpoint
-from .model.config import WINDOW_LATENTS
 from .model.cost import decode_cost, default_chunk_frames
 from .options import DecodeOptions, ModelOptions
 from .posterior import Draw
+from .schedule import WHOLE_WINDOW, ChunkSchedule
 from .video import open_writer
 
 if TYPE_CHECKING:
@@ -144,8 +144,8 @@ class Decoding:
         worked = WorkDone(self.progress, m.frames, most=lambda: m.frames)
         count = self.latents.shape[2]
         cache = StreamCache()
-        plan = decode_windows(self.semantics, count, self.budget.chunk_frames, config)
-        windows = self._windows(plan, count, cache.end)
+        schedule = ChunkSchedule.of_latents(self.semantics, count, self.budget.chunk_frames, config)
+        windows = self._windows(schedule.windows(), count, cache.end)
         left = m.frames
         with self.budget.store() as store:
             for images in decode(self.decoder, windows, self.device, dtype_of(self.precision), store, worked, cache):
@@ -153,14 +153,14 @@ class Decoding:
                 left = max(0, left - len(images))
 
     def _windows(
-        self, plan: Iterator[Iterator[int | None]], count: int, ending: Callable[[], None]
+        self, schedule: Iterator[Iterator[int]], count: int, ending: Callable[[], None]
     ) -> Iterator[Iterator[torch.Tensor]]:
         at = 0
 
-        def read(lengths: Iterator[int | None]) -> Iterator[torch.Tensor]:
+        def read(lengths: Iterator[int]) -> Iterator[torch.Tensor]:
             nonlocal at
             for length in lengths:
-                start, at = at, count if length is None else min(count, at + length)
+                start, at = at, count if length == WHOLE_WINDOW else min(count, at + length)
                 if at == count:
                     ending()
                 if start < at:
@@ -168,7 +168,7 @@ class Decoding:
                 if at == count:
                     return
 
-        for lengths in plan:
+        for lengths in schedule:
             if at == count:
                 return
             yield read(lengths)
@@ -198,7 +198,7 @@ def decoding(
     if semantics != "frame":
         semantics = "diffusers" if options.semantics == "auto" else options.semantics
 
-    windows = {"frame": [], "whole": [count]}.get(semantics, window_lengths(count, WINDOW_LATENTS))
+    windows = ChunkSchedule.of_latents(semantics, count, WHOLE_WINDOW, config).window_lengths()
     if len(windows) > 1 and windows[0] < config.latent_frames(config.first_chunk_frames):
         raise MovqError(
             "its weights pad by reflection, which windows of 2 latents are too short for: "
@@ -213,7 +213,7 @@ def decoding(
         )
 
     def longest(chunk: int) -> int:
-        return most_frames(chunk_lengths(decode_windows(semantics, count, chunk, config), count))
+        return most_frames(ChunkSchedule.of_latents(semantics, count, chunk, config).lengths())
 
     def beside(frames: int) -> int:
         """Pixels as they come, in fp32 and in bytes."""

@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from . import __version__
-from .codec import Chunker, Progress, WorkDone, WrongCount, encode, encode_windows, silent
+from .codec import Chunker, Progress, WorkDone, WrongCount, encode, silent
 from .device import computing, dtype_of, free_memory, memory_errors
 from .errors import MovqError, MovqOutOfMemory, about, option
 from .files import changed, file_name, refuse_inputs, require_file
@@ -22,6 +22,7 @@ from .model.checkpoint import Checkpoint
 from .options import EncodeOptions, Selection
 from .plan import Plan, expected_frames, least_frames, make_plan, must_count, shortfall, start_reader
 from .posterior import Draw
+from .schedule import ChunkSchedule
 from .video import FrameReader, VideoInfo, count_frames
 
 if TYPE_CHECKING:
@@ -275,9 +276,9 @@ class Encoding:
         dtype, store_dtype = dtype_of(plan.precision), _store_dtype(options, plan.precision)
         expected = plan.frames or expected_frames(plan.info, options.selection)
         worked = WorkDone(progress, expected, most=lambda: len(chunker.times))
-        lengths = encode_windows(plan.semantics, plan.padded_frames, plan.budget.chunk_frames, config)
+        schedule = ChunkSchedule.of_frames(plan.semantics, plan.padded_frames, plan.budget.chunk_frames, config)
         cache = StreamCache()
-        windows = chunker.windows(lengths, plan.padded_frames if plan.windows else None, cache.end)
+        windows = chunker.windows(schedule.windows(), plan.padded_frames if plan.windows else None, cache.end)
         with plan.budget.store() as store:
             chunks = encode(encoder, windows, self.by.device, dtype, store, worked, self._check, cache)
             for latents in self._finite(chunks, plan, chunker):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .codec import WHOLE_WINDOW, Chunker, Progress, chunk_lengths, encode_windows, silent, to_input
+from .codec import Chunker, Progress, silent, to_input
 from .decode import decoding, find_weights
 from .device import choose_device, choose_precision, computing, dtype_of, memory_errors
 from .difference import Comparison, Difference
@@ -29,6 +29,7 @@ from .model.checkpoint import Checkpoint, open_checkpoint
 from .model.layouts import diffusers_config, to_diffusers
 from .options import DecodeOptions, EncodeOptions
 from .plan import open_weights, start_reader
+from .schedule import WHOLE_WINDOW, ChunkSchedule
 
 if TYPE_CHECKING:
     import torch
@@ -245,8 +246,8 @@ class _Side:
     def evaluation(self, source: str | os.PathLike[str]) -> Evaluation:
         m = self.latents.metadata
         count = m.frames + m.frames_padded
-        windows = encode_windows(m.semantics, count, self.encoded.chunk_frames, self.checkpoint.config)
-        borders = [border for border in accumulate(chunk_lengths(windows, count)) if border < m.frames]
+        schedule = ChunkSchedule.of_frames(m.semantics, count, self.encoded.chunk_frames, self.checkpoint.config)
+        borders = [border for border in accumulate(schedule.lengths()) if border < m.frames]
         return Evaluation(
             source=os.fspath(source),
             encoded=self.encoded,
@@ -291,7 +292,7 @@ def _tiled(source: str | os.PathLike[str], options: EncodeOptions, checkpoint: C
         model.enable_tiling()
         with start_reader(source, options, checkpoint.config) as reader:
             chunker = Chunker(reader, options.tail, checkpoint.config)
-            ((frames,),) = chunker.windows(encode_windows("whole", None, WHOLE_WINDOW, checkpoint.config))
+            ((frames,),) = chunker.windows([[WHOLE_WINDOW]])
         moments: torch.Tensor = model.encode(
             to_input(torch.from_numpy(frames).to(device), dtype_of(precision))
         ).latent_dist.parameters

@@ -13,15 +13,16 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from .budget import Budget, Task, check_weights, make_budget
-from .codec import RGB, Chunker, chunk_lengths, encode_windows, first_chunk, fit_tail, window_lengths
+from .codec import RGB, Chunker, fit_tail
 from .device import ITEM_SIZE, choose_device, choose_precision
 from .errors import MovqError, MovqShort, MovqUsageError, about, option, require_torch
 from .headers import ITEM_SIZES
 from .latents import DTYPES
 from .model.checkpoint import Checkpoint, open_checkpoint, require_fit
-from .model.config import WINDOW_FRAMES, AutoencoderConfig
+from .model.config import AutoencoderConfig
 from .model.cost import default_chunk_frames, encode_cost
 from .options import EncodeOptions, Selection
+from .schedule import WHOLE_WINDOW, ChunkSchedule
 from .video import AHEAD_BYTES, FrameReader, Geometry, VideoInfo, count_frames, read_frames
 from .video.geometry import round_up, smaller_pictures
 
@@ -125,35 +126,69 @@ def make_plan(
     precision: str,
     open_at_once: int = 1,
 ) -> Plan:
-    """Plan an encoding, by what its reader tells of the video; `open_at_once` videos of this size are."""
+    """Plan an encoding, by what its reader tells of the video; so many videos of this size are `open_at_once`."""
     config, geometry = checkpoint.config, reader.geometry
     semantics = checkpoint.semantics if options.semantics == "auto" else options.semantics
-    padded = dropped = 0
-    total: int | None = None
-    if frames is not None:
-        if frames == 0:
-            raise MovqError("has no frame in the range asked for")
-        padded, dropped = fit_tail(frames, options.tail, config.temporal_factor, least_frames(options))
-        frames -= dropped
-        total = frames + padded
+    frames, padded, dropped = _with_tail(frames, options, config)
+    total = None if frames is None else frames + padded
     # For norms per frame, as much as is known without counting, so that a plan and a run choose alike.
-    most = 1 if reader.info.is_picture and options.short != "pad" else options.selection.frames
-    most = most and most + fit_tail(most, "pad", config.temporal_factor)[0]
-    window = 0
-    if semantics != "frame":
-        assert total is not None
-        most = total
-        window = total if semantics == "whole" else max(window_lengths(total, WINDOW_FRAMES))
+    most = _most_frames(reader.info, options, config) if semantics == "frame" else total
+    whole = ChunkSchedule.of_frames(semantics, most, WHOLE_WINDOW, config)
+    task = _task(geometry, options, checkpoint, device, whole, open_at_once)
+    budget = make_budget(task, options, device, precision)
+    schedule = ChunkSchedule.of_frames(semantics, total, budget.chunk_frames, config)
+    shape = None
+    if total is not None:
+        shape = _saved_shape(config.latent_shape(total, geometry.padded_height, geometry.padded_width), options, config)
+    return Plan(
+        info=reader.info,
+        geometry=geometry,
+        precision=precision,
+        device=str(device),
+        semantics=semantics,
+        budget=budget,
+        windows=tuple(schedule.window_lengths()) if semantics == "diffusers" else None,
+        chunks=None if total is None else schedule.chunks,
+        frames=frames,
+        frames_padded=padded,
+        frames_dropped=dropped,
+        latent_shape=shape,
+        output_bytes=shape and math.prod(shape) * stored_bytes(options, precision)[1],
+    )
+
+
+def _with_tail(frames: int | None, options: EncodeOptions, config: AutoencoderConfig) -> tuple[int | None, int, int]:
+    """Return how many frames are encoded, repeated at the end, and dropped; (None, 0, 0) if they are not counted."""
+    if frames is None:
+        return None, 0, 0
+    if frames == 0:
+        raise MovqError("has no frame in the range asked for")
+    padded, dropped = fit_tail(frames, options.tail, config.temporal_factor, least_frames(options))
+    return frames - dropped, padded, dropped
+
+
+def _most_frames(info: VideoInfo, options: EncodeOptions, config: AutoencoderConfig) -> int | None:
+    """Return the most frames that there can be, the tail included, as far as that is known without counting."""
+    most = 1 if info.is_picture and options.short != "pad" else options.selection.frames
+    return most and most + fit_tail(most, "pad", config.temporal_factor)[0]
+
+
+def _task(
+    geometry: Geometry,
+    options: EncodeOptions,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    whole: ChunkSchedule,
+    open_at_once: int,
+) -> Task:
+    """Return what an encoding asks of memory; `whole` is its schedule with each window in one chunk."""
+    config, picture = checkpoint.config, options.picture
+    boxed = picture.width is not None or picture.height is not None
 
     def longest(chunk: int) -> int:
-        if semantics == "frame":
-            return min(most or first_chunk(chunk, config), first_chunk(chunk, config))
-        assert most is not None
-        return max(chunk_lengths(encode_windows(semantics, most, chunk, config), most))
+        return ChunkSchedule.of_frames(whole.semantics, whole.count, chunk, config).longest
 
-    boxed = options.picture.width is not None or options.picture.height is not None
-
-    def task(size: tuple[int, int]) -> Task:
+    def of_size(size: tuple[int, int]) -> Task:
         width, height = (round_up(n, config.spatial_factor) for n in size)
 
         def beside(frames: int) -> int:
@@ -165,40 +200,20 @@ def make_plan(
         return Task(
             config=config,
             parameters=checkpoint.parameters["encoder"],
-            total=most,
-            window=window,
+            total=whole.count,
+            window=max(whole.window_lengths(), default=0),
             longest=longest,
             cost=lambda frames: encode_cost(config, frames, height, width),
             beside=beside,
             default=default_chunk_frames(config, height, width),
             picture="{}x{}".format(*size),
             advice=f"take a smaller picture: {option('short_side')}",
-            smaller=lambda: () if boxed else map(task, smaller_pictures(size, config.spatial_factor)),
+            smaller=lambda: () if boxed else map(of_size, smaller_pictures(size, config.spatial_factor)),
         )
 
-    width, height = geometry.padded_width, geometry.padded_height
-    budget = make_budget(
-        task((width, height) if boxed else (geometry.width, geometry.height)), options, device, precision
-    )
-    shape = None if total is None else _saved_shape(config.latent_shape(total, height, width), options, config)
-    chunks = None
-    if total is not None:
-        chunks = len(list(chunk_lengths(encode_windows(semantics, total, budget.chunk_frames, config), total)))
-    return Plan(
-        info=reader.info,
-        geometry=geometry,
-        precision=precision,
-        device=str(device),
-        semantics=semantics,
-        budget=budget,
-        windows=tuple(window_lengths(total, WINDOW_FRAMES)) if total and semantics == "diffusers" else None,
-        chunks=chunks,
-        frames=frames,
-        frames_padded=padded,
-        frames_dropped=dropped,
-        latent_shape=shape,
-        output_bytes=shape and math.prod(shape) * stored_bytes(options, precision)[1],
-    )
+    if boxed:
+        return of_size((geometry.padded_width, geometry.padded_height))
+    return of_size((geometry.width, geometry.height))
 
 
 def _saved_shape(

@@ -18,6 +18,7 @@ ROOMS = [
     "plan",
     "budget",
     "codec",
+    "schedule",
     "transfers",
     "posterior",
     "device",

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ import torch
 
 from movq_cli import EncodeOptions, MovqError, MovqUsageError, decode_video, encode_video, open_latents, plan_encode
 from movq_cli.budget import Budget
-from movq_cli.codec import to_pixels, window_lengths
+from movq_cli.codec import to_pixels
 from movq_cli.model import StreamCache
 from movq_cli.model.checkpoint import open_checkpoint
 from movq_cli.model.cost import decode_cost, encode_cost
 from movq_cli.model.stages import first_frame
 from movq_cli.model.store import SpillFile, Store
+from movq_cli.schedule import ChunkSchedule
 
 from . import clips
 from .tolerance import AGREE, moments_off
@@ -47,8 +49,36 @@ def test_encoding_is_what_diffusers_encodes(tmp_path, vae, frames):
 
 
 def test_windows_are_those_of_diffusers():
-    assert [window_lengths(t, 8) for t in (1, 5, 9, 13, 17, 49)] == [[1], [5], [9], [13], [9, 8], [9, 8, 8, 8, 8, 8]]
-    assert [window_lengths(n, 2) for n in (1, 2, 3, 4, 5)] == [[1], [2], [3], [2, 2], [3, 2]]
+    config = open_checkpoint().config
+    frames, latents = (partial(make, "diffusers", chunk_frames=0, config=config) for make in SCHEDULES)
+    windows = [frames(count).window_lengths() for count in (1, 5, 9, 13, 17, 49)]
+    assert windows == [[1], [5], [9], [13], [9, 8], [9, 8, 8, 8, 8, 8]]
+    assert [latents(count).window_lengths() for count in (1, 2, 3, 4, 5)] == [[1], [2], [3], [2, 2], [3, 2]]
+
+
+SCHEDULES = ChunkSchedule.of_frames, ChunkSchedule.of_latents
+
+
+@pytest.mark.parametrize(
+    ("semantics", "count", "chunk", "frames", "latents"),
+    [
+        ("frame", 17, 4, [5, 4, 4, 4], [2, 1, 1, 1]),
+        ("frame", 14, 8, [9, 5], [3, 1]),
+        ("frame", 9, 0, [9], [3]),
+        ("whole", 17, 8, [9, 8], [3, 2]),
+        ("whole", 17, 0, [17], [5]),
+        ("diffusers", 25, 4, [5, 4, 4, 4, 4, 4], [2, 1, 1, 1, 1, 1]),
+        ("diffusers", 25, 0, [9, 8, 8], [3, 2, 2]),
+    ],
+)
+def test_chunks_come_to_all_there_is(semantics, count, chunk, frames, latents):
+    config = open_checkpoint().config
+    counts = count, config.latent_frames(count)
+    for make, among, wanted in zip(SCHEDULES, counts, (frames, latents), strict=True):
+        schedule = make(semantics, among, chunk, config)
+        assert list(schedule.lengths()) == wanted
+        assert (schedule.longest, schedule.chunks) == (max(wanted), len(wanted))
+    assert ChunkSchedule.of_frames("frame", None, 8, config).longest == 9
 
 
 @pytest.mark.parametrize("frames", LENGTHS)
