@@ -107,8 +107,8 @@ def find_weights(latents: Latents, options: ModelOptions) -> Checkpoint:
         if options.weights is None and m.weights_digest in FORMER:
             file, commit = FORMER[m.weights_digest]
             raise MovqError(
-                f"was made with {made}, which came with movq before; "
-                f"`git show {commit}:{file} > FILE` in movq's repository gets them, {option('weights', 'FILE')} takes them",
+                f"was made with {made}, the weights of an earlier movq; `git show {commit}:{file} > old.safetensors` in a clone "
+                f"of movq gets them, {option('weights', 'old.safetensors')} takes them",
                 latents.path,
             )
         if options.weights is None:

@@ -13,6 +13,7 @@ import pytest
 
 from movq_cli import __version__, open_latents
 from movq_cli.cli import run
+from movq_cli.model.checkpoint import EMBEDDED
 
 from . import clips
 from .test_video import CITY, bad_files
@@ -40,7 +41,7 @@ def test_encode_then_info(movq, tmp_path, clip):
     assert info.returncode == 0
     for part in (
         "latents: moments",
-        "movq-tiny-4x8x8-v1",
+        EMBEDDED,
         "10 frames, 3 repeated at the end",
         "h264 in mov",
         "1 file, 10 frames",

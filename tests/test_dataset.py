@@ -27,7 +27,7 @@ from movq_cli import (
 )
 from movq_cli.dataset import SCALES
 from movq_cli.headers import parse_header
-from movq_cli.model.checkpoint import embedded_weights
+from movq_cli.model.checkpoint import EMBEDDED, embedded_weights
 
 from . import clips
 from .test_batch import tree
@@ -175,7 +175,7 @@ def test_latents_without_a_scaling_factor_warn_once_and_stay_as_they_are(out, he
     assert said == []
     dataset, said = warned(out)
     assert said == [
-        f"{out}: the latents made with movq-tiny-4x8x8-v1 have no scaling factor and are left as they are; pass "
+        f"{out}: the latents made with {EMBEDDED} have no scaling factor and are left as they are; pass "
         'scale="cogvideox-5b" (0.7), the name of another model, a number, or scale=1.0 to keep them so'
     ]
     assert dataset[0]["latents"].equal(plain[0]["latents"])
@@ -193,7 +193,7 @@ def test_a_name_that_contradicts_the_header_warns_and_wins(out, headers_say):
     plain, _ = warned(out, scale=1.0)
     dataset, said = warned(out, scale="zai-org/CogVideoX-5b")
     assert said == [
-        f"{out}: the latents made with movq-tiny-4x8x8-v1 have the scaling factor 1.15258426, but "
+        f"{out}: the latents made with {EMBEDDED} have the scaling factor 1.15258426, but "
         "scale='zai-org/CogVideoX-5b' means 0.7, which is used; leave scale out to use theirs, or pass scale=0.7"
     ]
     assert dataset[0]["latents"].equal(plain[0]["latents"] * 0.7)

@@ -157,13 +157,16 @@ def edited(path, to, *, tensors=None, **metadata):
     return to
 
 
-def test_latents_of_former_embedded_weights_are_refused_by_where_those_are(tmp_path, latents):
-    for digest, (file, commit) in FORMER.items():
-        old = edited(latents, tmp_path / digest, weights_digest=digest, model="old")
-        with pytest.raises(MovqError, match=rf"made with old .*`git show {commit}:{file} > FILE` .*weights=FILE"):
-            decode_video(old, tmp_path / "x.npy")
-        with pytest.raises(MovqError, match="these are others"):
-            decode_video(old, tmp_path / "x.npy", weights=embedded_weights())
+def test_latents_of_earlier_embedded_weights_are_refused_by_where_those_are(tmp_path, latents, monkeypatch):
+    digest = "e" * 64
+    monkeypatch.setitem(FORMER, digest, ("weights/old.safetensors", "c0ffee"))
+    old = edited(latents, tmp_path / "old", weights_digest=digest, model="old")
+    with pytest.raises(
+        MovqError, match=r"old .*`git show c0ffee:weights/old.safetensors > old.safetensors` in a clone"
+    ):
+        decode_video(old, tmp_path / "x.npy")
+    with pytest.raises(MovqError, match="these are others"):
+        decode_video(old, tmp_path / "x.npy", weights=embedded_weights())
 
 
 def test_latents_that_lie_are_refused(tmp_path, latents):

@@ -16,6 +16,7 @@ from movq_cli.batch.manifest import Line
 from movq_cli.batch.work import source_hint
 from movq_cli.cli import run
 from movq_cli.errors import MovqHang
+from movq_cli.model.checkpoint import EMBEDDED
 
 from . import clips
 
@@ -85,7 +86,7 @@ def test_other_weights_are_named(batch, make_weights, layout, capsys):
         assert run([*command, *more]) == 1
         assert (
             f"movq: {batch.folder / 'out'}: 3 finished outputs here were made with small, --frames 5; this command says "
-            "movq-tiny-4x8x8-v1, all frames. Use --replace to make them again, or another folder\n"
+            f"{EMBEDDED}, all frames. Use --replace to make them again, or another folder\n"
         ) in capsys.readouterr().err
     assert files(batch.folder) == there
     assert run([*command, "--replace", "--dry-run"]) == 0

@@ -158,6 +158,8 @@ def test_codecs_without_a_network_keep_what_they_can():
     kept = codec(x)
     assert (kept - x).square().mean() < 0.25 * x.var()
     assert torch.allclose(codec(kept), kept, atol=1e-4)  # it is a projection
+    for way in (codec, judge.bicubic):
+        assert way(x[:, :, :1]).shape == (1, 3, 1, 64, 64)
     held = judge.hold_every_fourth(lambda x: x)(torch.arange(9.0).view(1, 1, 9, 1, 1))
     assert held.flatten().tolist() == [0, 0, 0, 0, 4, 4, 4, 4, 8]
 

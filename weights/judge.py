@@ -71,7 +71,7 @@ def linear(footage: Footage, values: int = 16, batches: int = 120) -> Codec:
 
 def _latents_of(x: Tensor) -> list[Tensor]:
     """Return the frames (1, 3, T, H, W) of each latent: the first alone, then by fours."""
-    return [x[:, :, :1], *x[:, :, 1:].split(4, 2)]
+    return [part for part in (x[:, :, :1], *x[:, :, 1:].split(4, 2)) if part.shape[2]]
 
 
 def _blocks(x: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ from movq_cli.model.decoder import Decoder3D
 from movq_cli.model.encoder import Encoder3D
 from movq_cli.video.write import write_png
 
-WATCHED, WATCHED_FRAMES = ("bikes", "carphone", "cup", "street", "tree"), 17
+WATCHED, WATCHED_FRAMES = ("bikes", "carphone", "cup", "street", "tree"), 33
 """The clips that are evaluated during a run, of those to judge by."""
 SCALING_BATCHES = 32
 """Batches of the training set that the scaling factor is measured on."""
@@ -59,8 +59,8 @@ class Recipe:
     start: str = str(embedded_weights())
     """A weights file, or "scratch"."""
     seed: int = 0
-    clips: int = 3
-    frames: int = 9
+    clips: int = 1
+    frames: int = 33
     side: int = 64
     pictures: float = 0.25
     """Share of steps that take single pictures, three times as many as they would clips."""
@@ -68,6 +68,8 @@ class Recipe:
     """The highest learning rate."""
     divergence: float = 3e-3
     """Weight of the KL divergence, a mean over the numbers of the latents."""
+    details: float = 1.0
+    """Weight of what keeps edges sharp, beside 40 times the mean squared error."""
     average: float = 0.998
     """Decay of the average of the weights, which is what a run is for."""
     precision: str = "bf16"
@@ -132,7 +134,7 @@ def losses(model: Autoencoder, x: Tensor, noise: Tensor, recipe: Recipe) -> tupl
     details = (error.square() + 1e-6).sqrt().mean() + 0.25 * edges
     if x.shape[1] > 1:
         details = details + 0.3 * error.diff(dim=1).abs().mean()
-    return 40.0 * squares + 0.3 * details + recipe.divergence * divergence, squares, divergence
+    return 40.0 * squares + recipe.details * details + recipe.divergence * divergence, squares, divergence
 
 
 class Optimiser:
