@@ -130,7 +130,7 @@ def test_what_cannot_be(folder, movq):
     assert "--ray-gpus: above 1 must be a whole number" in result.stderr
     result = movq("batch-encode", folder / "in", "-o", "out", "--engine", "ray", "--ray-address", "127.0.0.1:1")
     assert result.returncode == 1
-    assert "movq: --ray-address 127.0.0.1:1: no cluster" in result.stderr
+    assert "movq: --ray-address: no cluster at 127.0.0.1:1" in result.stderr
     assert "Traceback" not in result.stderr
 
 

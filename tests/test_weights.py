@@ -188,7 +188,7 @@ def test_a_run_that_was_killed_goes_on_with_the_same_numbers(tmp_path):
     assert numbers(tmp_path / "killed") == whole
     losses = [line["loss"] for line in whole if "loss" in line and line["frames"] > 1]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
-    made = [open_checkpoint(tmp_path / folder / "movq-tiny-4x8x8.safetensors") for folder in ("whole", "killed")]
+    made = [open_checkpoint(tmp_path / folder / "movq-tiny-4x8x8-new.safetensors") for folder in ("whole", "killed")]
     assert made[0].digest == made[1].digest
     assert made[0].config == AutoencoderConfig(**vars(open_checkpoint().config))
     assert float(made[0].metadata["scaling_factor"]) > 0
