@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import MovqError, option
 from .files import BLOCK, WholeFile, write_all, write_error
 from .headers import ITEM_SIZES, Header, header_bytes, read_header
-from .options import REPRESENTATIONS
+from .options import REPRESENTATIONS, STORE_DTYPES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 FORMAT = "movq-latents"
 FORMAT_VERSION = "1"
 _SEMANTICS = ("frame", "whole", "diffusers")
-DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+DTYPES = dict(zip(STORE_DTYPES, ("F32", "F16", "BF16"), strict=True))
 """Names of `--store-dtype` and what safetensors calls them."""
 
 

@@ -1,4 +1,4 @@
-"""What a user can choose: every option of encoding, decoding and batches, its type and its default, once.
+"""The options of encoding, decoding and batches, each declared once, with its type and its default.
 
 The command line makes its flags of these fields (cli/options.py), Python takes them by name. Nothing here imports torch, numpy
 or av. Values that cannot be are refused when an option is set: MovqUsageError names the field.
@@ -17,14 +17,14 @@ from .errors import MovqUsageError, option
 from .values import Bucket, Pick, Shard, parse_bytes
 
 SEMANTICS = ("auto", "whole", "diffusers")
-"""What weights with whole-clip norms can be run as; weights with norms per frame have one way, "frame"."""
+"""Ways to run weights whose norms span frames; weights with norms per frame have one way, "frame"."""
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 TAILS = ("pad", "drop", "error")
 FITS = ("cover", "contain", "stretch")
 REPRESENTATIONS = ("moments", "mean", "sample")
 STORE_DTYPES = ("fp32", "fp16", "bf16")
 SHORT = ("encode", "pad", "refuse")
-"""What becomes of a video with fewer frames than `Selection.frames` asks for."""
+"""Ways to treat a video with fewer frames than `Selection.frames` asks for."""
 SHORT_IN_BATCH = ("skip", "pad")
 """The same in a batch: nothing but a line that says so, or its last frame is repeated."""
 ENGINES = ("local", "ray")
@@ -102,7 +102,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """How a network is run, to encode or to decode.
+    """Options of running a network, to encode or to decode.
 
     `weights`: a file, folder or model id (None: the embedded ones). `chunk_frames`: frames computed at once (None: as many as
     suit). `memory_budget`: bytes to stay within (None: what is free). `spill_dir`: where activations go that do not fit (None:
@@ -130,7 +130,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeOptions(ModelOptions):
-    """How to encode.
+    """Options of encoding.
 
     `short`: a video with fewer frames than `selection.frames` is encoded, with a warning, or first made as long by repeating its
     last frame (pad), or refused (MovqShort). `seed` is of draws (save "sample", and a batch's pick "random").
@@ -170,7 +170,7 @@ class EncodeOptions(ModelOptions):
 
     @cached_property
     def choices(self) -> dict[str, Any]:
-        """What changes the latents by more than rounding and is not as by default; weights and precision apart."""
+        """Options that are not at their default and change latents by more than rounding; without weights and precision."""
         usual, chosen = EncodeOptions().flat(), self.flat()
         if self.save != "sample":
             del chosen["seed"]
@@ -180,12 +180,12 @@ class EncodeOptions(ModelOptions):
 
 
 _KNOBS = {field.name for field in fields(ModelOptions)} | {"force"}
-"""What changes no latent by more than rounding, or is said apart: weights and precision."""
+"""Options that change no latent by more than rounding, and weights and precision, which are recorded apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeOptions(ModelOptions):
-    """How to decode.
+    """Options of decoding.
 
     `semantics`, of weights whose norms span frames: "diffusers" (and "auto") is windows of 2 latents, the first of 3 where
     their number is odd, as both published decoders do; or "whole". Moments are decoded from their mean, or with `draw` from
@@ -200,7 +200,7 @@ class DecodeOptions(ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchOptions:
-    """What a batch is made of and how it runs, besides how a video is encoded.
+    """Options of a batch, besides those of encoding each video.
 
     Items: `lists` of them; `captions`, a file with one line for each; `buckets`, `pick` and `short` cut items out of videos
     (batch/spans.py); `shard` is the part of the videos that is made here.

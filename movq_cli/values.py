@@ -34,7 +34,7 @@ _SETS = (
     ("SLURM_PROCID", "SLURM_NTASKS", "", ""),
     ("RANK", "WORLD_SIZE", "", ""),
 )
-"""Where `auto` looks: number, count, the number that counting begins with and its step, of those that have them."""
+"""Environment variables that `auto` reads, by launcher: index, count, first index and step; "" where there is none."""
 
 
 @dataclass(frozen=True)

@@ -48,23 +48,23 @@ def network(path: str | None) -> Codec:
 def linear(footage: Footage, values: int = 16, batches: int = 120) -> Codec:
     """Return the best linear codec of blocks: so many principal components of 4x8x8 pixels, and of 1x8x8 for a first frame."""
     parts = {1: slice(0, 1), 4: slice(1, 5)}
-    sums = {frames: [torch.zeros(frames * 192 + 1, frames * 192 + 1, dtype=torch.float64), 0] for frames in parts}
+    sums = {frames: torch.zeros(frames * 192 + 1, frames * 192 + 1, dtype=torch.float64) for frames in parts}
     for step in range(batches):
         x = rearrange(batch(footage, step, seed=1, clips=16, frames=5, side=64), "b t h w c -> b c t h w")
         for frames, part in parts.items():
             rows = F.pad(_blocks(x[:, :, part]).flatten(0, 1).double(), (0, 1), value=1.0)  # the ones give the mean
-            sums[frames][0] += rows.T @ rows
+            sums[frames] += rows.T @ rows
     bases = {}
-    for frames, (products, _) in sums.items():
-        mean = products[-1, :-1] / products[-1, -1]
-        _, vectors = torch.linalg.eigh(products[:-1, :-1] / products[-1, -1] - mean[:, None] * mean)
-        bases[frames] = mean.float(), vectors[:, -values:].float()
+    for frames, products in sums.items():
+        center = products[-1, :-1] / products[-1, -1]
+        _, vectors = torch.linalg.eigh(products[:-1, :-1] / products[-1, -1] - center[:, None] * center)
+        bases[frames] = center.float(), vectors[:, -values:].float()
 
     def codec(x: Tensor) -> Tensor:
         return torch.cat([project(part, *bases[part.shape[2]]) for part in _latents_of(x)], 2)
 
-    def project(x: Tensor, mean: Tensor, basis: Tensor) -> Tensor:
-        return _unblocks((_blocks(x) - mean) @ basis @ basis.T + mean, x)
+    def project(x: Tensor, center: Tensor, basis: Tensor) -> Tensor:
+        return _unblocks((_blocks(x) - center) @ basis @ basis.T + center, x)
 
     return codec
 

@@ -30,7 +30,7 @@ _SIZE = f"{option('height')}, {option('width')}, {option('short_side')} and {opt
 
 @dataclass(frozen=True)
 class Spans:
-    """How items are cut out of videos. By default they are not: each video is one item."""
+    """Cut items out of videos, by buckets and picks; without either, each video is one item."""
 
     buckets: tuple[Bucket, ...] = ()
     pick: Pick | None = None

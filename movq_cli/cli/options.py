@@ -22,7 +22,7 @@ ITEMS, RUN, SHARDS, OUTPUT = "Batch: items", "Batch: how it runs", "Batch: shard
 
 @dataclass(frozen=True)
 class Words:
-    """What the command line says of an option. `parse` reads its text, where it is not simply a number, a text or a flag."""
+    """The help of an option. `parse` reads its text if the text is more than a number, a name or a path."""
 
     panel: str
     help: str
