@@ -20,6 +20,8 @@ FILM = 0.55
 """Share of clips that are film; the others are pictures that a camera moves over."""
 STILL, SPRITES, CUT, FADE = 0.12, 0.3, 0.12, 0.05
 """Shares of clips: of pictures, those that stand still; of all, those with something that moves across, a cut, a fade."""
+PALE, LEAST_CONTRAST = 0.25, 0.3
+"""Share of clips with less contrast than they had, and the least that is left of it: dark, flat, grey or bright footage."""
 REACH = 2.2
 """How many times smaller than stored a clip is shown, at most."""
 
@@ -111,6 +113,9 @@ def _clip(footage: Footage, chance: random.Random, frames: int, side: int) -> Te
         other = _scene(footage, chance, frames, side) if chance.random() < 0.5 else torch.zeros_like(clip)
         share = torch.linspace(chance.random(), chance.random(), frames, device=clip.device).view(-1, 1, 1, 1)
         clip = clip * share + other * (1 - share)
+    if chance.random() < PALE:
+        contrast = chance.uniform(LEAST_CONTRAST, 1.0)
+        clip = clip * contrast + 255.0 * (1 - contrast) * chance.random()
     return clip
 
 
