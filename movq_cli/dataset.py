@@ -5,7 +5,6 @@ Latents are mapped from their files or tars, one item at a time; draws and scali
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 import os
@@ -18,12 +17,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from .batch.manifest import NAME, Line, scan_lines, shard_manifests
+from .batch.manifest import NAME, Line, parse_line, scan_lines, shard_manifests
 from .batch.tars import Tars
 from .errors import MovqError, MovqUsageError, MovqWarning, printable
-from .files import changed, require_file
+from .files import FileIdentity, require_file
 from .headers import Header, parse_header
-from .latents import FORMAT, FORMAT_VERSION
+from .metadata import FORMAT, FORMAT_VERSION
 from .posterior import draw_from
 
 SCALES = {
@@ -103,7 +102,7 @@ class LatentDataset(Dataset[Sample]):
         self._path = os.path.join(self.folder, NAME)
         if not os.path.exists(self._path):
             raise MovqError(f"has no {NAME}: it is not a folder that batch-encode made", self.folder)
-        self._stat = require_file(self._path)
+        self._identity = FileIdentity.of(require_file(self._path))
         last: dict[str, tuple[int, str | tuple[Any, ...], int]] = {}  # of two lines of an item the later holds
         weights: dict[str, int] = {}  # by digest, in order of appearance
         for at, line in scan_lines(self._path):
@@ -130,8 +129,7 @@ class LatentDataset(Dataset[Sample]):
     def row(self, index: int) -> Line:
         """An item's line of the manifest."""
         at = int(self._offsets[range(len(self))[index]])
-        line: Line = json.loads(self._lines[at : self._lines.find(b"\n", at) + 1 or None])
-        return line
+        return parse_line(self._lines[at : self._lines.find(b"\n", at) + 1 or None])
 
     def slice(self, index: int, start: int = 0, stop: int | None = None) -> Sample:
         """Latents `start` to `stop` of an item, which mean what they mean in Python's own slices. Only they are read.
@@ -242,7 +240,7 @@ class LatentDataset(Dataset[Sample]):
         return self._maps[path][member.offset : member.offset + member.bytes], path
 
     def _open(self) -> None:
-        if changed(self._stat, require_file(self._path)):
+        if FileIdentity.of(require_file(self._path)) != self._identity:
             raise MovqError("has changed since the dataset was made: make it anew", self._path)
         self._lines = _mapped(self._path)
         self._tars = Tars(self.folder)

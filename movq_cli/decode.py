@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 class DecodeResult:
     """What was written. `seconds` of wall time from the call to the file in its place."""
 
-    path: str
+    output_path: str
+    output_bytes: int
     description: str
-    bytes: int
     frames: int
     width: int
     height: int
@@ -83,9 +83,9 @@ def decode_video(
                 writer.write(images)
         size = writer.finish()
     return DecodeResult(
-        path=os.fspath(output),
+        output_path=os.fspath(output),
+        output_bytes=size,
         description=writer.description,
-        bytes=size,
         frames=m.frames,
         width=m.width,
         height=m.height,

@@ -15,7 +15,7 @@ from .codec import Progress, silent
 from .device import choose_device, choose_precision, dtype_of
 from .encoding import EncodeResult, Encoding
 from .errors import MovqWarning
-from .files import changed, require_file, sha256_file
+from .files import FileIdentity, require_file, sha256_file
 from .options import EncodeOptions
 from .plan import open_weights
 from .processes import in_background
@@ -62,7 +62,7 @@ class VideoEncoder:
             self.checkpoint = open_weights(options)
         self.notes = [str(w.message) for w in caught if issubclass(w.category, MovqWarning)]
         self.weights_digest = in_background(lambda: self.checkpoint.digest)
-        self._digested: tuple[os.stat_result, Future[str]] | None = None
+        self._digested: tuple[FileIdentity, Future[str]] | None = None
 
     @cached_property
     def device(self) -> torch.device:
@@ -108,12 +108,12 @@ class VideoEncoder:
         """
         return Encoding(self, source, output, replace(self.options, **overrides).beside(output), alive, open_at_once)
 
-    def digest_of(self, source: str | os.PathLike[str], now: os.stat_result) -> Future[str]:
-        """A source's sha256, read once for several spans of it."""
+    def digest_of(self, source: str | os.PathLike[str], identity: FileIdentity) -> Future[str]:
+        """Return a source's sha256, which is read once for several spans of it."""
         if self._digested is not None:
             before, digest = self._digested
-            if not changed(before, now) and not (digest.done() and digest.exception()):
+            if before == identity and not (digest.done() and digest.exception()):
                 return digest
         digest = in_background(lambda: sha256_file(source))
-        self._digested = now, digest
+        self._digested = identity, digest
         return digest

@@ -16,8 +16,9 @@ from . import __version__
 from .codec import Chunker, Progress, WorkDone, WrongCount, encode, silent
 from .device import computing, dtype_of, free_memory, memory_errors
 from .errors import MovqError, MovqOutOfMemory, about, option
-from .files import changed, file_name, refuse_inputs, require_file
-from .latents import LatentsWriter, Metadata
+from .files import FileIdentity, file_name, refuse_inputs, require_file
+from .latents import LatentsWriter
+from .metadata import Metadata
 from .model.checkpoint import Checkpoint
 from .options import EncodeOptions, Selection
 from .plan import Plan, expected_frames, least_frames, make_plan, must_count, shortfall, start_reader
@@ -44,38 +45,21 @@ _WAY_OUT["tf32"] = _WAY_OUT["fp32"]
 
 @dataclass(frozen=True)
 class EncodeResult:
-    """The latents file that was written, the `seconds` of wall time it took, and `warnings`, which are also in the file.
+    """The latents file that was written, and its `metadata`: what the file says of itself.
 
-    `sha256` of the file written, `duration` in seconds of the frames kept; `chunk_frames` 0 is a whole window at a time;
-    `partial` is a video that was cut off or damaged, of which what comes before was taken.
+    `shape` (1, C, T', H', W') and `dtype` (F32, F16 or BF16) are of the latents, `sha256` is the digest of the whole file;
+    `chunk_frames` is 0 for a whole window at a time, `seconds` wall time.
     """
 
-    path: str
+    metadata: Metadata
+    output_path: str
+    output_bytes: int
+    sha256: str
     shape: tuple[int, int, int, int, int]
     dtype: str
-    bytes: int
-    sha256: str
-    width: int
-    height: int
-    frames: int
-    frames_padded: int
-    frames_dropped: int
-    duration: float
-    source_bytes: int
-    source_sha256: str
-    weights_digest: str
-    semantics: str
-    precision: str
     device: str
     chunk_frames: int
-    partial: bool
     seconds: float
-    warnings: tuple[str, ...]
-
-    @property
-    def raw_bytes(self) -> int:
-        """Size of the encoded frames as RGB, one byte per value."""
-        return self.frames * self.width * self.height * 3
 
 
 class _TooLarge(Exception):
@@ -118,7 +102,7 @@ class Encoder(Protocol):
     @property
     def network(self) -> Encoder3D: ...
 
-    def digest_of(self, source: str | os.PathLike[str], now: os.stat_result) -> Future[str]:
+    def digest_of(self, source: str | os.PathLike[str], identity: FileIdentity) -> Future[str]:
         """A source's sha256."""
 
 
@@ -139,9 +123,9 @@ class Encoding:
     ) -> None:
         self.by, self.source, self.output, self.options = by, source, output, options
         self._alive, self._open_at_once = alive, open_at_once
-        self._before = require_file(source)
+        self._identity = FileIdentity.of(require_file(source))
         refuse_inputs(output, source, *by.checkpoint.files)
-        self._source_sha256 = by.digest_of(source, self._before)
+        self._source_sha256 = by.digest_of(source, self._identity)
         self._notes: tuple[str, ...] = ()
         self._check = False
         self._frames: int | None = None
@@ -225,31 +209,19 @@ class Encoding:
         writer, reader, plan, chunker, warnings = self._computed
         with about(os.fspath(self.source)):
             metadata = self._metadata(reader, plan, chunker, warnings)
-            if changed(self._before, require_file(self.source)):
+            if FileIdentity.of(require_file(self.source)) != self._identity:
                 raise MovqError("changed while it was read")
             size = writer.finish(metadata, chunker.times, chunker.indices)
         return EncodeResult(
-            path=os.fspath(self.output),
+            metadata=metadata,
+            output_path=os.fspath(self.output),
+            output_bytes=size,
+            sha256=writer.sha256,
             shape=writer.shape,
             dtype=writer.dtype,
-            bytes=size,
-            sha256=writer.sha256,
-            width=metadata.width,
-            height=metadata.height,
-            frames=metadata.frames,
-            frames_padded=chunker.padded,
-            frames_dropped=chunker.dropped,
-            duration=metadata.duration,
-            source_bytes=self._before.st_size,
-            source_sha256=metadata.source_sha256,
-            weights_digest=metadata.weights_digest,
-            semantics=plan.semantics,
-            precision=plan.precision,
             device=plan.device,
             chunk_frames=plan.budget.chunk_frames,
-            partial=reader.partial,
             seconds=time.perf_counter() - self._started,
-            warnings=warnings,
         )
 
     def close(self) -> None:

@@ -63,20 +63,20 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, ready for JSON."""
-        e = self.encoded
+        encoded, m = self.encoded, self.encoded.metadata
         values: dict[str, Any] = {
             "source": self.source,
-            "width": e.width,
-            "height": e.height,
-            "semantics": e.semantics,
-            "precision": e.precision,
-            "device": e.device,
-            "chunk_frames": e.chunk_frames,
-            "latents_shape": list(e.shape),
-            "latents_bytes": e.bytes,
-            "encode_seconds": e.seconds,
+            "width": m.width,
+            "height": m.height,
+            "semantics": m.semantics,
+            "precision": m.precision,
+            "device": encoded.device,
+            "chunk_frames": encoded.chunk_frames,
+            "latents_shape": list(encoded.shape),
+            "latents_bytes": encoded.output_bytes,
+            "encode_seconds": encoded.seconds,
             "decode_seconds": self.decode_seconds,
-            "warnings": list(e.warnings),
+            "warnings": list(m.warnings),
             **self.scores,
         }
         if self.difference is not None or self.other is not None:

@@ -15,14 +15,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 from .errors import MovqDiskError, MovqError, MovqOutputError, option
+from .records import Count
 
 BLOCK = 1 << 20
 """Bytes moved at a time where whole files pass through."""
 
 MAX_NAME = 255
 """Bytes of a file name that every file system in use takes."""
+
+
+class FileIdentity(NamedTuple):
+    """What tells, without reading it, that a file is still what it was: its size in bytes, when it was changed, its inode."""
+
+    size: Count
+    mtime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> FileIdentity:
+        return cls(found.st_size, found.st_mtime_ns, found.st_ino)
 
 
 def require_file(path: str | os.PathLike[str]) -> os.stat_result:
@@ -48,11 +62,6 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise MovqError(os_reason(error), os.fspath(path)) from None
-
-
-def changed(before: os.stat_result, after: os.stat_result) -> bool:
-    """Whether these are of files that differ, as far as can be told without reading them."""
-    return any(getattr(before, n) != getattr(after, n) for n in ("st_dev", "st_ino", "st_size", "st_mtime_ns"))
 
 
 def short(digest: str) -> str:

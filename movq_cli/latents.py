@@ -7,115 +7,28 @@ not here: how latents are computed. torch is imported only where tensors are.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 import math
 import os
-import re
 from array import array
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .errors import MovqError, option
 from .files import BLOCK, WholeFile, write_all, write_error
 from .headers import ITEM_SIZES, Header, header_bytes, read_header
-from .options import REPRESENTATIONS, STORE_DTYPES
+from .metadata import FORMAT, FORMAT_VERSION, Metadata
+from .options import STORE_DTYPES
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-FORMAT = "movq-latents"
-FORMAT_VERSION = "1"
-_SEMANTICS = ("frame", "whole", "diffusers")
 DTYPES = dict(zip(STORE_DTYPES, ("F32", "F16", "BF16"), strict=True))
 """Names of `--store-dtype` and what safetensors calls them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metadata:
-    """What a latents file says of itself; `to_strings` and `from_strings` are its safetensors metadata.
-
-    `width` and `height` are of the picture encoded, without `pad_right` and `pad_bottom`; `frames` never counts
-    `frames_padded`; `frames_dropped` counts `--tail drop` alone. Scaling factors are text, as their source has them, ""
-    if unknown. `seed` is there only where latents were drawn, `windows` (frames each) only where semantics is "diffusers".
-    """
-
-    representation: str
-    seed: int | None = None
-    semantics: str
-    windows: list[int] | None = None
-    model: str
-    config: dict[str, Any]
-    weights_digest: str
-    weights_licence: str
-    scaling_factor: str
-    shift_factor: str
-    invert_scale_latents: str
-    temporal_factor: int
-    spatial_factor: int
-    precision: str
-    width: int
-    height: int
-    pad_right: int
-    pad_bottom: int
-    crop: list[int] | None
-    frames: int
-    frames_padded: int
-    frames_dropped: int
-    fps: Fraction | None
-    duration: float
-    preprocessing: dict[str, Any]
-    source_name: str
-    source_sha256: str
-    movq_version: str
-
-    def to_strings(self) -> dict[str, str]:
-        strings = {"format": FORMAT, "format_version": FORMAT_VERSION}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name in _JSON and (value is not None or field.name not in _OPTIONAL):
-                strings[field.name] = json.dumps(value, sort_keys=True, separators=(",", ":"))
-            elif field.name not in _OPTIONAL or value is not None:
-                strings[field.name] = "" if value is None else str(value)
-        return strings
-
-    @classmethod
-    def from_strings(cls, strings: Mapping[str, str]) -> Metadata:
-        """Raises KeyError or ValueError for what is missing or cannot be."""
-        values: dict[str, Any] = {}
-        for field in dataclasses.fields(cls):
-            if field.name in _OPTIONAL and field.name not in strings:
-                continue
-            text = strings[field.name]
-            read = _READERS.get(field.name, str)
-            values[field.name] = read(text)
-        if values["semantics"] not in _SEMANTICS:
-            raise ValueError(f"semantics {values['semantics'][:40]!r}")
-        if values["representation"] not in REPRESENTATIONS:
-            raise ValueError(f"representation {values['representation']!r}")
-        return cls(**values)
-
-
-_OPTIONAL = ("seed", "windows")
-_JSON = ("config", "crop", "preprocessing", "windows")
-_INTS = ("temporal_factor", "spatial_factor", "width", "height", "pad_right", "pad_bottom", "seed")
-_READERS: dict[str, Any] = {name: json.loads for name in _JSON}
-_READERS |= {name: int for name in (*_INTS, "frames", "frames_padded", "frames_dropped")}
-_READERS |= {"duration": float, "fps": lambda text: _fps(text) if text else None}
-_FPS = re.compile(r"\d{1,10}(/\d{1,10})?|\d{1,10}\.\d{1,10}")
-
-
-def _fps(text: str) -> Fraction:
-    if not _FPS.fullmatch(text) or not (fps := Fraction(text)):
-        raise ValueError(f"fps {text[:40]!r}")
-    return fps
 
 
 class LatentsWriter:
@@ -357,7 +270,6 @@ def _check(header: Header, metadata: Metadata) -> None:
         raise ValueError(f"a duration of {m.duration}")
     if m.crop is not None and not (isinstance(m.crop, list) and [type(n) for n in m.crop] == [int] * 4):
         raise ValueError("a crop that is none")
-    _check_preprocessing(m.preprocessing)
     expected = (
         1 + (padded - 1) // m.temporal_factor,
         (m.height + m.pad_bottom) // m.spatial_factor,
@@ -367,13 +279,3 @@ def _check(header: Header, metadata: Metadata) -> None:
         raise ValueError(f"latents of {list(latents.shape[2:])} where the metadata say {list(expected)}")
     if m.representation == "moments" and latents.shape[1] % 2:
         raise ValueError(f"moments of {latents.shape[1]} channels")
-
-
-def _check_preprocessing(said: Any) -> None:
-    if not isinstance(said, dict):
-        raise ValueError("a preprocessing that is no object")
-    warnings, size = said.get("warnings", []), said.get("source_bytes", 0)
-    if not isinstance(warnings, list) or not all(isinstance(text, str) for text in warnings):
-        raise ValueError("warnings that are no texts")
-    if type(size) is not int or not 0 <= size < 2**63:
-        raise ValueError("source_bytes that are no size")

@@ -7,13 +7,13 @@ or av. Values that cannot be are refused when an option is set: MovqUsageError n
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any, Self
 
 from .errors import MovqUsageError, option
+from .records import to_values
 from .values import Bucket, Pick, Shard, parse_bytes
 
 SEMANTICS = ("auto", "whole", "diffusers")
@@ -69,15 +69,6 @@ class Selection:
                 raise MovqUsageError(f"must be above 0, got {float(value):g}", option=name)
         if self.fps_repeat and self.fps is None:
             raise MovqUsageError(f"needs {option('fps')}", option="fps_repeat")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold and `from_dict` reads."""
-        return {k: str(v) if isinstance(v, Fraction) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Selection:
-        exact = {k: Fraction(values[k]) for k in ("start", "duration", "fps") if values[k] is not None}
-        return cls(**{**values, **exact})
 
 
 @dataclass(frozen=True)
@@ -152,18 +143,9 @@ class EncodeOptions(ModelOptions):
         one_of("store_dtype", self.store_dtype, ("auto", *STORE_DTYPES))
         one_of("short", self.short, SHORT)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold and `from_dict` reads."""
-        return {**asdict(self), "selection": self.selection.to_dict()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> EncodeOptions:
-        parts = {"selection": Selection.from_dict(values["selection"]), "picture": Picture(**values["picture"])}
-        return cls(**{**values, **parts})
-
     def flat(self) -> dict[str, Any]:
-        """Return all options by name, those of the selection and the picture among them."""
-        values = self.to_dict()
+        """Return all options by name, those of the selection and the picture among them, as JSON can hold them."""
+        values: dict[str, Any] = to_values(self)
         for part in ("selection", "picture"):
             values |= values.pop(part)
         return values

@@ -382,7 +382,7 @@ PROMISES = {
             Break(
                 "a changed video is taken to be the same",
                 "batch/resume.py",
-                'self._digests.of(item.path, source) != line["source_sha256"]',
+                'self._digests.of(item.source_path, identity) != line["source_sha256"]',
                 "False",
                 "test_batch.py::test_changed_inputs_are_encoded_again_whatever_their_times_say",
             ),

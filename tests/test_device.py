@@ -112,7 +112,7 @@ def clip(tmp_path_factory):
 def latents(clip, tmp_path_factory):
     """The bytes of the clip's latents where nobody has set anything."""
     output = tmp_path_factory.mktemp("device") / "plain.safetensors"
-    in_a_fork(lambda: encode_video(clip, output, precision="fp32", threads=1).path)
+    in_a_fork(lambda: encode_video(clip, output, precision="fp32", threads=1).output_path)
     return output.read_bytes()
 
 

@@ -55,7 +55,8 @@ def test_a_file_holds_what_the_network_gives_for_its_frames(tmp_path, clip, make
         expected = published.encode(open_checkpoint(weights).load_encoder(dtype=torch.float32), x)
     latents = open_latents(tmp_path / "a.safetensors")
     assert moments_rms_off(latents.latents, expected) < AGREE
-    assert (result.frames, result.frames_padded) == (23, 2) == (latents.metadata.frames, latents.metadata.frames_padded)
+    assert (result.metadata.frames, result.metadata.frames_padded) == (23, 2)
+    assert result.metadata == latents.metadata
     assert result.shape == tuple(latents.shape) == (1, 8, 7, 6, 8)
 
 
@@ -73,7 +74,9 @@ def test_strict_causality(tmp_path):
     shown = clips.pictures(21)
     clips.lossless(tmp_path / "a.mkv", shown)
     clips.lossless(tmp_path / "b.mkv", shown[:13] + [255 - image for image in shown[13:]])
-    a, b = (open_latents(encode_video(tmp_path / f"{n}.mkv", tmp_path / n, FP32).path).latents for n in ("a", "b"))
+    a, b = (
+        open_latents(encode_video(tmp_path / f"{n}.mkv", tmp_path / n, FP32).output_path).latents for n in ("a", "b")
+    )
     assert torch.equal(a[:, :, :4], b[:, :, :4])
     assert (a[:, :, 4:] != b[:, :, 4:]).any()
 
@@ -117,7 +120,7 @@ def test_every_length_and_tail(tmp_path, frames, tail):
     clip = clips.lossless(tmp_path / "clip.mkv", clips.pictures(frames))
     result = encode_video(clip, tmp_path / "a", tail=tail, chunk_frames=4)
     kept = frames if tail == "pad" else 1 + (frames - 1) // 4 * 4
-    assert (result.frames, result.frames_dropped) == (kept, frames - kept)
+    assert (result.metadata.frames, result.metadata.frames_dropped) == (kept, frames - kept)
     assert result.shape[2] == 1 + -(-(kept - 1) // 4)
     assert len(open_latents(tmp_path / "a").frame_times) == kept
 
@@ -170,12 +173,12 @@ def test_a_plan_keeps_its_word(tmp_path, clip):
     counted = []
     result = encode_video(clip, tmp_path / "a", options, progress=lambda done, total: counted.append((done, total)))
     assert plan.latent_shape == result.shape
-    assert (plan.frames, plan.frames_padded) == (result.frames, result.frames_padded)
+    assert (plan.frames, plan.frames_padded) == (result.metadata.frames, result.metadata.frames_padded)
     assert plan.chunks == 3
     assert counted[0] == (0, 23)
     assert counted[-1] == (23, 23)
     assert counted == sorted(counted)
-    assert abs(result.bytes - plan.output_bytes) < 8192
+    assert abs(result.output_bytes - plan.output_bytes) < 8192
 
 
 @pytest.mark.slow
@@ -246,7 +249,7 @@ def test_an_input_that_changes_meanwhile_is_refused(tmp_path, clip):
 
 def test_frames_fewer_than_asked_for_are_said(tmp_path, clip):
     result = encode_video(clip, tmp_path / "a", selection=Selection(frames=49))
-    assert result.warnings == ("has 23 of the 49 frames asked for",)
+    assert result.metadata.warnings == ("has 23 of the 49 frames asked for",)
 
 
 def test_duration_with_fps(tmp_path):
@@ -281,7 +284,7 @@ def test_any_thread_may_encode(tmp_path, clip):
     thread = threading.Thread(target=lambda: results.append(encode_video(clip, tmp_path / "a")))
     thread.start()
     thread.join()
-    assert results[0].frames == 23
+    assert results[0].metadata.frames == 23
 
 
 def test_predicted_cost_counts_every_convolution():
@@ -328,8 +331,8 @@ def test_a_clip_of_one_chunk_is_planned_without_what_another_would_need(tmp_path
 
 def test_results_are_plain_values(tmp_path, clip):
     result = encode_video(clip, tmp_path / "a")
-    assert dataclasses.asdict(result)["bytes"] == os.path.getsize(tmp_path / "a")
-    assert result.raw_bytes == 23 * 64 * 48 * 3
+    assert dataclasses.asdict(result)["output_bytes"] == os.path.getsize(tmp_path / "a")
+    assert result.metadata.raw_bytes == 23 * 64 * 48 * 3
 
 
 LIMITED = """

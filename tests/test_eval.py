@@ -82,7 +82,7 @@ def test_two_settings(tmp_path, clip, vae):
         decode_video(tmp_path / name, tmp_path / f"{name}.npy", precision="fp32", weights=vae.folder)
     backs = zip(*(np.load(tmp_path / f"{name}.npy") for name in ("one", "two")), strict=True)
     assert made.picture_psnr == pytest.approx(np.mean([psnr(*pair) for pair in backs]))
-    assert (made.encoded.semantics, made.other.encoded.semantics) == ("whole", "diffusers")
+    assert (made.encoded.metadata.semantics, made.other.encoded.metadata.semantics) == ("whole", "diffusers")
     same = evaluate_video(clip, FP32, against=FP32)
     assert (same.difference.mean.largest, same.difference.logvar.largest, same.picture_psnr) == (0.0, 0.0, 100.0)
 

@@ -72,9 +72,9 @@ def test_folders_are_taken_whole_and_in_order(tmp_path):
     make(tmp_path, "b.mp4", "Z.MOV", "a/z.webm", "a/b/c.MkV", "pictures/0001.png", "a b.jpeg", "old~/a.mp4/b.gif")
     found = find(tmp_path)
     names = ["Z.MOV", "a b.jpeg", "a/b/c.MkV", "a/z.webm", "b.mp4", "old~/a.mp4/b.gif", "pictures/0001.png"]
-    assert [(item.id, item.path) for item in found.items] == [(name, f"{tmp_path}/{name}") for name in names]
+    assert [(item.id, item.source_path) for item in found.items] == [(name, f"{tmp_path}/{name}") for name in names]
     assert [item.output for item in found.items] == [f"{name}.safetensors" for name in names]
-    assert found.skipped == []
+    assert found.ignored == []
     item = found.items[0]
     assert (item.start, item.duration, item.caption, item.extra, item.refusal) == (None, None, None, {}, None)
 
@@ -91,7 +91,7 @@ def test_folders_are_taken_whole_and_in_order(tmp_path):
 def test_names_that_are_passed_over(tmp_path, name, why):
     found = find(make(tmp_path, "sub/good.mp4", f"sub/{name}"))
     assert ids(found) == ["sub/good.mp4"]
-    assert found.skipped == [(f"{tmp_path}/sub/{name.split('/')[0]}", why)]
+    assert found.ignored == [(f"{tmp_path}/sub/{name.split('/')[0]}", why)]
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFIFO, stat.S_IFSOCK], ids=["fifo", "socket"])
@@ -100,14 +100,14 @@ def test_what_is_no_regular_file_is_passed_over(tmp_path, kind):
     link(tmp_path / "to-odd.mp4", "odd.mp4")
     found = find(tmp_path)
     assert ids(found) == ["good.mp4"]
-    assert found.skipped == [(f"{tmp_path}/{name}.mp4", "not a regular file") for name in ("odd", "to-odd")]
+    assert found.ignored == [(f"{tmp_path}/{name}.mp4", "not a regular file") for name in ("odd", "to-odd")]
 
 
 def test_the_output_folder_is_left_out_silently(tmp_path):
     make(tmp_path, "a.mp4", "sub/out/old.mp4", "out/kept.mp4")
     link(tmp_path / "to-output", "sub/out")
     found = find(tmp_path, output=tmp_path / "sub" / "out")
-    assert (ids(found), found.skipped) == (["a.mp4", "out/kept.mp4"], [])
+    assert (ids(found), found.ignored) == (["a.mp4", "out/kept.mp4"], [])
 
 
 @pytest.mark.parametrize(
@@ -130,13 +130,13 @@ def test_sources_share_the_deepest_common_folder(tmp_path, monkeypatch, sources,
     monkeypatch.chdir(tmp_path)
     found = find(*sources)
     assert [(item.id, item.output) for item in found.items] == [(name, f"{name}.safetensors") for name in expected]
-    assert all(os.path.isabs(item.path) and os.path.isfile(item.path) for item in found.items)
+    assert all(os.path.isabs(item.source_path) and os.path.isfile(item.source_path) for item in found.items)
 
 
 @pytest.mark.parametrize("name", ["a[1].mp4", "*.mp4", "what?.mp4", "[a]/**/b.mp4", "-a.mp4"])
 def test_a_name_that_looks_like_a_glob_is_that_file(tmp_path, monkeypatch, name):
     monkeypatch.chdir(make(tmp_path, name, "a1.mp4", "whatx.mp4", "a/x/b.mp4"))
-    assert [item.path for item in find(name).items] == [f"{tmp_path}/{name}"]
+    assert [item.source_path for item in find(name).items] == [f"{tmp_path}/{name}"]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_a_path_through_a_link_is_the_file_that_it_opens(tmp_path, by_list):
     make(tmp_path, "other/clip.mp4", "other/deep/x.mp4", "here/clip.mp4")
     link(tmp_path / "here/link", "../other/deep")
     found = listed(tmp_path, "here/link/../clip.mp4", "l.txt") if by_list else find(f"{tmp_path}/here/link/../clip.mp4")
-    assert os.path.samefile(found.items[0].path, tmp_path / "other/clip.mp4")
+    assert os.path.samefile(found.items[0].source_path, tmp_path / "other/clip.mp4")
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "z.mp4", "a/l.mp4", "z/l.mp4"])
@@ -171,7 +171,7 @@ def test_a_link_to_what_is_there_anyway(tmp_path, name, target, why):
     there = link(tmp_path / name, tmp_path / target)
     found = find(tmp_path)
     assert ids(found) == ["m/m.mp4"]
-    assert found.skipped == [(there, why)]
+    assert found.ignored == [(there, why)]
 
 
 def test_links_to_outside_are_followed_once(tmp_path):
@@ -181,8 +181,8 @@ def test_links_to_outside_are_followed_once(tmp_path):
         link(d / name, f"{tmp_path}/out/{target}")
     found = find(d)
     names = ["1.mp4", "again/deep/b.mp4", "own.mp4"]
-    assert [(item.id, item.path) for item in found.items] == [(name, f"{d}/{name}") for name in names]
-    assert found.skipped == [(f"{d}/2.mp4", TAKEN_FILE), (f"{d}/more", TAKEN_FOLDER)]
+    assert [(item.id, item.source_path) for item in found.items] == [(name, f"{d}/{name}") for name in names]
+    assert found.ignored == [(f"{d}/2.mp4", TAKEN_FILE), (f"{d}/more", TAKEN_FOLDER)]
 
 
 @pytest.mark.parametrize(("file", "folder"), [("a.mp4", "b"), ("b.mp4", "a")])
@@ -192,7 +192,7 @@ def test_links_to_a_file_and_to_the_folder_it_is_in(tmp_path, file, folder):
     link(tmp_path / "d" / folder, "../out")
     found = find(tmp_path / "d")
     assert ids(found) in ([file, "own.mp4"], [f"{folder}/clip.mp4", "own.mp4"])
-    assert len(found.skipped) == 1
+    assert len(found.ignored) == 1
 
 
 def test_loops_end(tmp_path):
@@ -204,13 +204,13 @@ def test_loops_end(tmp_path):
     found = find(d)
     assert ids(found) == ["clip.mp4", "p/p.mp4", "q/q.mp4", "self.mp4", "up/beside.mp4", "x.mp4", "y.mp4"]
     folders = [(f"{d}/{name}", TAKEN_FOLDER) for name in ("here", "p/to-q", "q/to-p", "up/d")]
-    assert sorted(found.skipped) == sorted([*folders, (f"{d}/self", NO_VIDEO)])
+    assert sorted(found.ignored) == sorted([*folders, (f"{d}/self", NO_VIDEO)])
 
 
 def test_dangling_links_and_hard_links_are_items(tmp_path):
     os.link(make(tmp_path, "b.mp4") / "b.mp4", tmp_path / "a.mp4")
     there = link(tmp_path / "gone.mp4", "nothing")
-    assert [item.path for item in find(tmp_path).items] == [f"{tmp_path}/a.mp4", f"{tmp_path}/b.mp4", there]
+    assert [item.source_path for item in find(tmp_path).items] == [f"{tmp_path}/a.mp4", f"{tmp_path}/b.mp4", there]
     assert ids(find(there)) == ["gone.mp4"]
 
 
@@ -241,7 +241,7 @@ def test_outputs(tmp_path, names, expected):
     for item, output in zip(found.items, expected, strict=True):
         assert fnmatchcase(item.output, f"{output}.safetensors")
         assert item.id == output or item.id in names
-        assert os.path.isfile(item.path)
+        assert os.path.isfile(item.source_path)
 
 
 NASTY = [
@@ -263,7 +263,7 @@ def test_each_has_its_place_and_names_alone_decide_which(tmp_path, names):
     folder = make(tmp_path / "d", *names)
     found = find(folder)
     assert_places(found, len(names))
-    paths = [os.path.relpath(item.path, folder) for item in found.items]
+    paths = [os.path.relpath(item.source_path, folder) for item in found.items]
     assert sorted(map(os.fsencode, paths)) == sorted(map(os.fsencode, names))
     assert find(folder) == found
     shutil.rmtree(folder)
@@ -288,7 +288,9 @@ def test_text(tmp_path, monkeypatch, name, data, expected):
     monkeypatch.chdir("/")
     found = listed(tmp_path, data, name)
     assert ids(found) == expected
-    assert [item.path for item in found.items] == [f"{tmp_path}/{e}".replace(r"\xff", "\udcff") for e in expected]
+    assert [item.source_path for item in found.items] == [
+        f"{tmp_path}/{e}".replace(r"\xff", "\udcff") for e in expected
+    ]
 
 
 CSV = b'path,caption,score\r\nsub/a.mp4,"two, ""three""\r\nfour",0.5\r\n\r\n'
@@ -313,7 +315,7 @@ def test_tables(tmp_path, monkeypatch, name, data, score):
     monkeypatch.chdir("/")
     (item,) = listed(tmp_path, data, name).items
     assert (item.id, item.output) == ("sub/a.mp4", "sub/a.mp4.safetensors")
-    assert item.path == f"{tmp_path}/sub/a.mp4"
+    assert item.source_path == f"{tmp_path}/sub/a.mp4"
     assert (item.caption, item.extra) == ('two, "three"\r\nfour', {"score": score})
 
 
@@ -321,7 +323,7 @@ SCRIPT = """
 import json, resource, sys; resource.setrlimit(resource.RLIMIT_CPU, (2, 2))
 from movq_cli import MovqError
 from movq_cli.batch.items import find_items
-try: print(json.dumps([(item.id, item.path) for item in find_items(*json.loads(sys.argv[1]), "out").items]))
+try: print(json.dumps([(item.id, item.source_path) for item in find_items(*json.loads(sys.argv[1]), "out").items]))
 except MovqError as error: print(json.dumps(str(error)))
 """
 
@@ -394,13 +396,13 @@ def test_ids_that_are_long(tmp_path):
 def test_paths_in_lists_stay_in_the_output_folder(tmp_path, written, path, name):
     (item,) = listed(make(tmp_path, "d/e/here") / "d" / "e", written + "\n", "l.txt").items
     assert (item.id, item.output) == (name, f"{name}.safetensors")
-    assert os.path.normpath(item.path) == path.format(tmp_path)
+    assert os.path.normpath(item.source_path) == path.format(tmp_path)
 
 
 def test_a_row_that_is_there_twice_is_taken_once(tmp_path):
     found = listed(tmp_path, "path,start,caption\na.mp4,1,x\nb.mp4,,\n./a.mp4,1.0,x\n")
     assert ids(found) == ["a.mp4_1-", "b.mp4"]
-    assert found.skipped == [(f"{tmp_path}/a.mp4", "named twice")]
+    assert found.ignored == [(f"{tmp_path}/a.mp4", "named twice")]
 
 
 A = '{"path": "a.mp4"}\n'

@@ -10,7 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from movq_cli import MovqError, open_latents
-from movq_cli.latents import LatentsWriter, Metadata
+from movq_cli.latents import LatentsWriter
+from movq_cli.metadata import Metadata
 
 
 def metadata(**changes):

@@ -13,10 +13,11 @@ from movq_cli import EncodeOptions, LatentDataset, MovqError, MovqWarning, Pictu
 from movq_cli.batch.cut import Known
 from movq_cli.batch.items import Item
 from movq_cli.batch.manifest import Line
-from movq_cli.batch.work import source_hint
 from movq_cli.cli import run
 from movq_cli.errors import MovqHang
+from movq_cli.files import FileIdentity
 from movq_cli.model.checkpoint import EMBEDDED
+from movq_cli.video import VideoFacts
 
 from . import clips
 
@@ -234,14 +235,14 @@ def test_a_refusal_is_remembered_only_for_what_it_depended_on(tmp_path):
     """Where videos are looked at before they are cut into items."""
     clip = clips.write(tmp_path / "a.mp4", clips.pictures(5))
     item = Item("a.mp4", str(clip), "")
-    source = source_hint(str(clip))
+    source = FileIdentity.of(os.stat(clip))
     line = Line(id="a.mp4", path=str(clip), status="failed", reason="is damaged", cause="refused", source=source)
     asked = EncodeOptions(selection=Selection(fps=Fraction(50)))
-    known = Known([line | Line(seen=[0, 0, 0], options=asked.choices)])
+    known = Known([line | Line(seen=VideoFacts(), options=asked.choices)])
     assert known.of(item, source, asked).reason == "is damaged"
     for other in (Selection(), Selection(fps=Fraction(50), allow_partial=True), Selection(start=Fraction(1))):
         assert known.of(item, source, EncodeOptions(selection=other)) is None
-    assert known.of(item, [0, *source[1:]], asked) is None
+    assert known.of(item, source._replace(size=0), asked) is None
 
 
 @pytest.mark.slow

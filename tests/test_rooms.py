@@ -24,6 +24,7 @@ ROOMS = [
     "device",
     "video",
     "latents",
+    "metadata",
     "model",
     "headers",
     "options",
@@ -33,6 +34,7 @@ ROOMS = [
     "metrics",
     "forks",
     "processes",
+    "records",
     "errors",
 ]
 

@@ -162,7 +162,7 @@ def test_a_caption_is_no_link_to_somewhere_else(batch):
     result = batch()
     assert captions(result) == {"a.mp4": None, "b.mp4": "of both"}
     assert "secret" not in (batch.folder / "out" / "manifest.jsonl").read_text()
-    assert dict(result.skipped)[str(batch.folder / "in" / "a.txt")] == (
+    assert dict(result.ignored)[str(batch.folder / "in" / "a.txt")] == (
         "a caption that is a link to a file outside the source folders, so that its video has none"
     )
     # A file that is named is taken, link or not; so is a video that is a link.

@@ -112,7 +112,7 @@ def test_whole_clips_in_chunks(tmp_path, vae, frames):
     for name, chunk, budget in (("one", None, None), ("4", 4, None), ("8", 8, None), ("spilled", 4, 64 << 20)):
         options = dict(weights=vae.folder, semantics="whole", chunk_frames=chunk, memory_budget=budget)
         result = encode_video(clip, tmp_path / name, FP32, **options)
-        assert result.semantics == "whole"
+        assert result.metadata.semantics == "whole"
         made = open_latents(tmp_path / name)
         assert moments_off(made.latents, expected) < AGREE, name
         assert made.metadata.windows is None

@@ -2,19 +2,20 @@
 
 import json
 import os
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from movq_cli import LatentDataset, MovqError, MovqUsageError, Selection, encode_batch, encode_video, open_latents
-from movq_cli.batch.items import Item, Seen, find_items
+from movq_cli.batch.items import Item, find_items
 from movq_cli.batch.spans import Spans, in_order
 from movq_cli.codec import fit_tail
 from movq_cli.model import AutoencoderConfig
 from movq_cli.options import BatchOptions, EncodeOptions, Picture
 from movq_cli.values import Bucket, Pick
-from movq_cli.video import read_frames
+from movq_cli.video import VideoFacts, read_frames
 from movq_cli.video.selection import Shown, select
 
 from . import clips
@@ -33,7 +34,7 @@ def cut(seen, buckets=(), pick=None, short="skip", **options):
     settings = EncodeOptions(selection=Selection(frames=frames), picture=picture, short="refuse", **options)
     spans.check(settings, CONFIG)
     item = Item("v.mp4", "/v.mp4", "v.mp4.safetensors")
-    items = spans.items(item, Seen([0, 0, 0], *seen), settings, CONFIG)
+    items = spans.items(replace(item, facts=VideoFacts(*seen)), settings, CONFIG)
     if items[0].refusal:
         return items[0].refusal.cause, str(items[0].refusal)
     return [(item.id, item.shape) for item in items]
@@ -193,7 +194,7 @@ def test_every_of_a_real_video(tmp_path, movq):
 
 def captions(*sources, **options):
     found = find_items(list(map(str, sources)), [], "no/such/folder", **options)
-    return {item.id: item.caption for item in found.items}, found.skipped
+    return {item.id: item.caption for item in found.items}, found.ignored
 
 
 def test_captions_beside_videos(tmp_path):

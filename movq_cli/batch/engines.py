@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import select
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from ..budget import PROCESS_BYTES
 from ..options import EncodeOptions
 from ..processes import Child
-
-if TYPE_CHECKING:
-    from .pool import Ready
 
 WORKER_BYTES = 3 * PROCESS_BYTES
 """Memory that is thought to be enough for a worker, where nothing is known of its videos."""
 
 WORKER = "movq_cli.batch.work"
 """The module that every worker runs, whichever engine started it."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What the first worker found: how it computes, by which weights, and its machine: CUDA devices, free memory, cores."""
+
+    precision: str
+    device: str
+    devices: int
+    memory: int
+    cores: int
+    weights_digest: str
 
 
 class Handle(Protocol):

@@ -16,10 +16,10 @@ _Identity = tuple[int, int]
 
 
 class Walk:
-    """Collects files. `skipped` is what was passed over: path and why."""
+    """Collects files. `ignored` are those that it passed over: path and why."""
 
     def __init__(self, output: str) -> None:
-        self.skipped: dict[str, str] = {}
+        self.ignored: dict[str, str] = {}
         self._output = _identity(output)
         self._folders = set[_Identity | None]()
         self._files = set[_Identity | None]()
@@ -54,9 +54,9 @@ class Walk:
             if os.path.isdir(path):
                 yield from self._below(deque([path]))
             elif (identity := _identity(path)) is not None and identity in self._files:
-                self.skipped[path] = "a link to a file that is taken already"
+                self.ignored[path] = "a link to a file that is taken already"
             elif identity is not None and not os.path.isfile(path):
-                self.skipped[path] = "not a regular file"
+                self.ignored[path] = "not a regular file"
             else:  # one to nothing is refused when its turn comes
                 self._files.add(identity)
                 self._linked.add(identity)
@@ -69,7 +69,7 @@ class Walk:
             if identity is not None and identity == self._output:
                 continue
             if identity is not None and identity in self._folders:
-                self.skipped[folder] = "a folder that is taken already"
+                self.ignored[folder] = "a folder that is taken already"
                 continue
             self._folders.add(identity)
             try:
@@ -90,19 +90,19 @@ class Walk:
         """The file, unless it is passed over or its turn comes later."""
         name = os.path.basename(path)
         if name.startswith("."):
-            self.skipped[path] = "hidden"
+            self.ignored[path] = "hidden"
         elif name.lower().endswith(_TEMPORARY):
-            self.skipped[path] = "temporary"
+            self.ignored[path] = "temporary"
         elif link and os.path.isdir(path):
             self._links.append(path)
         elif os.path.splitext(name)[1].lower() not in SUFFIXES:
-            self.skipped[path] = _NO_VIDEO
+            self.ignored[path] = _NO_VIDEO
         elif link:
             self._links.append(path)
         elif not regular:
-            self.skipped[path] = "not a regular file"
+            self.ignored[path] = "not a regular file"
         elif identity in self._linked:
-            self.skipped[path] = "taken already by a link to it"
+            self.ignored[path] = "taken already by a link to it"
         else:
             self._files.add(identity)
             yield path, ""

@@ -13,8 +13,9 @@ from functools import cached_property
 from ..device import memory_errors
 from ..encode import VideoEncoder
 from ..options import EncodeOptions
+from .engines import Ready
 from .manifest import Line
-from .pool import Ready, Task, WorkerState
+from .pool import Task, WorkerState
 from .work import Work, describe
 
 
@@ -35,7 +36,7 @@ class Inline:
     def settled(self) -> Ready:
         """Load the weights. Raises MovqError where no item could be encoded at all."""
         with memory_errors():
-            ready = Ready(**describe(self._encoder))
+            ready = describe(self._encoder)
         self.workers[0].ready = True
         return ready
 

@@ -14,7 +14,8 @@ from fractions import Fraction
 from typing import Any
 
 from ..errors import MovqError, MovqUsageError
-from ..files import text_of
+from ..files import FileIdentity, text_of
+from ..video import VideoFacts
 from .captions import caption_path, read_caption, read_captions
 from .folders import Walk
 from .lists import Row, absolute, read_list
@@ -22,36 +23,26 @@ from .outputs import Places
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What was found of a video without encoding it: the frames of its selection, before spans are cut, and the size it
-    shows; 0 where it cannot be read. `source` is what tells that it has not changed since (work.py).
-    """
-
-    source: list[int]
-    frames: int = 0
-    width: int = 0
-    height: int = 0
-
-
-@dataclass(frozen=True)
 class Item:
     """One row of a dataset: a video, or a span of it, and what is said of it.
 
-    `path` is absolute; `output` is relative to the output folder; `id`, unique, is what the manifest knows it by. Times in
-    seconds. What follows `seen` is known of items that were cut out of videos (spans.py): `of` is the id of the video's item
+    `source_path` is absolute; `output` is relative to the output folder; `id`, unique, is what the manifest knows it by. Times in
+    seconds. `facts` are what was seen of the video, before spans are cut, when its file had this `identity`. What follows them is
+    known of items that were cut out of videos (spans.py): `of` is the id of the video's item
     where this is one of its spans, which begins `skip` frames in; `frames` how many it takes, repeating the last if `pad`;
     `size` (height, width) of its bucket. `shape` is (frames, height, width) as encoded, `padded` frames and edges included.
     `refusal` is why it cannot be encoded, where that is known already.
     """
 
     id: str
-    path: str
+    source_path: str
     output: str
     start: Fraction | None = None
     duration: Fraction | None = None
     caption: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
-    seen: Seen | None = None
+    identity: FileIdentity | None = None
+    facts: VideoFacts | None = None
     of: str = ""
     skip: int = 0
     frames: int | None = None
@@ -74,14 +65,14 @@ class Item:
     @property
     def kept(self) -> float:
         """The part of the picture that cropping leaves of it."""
-        if self.seen is None or self.size is None:
+        if self.facts is None or self.size is None:
             return 1.0
-        return part_kept(self.seen.width, self.seen.height, self.size[1], self.size[0])
+        return part_kept(self.facts.width, self.facts.height, self.size[1], self.size[0])
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What it is, whatever is said of it."""
-        return text_of(self.id), os.fsencode(self.path), self.start or 0, self.duration or 0
+        return text_of(self.id), os.fsencode(self.source_path), self.start or 0, self.duration or 0
 
 
 def part_kept(width: int, height: int, to_width: int, to_height: int) -> float:
@@ -92,10 +83,10 @@ def part_kept(width: int, height: int, to_width: int, to_height: int) -> float:
 
 @dataclass(frozen=True)
 class Found:
-    """Items by id, and what was passed over: (path, why)."""
+    """Items by id, and the files that were ignored: (path, why)."""
 
     items: list[Item]
-    skipped: list[tuple[str, str]]
+    ignored: list[tuple[str, str]]
 
     @property
     def extra(self) -> list[str]:
@@ -126,7 +117,7 @@ def find_items(sources: Sequence[str], lists: Sequence[str], output: str, captio
                 columns = "with other columns: give each an id"
                 raise MovqError(f"line {row.line} names the clip of line {other.line} twice, {columns}", row.list)
             if other is not row:
-                walk.skipped[row.path] = "named twice"
+                walk.ignored[row.path] = "named twice"
     named, matched, roots = _expand(sources)
     used: dict[str, str] = {}
     if named or matched:
@@ -149,9 +140,9 @@ def find_items(sources: Sequence[str], lists: Sequence[str], output: str, captio
     places = Places()
     placed = []
     for item in found:
-        name, place = places.place(item.id, item.path, str(item.start), str(item.duration))
+        name, place = places.place(item.id, item.source_path, str(item.start), str(item.duration))
         placed.append(replace(item, id=name, output=place))
-    return Found(placed, sorted((path, why) for path, why in (walk.skipped | used).items() if why))
+    return Found(placed, sorted((path, why) for path, why in (walk.ignored | used).items() if why))
 
 
 def _captions(path: str | None, of: Sequence[Item | Row]) -> list[str | None]:

@@ -13,17 +13,22 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TypedDict
+from typing import Annotated, Any, Literal, TypedDict, get_args
+
+from msgspec import Meta
 
 from ..errors import MovqError, MovqWarning, option
-from ..files import BLOCK, WholeFile, os_reason, require_file, sync, write_all, write_error
+from ..files import BLOCK, FileIdentity, WholeFile, os_reason, require_file, sync, write_all, write_error
+from ..records import MOST, Amount, Count, from_values, parse_json
 from ..values import Shard
+from ..video import VideoFacts
 from .paths import Reach, refuse_links
 
 NAME = "manifest.jsonl"
 _SHARD_NAME = re.compile(r"manifest\.(\d+)-of-(\d+)\.jsonl")
 _UNFINISHED_NAME = re.compile(r"\.movq-shard-(\d+)-of-(\d+)\.unfinished")
-STATUSES = ("done", "short", "failed")
+Status = Literal["done", "short", "failed"]
+STATUSES: tuple[Status, ...] = get_args(Status)
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -31,8 +36,8 @@ class Line(TypedDict, total=False):
     """What the manifest says of an item. What does not apply is absent.
 
     `status` is done, short (fewer frames than asked for) or failed, then with `reason` and `cause` (errors.py). `output` is a
-    latents file, or a tar in which `member` is one. `source` is size, mtime_ns and inode of the video: unchanged, it need not
-    be read to know that it is the same, nor that it has `seen`: frames of its selection, width and height. `of` is the id of
+    latents file, or a tar in which `member` is one. `source` is the identity of the video: unchanged, it need not be read to know
+    that it is the same, nor that these are its facts, `seen`. `of` is the id of
     the video's item where this is a span of it; `cut` how items were to be cut out of all videos. `options` are those that
     change the latents and are not as by default, what is the item's own among them. `partial`: the video is cut off or
     damaged, and what comes before was taken. `orphan`: it was in no source named since, and its video is gone, or no longer
@@ -41,83 +46,56 @@ class Line(TypedDict, total=False):
 
     id: str
     path: str
-    status: str
+    status: Status
     reason: str
     cause: str
     output: str
     member: str
-    bytes: int
+    bytes: Count
     sha256: str
-    shape: list[int]
+    shape: Annotated[list[Annotated[int, Meta(ge=1, lt=MOST)]], Meta(min_length=5, max_length=5)]
     dtype: str
-    width: int
-    height: int
-    frames: int
-    padded: int
-    dropped: int
-    duration: float
+    width: Count
+    height: Count
+    frames: Count
+    padded: Count
+    dropped: Count
+    duration: Amount
     caption: str
     extra: dict[str, Any]
     of: str
     cut: dict[str, Any]
-    seen: list[int]
-    source: list[int]
+    seen: VideoFacts
+    source: FileIdentity
     source_sha256: str
     weights_digest: str
     semantics: str
     precision: str
     options: dict[str, Any]
     format_version: str
-    threads: int
+    threads: Count
     device: str
-    chunk_frames: int
+    chunk_frames: Count
     partial: bool
-    seconds: float
+    seconds: Amount
     warnings: list[str]
     orphan: bool
 
 
 _KEYS = tuple(Line.__annotations__)
-_TYPES: dict[str, Any] = (
-    dict.fromkeys(("bytes", "width", "height", "frames", "padded", "dropped", "threads", "chunk_frames"), int)
-    | dict.fromkeys(("id", "path", "status", "reason", "cause", "output", "sha256", "dtype", "caption"), str)
-    | dict.fromkeys(("source_sha256", "weights_digest", "semantics", "precision", "format_version", "device"), str)
-    | dict.fromkeys(("of", "member"), str)
-    | dict.fromkeys(("shape", "source", "seen", "warnings"), list)
-    | {
-        "duration": int | float,
-        "seconds": int | float,
-        "extra": dict,
-        "options": dict,
-        "cut": dict,
-        "orphan": bool,
-        "partial": bool,
-    }
-)
-_NUMBERS = tuple(name for name, kind in _TYPES.items() if kind in (int, int | float))
 _UNMADE = {"id", "path", "status", "reason"}
 _MADE = {"output", "bytes", "sha256", "shape", "width", "height", "frames", "padded", "dropped", "duration", "seconds"}
 _BY = {"source", "source_sha256", "weights_digest", "semantics", "precision", "warnings"}
 _NEEDED = {"failed": _UNMADE, "short": _UNMADE, "done": {"id", "path", "status"} | _MADE | _BY}
-_MOST = 2**62
 
 
-def _check(values: Any, text: bytes) -> None:
-    """Raises ValueError, KeyError or TypeError for a line that movq would not have written."""
-    if not _NEEDED[values["status"]] <= set(values):
-        raise KeyError
-    if not all(isinstance(value, _TYPES.get(name, object)) for name, value in values.items()):
-        raise TypeError
-    if not all(0 <= values[name] < _MOST for name in _NUMBERS if name in values):
-        raise ValueError
-    for name, length, least in (("source", 3, 0), ("seen", 3, 0), ("shape", 5, 1)):
-        numbers = values.get(name, [least] * length)
-        if [type(number) for number in numbers] != [int] * length or not all(least <= n < _MOST for n in numbers):
-            raise TypeError
-    if not all(isinstance(text, str) for text in values.get("warnings", [])):
-        raise TypeError
-    if b"\\u" in text:  # half a character, perhaps: UnicodeEncodeError, which is a ValueError
-        json.dumps(values, ensure_ascii=False).encode()
+def parse_line(text: bytes) -> Line:
+    """Return a line of a manifest, with what a later movq may have added. Raises ValueError for what movq does not write."""
+    values = parse_json(text)
+    line: Line = values | from_values(Line, values)
+    if missing := _NEEDED[line.get("status", "done")] - line.keys():
+        raise ValueError(f"without {', '.join(sorted(missing))}")
+    return line
 
 
 def _manifest_name(shard: Shard | None) -> str:
@@ -267,16 +245,15 @@ def scan_lines(path: str) -> Iterator[tuple[int, Line]]:
             for number, text in enumerate(file, 1):
                 at, end = end, end + len(text)
                 try:
-                    values = json.loads(text)
-                    _check(values, text)
-                except (ValueError, KeyError, TypeError, RecursionError):
+                    line = parse_line(text)
+                except (ValueError, RecursionError):
                     if text.endswith(b"\n"):
                         warnings.warn(MovqWarning(f"{path}: line {number} is damaged and left out"), stacklevel=2)
                     continue
-                for name in ("output", "member"):
-                    if name in values and (problem := reach.problem(values[name])):
-                        raise MovqError(f"line {number}: {name} {values[name]!r} {problem}", path)
-                yield at, values
+                for name, file_name in (("output", line.get("output")), ("member", line.get("member"))):
+                    if file_name is not None and (problem := reach.problem(file_name)):
+                        raise MovqError(f"line {number}: {name} {file_name!r} {problem}", path)
+                yield at, line
     except OSError as error:
         raise MovqError(os_reason(error), path) from None
 

@@ -19,10 +19,11 @@ from typing import Any
 
 from ..errors import MovqCrash, MovqError, MovqHang, MovqMemoryError, MovqWarning
 from ..options import BatchOptions, EncodeOptions
-from .engines import Engine, Handle, LocalEngine
+from ..records import from_values, to_values
+from .engines import Engine, Handle, LocalEngine, Ready
 from .items import Item
 from .manifest import Line
-from .work import item_to_dict, unmade
+from .work import unmade
 
 _TICK_SECONDS = 0.5
 _START_SECONDS = 180.0
@@ -32,29 +33,18 @@ _MOST_ATTEMPTS = 5  # where machines are lost, which is not the item's fault
 
 @dataclass
 class Task:
-    """An item to be worked on, of so many `bytes`; `force`: its output may be replaced. `allowed` attempts, if workers die of
-    it; `first`: why the first failed.
+    """An item to be worked on, of a video of so many `source_bytes`; `force`: its output may be replaced.
+
+    `allowed` attempts, if workers die of it; `first`: why the first failed.
     """
 
     item: Item
-    bytes: int = 0
+    source_bytes: int = 0
     force: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
     attempts: int = 0
     allowed: int = 2
     first: str = ""
-
-
-@dataclass(frozen=True)
-class Ready:
-    """What the first worker found: how it computes, by which weights, and its machine: CUDA devices, free memory, cores."""
-
-    precision: str
-    device: str
-    devices: int
-    memory: int
-    cores: int
-    weights_digest: str
 
 
 @dataclass
@@ -158,7 +148,7 @@ class Pool:
             options = replace(options, precision=self.ready.precision)
             if self.ready.devices and options.device in ("auto", "cuda"):
                 options = replace(options, device=f"cuda:{index % self.ready.devices}")
-        worker.child.send({"options": options.to_dict()})
+        worker.child.send({"options": to_values(options)})
         return worker
 
     def _give_out(self) -> None:
@@ -174,7 +164,7 @@ class Pool:
             worker.heard = time.monotonic()
         worker.tasks.append(task)
         overrides = {"force": task.force, "memory_budget": self._share(), **task.overrides}
-        worker.child.send({"item": item_to_dict(task.item), "folder": self._folder, "overrides": overrides})
+        worker.child.send({"item": to_values(task.item), "folder": self._folder, "overrides": overrides})
 
     def _share(self) -> int | None:
         """Of memory, for each worker; None where each has a device to itself."""
@@ -223,7 +213,7 @@ class Pool:
         elif message["kind"] == "unusable":
             self._do_without(worker, MovqError.from_dict(message))
         elif message["kind"] == "ready":
-            ready = Ready(**message["ready"])
+            ready = from_values(Ready, message["ready"])
             if self.ready is None:
                 self.ready = ready
                 self.count = self._wanted or self._engine.suitable(ready)
@@ -242,7 +232,7 @@ class Pool:
                 self._take_back(worker)
             if message["over"] or (worker.leaving and not worker.tasks):
                 self._replace(worker)
-            yield from self._outcome(task, message["outcome"])
+            yield from self._outcome(task, from_values(Line, message["outcome"]))
 
     def _lost(self, worker: Worker, error: MovqError) -> Iterator[tuple[Task, Line]]:
         """A worker is dead, or must be ended."""

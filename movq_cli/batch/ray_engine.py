@@ -15,15 +15,12 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import MovqError, MovqUsageError, MovqWarning
 from ..options import EncodeOptions
 from ..processes import Child
-from .engines import WORKER, WORKER_BYTES
-
-if TYPE_CHECKING:
-    from .pool import Ready
+from .engines import WORKER, WORKER_BYTES, Ready
 
 _POLL_SECONDS = 0.25
 _CONNECT_SECONDS = 10.0

@@ -55,7 +55,7 @@ def _refuse_other_videos(todo: Iterable[Item], manifest: Manifest, settings: Set
         raise MovqError(
             f"would replace {item.output}, which is of {line['path']}{more}; name all sources in one command, take another "
             f"folder, or use {option('replace', True)}",
-            item.path,
+            item.source_path,
         )
     if renamed:
         text = (

@@ -80,7 +80,7 @@ def summarise(lines: Iterable[Line]) -> Summary:
             frames += line["frames"]
             size += line["bytes"]
             raw += line["frames"] * line["width"] * line["height"] * 3
-            source += line["source"][0]
+            source += line["source"].size
             padded += line["padded"] > 0 and "short" not in line.get("options", {})
             dropped += line["dropped"] > 0
             captions += bool(line.get("caption"))

@@ -17,13 +17,14 @@ from threading import Lock
 from typing import Any, TypeVar
 
 from ..errors import MovqError, MovqWarning, printable
-from ..files import require_file, sha256_file, text_of
-from ..latents import FORMAT_VERSION, open_latents
+from ..files import FileIdentity, require_file, sha256_file, text_of
+from ..latents import open_latents
+from ..metadata import FORMAT_VERSION
 from ..options import EncodeOptions
 from .items import Item
 from .manifest import Line, Manifest
 from .tars import Tars, sha256_part
-from .work import options_of, source_hint
+from .work import options_of
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -72,15 +73,15 @@ class Settings:
 
 
 def _described(item: Item) -> Line:
-    line = Line(id=item.id, path=text_of(item.path))
+    line = Line(id=item.id, path=text_of(item.source_path))
     if item.caption is not None:
         line["caption"] = item.caption
     if item.extra:
         line["extra"] = item.extra
     if item.of:
         line["of"] = item.of
-    if item.seen is not None:
-        line["seen"] = [item.seen.frames, item.seen.width, item.seen.height]
+    if item.facts is not None:
+        line["seen"] = item.facts
     return line
 
 
@@ -121,7 +122,7 @@ def plan_resume(
             plan.kept.append(settings.refreshed(item, line))
         elif verdict is _Verdict.UNREAD:
             plan.kept.append(line)
-            unread.append(item.path)
+            unread.append(item.source_path)
         else:
             plan.todo.append(item)
         if verdict is _Verdict.OTHERWISE:
@@ -151,9 +152,9 @@ class _Digests:
         self._known: dict[tuple[str, ...], Future[str]] = {}
         self._lock = Lock()
 
-    def of(self, path: str, source: list[int]) -> str:
+    def of(self, path: str, identity: FileIdentity) -> str:
         with self._lock:
-            key = path, *map(str, source)
+            key = path, *map(str, identity)
             known = self._known.get(key)
             digest = self._known.setdefault(key, Future())
         if known is None:
@@ -210,12 +211,13 @@ class _Judge:
 
     def _is_same_video(self, item: Item, line: Line) -> bool:
         """Tell whether a video is that of a finished line, reading it only if it was touched. Raises OSError and MovqError."""
-        source = source_hint(item.path)
-        if source[0] != line["source"][0]:
+        identity = FileIdentity.of(os.stat(item.source_path))
+        if identity.size != line["source"].size:
             return False
-        if (self._verify or line["source"] != source) and self._digests.of(item.path, source) != line["source_sha256"]:
+        touched = identity != line["source"]
+        if (touched or self._verify) and self._digests.of(item.source_path, identity) != line["source_sha256"]:
             return False
-        line["source"] = source
+        line["source"] = identity
         return True
 
     def _unmade(self, item: Item, line: Line, wanted: Line) -> _Verdict:
@@ -227,7 +229,7 @@ class _Judge:
             return _Verdict.AGAIN
         if "source" not in line or item.refusal is not None:
             return _Verdict.KEEP if _refusal(item) == line.get("reason") else _Verdict.AGAIN
-        same = line["source"] == source_hint(item.path) and line.get("cut") == wanted.get("cut")
+        same = line["source"] == FileIdentity.of(os.stat(item.source_path)) and line.get("cut") == wanted.get("cut")
         return _Verdict.KEEP if same else _Verdict.AGAIN
 
 
@@ -270,7 +272,7 @@ def _refusal(item: Item) -> str:
     try:
         if item.refusal is not None:
             raise item.refusal
-        require_file(item.path)
+        require_file(item.source_path)
     except MovqError as error:
         return printable(error.reason_with_flags)
     return ""

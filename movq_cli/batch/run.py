@@ -41,8 +41,8 @@ class BatchState:
     """How far a batch is, for those who watch it.
 
     `phase` is looking (at videos, of which `looked` are done), checking (`items`, of which `checked` are), encoding or over.
-    Of this run: lines `made`, their `ended` by status, `frames` and `video_seconds` of those done; `bytes` of the videos to
-    be encoded, `bytes_done` of those that are; `workers` as they are now.
+    Of this run: lines `made`, their `ended` by status, `frames` and `video_seconds` of those done; `source_bytes` of the videos
+    to be encoded, `source_bytes_done` of those that are; `workers` as they are now.
     """
 
     found: Found
@@ -51,11 +51,11 @@ class BatchState:
     items: int = 0
     checked: int = 0
     todo: int = 0
-    bytes: int = 0
+    source_bytes: int = 0
     started: float = field(default_factory=time.monotonic)
     made: list[Line] = field(default_factory=list)
     ended: Counter[str] = field(default_factory=Counter)
-    bytes_done: int = 0
+    source_bytes_done: int = 0
     frames: int = 0
     video_seconds: float = 0.0
     workers: Sequence[WorkerState] = ()
@@ -67,12 +67,12 @@ class BatchState:
     def begin(self, left: ResumePlan) -> None:
         self.phase, self.started = "encoding", time.monotonic()
         self.todo = len(left.todo)
-        self.bytes = sum(_size(item.path) for item in left.todo)
+        self.source_bytes = sum(_size(item.source_path) for item in left.todo)
 
     def count(self, line: Line) -> None:
         self.made.append(line)
         self.ended[line["status"]] += 1
-        self.bytes_done += line["source"][0] if "source" in line else 0
+        self.source_bytes_done += line["source"].size if "source" in line else 0
         if line["status"] == "done":
             self.frames += line["frames"]
             self.video_seconds += line["duration"]
@@ -102,8 +102,9 @@ class BatchResult:
     tars: int = 0
 
     @property
-    def skipped(self) -> list[tuple[str, str]]:
-        return self.found.skipped
+    def ignored(self) -> list[tuple[str, str]]:
+        """Files that are not taken for videos, or were named twice: (path, why)."""
+        return self.found.ignored
 
 
 def encode_batch(
@@ -214,7 +215,7 @@ class _Run:
     def _refuse(self, items: Iterable[Item]) -> None:
         for item in items:
             assert item.refusal is not None
-            source = Line() if item.seen is None else Line(source=item.seen.source)
+            source = Line() if item.identity is None else Line(source=item.identity)
             self._end(item, source | unmade(item.refusal))
 
     def _encode(self, items: list[Item], refused: Iterable[Item], smallest_chunk: int) -> str:
@@ -230,7 +231,7 @@ class _Run:
             tasks = [
                 Task(
                     item,
-                    _size(item.path),
+                    _size(item.source_path),
                     force=options.force or lines.get(item.id, Line()).get("output") == item.output,
                 )
                 for item in items
@@ -246,7 +247,7 @@ class _Run:
 
     def _end(self, item: Item, outcome: Line) -> None:
         line = self.settings.line(item) | outcome
-        if item.seen is not None and line.get("source") != item.seen.source:
+        if item.identity is not None and line.get("source") != item.identity:
             line.pop("seen", None)  # so that it is looked at again
             line["warnings"] = [
                 *line.get("warnings", []),

@@ -18,9 +18,9 @@ from ..model.config import AutoencoderConfig
 from ..options import BatchOptions, EncodeOptions, Picture
 from ..plan import too_short
 from ..values import Bucket, Pick
-from ..video import plan_geometry
+from ..video import VideoFacts, plan_geometry
 from ..video.geometry import Orientation, round_up
-from .items import Item, Seen
+from .items import Item
 from .outputs import mark_of, span_output
 from .work import options_of
 
@@ -75,36 +75,38 @@ class Spans:
                 text = f"--bucket {bucket}: its edge is repeated up to {padded[0]}x{padded[1]}, which latents fill"
                 warnings.warn(MovqWarning(text), stacklevel=3)
 
-    def items(self, item: Item, seen: Seen, options: EncodeOptions, config: AutoencoderConfig) -> list[Item]:
+    def items(self, item: Item, options: EncodeOptions, config: AutoencoderConfig) -> list[Item]:
         """What is cut out of a video; or the item itself, with the reason why nothing can be."""
         try:
-            return self._items(item, seen, options, config)
+            return self._items(item, options, config)
         except MovqError as error:
             return [replace(item, refusal=error)]
 
-    def _items(self, item: Item, seen: Seen, options: EncodeOptions, config: AutoencoderConfig) -> list[Item]:
-        if not seen.frames:
+    def _items(self, item: Item, options: EncodeOptions, config: AutoencoderConfig) -> list[Item]:
+        facts = item.facts
+        assert facts is not None
+        if not facts.frames:
             raise MovqError("has no frame in the range asked for")
         length, size, picture = options_of(item, options).selection.frames, None, options.picture
-        if length is not None and seen.frames < length and self.short != "pad":
-            raise too_short(seen.frames, length)
+        if length is not None and facts.frames < length and self.short != "pad":
+            raise too_short(facts.frames, length)
         if self.buckets:
-            bucket = self._bucket(seen, min(seen.frames, length or seen.frames), picture.upscale)
+            bucket = self._bucket(facts, min(facts.frames, length or facts.frames), picture.upscale)
             length, size = bucket.frames, (bucket.height, bucket.width)
             picture = Picture(*size, upscale=picture.upscale)
-        kept = min(seen.frames, length or seen.frames)
+        kept = min(facts.frames, length or facts.frames)
         pad = length is not None and kept < length
-        geometry = plan_geometry(seen.width, seen.height, Fraction(1), Orientation(), picture, config.spatial_factor)
+        geometry = plan_geometry(facts.width, facts.height, Fraction(1), Orientation(), picture, config.spatial_factor)
         padded, dropped = fit_tail(kept, options.tail, config.temporal_factor, length or 0)
         shape = kept - dropped + padded, geometry.padded_height, geometry.padded_width
         item = replace(item, frames=length, size=size, pad=pad, shape=shape, padded=padded)
         if self.pick is None:
             return [item]
         assert length is not None
-        starts = self.pick.starts(seen.frames, length, f"{options.seed} {item.id}")
+        starts = self.pick.starts(facts.frames, length, f"{options.seed} {item.id}")
         return [_span(item, start, length) for start in starts]
 
-    def _bucket(self, seen: Seen, frames: int, upscale: bool) -> Bucket:
+    def _bucket(self, facts: VideoFacts, frames: int, upscale: bool) -> Bucket:
         """The longest of those that fit, among these the nearest in aspect, and the largest of equal ones."""
         shortest = min(bucket.frames for bucket in self.buckets)
         if shortest > frames:
@@ -112,19 +114,19 @@ class Spans:
                 raise MovqShort(f"has {frames} frames, the shortest bucket {shortest}")
             frames = shortest
         fitting = [bucket for bucket in self.buckets if bucket.frames <= frames]
-        fitting = [bucket for bucket in fitting if upscale or not bucket.enlarges(seen.width, seen.height)]
+        fitting = [bucket for bucket in fitting if upscale or not bucket.enlarges(facts.width, facts.height)]
         if not fitting:
             raise MovqError(
-                f"shows {seen.width}x{seen.height}, which would be enlarged for every bucket of up to {frames} frames; "
+                f"shows {facts.width}x{facts.height}, which would be enlarged for every bucket of up to {frames} frames; "
                 f"{option('upscale', True)} allows it"
             )
 
         def rank(bucket: Bucket) -> tuple[float, ...]:
-            aspect = abs(math.log(bucket.width * seen.height / (bucket.height * seen.width)))
+            aspect = abs(math.log(bucket.width * facts.height / (bucket.height * facts.width)))
             return (
                 -bucket.frames,
                 round(aspect, 9),
-                bucket.enlarges(seen.width, seen.height),
+                bucket.enlarges(facts.width, facts.height),
                 -bucket.height * bucket.width,
             )
 
@@ -143,6 +145,7 @@ def in_order(items: Sequence[Item]) -> list[Item]:
     """
     spans = {item.id for item in items if item.of}
     apart = (
-        replace(item, id=item.id + mark_of(item.path)) if not item.of and item.id in spans else item for item in items
+        replace(item, id=item.id + mark_of(item.source_path)) if not item.of and item.id in spans else item
+        for item in items
     )
     return sorted(apart, key=lambda item: item.shape or ())

@@ -12,10 +12,11 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from ..errors import MovqError
 from ..files import BLOCK, WholeFile, os_reason, require_file
+from ..records import Count, from_values, parse_json, to_values
 from .manifest import Line
 from .paths import Reach
 
@@ -33,11 +34,11 @@ class Member:
 
     id: str
     name: str
-    offset: int
-    bytes: int
+    offset: Count
+    bytes: Count
     sha256: str
-    json_offset: int
-    json_bytes: int
+    json_offset: Count
+    json_bytes: Count
     json_sha256: str
 
 
@@ -143,7 +144,7 @@ def write_index(tar: str, size: int, members: Sequence[Member]) -> None:
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,
         "bytes": size,
-        "members": list(map(asdict, members)),
+        "members": to_values(members),
     }
     with WholeFile(index_path(tar), force=True) as file:
         file.write(json.dumps(values, ensure_ascii=False).encode() + b"\n")
@@ -155,17 +156,14 @@ def _read_index(tar: str, size: int) -> list[Member] | None:
     try:
         require_file(index_path(tar))
         with open(index_path(tar), "rb") as file:
-            values = json.load(file)
+            values = parse_json(file.read())
         if (values["format"], values["format_version"], values["bytes"]) != (_FORMAT, _FORMAT_VERSION, size):
             return None
-        members = [Member(**member) for member in values["members"]]
+        members = from_values(list[Member], values["members"])
     except (MovqError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    numbers = [n for m in members for n in (m.offset, m.bytes, m.json_offset, m.json_bytes)]
-    texts = [text for m in members for text in (m.id, m.name, m.sha256, m.json_sha256)]
-    fits = all(type(number) is int and 0 <= number <= size for number in numbers)
-    fits = fits and all(isinstance(text, str) for text in texts)
-    return members if fits and all(member.name == member_name(member.id) for member in members) else None
+    inside = all(max(m.offset + m.bytes, m.json_offset + m.json_bytes) <= size for m in members)
+    return members if inside and all(member.name == member_name(member.id) for member in members) else None
 
 
 def _scan(path: str) -> Iterator[Member]:

@@ -9,11 +9,10 @@ with what became of it. "unusable" is for weights or options that no item could 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from fractions import Fraction
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -23,23 +22,19 @@ from ..device import available_memory, memory_errors, spare_page_faults, usable_
 from ..encode import VideoEncoder
 from ..encoding import EncodeResult, Encoding
 from ..errors import MovqCrash, MovqError, printable
-from ..files import require_file, write_error
+from ..files import FileIdentity, require_file, write_error
 from ..latents import is_latents
 from ..options import EncodeOptions, Picture
 from ..processes import Talk
+from ..records import from_values, to_values
 from ..video import warm_decoders
+from .engines import Ready
 from .items import Item
 from .manifest import Line
 from .paths import refuse_links
 
 _OPEN_AT_ONCE = 2
 """Videos: the one that is encoded, and the next."""
-
-
-def source_hint(path: str) -> list[int]:
-    """Size, mtime_ns and inode: what tells, without reading it, that a file was not changed."""
-    found = os.stat(path)
-    return [found.st_size, found.st_mtime_ns, found.st_ino]
 
 
 def options_of(item: Item, options: EncodeOptions) -> EncodeOptions:
@@ -77,12 +72,13 @@ class Work:
         options = options_of(item, encoder.options)
         overrides |= {name: getattr(options, name) for name in ("selection", "picture", "short")}
         with self._refusing():
-            require_file(item.path)
-            self._outcome["source"] = source_hint(item.path)
+            self._outcome["source"] = FileIdentity.of(require_file(item.source_path))
             refuse_links(folder, item.output)
             os.makedirs(os.path.dirname(output), exist_ok=True)
             overrides["force"] = overrides.get("force", False) or is_latents(output)
-            self._encoding = encoder.begin(item.path, output, alive=alive, open_at_once=open_at_once, **overrides)
+            self._encoding = encoder.begin(
+                item.source_path, output, alive=alive, open_at_once=open_at_once, **overrides
+            )
             self._encoding.count()
 
     def compute(self, progress: Progress) -> None:
@@ -118,25 +114,26 @@ def unmade(error: MovqError) -> Line:
 
 
 def _made(item: Item, result: EncodeResult) -> Line:
+    m = result.metadata
     return Line(
         status="done",
         output=item.output,
-        bytes=result.bytes,
+        bytes=result.output_bytes,
         sha256=result.sha256,
         shape=list(result.shape),
         dtype=result.dtype,
-        width=result.width,
-        height=result.height,
-        frames=result.frames,
-        padded=result.frames_padded,
-        dropped=result.frames_dropped,
-        duration=result.duration,
-        source_sha256=result.source_sha256,
-        weights_digest=result.weights_digest,
+        width=m.width,
+        height=m.height,
+        frames=m.frames,
+        padded=m.frames_padded,
+        dropped=m.frames_dropped,
+        duration=m.duration,
+        source_sha256=m.source_sha256,
+        weights_digest=m.weights_digest,
         chunk_frames=result.chunk_frames,
         seconds=round(result.seconds, 3),
-        warnings=[printable(text) for text in result.warnings],
-    ) | (Line(partial=True) if result.partial else Line())
+        warnings=[printable(text) for text in m.warnings],
+    ) | (Line(partial=True) if m.partial else Line())
 
 
 def main() -> None:
@@ -155,13 +152,13 @@ def _serve(talk: Talk) -> None:
     warm_decoders()
     try:
         with memory_errors():
-            encoder = VideoEncoder(EncodeOptions.from_dict(first["options"]))
+            encoder = VideoEncoder(from_values(EncodeOptions, first["options"]))
             ready = describe(encoder)
     except Exception as error:
         known = error if isinstance(error, MovqError) else MovqCrash(f"{type(error).__name__}: {error}")
         talk.say("unusable", **known.to_dict())
         return
-    talk.say("ready", ready=ready)
+    talk.say("ready", ready=to_values(ready))
     with _last_words(talk):
         _take_turns(talk, encoder)
 
@@ -184,7 +181,7 @@ def _take_turns(talk: Talk, encoder: VideoEncoder) -> None:
     """One thread opens, this one computes, one finishes; each does an item after the other."""
 
     def opened(message: dict[str, Any]) -> Work:
-        item = item_from_dict(message["item"])
+        item = from_values(Item, message["item"])
         return Work(encoder, item, message["folder"], talk.alive, _OPEN_AT_ONCE, **message["overrides"])
 
     def finish(work: Work, resident: int) -> None:
@@ -216,33 +213,19 @@ def _take_turns(talk: Talk, encoder: VideoEncoder) -> None:
             before.result()
 
 
-def describe(encoder: VideoEncoder) -> dict[str, Any]:
-    """Load the weights, and return the fields of pool.Ready."""
+def describe(encoder: VideoEncoder) -> Ready:
+    """Load the weights, and say what by and where there will be computing."""
     import torch
 
     encoder.network  # noqa: B018  # loads them
-    return {
-        "precision": encoder.precision,
-        "device": str(encoder.device),
-        "devices": torch.cuda.device_count() if encoder.device.type == "cuda" else 0,
-        "memory": available_memory(encoder.device),
-        "cores": usable_cores(),
-        "weights_digest": encoder.weights_digest.result(),
-    }
-
-
-_SENT = ("id", "path", "output", "start", "duration", "skip", "frames", "pad", "size")
-
-
-def item_to_dict(item: Item) -> dict[str, Any]:
-    """What encoding takes of an item, for another process, whose `item_from_dict` makes an item of it."""
-    values = {name: getattr(item, name) for name in _SENT}
-    return {name: str(value) if isinstance(value, Fraction) else value for name, value in values.items()}
-
-
-def item_from_dict(values: Mapping[str, Any]) -> Item:
-    times = {name: Fraction(values[name]) for name in ("start", "duration") if values[name] is not None}
-    return Item(**{**values, **times})
+    return Ready(
+        precision=encoder.precision,
+        device=str(encoder.device),
+        devices=torch.cuda.device_count() if encoder.device.type == "cuda" else 0,
+        memory=available_memory(encoder.device),
+        cores=usable_cores(),
+        weights_digest=encoder.weights_digest.result(),
+    )
 
 
 def _resident() -> int:

@@ -204,8 +204,8 @@ def say_orphans(orphans: list[str], output: str) -> None:
 
 def _say_found(found: Found) -> None:
     """What was passed over, by reason, with some names; and what was not understood."""
-    for reason, count in sorted(Counter(reason for _, reason in found.skipped).items()):
-        names = _some([os.path.basename(path) for path, why in found.skipped if why == reason])
+    for reason, count in sorted(Counter(reason for _, reason in found.ignored).items()):
+        names = _some([os.path.basename(path) for path, why in found.ignored if why == reason])
         complain(f"skipped {count:,}, {reason}: {names}")
     if found.extra:
         complain(f"columns that are kept as they are, in the manifest's extra: {', '.join(found.extra)}")
@@ -219,8 +219,7 @@ def _kept(line: Line) -> float:
     """The part of a video's picture that is left of it."""
     from ..batch import part_kept
 
-    _, width, height = line["seen"]
-    return part_kept(width, height, line["width"], line["height"])
+    return part_kept(line["seen"].width, line["seen"].height, line["width"], line["height"])
 
 
 def _say_crops(parts: list[tuple[str, float]]) -> None:
@@ -250,10 +249,10 @@ def _print_plan(plan: BatchPlan, output: str, quiet: bool) -> None:
         print(f"{name_of(item.output)}: {plural(item.encoded_frames, 'frame')}{repeated} of {width}x{height}{caption}")
     for item in plan.planned:
         if item.refusal is not None:
-            complain(item.refusal.reason_with_flags, item.path)
+            complain(item.refusal.reason_with_flags, item.source_path)
     if not quiet:
         _say_found(plan.found)
-        _say_crops([(item.path, item.kept) for item in good])
+        _say_crops([(item.source_path, item.kept) for item in good])
     short = sum(item.refusal is not None and item.refusal.cause == "short" for item in plan.planned)
     print_pairs(
         {

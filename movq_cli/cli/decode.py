@@ -43,6 +43,7 @@ def decode(
 
 def _result_line(result: DecodeResult) -> str:
     return (
-        f"{name_of(result.path)}: {plural(result.frames, 'frame')} of {result.width}x{result.height}, {result.description}, "
-        f"{size(result.bytes)}; in {duration(result.seconds)}, {result.frames / result.seconds:.1f} frames/s"
+        f"{name_of(result.output_path)}: {plural(result.frames, 'frame')} of {result.width}x{result.height}, "
+        f"{result.description}, {size(result.output_bytes)}; "
+        f"in {duration(result.seconds)}, {result.frames / result.seconds:.1f} frames/s"
     )

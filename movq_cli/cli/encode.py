@@ -41,19 +41,20 @@ def encode(
     spare_page_faults()
     with progress_bar(quiet) as progress:
         result = encode_video(source, output, options, progress=progress)
-    for warning in result.warnings:
+    for warning in result.metadata.warnings:
         complain(f"warning: {warning}", source)
     print(_result_line(result))
 
 
 def _result_line(result: EncodeResult) -> str:
-    repeated = f" + {result.frames_padded} repeated" if result.frames_padded else ""
-    dropped = f", {result.frames_dropped} dropped" if result.frames_dropped else ""
+    m, written = result.metadata, result.output_bytes
+    repeated = f" + {m.frames_padded} repeated" if m.frames_padded else ""
+    dropped = f", {m.frames_dropped} dropped" if m.frames_dropped else ""
     return (
-        f"{name_of(result.path)}: {shape(result.shape[1:])} {result.dtype}, {size(result.bytes)} "
-        f"({ratio(result.raw_bytes, result.bytes)} of RGB, {ratio(result.source_bytes, result.bytes)} of the source); "
-        f"{plural(result.frames, 'frame')}{repeated}{dropped} of {result.width}x{result.height} "
-        f"in {duration(result.seconds)}, {result.frames / result.seconds:.1f} frames/s"
+        f"{name_of(result.output_path)}: {shape(result.shape[1:])} {result.dtype}, {size(written)} "
+        f"({ratio(m.raw_bytes, written)} of RGB, {ratio(m.source_bytes, written)} of the source); "
+        f"{plural(m.frames, 'frame')}{repeated}{dropped} of {m.width}x{m.height} "
+        f"in {duration(result.seconds)}, {m.frames / result.seconds:.1f} frames/s"
     )
 
 

@@ -85,7 +85,7 @@ def eval(
             complain(error)
             failed.append((source, error))
             continue
-        for warning in made[-1].encoded.warnings:
+        for warning in made[-1].encoded.metadata.warnings:
             complain(f"warning: {warning}", source)
     if picture is not None and made:
         write_png(picture, montage(list(made[0].pairs.values())), force=force)

@@ -64,7 +64,7 @@ def _describe(path: str, stats: bool, weights: str | None) -> _Described:
     """What JSON says of a path, and what prints it for people."""
     from ..files import require_file
     from ..headers import looks_like_safetensors, read_header
-    from ..latents import FORMAT
+    from ..metadata import FORMAT
     from ..model.locate import is_model_id, refuse_pytorch
 
     if os.path.isdir(path):
@@ -112,9 +112,7 @@ def _show_latents(latents: Latents, values: dict[str, Any]) -> None:
     from .tables import print_pairs
 
     m = latents.metadata
-    raw = m.frames * m.width * m.height * 3
-    source_bytes = m.preprocessing.get("source_bytes")
-    against = f", {ratio(source_bytes, values['bytes'])} of the source file" if isinstance(source_bytes, int) else ""
+    against = f", {ratio(m.source_bytes, values['bytes'])} of the source file" if m.source_bytes else ""
     counts = [plural(m.frames, "frame")]
     counts += [f"{m.frames_padded} repeated at the end"] if m.frames_padded else []
     counts += [f"{m.frames_dropped} dropped"] if m.frames_dropped else []
@@ -126,7 +124,7 @@ def _show_latents(latents: Latents, values: dict[str, Any]) -> None:
         {
             "kind": f"latents: {m.representation}{seed}",
             "shape": f"{shape(latents.shape)} {latents.dtype}",
-            "size": f"{size(values['bytes'])}, {ratio(raw, values['bytes'])} of RGB{against}",
+            "size": f"{size(values['bytes'])}, {ratio(m.raw_bytes, values['bytes'])} of RGB{against}",
             "source": f"{m.source_name}, sha256 {short(m.source_sha256)}…",
             "picture": f"{m.width}x{m.height}{padding}" + (f", cropped at {m.crop[:2]}" if m.crop else ""),
             "frames": f"{', '.join(counts)}; {duration(m.duration)}{rate}",
@@ -134,7 +132,7 @@ def _show_latents(latents: Latents, values: dict[str, Any]) -> None:
             "computed": f"in {m.precision}, semantics {m.semantics}, movq {m.movq_version}",
             "scaling": scaling,
             "colour": " / ".join(str(m.preprocessing.get(k, "?")) for k in ("matrix", "range", "transfer")),
-            "warnings": m.preprocessing.get("warnings", []),
+            "warnings": m.warnings,
         },
         title=latents.path,
     )
@@ -210,7 +208,8 @@ def _folder(path: str) -> _Described:
     """
     from ..batch.manifest import NAME, shard_manifests
     from ..headers import read_header
-    from ..latents import FORMAT, open_latents
+    from ..latents import open_latents
+    from ..metadata import FORMAT
     from ..model.locate import holds_weights
     from .tables import print_rows
 

@@ -105,7 +105,7 @@ class _Terminal(_Quiet):
             bar.set_description_str(text + " ", refresh=False)
         elif state.phase == "encoding":
             left = _left(state)
-            bar.total, bar.n = max(state.bytes, 1), min(_bytes_done(state), max(state.bytes, 1))
+            bar.total, bar.n = max(state.source_bytes, 1), min(_bytes_done(state), max(state.source_bytes, 1))
             bar.set_description_str(f"{_counts(state)} ", refresh=False)
             bar.set_postfix_str(_speed(state) + ("" if left is None else f", {duration(left)} left"), refresh=False)
         bar.refresh()
@@ -122,7 +122,7 @@ class _Terminal(_Quiet):
             text = "starts" if not worker.ready else "waits"
             if worker.task is not None:
                 total = "" if worker.total is None else f" of {worker.total:,}"
-                text = f"{name_of(os.path.basename(worker.task.item.path))}: {worker.done:,}{total} frames"
+                text = f"{name_of(os.path.basename(worker.task.item.source_path))}: {worker.done:,}{total} frames"
             line.set_description_str(f"  {worker.index + 1}: {text}")
 
     def close(self) -> None:
@@ -155,13 +155,13 @@ def _bytes_done(state: BatchState) -> float:
     working = 0.0
     for worker in state.workers:
         if worker.task is not None and worker.total:
-            working += worker.task.bytes * min(1.0, worker.done / worker.total)
-    return state.bytes_done + working
+            working += worker.task.source_bytes * min(1.0, worker.done / worker.total)
+    return state.source_bytes_done + working
 
 
 def _left(state: BatchState) -> float | None:
     """Seconds, by the bytes of the videos; None while nothing is known."""
     done = _bytes_done(state)
-    if done < state.bytes / 1000 or not state.frames:
+    if done < state.source_bytes / 1000 or not state.frames:
         return None
-    return (time.monotonic() - state.started) * max(0.0, state.bytes - done) / done
+    return (time.monotonic() - state.started) * max(0.0, state.source_bytes - done) / done

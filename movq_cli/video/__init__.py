@@ -4,8 +4,8 @@ Decoding runs in a process of its own.
 """
 
 from .geometry import Geometry, plan_geometry
-from .info import SUFFIXES, VideoInfo
-from .reader import AHEAD_BYTES, Frame, FrameReader, Surveyed, count_frames, probe, read_frames, survey, warm_decoders
+from .info import SUFFIXES, VideoFacts, VideoInfo
+from .reader import AHEAD_BYTES, Frame, FrameReader, count_frames, probe, read_frames, survey, warm_decoders
 from .write import FrameWriter, encode_png, open_writer, write_png
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
     "FrameReader",
     "FrameWriter",
     "Geometry",
-    "Surveyed",
+    "VideoFacts",
     "VideoInfo",
     "count_frames",
     "encode_png",

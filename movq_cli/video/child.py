@@ -12,8 +12,6 @@ import os
 import resource
 import traceback
 from contextlib import suppress
-from dataclasses import asdict
-from fractions import Fraction
 from typing import Any
 
 import av.logging
@@ -22,7 +20,9 @@ import numpy as np
 from ..errors import MovqError
 from ..options import Picture, Selection
 from ..processes import Talk
+from ..records import from_values, to_values
 from .decode import FILTER_NAME, Decoder, count_frames
+from .info import VideoFacts
 from .seek import find_entry
 from .source import open_video
 
@@ -76,7 +76,7 @@ def _serve(talk: Talk, request: dict[str, Any], memory: int | None) -> None:
     av.logging.set_level(av.logging.ERROR)
     av.logging.set_skip_repeated(False)  # or a message like the one before is hidden, be it of another file
     _bound(request["memory_limit"])
-    selection, picture = Selection.from_dict(request["selection"]), Picture(**request["picture"])
+    selection, picture = from_values(Selection, request["selection"]), from_values(Picture, request["picture"])
     folder, path = (os.fsdecode(request[name].encode("utf-8", "surrogateescape")) for name in ("folder", "path"))
     os.chdir(folder)  # that of whoever asks now, and not of when the process that forks began
     with open_video(path, selection.stream) as source:
@@ -87,22 +87,20 @@ def _serve(talk: Talk, request: dict[str, Any], memory: int | None) -> None:
         entry = find_entry(path, selection, talk.alive) if request["mode"] == "frames" else None
         decoder = Decoder(source, selection.allow_partial, talk.alive, entry)
         if request["mode"] == "probe":
-            talk.say("end", info=_plain(asdict(decoder.info)))
+            talk.say("end", info=to_values(decoder.info))
             return
         if request["mode"] == "survey":
             width, height = decoder.info.shown_width, decoder.info.shown_height
             with open_video(path, selection.stream) as again:  # the decoder has taken packets of this one
                 frames = count_frames(again, selection, talk.alive)
-            talk.say("end", frames=frames, width=width, height=height)
+            talk.say("end", facts=VideoFacts(frames, width, height))
             return
         geometry = decoder.geometry(picture, request["multiple"])
         size = geometry.padded_width * geometry.padded_height * 3
         slots = max(2, min(request["ahead"], request["ahead_bytes"] // size))
         assert memory is not None
         os.ftruncate(memory, slots * size)
-        talk.say(
-            "opened", info=_plain(asdict(decoder.info)), geometry=geometry.to_dict(), slots=slots, filter=FILTER_NAME
-        )
+        talk.say("opened", info=to_values(decoder.info), geometry=to_values(geometry), slots=slots, filter=FILTER_NAME)
         ring = np.frombuffer(mmap.mmap(memory, slots * size), np.uint8)
         ring = ring.reshape(slots, geometry.padded_height, geometry.padded_width, 3)
         sent = 0
@@ -119,7 +117,3 @@ def _serve(talk: Talk, request: dict[str, Any], memory: int | None) -> None:
 def _wait_for_slot(talk: Talk) -> None:
     if not talk.inbox.read(1):
         raise BrokenPipeError
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: str(v) if isinstance(v, Fraction) else v for k, v in values.items()}

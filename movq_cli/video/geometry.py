@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
@@ -80,14 +79,6 @@ class Geometry:
     def crops(self) -> bool:
         turned = self.scaled[::-1] if self.orientation.transpose else self.scaled
         return (self.width, self.height) != turned
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Geometry:
-        lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**{**lists, "orientation": Orientation(**values["orientation"])})
 
     def place(self, image: np.ndarray, out: np.ndarray) -> None:
         """Turns and crops a scaled frame (H, W, 3) into out (padded_height, padded_width, 3), and pads."""

@@ -1,9 +1,12 @@
-"""`VideoInfo`: what a video is. No PyAV."""
+"""What is known of a video: `VideoInfo`, and `VideoFacts`, for thousands at a time. No PyAV."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
+
+from ..records import Count
 
 _SUFFIXES = """
 .mp4 .m4v .mov .qt .3gp .3g2 .mj2 .f4v .mkv .webm .avi .wmv .asf .flv .ogv .ogg .ogm .mxf .ts .m2ts .mts .mpg .mpeg .m2v
@@ -41,3 +44,11 @@ class VideoInfo:
     bytes: int
     is_picture: bool
     warnings: tuple[str, ...]
+
+
+class VideoFacts(NamedTuple):
+    """How many frames a selection has, and the size they show, in pixels; zeros of a video that cannot be read."""
+
+    frames: Count = 0
+    width: Count = 0
+    height: Count = 0

@@ -10,7 +10,7 @@ import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from types import TracebackType
 from typing import Any
@@ -20,8 +20,9 @@ import numpy as np
 from ..errors import MovqCrash, MovqError, MovqHang
 from ..forks import Forker
 from ..options import Picture, Selection
+from ..records import from_values, to_values
 from .geometry import Geometry
-from .info import VideoInfo
+from .info import VideoFacts, VideoInfo
 
 HANG_SECONDS = 120.0
 """A decoder that neither gives a frame nor says that it is at work for so long is taken to hang."""
@@ -78,11 +79,11 @@ class FrameReader:
 
     @property
     def info(self) -> VideoInfo:
-        return _info(self._open()["info"])
+        return from_values(VideoInfo, self._open()["info"])
 
     @property
     def geometry(self) -> Geometry:
-        return Geometry.from_dict(self._open()["geometry"])
+        return from_values(Geometry, self._open()["geometry"])
 
     @property
     def filter(self) -> str:
@@ -108,7 +109,7 @@ class FrameReader:
     def _open(self) -> dict[str, Any]:
         if self._opened is None:
             self._opened = opened = self._worker.receive()
-            geometry = Geometry.from_dict(opened["geometry"])
+            geometry = from_values(Geometry, opened["geometry"])
             shape = opened["slots"], geometry.padded_height, geometry.padded_width, 3
             self._memory = mmap.mmap(self._memory_fd, int(np.prod(shape)))
             self._slots = np.frombuffer(self._memory, np.uint8).reshape(shape)
@@ -161,7 +162,7 @@ def warm_decoders() -> None:
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
     """What a video is. Decodes its first frame. Raises MovqError where there is none."""
-    return _info(_ask(path, "probe", Selection())["info"])
+    return from_values(VideoInfo, _ask(path, "probe", Selection())["info"])
 
 
 def count_frames(
@@ -171,16 +172,7 @@ def count_frames(
     return int(_ask(path, "count", selection or Selection(), alive)["frames"])
 
 
-@dataclass(frozen=True)
-class Surveyed:
-    """How many `frames` a selection has, and the size they show."""
-
-    frames: int
-    width: int
-    height: int
-
-
-def survey(wanted: Iterable[tuple[str, Selection]]) -> Iterator[Surveyed | MovqError]:
+def survey(wanted: Iterable[tuple[str, Selection]]) -> Iterator[VideoFacts | MovqError]:
     """What encoding videos would read, or why one cannot be: its first frame is decoded, the others counted.
 
     All by one process, unless it has to be replaced, so that thousands of files take no time to speak of each.
@@ -191,8 +183,7 @@ def survey(wanted: Iterable[tuple[str, Selection]]) -> Iterator[Surveyed | MovqE
             worker = worker or _Worker()
             worker.ask(path, "survey", selection)
             try:
-                found = worker.receive()
-                yield Surveyed(found["frames"], found["width"], found["height"])
+                yield from_values(VideoFacts, worker.receive()["facts"])
             except MovqError as error:
                 if isinstance(error, MovqCrash | MovqHang):
                     worker.close()
@@ -213,11 +204,6 @@ def _ask(
         return worker.receive()
     finally:
         worker.close()
-
-
-def _info(values: dict[str, Any]) -> VideoInfo:
-    fractions = {k: Fraction(values[k]) for k in ("pixel_aspect", "fps", "duration") if values[k] is not None}
-    return VideoInfo(**{**values, **fractions, "warnings": tuple(values["warnings"])})
 
 
 class _Worker:
@@ -245,8 +231,8 @@ class _Worker:
             "mode": mode,
             "folder": _as_text(_working_folder()),
             "path": _as_text(path),
-            "selection": selection.to_dict(),
-            "picture": asdict(picture or Picture()),
+            "selection": to_values(selection),
+            "picture": to_values(picture or Picture()),
             "multiple": multiple,
             "ahead": ahead,
             "ahead_bytes": AHEAD_BYTES,

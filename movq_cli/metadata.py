@@ -1,0 +1,141 @@
+"""What a latents file says of itself: `Metadata`, and how its fields are written in a safetensors header. See docs/format.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from .options import REPRESENTATIONS
+
+FORMAT = "movq-latents"
+FORMAT_VERSION = "1"
+_SEMANTICS = ("frame", "whole", "diffusers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """What a latents file says of itself; `to_strings` and `from_strings` are its safetensors metadata.
+
+    `width` and `height` are of the picture encoded, without `pad_right` and `pad_bottom`; `frames` never counts
+    `frames_padded`; `frames_dropped` counts `--tail drop` alone. Scaling factors are text, as their source has them, ""
+    if unknown. `seed` is there only where latents were drawn, `windows` (frames each) only where semantics is "diffusers".
+    """
+
+    representation: str
+    seed: int | None = None
+    semantics: str
+    windows: list[int] | None = None
+    model: str
+    config: dict[str, Any]
+    weights_digest: str
+    weights_licence: str
+    scaling_factor: str
+    shift_factor: str
+    invert_scale_latents: str
+    temporal_factor: int
+    spatial_factor: int
+    precision: str
+    width: int
+    height: int
+    pad_right: int
+    pad_bottom: int
+    crop: list[int] | None
+    frames: int
+    frames_padded: int
+    frames_dropped: int
+    fps: Fraction | None
+    duration: float
+    preprocessing: dict[str, Any]
+    source_name: str
+    source_sha256: str
+    movq_version: str
+
+    @property
+    def raw_bytes(self) -> int:
+        """The size of the encoded frames as RGB, one byte per value."""
+        return self.frames * self.width * self.height * 3
+
+    @property
+    def source_bytes(self) -> int:
+        """The size of the source file; 0 if that is not said."""
+        size: int = self.preprocessing.get("source_bytes", 0)
+        return size
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know of how these latents were made."""
+        return tuple(self.preprocessing.get("warnings", ()))
+
+    @property
+    def partial(self) -> bool:
+        """Whether the video was cut off or damaged, so that only what comes before was encoded."""
+        return bool(self.preprocessing.get("partial"))
+
+    def to_strings(self) -> dict[str, str]:
+        """Return what a safetensors header holds of it: a field with a default only where it is not at that."""
+        strings = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.default is dataclasses.MISSING or value != field.default:
+                strings[field.name] = _TEXTS[str(field.type)].write(value)
+        return strings
+
+    @classmethod
+    def from_strings(cls, strings: Mapping[str, str]) -> Metadata:
+        """Return what a header says. Raises KeyError or ValueError for what is missing or cannot be."""
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            if field.default is dataclasses.MISSING or field.name in strings:
+                values[field.name] = _TEXTS[str(field.type)].read(strings[field.name])
+        if values["semantics"] not in _SEMANTICS:
+            raise ValueError(f"semantics {values['semantics'][:40]!r}")
+        if values["representation"] not in REPRESENTATIONS:
+            raise ValueError(f"representation {values['representation']!r}")
+        _check_preprocessing(values["preprocessing"])
+        return cls(**values)
+
+
+_FPS = re.compile(r"\d{1,10}(/\d{1,10})?|\d{1,10}\.\d{1,10}")
+
+
+def _fps(text: str) -> Fraction | None:
+    if not text:
+        return None
+    if not _FPS.fullmatch(text) or not (fps := Fraction(text)):
+        raise ValueError(f"fps {text[:40]!r}")
+    return fps
+
+
+class _Text(NamedTuple):
+    """How a field of a type is written in a header, and read."""
+
+    write: Callable[[Any], str]
+    read: Callable[[str], Any]
+
+
+_PLAIN_JSON = _Text(lambda value: json.dumps(value, sort_keys=True, separators=(",", ":")), json.loads)
+_TEXTS = {
+    "str": _Text(str, str),
+    "int": _Text(str, int),
+    "int | None": _Text(str, int),
+    "float": _Text(str, float),
+    "Fraction | None": _Text(lambda value: "" if value is None else str(value), _fps),
+    "dict[str, Any]": _PLAIN_JSON,
+    "list[int] | None": _PLAIN_JSON,
+}
+"""By what the fields of Metadata are declared as."""
+
+
+def _check_preprocessing(said: Any) -> None:
+    if not isinstance(said, dict):
+        raise ValueError("a preprocessing that is no object")
+    warnings, size = said.get("warnings", []), said.get("source_bytes", 0)
+    if not isinstance(warnings, list) or not all(isinstance(text, str) for text in warnings):
+        raise ValueError("warnings that are no texts")
+    if type(size) is not int or not 0 <= size < 2**63:
+        raise ValueError("source_bytes that are no size")
