@@ -61,6 +61,10 @@ class MovqError(Exception):
         """Return the same error, about a file if it names nothing itself."""
         return self if self.about or self.option else type(self)(self.marked, about)
 
+    def bare(self) -> MovqError:
+        """Return the same error, to keep: it names no file, and has no traceback, which holds on to all that led to it."""
+        return type(self)(self.marked, option=self.option)
+
     def to_dict(self) -> dict[str, str]:
         """Return what another process makes the same error of, by `from_dict`."""
         return {"reason": self.marked, "about": self.about, "option": self.option, "cause": self.cause}
@@ -164,4 +168,6 @@ def about(name: str) -> Iterator[None]:
 
 def printable(text: str) -> str:
     """`text` with control characters and undecodable bytes escaped, so that no file name can write to a terminal."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -359,4 +359,8 @@ def file_name(path: str | os.PathLike[str]) -> str:
 
 def text_of(path: str) -> str:
     """A path as text that can stand in JSON: bytes that are no UTF-8 are written \\xff."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    try:
+        path.encode()
+        return path
+    except UnicodeEncodeError:
+        return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

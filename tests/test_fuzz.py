@@ -30,10 +30,10 @@ from movq_cli import (
     probe,
     read_frames,
 )
-from movq_cli.batch import compare_outputs, read_folder, summarise
+from movq_cli.batch import compare_outputs, note_places, read_batch, read_folder, summarise
 from movq_cli.batch.captions import read_captions
 from movq_cli.batch.cut import Known
-from movq_cli.batch.lists import read_list
+from movq_cli.batch.lists import RowList
 from movq_cli.cli.info import _describe
 from movq_cli.model.checkpoint import embedded_weights, open_checkpoint
 from movq_cli.video import count_frames
@@ -171,7 +171,8 @@ def describe(path):
 def look_at_batch(path):
     folder = os.path.dirname(path)
     lines = read_folder(folder)
-    summarise(lines.values()), compare_outputs(lines.values(), folder), Known(lines.values())
+    places: dict[str, bool] = {}
+    summarise(note_places(read_batch(folder), places)), compare_outputs(places, folder), Known(lines.values())
     describe(folder)
     dataset = LatentDataset(folder)
     repr(dataset)
@@ -183,7 +184,7 @@ def look_at_batch(path):
 def look_at_list(path):
     with contextlib.suppress(MovqError):
         read_captions(path)
-    read_list(path)
+    list(RowList(path))
 
 
 class Fuzz:

@@ -439,6 +439,8 @@ NO_IDS = ("../x", "a/../x", "..", "/x", "x/", "a//x", ".")
         ("l.csv", 'path,caption\na.mp4,"x\n', "line . is not CSV"),
         ("l.csv", "path\na.mp4\nb\0.mp4\n", "line 3 .*zero byte"),
         ("l.jsonl", r'{"path": "a\u0000.mp4"}', "line 1 .*zero byte"),
+        ("l.json", '[{"path": "a.mp4"}, {"path": "b.mp4", "note": 1e999}]', "line 2.*note.*too large"),
+        ("l.jsonl", A + '{"path": "b.mp4", "note": [-1e999]}', "line 2.*note.*too large"),
         *(("l.jsonl", HALF % column, f"line 2.*{column}") for column in ("path", "id", "caption", "note")),
         ("l.jsonl", r'{"path": "a.mp4", "caption": "\udcff"}', "line 1.*caption"),
         ("l.csv", "path,caption\na.mp4,x\nb.mp4,x\na.mp4,y\n", "line 4 .*twice"),

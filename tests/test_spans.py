@@ -2,7 +2,6 @@
 
 import json
 import os
-from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -34,7 +33,7 @@ def cut(seen, buckets=(), pick=None, short="skip", **options):
     settings = EncodeOptions(selection=Selection(frames=frames), picture=picture, short="refuse", **options)
     spans.check(settings, CONFIG)
     item = Item("v.mp4", "/v.mp4", "v.mp4.safetensors")
-    items = spans.items(replace(item, facts=VideoFacts(*seen)), settings, CONFIG)
+    items = spans.items(item.updated(facts=VideoFacts(*seen)), settings, CONFIG)
     if items[0].refusal:
         return items[0].refusal.cause, str(items[0].refusal)
     return [(item.id, item.shape) for item in items]

@@ -22,7 +22,6 @@ from .spans import Spans
 from .work import options_of
 
 _PROCESSES = 2
-_PART = 64  # videos that one process looks at before it is replaced
 
 _RANGE = ("stream", "start", "duration", "fps", "fps_repeat", "every")
 """Options that the number of frames depends on, before spans are cut."""
@@ -78,32 +77,32 @@ def cut_items(
 
 def _looked(items: Sequence[Item], options: EncodeOptions, known: Known | None) -> Iterator[Item]:
     """Each item with the identity and the facts of its video, or why these cannot be had, in order."""
-    looked: dict[int, VideoFacts | MovqError] = {}
-    identities: dict[int, FileIdentity] = {}
-    for number, item in enumerate(items):
+    refusals: dict[tuple[type[MovqError], str], MovqError] = {}
+
+    def found(item: Item, facts: VideoFacts | MovqError | None) -> Item:
+        if isinstance(
+            facts, MovqError
+        ):  # one error for all that are refused for the same reason: there may be a million
+            refusal = refusals.setdefault((type(facts), facts.marked), facts.bare())
+            return item.updated(facts=item.identity and VideoFacts(), refusal=refusal)
+        return item.updated(facts=facts)
+
+    def identified(item: Item) -> Item:
         if item.refusal is not None:
-            continue
+            return item
         try:
-            identities[number] = identity = FileIdentity.of(require_file(item.source_path))
+            identity = FileIdentity.of(require_file(item.source_path))
         except MovqError as error:
-            looked[number] = error
-            continue
-        if known is not None and (before := known.of(item, identity, options)) is not None:
-            looked[number] = before
-    left = [number for number in identities if number not in looked]
-    parts = [left[i : i + _PART] for i in range(0, len(left), _PART)]
+            return found(item, error)
+        return found(item.updated(identity=identity), None if known is None else known.of(item, identity, options))
 
-    def look(part: Sequence[int]) -> list[VideoFacts | MovqError]:
-        wanted = ((items[i].source_path, options_of(items[i], options).selection) for i in part)
-        return list(survey((path, replace(selection, frames=None)) for path, selection in wanted))
+    def look(part: Sequence[Item]) -> list[Item]:
+        checked = list(map(identified, part))
+        unknown = [number for number, item in enumerate(checked) if item.facts is None and item.refusal is None]
+        wanted = ((checked[n].source_path, options_of(checked[n], options).selection) for n in unknown)
+        surveyed = survey((path, replace(selection, frames=None)) for path, selection in wanted)
+        for number, facts in zip(unknown, surveyed, strict=True):
+            checked[number] = found(checked[number], facts)
+        return checked
 
-    now = (one for part in in_threads(look, parts, _PROCESSES) for one in part)
-    for number, item in enumerate(items):
-        if item.refusal is not None:
-            yield item
-            continue
-        found = looked[number] if number in looked else next(now)
-        facts, refusal = (VideoFacts(), found) if isinstance(found, MovqError) else (found, None)
-        if number in identities:
-            item = replace(item, identity=identities[number], facts=facts)
-        yield replace(item, refusal=refusal)
+    return in_threads(look, items, _PROCESSES)

@@ -8,30 +8,33 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from operator import attrgetter
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
 
 from ..errors import MovqError, MovqUsageError
 from ..files import FileIdentity, text_of
 from ..video import VideoFacts
 from .captions import caption_path, read_caption, read_captions
 from .folders import Walk
-from .lists import Row, absolute, read_list
+from .lists import Row, RowList, absolute
 from .outputs import Places
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(Struct, frozen=True, gc=False):
     """One row of a dataset: a video, or a span of it, and what is said of it.
 
     `source_path` is absolute; `output` is relative to the output folder; `id`, unique, is what the manifest knows it by. Times in
-    seconds. `facts` are what was seen of the video, before spans are cut, when its file had this `identity`. What follows them is
-    known of items that were cut out of videos (spans.py): `of` is the id of the video's item
-    where this is one of its spans, which begins `skip` frames in; `frames` how many it takes, repeating the last if `pad`;
-    `size` (height, width) of its bucket. `shape` is (frames, height, width) as encoded, `padded` frames and edges included.
-    `refusal` is why it cannot be encoded, where that is known already.
+    seconds. `facts` are what was seen of the video, before spans are cut, when its file had this `identity`. What follows them
+    is known of items that were cut out of videos (spans.py): `of` is the id of the video's item where this is one of its spans,
+    which begins `skip` frames in; `frames` how many it takes, repeating the last if `pad`; `size` (height, width) of its bucket.
+    `shape` is (frames, height, width) as encoded, `padded` frames and edges included. `refusal` is why it cannot be encoded,
+    where that is known already.
     """
 
     id: str
@@ -40,7 +43,7 @@ class Item:
     start: Fraction | None = None
     duration: Fraction | None = None
     caption: str | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = {}
     identity: FileIdentity | None = None
     facts: VideoFacts | None = None
     of: str = ""
@@ -51,6 +54,10 @@ class Item:
     shape: tuple[int, int, int] | None = None
     padded: int = 0
     refusal: MovqError | None = None
+
+    def updated(self, **fields: Any) -> Item:
+        """Return the same item with other values of these fields."""
+        return msgspec.structs.replace(self, **fields)
 
     @property
     def video(self) -> str:
@@ -72,7 +79,7 @@ class Item:
     @property
     def key(self) -> tuple[Any, ...]:
         """What it is, whatever is said of it."""
-        return text_of(self.id), os.fsencode(self.source_path), self.start or 0, self.duration or 0
+        return text_of(self.id), self.source_path, self.start or 0, self.duration or 0
 
 
 def part_kept(width: int, height: int, to_width: int, to_height: int) -> float:
@@ -101,60 +108,92 @@ def find_items(sources: Sequence[str], lists: Sequence[str], output: str, captio
     each item if there is none. Raises MovqError for a source that is missing, a glob without matches, a list that cannot be
     understood, and as many captions as there are not items.
     """
-    walk = Walk(output)
-    items: dict[tuple[Any, ...], Item] = {}
-    rows: dict[tuple[Any, ...], Row] = {}
     lists = [*lists, *(source for source in sources if source == "-")]
     sources = [source for source in sources if source != "-"]
     if captions is not None and lists and (sources or len(lists) > 1):
         raise MovqUsageError("goes with one list, or with no list at all", option="captions")
-    for name in lists:
-        listed = read_list(name)
-        for row, caption in zip(listed, _captions(captions, listed), strict=True):
-            item = replace(_of_row(row), caption=caption)
-            other = rows.setdefault(item.key, row)
-            if items.setdefault(item.key, item) != item:
-                columns = "with other columns: give each an id"
-                raise MovqError(f"line {row.line} names the clip of line {other.line} twice, {columns}", row.list)
-            if other is not row:
-                walk.ignored[row.path] = "named twice"
-    named, matched, roots = _expand(sources)
-    used: dict[str, str] = {}
-    if named or matched:
-        shared = [path if os.path.isdir(path) else os.path.dirname(path) for path in named]
-        root = os.path.commonpath([*shared, *roots])
-        for path, problem in walk.files(named, matched):
-            item = Item(os.path.relpath(path, root), path, "", refusal=MovqError(problem) if problem else None)
-            if captions is None and not problem and os.path.lexists(caption_path(path)):
-                try:
-                    item = replace(item, caption=read_caption(path, [*shared, *roots]))
-                    used[caption_path(path)] = ""
-                except MovqError as error:
-                    used[caption_path(path)] = f"a caption that {error.reason}, so that its video has none"
-            items.setdefault(item.key, item)
-    found = [items[key] for key in sorted(items)]
+    walk = Walk(output)
+    items = _listed(lists, captions, walk.ignored)
+    if sources:
+        known = {item.key for item in items}
+        items += (item for item in _walked(sources, walk, captions is None) if item.key not in known)
+        items.sort(key=_key)
     if not lists:
-        found = [
-            replace(item, caption=caption) for item, caption in zip(found, _captions(captions, found), strict=True)
-        ]
+        items = [item.updated(caption=caption) for item, caption in _with_captions(items, captions)]
     places = Places()
-    placed = []
-    for item in found:
+    for number, item in enumerate(items):
         name, place = places.place(item.id, item.source_path, str(item.start), str(item.duration))
-        placed.append(replace(item, id=name, output=place))
-    return Found(placed, sorted((path, why) for path, why in (walk.ignored | used).items() if why))
+        items[number] = item.updated(id=name, output=place)
+    return Found(items, sorted((path, why) for path, why in walk.ignored.items() if why))
 
 
-def _captions(path: str | None, of: Sequence[Item | Row]) -> list[str | None]:
-    """The captions of so many items or rows: their own, unless they are in a file."""
+_key = attrgetter("key")
+
+
+def _listed(names: Sequence[str], captions: str | None, ignored: dict[str, str]) -> list[Item]:
+    """The items of lists, without places, in order of their keys. What is named twice is taken once, and said to be `ignored`.
+
+    Raises MovqError where it has other columns the second time.
+    """
+    lists = [RowList(name) for name in names]
+
+    def rows() -> Iterator[tuple[str, int, Item]]:
+        for listed in lists:
+            for row, caption in _with_captions(listed, captions):
+                yield listed.name, row.line, _of_row(row, caption)
+
+    items: list[Item] = []
+    for item in sorted((item for _, _, item in rows()), key=_key):
+        if not items or items[-1].key != item.key:
+            items.append(item)
+        elif items[-1] == item:
+            ignored[item.source_path] = "named twice"
+        else:
+            (_, first, _), *others = (row for row in rows() if row[2].key == item.key)
+            name, line = next((name, line) for name, line, other in others if other != items[-1])
+            raise MovqError(
+                f"line {line} names the clip of line {first} twice, with other columns: give each an id", name
+            )
+    return items
+
+
+def _walked(sources: Sequence[str], walk: Walk, captions: bool) -> Iterator[Item]:
+    """The items of folders, files and globs, without places, each once; with the `captions` that lie beside them."""
+    named, matched, roots = _expand(sources)
+    shared = [path if os.path.isdir(path) else os.path.dirname(path) for path in named]
+    root = os.path.commonpath([*shared, *roots])
+    keys = set[tuple[Any, ...]]()
+    used: dict[str, str] = {}
+    for path, problem in walk.files(named, matched):
+        item = Item(os.path.relpath(path, root), path, "", refusal=MovqError(problem) if problem else None)
+        if captions and not problem and os.path.lexists(caption_path(path)):
+            try:
+                item = item.updated(caption=read_caption(path, [*shared, *roots]))
+                used[caption_path(path)] = ""
+            except MovqError as error:
+                used[caption_path(path)] = f"a caption that {error.reason}, so that its video has none"
+        if item.key not in keys:
+            keys.add(item.key)
+            yield item
+    walk.ignored |= used
+
+
+Captioned = TypeVar("Captioned", Item, Row)
+
+
+def _with_captions(things: Iterable[Captioned], path: str | None) -> Iterator[tuple[Captioned, str | None]]:
+    """Items or rows and their captions: their own, unless these are in a file."""
     if path is None:
-        return [one.caption for one in of]
+        yield from ((one, one.caption) for one in things)
+        return
     captions = read_captions(path)
-    if len(captions) != len(of):
-        raise MovqError(f"has {len(captions):,} captions for {len(of):,} items: a line is one, in the same order", path)
-    if any(one.caption is not None for one in of):
-        raise MovqUsageError("goes with a list that has no captions itself", option="captions")
-    return list(captions)
+    count = 0
+    for count, one in enumerate(things, 1):
+        if one.caption is not None:
+            raise MovqUsageError("goes with a list that has no captions itself", option="captions")
+        yield one, captions[count - 1] if count <= len(captions) else None
+    if len(captions) != count:
+        raise MovqError(f"has {len(captions):,} captions for {count:,} items: a line is one, in the same order", path)
 
 
 def _expand(sources: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
@@ -178,14 +217,14 @@ def _expand(sources: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     return list(dict.fromkeys(named)), list(dict.fromkeys(matched)), roots
 
 
-def _of_row(row: Row) -> Item:
+def _of_row(row: Row, caption: str | None) -> Item:
     """An item without a place yet."""
     name = row.id
     if name is None:
         name = "/".join(part for part in row.written.split("/") if part not in ("", ".", ".."))
         if row.start is not None or row.duration is not None:
             name += f"_{_seconds(row.start or Fraction(0))}-{'' if row.duration is None else _seconds(row.duration)}"
-    return Item(name, row.path, "", row.start, row.duration, row.caption, row.extra)
+    return Item(name, row.path, "", row.start, row.duration, caption, row.extra)
 
 
 def _seconds(value: Fraction) -> str:

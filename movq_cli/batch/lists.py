@@ -9,33 +9,31 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import MovqError
 from ..files import os_reason
+from ..records import parse_json
 from .paths import is_plain
 
 _OWN = ("path", "id", "start", "duration", "caption")
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One row of a list: `path` is absolute, `written` as the list has it; the columns that are not movq's are `extra`.
 
-    `line` of the `list` it is in: for an array of JSON its place in it.
+    `line` is where it is in the list; in an array of JSON, its place.
     """
 
-    list: str
     line: int
     path: str
     written: str
-    id: str | None = None
-    start: Fraction | None = None
-    duration: Fraction | None = None
-    caption: str | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    id: str | None
+    start: Fraction | None
+    duration: Fraction | None
+    caption: str | None
+    extra: dict[str, Any]
 
 
 def absolute(path: str, folder: str = "") -> str:
@@ -47,27 +45,43 @@ def absolute(path: str, folder: str = "") -> str:
     return os.path.realpath(whole) if name == ".." else os.path.join(os.path.realpath(parent), name)
 
 
-def read_list(name: str) -> list[Row]:
-    """The rows of a list; "-" is standard input. Its paths are relative to its own folder, or to the current one for "-".
+class RowList:
+    """A list as its bytes. Iterating over it gives its rows, made anew each time, so that a million of them take no memory.
 
-    Raises MovqError, naming the line, for what cannot be understood: before any work, since a list is easily mended.
+    "-" is standard input. Paths are relative to the list's own folder, or to the current one for "-". Raises MovqError for a list
+    that cannot be read; iterating does, naming the line, for what cannot be understood. So go through it before any work.
     """
-    try:
-        if name == "-" and sys.stdin is None:
-            raise MovqError("is closed", "standard input")
-        data = sys.stdin.buffer.read() if name == "-" else _read(name)
-    except OSError as error:
-        raise MovqError(os_reason(error), name) from None
-    shown = "standard input" if name == "-" else name
-    folder = os.getcwd() if name == "-" else os.path.dirname(os.path.abspath(name))
-    rows = []
-    ids: dict[str, int] = {}
-    for number, values in _parsed(data, os.path.splitext(name)[1].lower(), shown):
-        row = _row(values, folder, number, shown)
-        if row.id is not None and (first := ids.setdefault(row.id, number)) != number:
-            raise MovqError(f"line {number} has the id {row.id!r} of line {first}", shown)
-        rows.append(row)
-    return rows
+
+    def __init__(self, name: str) -> None:
+        try:
+            if name == "-" and sys.stdin is None:
+                raise MovqError("is closed", "standard input")
+            self._data = (sys.stdin.buffer.read() if name == "-" else _read(name)).removeprefix(b"\xef\xbb\xbf")
+        except OSError as error:
+            raise MovqError(os_reason(error), name) from None
+        self.name = "standard input" if name == "-" else name
+        self._folder = os.getcwd() if name == "-" else os.path.dirname(os.path.abspath(name))
+        suffix = os.path.splitext(name)[1].lower()
+        self._suffix = suffix if suffix in _FORMATS else _guessed(self._data)
+
+    def __iter__(self) -> Iterator[Row]:
+        ids = set[str]()
+        for number, values in self._parsed():
+            row = _row(values, self._folder, number, self.name)
+            if row.id is not None:
+                if row.id in ids:
+                    first = next(before.line for before in self if before.id == row.id)
+                    raise MovqError(f"line {number} has the id {row.id!r} of line {first}", self.name)
+                ids.add(row.id)
+            yield row
+
+    def _parsed(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(line, columns) of each row."""
+        if self._suffix in (".jsonl", ".ndjson", ".json"):
+            return _json(self._data, self.name)
+        if self._suffix in (".csv", ".tsv"):
+            return _csv(self._data, "\t" if self._suffix == ".tsv" else ",", self.name)
+        return _paths(self._data)
 
 
 def _read(name: str) -> bytes:
@@ -75,21 +89,22 @@ def _read(name: str) -> bytes:
         return file.read()
 
 
-def _parsed(data: bytes, suffix: str, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, columns) of each row. The suffix decides the format; without one that is known, the first line does."""
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    if suffix not in _FORMATS:
-        suffix = _guessed(data)
-    if suffix in (".jsonl", ".ndjson", ".json"):
-        yield from _json(_text(data, shown), shown)
-    elif suffix in (".csv", ".tsv"):
-        yield from _csv(_text(data, shown), "\t" if suffix == ".tsv" else ",", shown)
-    else:
-        separator = b"\0" if b"\0" in data else b"\n"  # as find -print0 has it: names may hold newlines
-        for number, line in enumerate(data.split(separator), 1):
-            path = os.fsdecode(line if separator == b"\0" else line.rstrip(b"\r"))
-            if path.strip():
-                yield number, {"path": path}
+def _paths(data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
+    """One path on each line, or between zero bytes, as `find -print0` has it: names may hold newlines."""
+    separator = b"\0" if b"\0" in data else b"\n"
+    for number, line in enumerate(_split(data, separator), 1):
+        path = os.fsdecode(line if separator == b"\0" else line.rstrip(b"\r"))
+        if path.strip():
+            yield number, {"path": path}
+
+
+def _split(data: bytes, separator: bytes) -> Iterator[bytes]:
+    """The same parts as `data.split(separator)`, one at a time."""
+    start = 0
+    while (end := data.find(separator, start)) >= 0:
+        yield data[start:end]
+        start = end + len(separator)
+    yield data[start:]
 
 
 _FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
@@ -107,43 +122,60 @@ def _guessed(data: bytes) -> str:
     return ".txt"
 
 
-def _text(data: bytes, shown: str) -> str:
+def _text(data: bytes, shown: str, first_line: int = 1) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
+        line = first_line + data[: error.start].count(b"\n")
         raise MovqError(f"line {line} is not UTF-8", shown) from None
 
 
-def _json(text: str, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    if text.lstrip().startswith("["):
-        rows = list(enumerate(_loaded(text, "", shown), 1))
+def _json(data: bytes, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    rows: Iterator[tuple[int, Any]]
+    if data.lstrip().startswith(b"["):
+        rows = enumerate(_loaded(data, shown), 1)
     else:
-        lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-        rows = [(number, _loaded(line, f"line {number} ", shown)) for number, line in lines]
+        lines = enumerate(_split(data, b"\n"), 1)
+        rows = ((number, _loaded(line, shown, number)) for number, line in lines if line.strip())
     for number, values in rows:
         if not isinstance(values, dict):
             raise MovqError(f"line {number} is not an object with a path", shown)
-        for name, value in values.items():
-            try:
-                json.dumps([name, value], ensure_ascii=False).encode()
-            except UnicodeEncodeError:
-                raise MovqError(f"line {number}: {name!r} has half a character in it", shown) from None
         yield number, values
 
 
-def _loaded(text: str, line: str, shown: str) -> Any:
+def _loaded(data: bytes, shown: str, line: int | None = None) -> Any:
+    """Return what JSON says: that of one line, or of the whole list. Raises MovqError for what is not JSON."""
+    try:
+        return parse_json(data)
+    except (ValueError, RecursionError):
+        raise MovqError(_problem(_text(data, shown, line or 1), line), shown) from None
+
+
+def _problem(text: str, line: int | None) -> str:
+    """Return what is wrong with text that is not JSON, as Python's slower parser tells it."""
+
     def refuse(word: str) -> None:
         raise ValueError(f"{word} is no number")
 
+    not_json = "is not JSON" if line is None else f"line {line} is not JSON"
     try:
-        return json.loads(text, parse_constant=refuse)
+        values = json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise MovqError(f"{line}is not JSON ({error})", shown) from None
+        return f"{not_json} ({error})"
+    for number, row in enumerate(values, 1) if line is None else [(line, values)]:
+        for name, value in row.items() if isinstance(row, dict) else ():
+            try:
+                json.dumps([name, value], ensure_ascii=False, allow_nan=False).encode()
+            except UnicodeEncodeError:
+                return f"line {number}: {name!r} has half a character in it"
+            except ValueError:
+                return f"line {number}: {name!r} has a number that is too large"
+    return not_json
 
 
-def _csv(text: str, delimiter: str, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+def _csv(data: bytes, delimiter: str, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    text = io.TextIOWrapper(io.BytesIO(data), "utf-8", newline="")
+    reader = csv.DictReader(text, delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
         names = reader.fieldnames or ()
         if "path" not in names or len(set(names)) < len(names):
@@ -152,56 +184,61 @@ def _csv(text: str, delimiter: str, shown: str) -> Iterator[tuple[int, dict[str,
         for values in reader:
             if None in values:
                 raise MovqError(f"line {reader.line_num} has more columns than the first", shown)
-            yield reader.line_num, dict(values)
+            yield reader.line_num, values
     except csv.Error as error:
         raise MovqError(f"line {reader.line_num} is not CSV ({error})", shown) from None
+    except UnicodeDecodeError:
+        _text(data, shown)  # says which line
+        raise
 
 
 _SECONDS = re.compile(r"-?(\d{1,12}(\.\d{0,30})?|\.\d{1,30})([eE][+-]?\d{1,2})?|\d{1,12}/\d{1,12}")
 
 
 def _row(values: dict[str, Any], folder: str, number: int, shown: str) -> Row:
-    line = f"line {number}"
-
-    def text(name: str) -> str | None:
-        value = values.get(name)
-        if value is None or value == "":
-            return None
-        if not isinstance(value, str | int | float) or isinstance(value, bool):
-            raise MovqError(f"{line}: {name} is no text", shown)
-        return str(value)
-
-    def seconds(name: str, least: int) -> Fraction | None:
-        value = text(name)
-        if value is None:
-            return None
-        try:
-            seconds = Fraction(value) if _SECONDS.fullmatch(value) else None
-        except ZeroDivisionError:
-            seconds = None
-        if seconds is None:
-            raise MovqError(f"{line}: {name} {value[:40]!r} is not a number of seconds", shown)
-        if seconds < 0 or (seconds == 0 and least):
-            raise MovqError(f"{line}: {name} of {value} seconds cannot be", shown)
-        return seconds or None
-
-    written, name = text("path"), text("id")
+    written = _column(values, "path", number, shown)
+    name = _column(values, "id", number, shown)
     if written is None:
-        raise MovqError(f"{line} has no path", shown)
+        raise MovqError(f"line {number} has no path", shown)
     if "\0" in written:
-        raise MovqError(f"{line} has a path with a zero byte", shown)
+        raise MovqError(f"line {number} has a path with a zero byte", shown)
     if set(written.split("/")) <= {"", ".", ".."}:
-        raise MovqError(f"{line} has a path that no file can have", shown)
+        raise MovqError(f"line {number} has a path that no file can have", shown)
     if name is not None and not is_plain(name):
-        raise MovqError(f"{line}: the id {name!r} is no name for a file of the output folder", shown)
+        raise MovqError(f"line {number}: the id {name!r} is no name for a file of the output folder", shown)
     return Row(
-        list=shown,
         line=number,
         path=absolute(written, folder),
         written=written,
         id=name,
-        start=seconds("start", 0),
-        duration=seconds("duration", 1),
-        caption=text("caption"),
+        start=_seconds(values, "start", number, shown),
+        duration=_seconds(values, "duration", number, shown),
+        caption=_column(values, "caption", number, shown),
         extra={key: value for key, value in values.items() if key not in _OWN},
     )
+
+
+def _column(values: dict[str, Any], name: str, number: int, shown: str) -> str | None:
+    """The text of a column; None without one."""
+    value = values.get(name)
+    if value is None or isinstance(value, str):
+        return value or None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise MovqError(f"line {number}: {name} is no text", shown)
+    return str(value)
+
+
+def _seconds(values: dict[str, Any], name: str, number: int, shown: str) -> Fraction | None:
+    """A column that is a number of seconds, as exactly as it is written; None for no column, and for a start of 0."""
+    value = _column(values, name, number, shown)
+    if value is None:
+        return None
+    try:
+        seconds = Fraction(value) if _SECONDS.fullmatch(value) else None
+    except ZeroDivisionError:
+        seconds = None
+    if seconds is None:
+        raise MovqError(f"line {number}: {name} {value[:40]!r} is not a number of seconds", shown)
+    if seconds < 0 or (seconds == 0 and name == "duration"):
+        raise MovqError(f"line {number}: {name} of {value} seconds cannot be", shown)
+    return seconds or None

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import fcntl
 import json
+import mmap
 import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Annotated, Any, Literal, TypedDict, get_args
+from typing import Annotated, Any, BinaryIO, Literal, TypedDict, get_args
 
 from msgspec import Meta
 
@@ -144,6 +145,16 @@ def read_folder(folder: str) -> dict[str, Line]:
     return lines
 
 
+def read_batch(folder: str) -> Iterator[Line]:
+    """Yield the line of each item of a batch, the last that there is of it, in no order; memory does not grow with the lines."""
+    seen = set[str]()
+    for path in (*reversed(shard_manifests(folder).values()), os.path.join(folder, NAME)):
+        for _, line in scan_lines(path, backwards=True) if os.path.lexists(path) else ():
+            if line["id"] not in seen:
+                seen.add(line["id"])
+                yield line
+
+
 def lines_by_id(path: str) -> dict[str, Line]:
     """The lines of a manifest, if it is there; of two of an item the later holds."""
     return {line["id"]: line for line in read_lines(path)} if os.path.lexists(path) else {}
@@ -232,30 +243,52 @@ def read_lines(path: str) -> Iterator[Line]:
     return (line for _, line in scan_lines(path))
 
 
-def scan_lines(path: str) -> Iterator[tuple[int, Line]]:
-    """The same, each with its place in the file."""
+def scan_lines(path: str, backwards: bool = False) -> Iterator[tuple[int, Line]]:
+    """The same, each with its place in the file; `backwards` from the last to the first."""
     require_file(path)
     folder, own_name = os.path.split(path)
     reach = Reach(folder or ".")
     if problem := reach.problem(own_name):
         raise MovqError(problem, path)
-    end = 0
     try:
         with open(path, "rb") as file:
-            for number, text in enumerate(file, 1):
-                at, end = end, end + len(text)
+            for at, text in _from_the_end(file) if backwards else _from_the_start(file):
                 try:
                     line = parse_line(text)
                 except (ValueError, RecursionError):
                     if text.endswith(b"\n"):
-                        warnings.warn(MovqWarning(f"{path}: line {number} is damaged and left out"), stacklevel=2)
+                        damaged = f"{path}: line {_number(file, at)} is damaged and left out"
+                        warnings.warn(MovqWarning(damaged), stacklevel=2)
                     continue
                 for name, file_name in (("output", line.get("output")), ("member", line.get("member"))):
                     if file_name is not None and (problem := reach.problem(file_name)):
-                        raise MovqError(f"line {number}: {name} {file_name!r} {problem}", path)
+                        raise MovqError(f"line {_number(file, at)}: {name} {file_name!r} {problem}", path)
                 yield at, line
     except OSError as error:
         raise MovqError(os_reason(error), path) from None
+
+
+def _from_the_start(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    for text in file:
+        yield at, text
+        at += len(text)
+
+
+def _from_the_end(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    end = os.fstat(file.fileno()).st_size
+    if not end:  # which cannot be mapped
+        return
+    with mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ) as data:
+        while end:
+            at = data.rfind(b"\n", 0, end - 1) + 1
+            yield at, data[at:end]
+            end = at
+
+
+def _number(file: BinaryIO, at: int) -> int:
+    """Which line it is that begins at a place."""
+    return os.pread(file.fileno(), at, 0).count(b"\n") + 1
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import unicodedata
+from collections.abc import Iterable
 
 from ..files import MAX_NAME, text_of
 from .manifest import NAME
@@ -23,6 +24,8 @@ class Places:
         self._ids = set[str]()
         self._files = {_folded(NAME)}
         self._folders = set[str]()
+        self._ways = {"": ""}
+        """Where folders are that have a place: no file takes it from them."""
 
     def place(self, name: str, *of: str) -> tuple[str, str]:
         """An id and an output, from the name an item should have and all that it is."""
@@ -32,22 +35,32 @@ class Places:
             text = wanted + mark_of(name, *of, str(tries))
             tries += 1
         self._ids.add(text)
-        *folders, last = text.split("/")
-        way = ""
-        for part in folders:
-            way += self._free(way, part, "", self._files) + "/"
-            self._folders.add(_folded(way[:-1]))
+        above, slash, last = text.rpartition("/")
+        way = self._way(above + slash)
         output = way + self._free(way, last, SUFFIX, self._files, self._folders)
         self._files.add(_folded(output))
         return text, output
 
+    def _way(self, folder: str) -> str:
+        """Where a folder, named with a slash at its end, has its place."""
+        if folder not in self._ways:
+            above, slash, part = folder[:-1].rpartition("/")
+            way = self._way(above + slash)
+            self._ways[folder] = way = way + self._free(way, part, "", self._files) + "/"
+            self._folders.add(_folded(way[:-1]))
+        return self._ways[folder]
+
     def _free(self, way: str, part: str, suffix: str, *taken: set[str]) -> str:
         """A part of a path, short enough for a file system, that is not taken."""
         found, tries = _short(part, "", suffix), 0
-        while any(_folded(way + found) in names for names in taken) or _RESERVED.fullmatch(way + found):
+        while self._is_taken(way + found, taken):
             found = _short(part, mark_of(way + part, *([str(tries)] if tries else [])), suffix)
             tries += 1
         return found
+
+    def _is_taken(self, path: str, taken: Iterable[set[str]]) -> bool:
+        folded = _folded(path)
+        return any(folded in names for names in taken) or bool(_RESERVED.fullmatch(path))
 
 
 def span_output(output: str, name: str) -> str:
@@ -59,6 +72,8 @@ def span_output(output: str, name: str) -> str:
 
 def _folded(name: str) -> str:
     """The same for names that some file systems hold to be the same."""
+    if name.isascii():
+        return name if name.islower() else name.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 

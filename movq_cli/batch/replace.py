@@ -25,6 +25,8 @@ def refuse_to_replace(plan: ResumePlan, manifest: Manifest, settings: Settings, 
 
     Warns of videos that are in the manifest under other ids.
     """
+    if not manifest.lines:
+        return
     allowed = replace or settings.options.force
     _refuse_other_videos(plan.todo, manifest, settings, allowed)
     if plan.otherwise and not allowed:

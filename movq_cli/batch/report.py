@@ -6,14 +6,17 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ..errors import MovqError
 from ..latents import is_latents
 from .manifest import STATUSES, Line
 from .paths import Reach
 from .tars import Tars
+
+K = TypeVar("K", str, tuple[int, ...])
 
 _NUMBER = re.compile(r"\d[\d.,]*")
 
@@ -32,9 +35,9 @@ class Summary:
     """Of the items of a manifest, orphans apart. `counts` by status; what follows is of those done.
 
     `video_seconds` and `frames` kept, `bytes` of latents, `raw_bytes` of the frames as RGB, `source_bytes` of the videos,
-    `work_seconds` of all workers together, `padded` and `dropped` items, those with `captions`; digests of their `weights` and
-    their `precisions`; `shapes` of latents and how often they occur, and `warnings` likewise, those that differ in numbers
-    alone as one.
+    `work_seconds` of all workers together, `padded` and `dropped` items, those with `captions`, the `tars` that hold some;
+    digests of their `weights` and their `precisions`; `shapes` of latents and how often they occur, and `warnings` likewise,
+    those that differ in numbers alone as one.
     """
 
     items: int
@@ -49,6 +52,7 @@ class Summary:
     padded: int
     dropped: int
     captions: int
+    tars: int
     weights: list[str]
     precisions: list[str]
     shapes: list[tuple[list[int], int]]
@@ -62,14 +66,14 @@ class Summary:
 
 
 def summarise(lines: Iterable[Line]) -> Summary:
-    """One pass over lines of a manifest."""
+    """One pass over lines of a manifest, in any order."""
     counts, reasons, warned = Counter[str](), Counter[str](), Counter[str]()
     firsts: dict[str, tuple[str, str]] = {}
     examples: dict[str, str] = {}
     items = orphans = frames = size = raw = source = padded = dropped = captions = 0
     shapes = Counter[tuple[int, ...]]()
     video, work = [], []
-    weights, precisions = set[str](), set[str]()
+    weights, precisions, tars = set[str](), set[str](), set[str]()
     for line in lines:
         if line.get("orphan"):
             orphans += 1
@@ -84,6 +88,8 @@ def summarise(lines: Iterable[Line]) -> Summary:
             padded += line["padded"] > 0 and "short" not in line.get("options", {})
             dropped += line["dropped"] > 0
             captions += bool(line.get("caption"))
+            if "member" in line:
+                tars.add(line["output"])
             shapes[tuple(line["shape"])] += 1
             video.append(line["duration"])
             work.append(line["seconds"])
@@ -92,11 +98,12 @@ def summarise(lines: Iterable[Line]) -> Summary:
             for text in line["warnings"]:
                 kind = _NUMBER.sub("N", text)
                 warned[kind] += 1
-                examples.setdefault(kind, text)
+                examples[kind] = min(text, examples.get(kind, text))
         elif line["status"] == "failed":
             kind = _NUMBER.sub("N", line["reason"])
             reasons[kind] += 1
-            firsts.setdefault(kind, (line["reason"], line["path"]))
+            example = line["path"], line["reason"]
+            firsts[kind] = min(example, firsts.get(kind, example))
     return Summary(
         items=items,
         counts={status: counts[status] for status in STATUSES},
@@ -110,25 +117,41 @@ def summarise(lines: Iterable[Line]) -> Summary:
         padded=padded,
         dropped=dropped,
         captions=captions,
+        tars=len(tars),
         weights=sorted(weights),
         precisions=sorted(precisions),
-        shapes=[(list(shape), count) for shape, count in shapes.most_common()],
-        warnings=[(examples[kind], count) for kind, count in warned.most_common()],
-        failures=[Failure(firsts[kind][0], count, firsts[kind][1]) for kind, count in reasons.most_common()],
+        shapes=[(list(shape), count) for shape, count in _by_count(shapes)],
+        warnings=[(examples[kind], count) for kind, count in _by_count(warned)],
+        failures=[Failure(firsts[kind][1], count, firsts[kind][0]) for kind, count in _by_count(reasons)],
     )
 
 
-def compare_outputs(lines: Iterable[Line], folder: str) -> tuple[list[str], list[str]]:
+def _by_count(counter: Counter[K]) -> list[tuple[K, int]]:
+    """Most frequent first; what is as frequent in order."""
+    return sorted(counter.items(), key=lambda pair: (-pair[1], pair[0]))
+
+
+def note_places(lines: Iterable[Line], places: dict[str, bool]) -> Iterator[Line]:
+    """Yield the same lines, and note where the outputs of those done are, and whether each is an orphan.
+
+    Of what is in a tar, as TAR:NAME.
+    """
+    for line in lines:
+        if line["status"] == "done":
+            places[_place(line)] = line.get("orphan", False)
+        yield line
+
+
+def compare_outputs(places: Mapping[str, bool], folder: str) -> tuple[list[str], list[str]]:
     """Latents in the folder of a manifest that are not of the present state of a video there is, and those missing.
 
-    Of what is in a tar, as TAR:NAME; a tar that cannot be read is one of the first itself.
+    `places` are as note_places has them. A tar that cannot be read is one of the first itself.
     """
-    done = [line for line in lines if line["status"] == "done"]
     there = set[str]()
     for below, _, names in os.walk(folder):
         inside = os.path.relpath(below, folder)
         there |= {os.path.normpath(os.path.join(inside, name)) for name in names if name.endswith(".safetensors")}
-    claimed = {_place(line) for line in done if not line.get("orphan")}
+    claimed = {place for place, orphan in places.items() if not orphan}
     reach = Reach(folder)
     strays = {name for name in there - claimed if not reach.problem(name) and is_latents(os.path.join(folder, name))}
     tars = Tars(folder)
@@ -140,7 +163,7 @@ def compare_outputs(lines: Iterable[Line], folder: str) -> tuple[list[str], list
             continue
         there |= held
         strays |= held - claimed
-    return sorted(strays), sorted({_place(line) for line in done} - there)
+    return sorted(strays), sorted(places.keys() - there)
 
 
 def _place(line: Line) -> str:

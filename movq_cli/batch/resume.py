@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
@@ -30,6 +31,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _THREADS = 6  # they wait for disks, or digest without holding Python's lock
+_PART = 64  # items, or videos that one process looks at before it is replaced
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class ResumePlan:
 
 
 def plan_resume(
-    items: Iterable[Item],
+    items: Sequence[Item],
     manifest: Manifest,
     settings: Settings,
     tars: Tars,
@@ -109,13 +111,12 @@ def plan_resume(
     """Compare what is wanted with what is there. `verify` reads all videos and outputs; `passed` is called for each item."""
     judge = _Judge(settings, tars, verify, retry_failed)
 
-    def look(item: Item) -> _Verdict:
-        line = manifest.lines.get(item.id)
-        return _Verdict.AGAIN if line is None else judge(item, line)
+    def look(part: Sequence[Item]) -> list[_Verdict]:
+        lines = (manifest.lines.get(item.id) for item in part)
+        return [_Verdict.AGAIN if line is None else judge(item, line) for item, line in zip(part, lines, strict=True)]
 
     plan = ResumePlan([], [])
     unread: list[str] = []
-    items = list(items)
     for item, verdict in zip(items, in_threads(look, items, _THREADS), strict=True):
         line = manifest.lines.get(item.id, Line())
         if verdict is _Verdict.KEEP:
@@ -134,11 +135,20 @@ def plan_resume(
     return plan
 
 
-def in_threads(work: Callable[[T], R], things: Iterable[T], threads: int) -> Iterator[R]:
-    """The results in order. Who is interrupted meanwhile does not wait for what is running."""
+def in_threads(work: Callable[[Sequence[T]], list[R]], things: Sequence[T], threads: int) -> Iterator[R]:
+    """The results of work that is done on parts of many things, in order, a few parts ahead.
+
+    Who is interrupted meanwhile does not wait for what is running.
+    """
     pool = ThreadPoolExecutor(threads)
+    ahead = deque[Future[list[R]]]()
     try:
-        yield from pool.map(work, things)
+        for start in range(0, len(things), _PART):
+            ahead.append(pool.submit(work, things[start : start + _PART]))
+            if len(ahead) > 2 * threads:
+                yield from ahead.popleft().result()
+        while ahead:
+            yield from ahead.popleft().result()
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         raise

@@ -23,7 +23,7 @@ from .manifest import Line, Manifest, finish_shard, only_one, refuse_other_shard
 from .packer import Packer
 from .pool import Pool, Task, WorkerState
 from .replace import is_there, refuse_to_replace
-from .report import compare_outputs
+from .report import compare_outputs, note_places
 from .resume import ResumePlan, Settings, plan_resume
 from .spans import Spans, in_order
 from .tars import Tars
@@ -162,7 +162,7 @@ def encode_batch(
             if not stopped:
                 stopped = error.with_flags
         # What other shards have made is theirs to know.
-        orphans = compare_outputs(manifest.lines.values(), folder)[0] if batch.shard is None else []
+        orphans = _orphans(manifest, folder) if batch.shard is None else []
     state.phase = "over"
     watch(state)
     lines = [manifest.lines[name] for name in sorted({item.id for item in items} & set(manifest.lines))]
@@ -306,8 +306,8 @@ def what_is_left(
     state: BatchState | None = None,
     watch: Watch = lambda state: None,
 ) -> ResumePlan:
-    """What there is to do: everything, where options force it."""
-    if settings.options.force:
+    """What there is to do: everything, where options force it, or nothing was done before."""
+    if settings.options.force or not manifest.lines:
         return ResumePlan([], list(items))
 
     def passed() -> None:
@@ -361,6 +361,13 @@ def _make_folder(folder: str) -> None:
         raise MovqError(os_reason(error), folder) from None
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         raise MovqError("permission denied", folder)
+
+
+def _orphans(manifest: Manifest, folder: str) -> list[str]:
+    places: dict[str, bool] = {}
+    for _ in note_places(manifest.lines.values(), places):
+        pass
+    return compare_outputs(places, folder)[0]
 
 
 def _mark_orphans(manifest: Manifest, items: Sequence[Item], folder: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -80,7 +80,7 @@ class Spans:
         try:
             return self._items(item, options, config)
         except MovqError as error:
-            return [replace(item, refusal=error)]
+            return [item.updated(refusal=error.bare())]
 
     def _items(self, item: Item, options: EncodeOptions, config: AutoencoderConfig) -> list[Item]:
         facts = item.facts
@@ -99,7 +99,7 @@ class Spans:
         geometry = plan_geometry(facts.width, facts.height, Fraction(1), Orientation(), picture, config.spatial_factor)
         padded, dropped = fit_tail(kept, options.tail, config.temporal_factor, length or 0)
         shape = kept - dropped + padded, geometry.padded_height, geometry.padded_width
-        item = replace(item, frames=length, size=size, pad=pad, shape=shape, padded=padded)
+        item = item.updated(frames=length, size=size, pad=pad, shape=shape, padded=padded)
         if self.pick is None:
             return [item]
         assert length is not None
@@ -135,7 +135,7 @@ class Spans:
 
 def _span(item: Item, start: int, length: int) -> Item:
     name = f"_{start}-{length}"
-    return replace(item, id=item.id + name, output=span_output(item.output, name), of=item.id, skip=start)
+    return item.updated(id=item.id + name, output=span_output(item.output, name), of=item.id, skip=start)
 
 
 def in_order(items: Sequence[Item]) -> list[Item]:
@@ -145,7 +145,7 @@ def in_order(items: Sequence[Item]) -> list[Item]:
     """
     spans = {item.id for item in items if item.of}
     apart = (
-        replace(item, id=item.id + mark_of(item.source_path)) if not item.of and item.id in spans else item
+        item.updated(id=item.id + mark_of(item.source_path)) if not item.of and item.id in spans else item
         for item in items
     )
     return sorted(apart, key=lambda item: item.shape or ())

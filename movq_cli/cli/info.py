@@ -139,12 +139,11 @@ def _show_latents(latents: Latents, values: dict[str, Any]) -> None:
 
 
 def _batch(path: str) -> _Described:
-    from ..batch import compare_outputs, read_folder, summarise
+    from ..batch import compare_outputs, note_places, read_batch, summarise
 
-    lines = read_folder(path)
-    summary = summarise(lines.values())
-    orphans, missing = compare_outputs(lines.values(), path)
-    tars = len({line["output"] for line in lines.values() if "member" in line})
+    places: dict[str, bool] = {}
+    summary = summarise(note_places(read_batch(path), places))
+    orphans, missing = compare_outputs(places, path)
     values = {"kind": "batch", "path": path, **asdict(summary), "orphaned_outputs": orphans, "missing_outputs": missing}
 
     def show() -> None:
@@ -164,7 +163,7 @@ def _batch(path: str) -> _Described:
                 "dropped": f"frames of {plural(summary.dropped, 'clip')}" if summary.dropped else "",
                 "shapes": _shapes(summary.shapes),
                 "captions": f"{summary.captions:,} of {plural(summary.counts['done'], 'item')}",
-                "tars": f"{tars:,}" if tars else "",
+                "tars": f"{summary.tars:,}" if summary.tars else "",
                 "shards": _shards(path),
                 "computed": f"by weights {weights} in {', '.join(summary.precisions)}" if weights else "",
                 "orphans": _named(orphans, "of no such video, an older state of one, or cut otherwise"),
