@@ -1,7 +1,7 @@
 """Batches: what a tree of hostile clips comes to, kills, how long resuming takes, and throughput against a shell loop.
 
     python benchmarks/batch.py tree [--good 270] [--bad 30] [--kills 5]
-    python benchmarks/batch.py scan [--clips 10000] [--lines 100000]
+    python benchmarks/batch.py scan [--clips 10000] [--lines 100000] [--rows 1000000]
     python benchmarks/batch.py throughput [--clips 16] [--frames 49] [--size 256x256] [--runs 3]
     python benchmarks/batch.py tiny [--clips 2000] [--against CHECKOUT]
 
@@ -118,15 +118,18 @@ def scan(folder, options):
     clip.unlink(), latents.unlink()
     (folder / "many").mkdir()
     manifest(folder / "many" / "manifest.jsonl", options.lines, False)
+    with open(folder / "list.txt", "w") as file:  # of files that are missing, so that the list alone is measured
+        file.writelines(f"clips/{i % 1000:03d}/clip-{i:07d}.mp4\n" for i in range(options.rows))
     print("| command | s | peak MB | says |\n|---|---|---|---|")
     for arguments in (
         ["batch-encode", "in", "-o", "out", "-q"],
         ["batch-encode", "in", "-o", "out", "-q", "--verify"],
         ["info", "out"],
         ["info", "many"],
+        ["batch-encode", "--list", "list.txt", "-o", "none", "--dry-run"],
     ):
         seconds, _, peak, result = measured(arguments, folder)
-        says = [line for line in result.stdout.splitlines() if "to do" in line or "kind" in line]
+        says = [line for line in result.stdout.splitlines() if "to do" in line or "kind" in line or "items" in line]
         print(f"| `movq {' '.join(arguments)}` | {seconds:.2f} | {peak:.0f} | {' '.join(says)} |", flush=True)
 
 
@@ -224,6 +227,7 @@ def main():
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--clips", type=int)
     parser.add_argument("--lines", type=int, default=100000)
+    parser.add_argument("--rows", type=int, default=1000000)
     parser.add_argument("--frames", type=int, default=49)
     parser.add_argument("--size", default="256x256")
     parser.add_argument("--against", type=Path, metavar="CHECKOUT")

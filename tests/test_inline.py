@@ -39,6 +39,12 @@ def test_an_interrupt_leaves_nothing_half_written_and_the_same_command_goes_on(f
     assert made == wanted
 
 
+def test_a_video_from_before_1970_is_known_again(folder):
+    os.utime(folder / "in" / "a.mp4", (-1.5, -1.5))
+    assert sorted(batch(folder)) == ["a.mp4", "b.mp4", "c.mp4"]
+    assert batch(folder) == []
+
+
 def test_a_bug_in_the_encoder_is_raised_where_it_is(folder, monkeypatch):
     def divide(*arguments, **options):
         return 1 / 0
