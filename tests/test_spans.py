@@ -9,7 +9,7 @@ import pytest
 
 from movq_cli import LatentDataset, MovqError, MovqUsageError, Selection, encode_batch, encode_video, open_latents
 from movq_cli.batch.items import Item, find_items
-from movq_cli.batch.spans import Spans, in_order
+from movq_cli.batch.spans import check_cut, cut_item, in_order
 from movq_cli.codec import fit_tail
 from movq_cli.model import AutoencoderConfig
 from movq_cli.options import BatchOptions, EncodeOptions, Picture
@@ -27,13 +27,12 @@ CONFIG = AutoencoderConfig(**SMALL)
 def cut(seen, buckets=(), pick=None, short="skip", **options):
     """The items cut out of a video of (frames, width, height), as (id, shape), or the reason why there are none."""
     batch = BatchOptions(buckets=tuple(map(Bucket.parse, buckets)), pick=pick and Pick.parse(pick), short=short)
-    spans = Spans.of(batch)
     frames = options.pop("frames", None)
     picture = Picture(**{name: options.pop(name) for name in ("upscale", "height", "width") if name in options})
     settings = EncodeOptions(selection=Selection(frames=frames), picture=picture, short="refuse", **options)
-    spans.check(settings, CONFIG)
+    check_cut(batch, settings, CONFIG)
     item = Item("v.mp4", "/v.mp4", "v.mp4.safetensors")
-    items = spans.items(item.updated(facts=VideoFacts(*seen)), settings, CONFIG)
+    items = cut_item(item.updated(facts=VideoFacts(*seen)), batch, settings, CONFIG)
     if items[0].refusal:
         return items[0].refusal.cause, str(items[0].refusal)
     return [(item.id, item.shape) for item in items]

@@ -13,12 +13,12 @@ from typing import Any
 from ..errors import MovqError
 from ..files import FileIdentity, require_file, text_of
 from ..model.config import AutoencoderConfig
-from ..options import EncodeOptions
+from ..options import BatchOptions, EncodeOptions
 from ..video import VideoFacts, survey
 from .items import Item
 from .manifest import Line
 from .resume import in_threads
-from .spans import Spans
+from .spans import cut_item
 from .work import options_of
 
 _PROCESSES = 2
@@ -58,7 +58,7 @@ def _text(values: dict[str, Any], names: tuple[str, ...]) -> str:
 
 def cut_items(
     items: Sequence[Item],
-    spans: Spans,
+    batch: BatchOptions,
     options: EncodeOptions,
     config: AutoencoderConfig,
     known: Known | None = None,
@@ -70,7 +70,7 @@ def cut_items(
     """
     cut: list[Item] = []
     for item in _looked(items, options, known):
-        cut += [item] if item.refusal is not None else spans.items(item, options, config)
+        cut += [item] if item.refusal is not None else cut_item(item, batch, options, config)
         passed()
     return cut
 

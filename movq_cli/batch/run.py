@@ -25,7 +25,7 @@ from .pool import Pool, Task, WorkerState
 from .replace import is_there, refuse_to_replace
 from .report import compare_outputs, note_places
 from .resume import ResumePlan, Settings, plan_resume
-from .spans import Spans, in_order
+from .spans import check_cut, cut_to_dict, in_order, is_cut
 from .tars import Tars
 from .work import unmade
 
@@ -127,7 +127,7 @@ def encode_batch(
     options, batch = with_overrides(options, batch, overrides)
     folder = os.fspath(output)
     checkpoint = open_weights(options)
-    Spans.of(batch).check(options, checkpoint.config)
+    check_cut(batch, options, checkpoint.config)
     found = gather(sources, batch, folder)
     state = BatchState(found)
     _make_folder(folder)
@@ -284,7 +284,7 @@ def cut_as_wanted(
     watch: Watch = lambda state: None,
 ) -> list[Item]:
     """The items that the videos are cut into; the videos themselves, not looked at, where that is not wanted."""
-    if not Spans.of(batch).cut:
+    if not is_cut(batch):
         return found.items
 
     def passed() -> None:
@@ -294,7 +294,7 @@ def cut_as_wanted(
 
     fresh = batch.verify or settings.options.force
     known = None if fresh else Known(manifest.lines.values(), refused=not batch.retry_failed)
-    return in_order(cut_items(found.items, Spans.of(batch), settings.options, checkpoint.config, known, passed))
+    return in_order(cut_items(found.items, batch, settings.options, checkpoint.config, known, passed))
 
 
 def what_is_left(
@@ -343,7 +343,7 @@ def settle(
         # Nothing is made yet. What failed is judged by what this machine computes in; where others compute, it is tried again.
         failed = any(line.get("precision") for line in named) and batch.engine == "local"
         precision = choose_precision("auto", choose_device(options.device)) if failed else ""
-    cut = Spans.of(batch).to_dict(options)
+    cut = cut_to_dict(batch, options)
     return Settings(options, checkpoint.name, checkpoint.digest, semantics, precision, threads, cut=cut)
 
 

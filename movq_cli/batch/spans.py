@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -17,7 +16,7 @@ from ..errors import MovqError, MovqShort, MovqUsageError, MovqWarning, option
 from ..model.config import AutoencoderConfig
 from ..options import BatchOptions, EncodeOptions, Picture
 from ..plan import too_short
-from ..values import Bucket, Pick
+from ..values import Bucket
 from ..video import VideoFacts, plan_geometry
 from ..video.geometry import Orientation, round_up
 from .items import Item
@@ -28,109 +27,99 @@ _LENGTH = f"{option('frames')} or {option('buckets')}"
 _SIZE = f"{option('height')}, {option('width')}, {option('short_side')} and {option('fit')}"
 
 
-@dataclass(frozen=True)
-class Spans:
-    """Cut items out of videos, by buckets and picks; without either, each video is one item."""
+def is_cut(batch: BatchOptions) -> bool:
+    """Whether frames and size of every video must be known to tell what the items are."""
+    return bool(batch.buckets) or batch.pick is not None or batch.short == "pad"
 
-    buckets: tuple[Bucket, ...] = ()
-    pick: Pick | None = None
-    short: str = "skip"
 
-    @classmethod
-    def of(cls, batch: BatchOptions) -> Spans:
-        """Return how the options of a batch say it."""
-        return cls(batch.buckets, batch.pick, batch.short)
+def cut_to_dict(batch: BatchOptions, options: EncodeOptions) -> dict[str, Any]:
+    """Return for the manifest how all videos alike are cut; nothing where they are not."""
+    if not is_cut(batch):
+        return {}
+    asked = {
+        "buckets": sorted(str(bucket) for bucket in batch.buckets),
+        "pick": batch.pick and str(batch.pick),
+        "frames": options.selection.frames,
+        "short": batch.short,
+    }
+    return {name: value for name, value in asked.items() if value}
 
-    @property
-    def cut(self) -> bool:
-        """Whether frames and size of every video must be known to tell what the items are."""
-        return bool(self.buckets) or self.pick is not None or self.short == "pad"
 
-    def to_dict(self, options: EncodeOptions) -> dict[str, Any]:
-        """For the manifest: what was asked of all videos alike; nothing where they are not cut."""
-        if not self.cut:
-            return {}
-        asked = {
-            "buckets": sorted(str(bucket) for bucket in self.buckets),
-            "pick": self.pick and str(self.pick),
-            "frames": options.selection.frames,
-            "short": self.short,
-        }
-        return {name: value for name, value in asked.items() if value}
+def check_cut(batch: BatchOptions, options: EncodeOptions, config: AutoencoderConfig) -> None:
+    """Raise MovqUsageError for options that do not go together; warn of buckets that no latents fill."""
+    frames = options.selection.frames
+    if batch.pick is not None and not batch.buckets and frames is None:
+        raise MovqUsageError(f"needs {_LENGTH}, which say how long a span is", option="pick")
+    if batch.short == "pad" and not batch.buckets and frames is None:
+        raise MovqUsageError(f"pad needs {_LENGTH}, which say how long a clip must be", option="short")
+    if batch.buckets and options.picture != Picture(upscale=options.picture.upscale):
+        raise MovqUsageError(f"goes without {_SIZE}: it says the size", option="buckets")
+    if frames is not None and batch.buckets and frames < (shortest := min(b.frames for b in batch.buckets)):
+        raise MovqUsageError(f"{frames} is less than the shortest bucket, {shortest}", option="frames")
+    for bucket in batch.buckets:
+        padded = [round_up(side, config.spatial_factor) for side in (bucket.height, bucket.width)]
+        if padded != [bucket.height, bucket.width]:
+            text = f"--bucket {bucket}: its edge is repeated up to {padded[0]}x{padded[1]}, which latents fill"
+            warnings.warn(MovqWarning(text), stacklevel=3)
 
-    def check(self, options: EncodeOptions, config: AutoencoderConfig) -> None:
-        """Raises MovqUsageError for options that do not go with these; warns of buckets that no latents fill."""
-        if self.pick is not None and not self.buckets and options.selection.frames is None:
-            raise MovqUsageError(f"needs {_LENGTH}, which say how long a span is", option="pick")
-        if self.short == "pad" and not self.buckets and options.selection.frames is None:
-            raise MovqUsageError(f"pad needs {_LENGTH}, which say how long a clip must be", option="short")
-        if self.buckets and options.picture != Picture(upscale=options.picture.upscale):
-            raise MovqUsageError(f"goes without {_SIZE}: it says the size", option="buckets")
-        frames = options.selection.frames
-        if frames is not None and self.buckets and frames < (shortest := min(b.frames for b in self.buckets)):
-            raise MovqUsageError(f"{frames} is less than the shortest bucket, {shortest}", option="frames")
-        for bucket in self.buckets:
-            padded = [round_up(side, config.spatial_factor) for side in (bucket.height, bucket.width)]
-            if padded != [bucket.height, bucket.width]:
-                text = f"--bucket {bucket}: its edge is repeated up to {padded[0]}x{padded[1]}, which latents fill"
-                warnings.warn(MovqWarning(text), stacklevel=3)
 
-    def items(self, item: Item, options: EncodeOptions, config: AutoencoderConfig) -> list[Item]:
-        """What is cut out of a video; or the item itself, with the reason why nothing can be."""
-        try:
-            return self._items(item, options, config)
-        except MovqError as error:
-            return [item.updated(refusal=error.bare())]
+def cut_item(item: Item, batch: BatchOptions, options: EncodeOptions, config: AutoencoderConfig) -> list[Item]:
+    """Return what is cut out of a video whose facts are known; or the item itself, with the reason why nothing can be.
 
-    def _items(self, item: Item, options: EncodeOptions, config: AutoencoderConfig) -> list[Item]:
-        facts = item.facts
-        assert facts is not None
-        if not facts.frames:
-            raise MovqError("has no frame in the range asked for")
-        length, size, picture = options_of(item, options).selection.frames, None, options.picture
-        if length is not None and facts.frames < length and self.short != "pad":
-            raise too_short(facts.frames, length)
-        if self.buckets:
-            bucket = self._bucket(facts, min(facts.frames, length or facts.frames), picture.upscale)
-            length, size = bucket.frames, (bucket.height, bucket.width)
-            picture = Picture(*size, upscale=picture.upscale)
-        kept = min(facts.frames, length or facts.frames)
-        pad = length is not None and kept < length
-        geometry = plan_geometry(facts.width, facts.height, Fraction(1), Orientation(), picture, config.spatial_factor)
-        padded, dropped = fit_tail(kept, options.tail, config.temporal_factor, length or 0)
-        shape = kept - dropped + padded, geometry.padded_height, geometry.padded_width
-        item = item.updated(frames=length, size=size, pad=pad, shape=shape, padded=padded)
-        if self.pick is None:
-            return [item]
-        assert length is not None
-        starts = self.pick.starts(facts.frames, length, f"{options.seed} {item.id}")
-        return [_span(item, start, length) for start in starts]
+    Without buckets and picks, a video is one item.
+    """
+    try:
+        return _cut_item(item, batch, options, config)
+    except MovqError as error:
+        return [item.updated(refusal=error.bare())]
 
-    def _bucket(self, facts: VideoFacts, frames: int, upscale: bool) -> Bucket:
-        """The longest of those that fit, among these the nearest in aspect, and the largest of equal ones."""
-        shortest = min(bucket.frames for bucket in self.buckets)
-        if shortest > frames:
-            if self.short != "pad":
-                raise MovqShort(f"has {frames} frames, the shortest bucket {shortest}")
-            frames = shortest
-        fitting = [bucket for bucket in self.buckets if bucket.frames <= frames]
-        fitting = [bucket for bucket in fitting if upscale or not bucket.enlarges(facts.width, facts.height)]
-        if not fitting:
-            raise MovqError(
-                f"shows {facts.width}x{facts.height}, which would be enlarged for every bucket of up to {frames} frames; "
-                f"{option('upscale', True)} allows it"
-            )
 
-        def rank(bucket: Bucket) -> tuple[float, ...]:
-            aspect = abs(math.log(bucket.width * facts.height / (bucket.height * facts.width)))
-            return (
-                -bucket.frames,
-                round(aspect, 9),
-                bucket.enlarges(facts.width, facts.height),
-                -bucket.height * bucket.width,
-            )
+def _cut_item(item: Item, batch: BatchOptions, options: EncodeOptions, config: AutoencoderConfig) -> list[Item]:
+    facts = item.facts
+    assert facts is not None
+    if not facts.frames:
+        raise MovqError("has no frame in the range asked for")
+    length, size, picture = options_of(item, options).selection.frames, None, options.picture
+    if length is not None and facts.frames < length and batch.short != "pad":
+        raise too_short(facts.frames, length)
+    if batch.buckets:
+        bucket = _bucket(facts, min(facts.frames, length or facts.frames), batch, picture.upscale)
+        length, size = bucket.frames, (bucket.height, bucket.width)
+        picture = Picture(*size, upscale=picture.upscale)
+    kept = min(facts.frames, length or facts.frames)
+    pad = length is not None and kept < length
+    geometry = plan_geometry(facts.width, facts.height, Fraction(1), Orientation(), picture, config.spatial_factor)
+    padded, dropped = fit_tail(kept, options.tail, config.temporal_factor, length or 0)
+    shape = kept - dropped + padded, geometry.padded_height, geometry.padded_width
+    item = item.updated(frames=length, size=size, pad=pad, shape=shape, padded=padded)
+    if batch.pick is None:
+        return [item]
+    assert length is not None
+    starts = batch.pick.starts(facts.frames, length, f"{options.seed} {item.id}")
+    return [_span(item, start, length) for start in starts]
 
-        return min(fitting, key=rank)
+
+def _bucket(facts: VideoFacts, frames: int, batch: BatchOptions, upscale: bool) -> Bucket:
+    """Return the longest of the buckets that fit, among these the nearest in aspect, and the largest of equal ones."""
+    shortest = min(bucket.frames for bucket in batch.buckets)
+    if shortest > frames:
+        if batch.short != "pad":
+            raise MovqShort(f"has {frames} frames, the shortest bucket {shortest}")
+        frames = shortest
+    fitting = [bucket for bucket in batch.buckets if bucket.frames <= frames]
+    fitting = [bucket for bucket in fitting if upscale or not bucket.enlarges(facts.width, facts.height)]
+    if not fitting:
+        raise MovqError(
+            f"shows {facts.width}x{facts.height}, which would be enlarged for every bucket of up to {frames} frames; "
+            f"{option('upscale', True)} allows it"
+        )
+
+    def rank(bucket: Bucket) -> tuple[float, ...]:
+        aspect = abs(math.log(bucket.width * facts.height / (bucket.height * facts.width)))
+        enlarges = bucket.enlarges(facts.width, facts.height)
+        return -bucket.frames, round(aspect, 9), enlarges, -bucket.height * bucket.width
+
+    return min(fitting, key=rank)
 
 
 def _span(item: Item, start: int, length: int) -> Item:

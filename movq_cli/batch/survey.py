@@ -16,7 +16,7 @@ from .items import Found, Item
 from .manifest import Line, Manifest
 from .replace import refuse_to_replace
 from .run import cut_as_wanted, gather, settle, what_is_left
-from .spans import Spans
+from .spans import check_cut, is_cut
 from .tars import Tars
 
 
@@ -47,7 +47,7 @@ def plan_batch(
     folder = os.fspath(output)
     checkpoint = open_weights(options)
     config = checkpoint.config
-    Spans.of(batch).check(options, config)
+    check_cut(batch, options, config)
     found = gather(sources, batch, folder)
     manifest = Manifest(folder, batch.shard)
     settings = settle(options, checkpoint, manifest, found, batch)
@@ -56,7 +56,7 @@ def plan_batch(
     tars = Tars(folder)
     left = what_is_left(items, manifest, settings, tars, batch)
     refuse_to_replace(left, manifest, settings, tars, batch.replace)
-    planned = left.todo if Spans.of(batch).cut else cut_items(left.todo, Spans.of(batch), options, config)
+    planned = left.todo if is_cut(batch) else cut_items(left.todo, batch, options, config)
     shapes = [item.shape for item in planned if item.refusal is None and item.shape is not None]
     numbers = sum(math.prod(config.latent_shape(*shape)) for shape in shapes)
     precision = choose_precision(options.precision, choose_device(options.device))
