@@ -18,11 +18,11 @@ import av.logging
 import numpy as np
 
 from ..errors import MovqError
-from ..options import Picture, Selection
 from ..processes import Talk
 from ..records import from_values, to_values
 from .decode import FILTER_NAME, Decoder, count_frames
 from .info import VideoFacts
+from .messages import Opened, Request
 from .seek import find_entry
 from .source import open_video
 
@@ -35,29 +35,29 @@ def main(parent: int, memory: int | None = None) -> None:
     talk = Talk(parent)
     status = 0
     try:
-        while (request := talk.hear()) is not None:
-            _answer(talk, request, memory)
-            if request["mode"] != "survey":
+        while (values := talk.hear()) is not None:
+            _answer(talk, values, memory)
+            if values["mode"] != "survey":
                 break
     except BrokenPipeError:
         status = 1
     os._exit(status)  # libav's threads may hang at a normal exit
 
 
-def _answer(talk: Talk, request: dict[str, Any], memory: int | None) -> None:
+def _answer(talk: Talk, values: dict[str, Any], memory: int | None) -> None:
     try:
-        _serve(talk, request, memory)
+        request = from_values(Request, values)
+        try:
+            _serve(talk, request, memory)
+        except MemoryError:
+            most = f"{request.memory_limit / 1e9:.1f} GB"
+            raise MovqError(f"needs more memory to decode than the {most} there are for that") from None
     except BrokenPipeError:
         raise
-    except BaseException as error:
-        if isinstance(error, MemoryError):
-            error = MovqError(
-                f"needs more memory to decode than the {request['memory_limit'] / 1e9:.1f} GB there are for that"
-            )
-        if isinstance(error, MovqError):
-            talk.say("error", **error.to_dict())
-        else:
-            talk.say("bug", trace=traceback.format_exc())
+    except MovqError as error:
+        talk.say("error", **error.to_dict())
+    except BaseException:
+        talk.say("bug", trace=traceback.format_exc())
 
 
 def _bound(memory_limit: int) -> None:
@@ -72,35 +72,35 @@ def _bound(memory_limit: int) -> None:
             resource.setrlimit(resource.RLIMIT_DATA, (taken + memory_limit, most))
 
 
-def _serve(talk: Talk, request: dict[str, Any], memory: int | None) -> None:
+def _serve(talk: Talk, request: Request, memory: int | None) -> None:
     av.logging.set_level(av.logging.ERROR)
     av.logging.set_skip_repeated(False)  # or a message like the one before is hidden, be it of another file
-    _bound(request["memory_limit"])
-    selection, picture = from_values(Selection, request["selection"]), from_values(Picture, request["picture"])
-    folder, path = (os.fsdecode(request[name].encode("utf-8", "surrogateescape")) for name in ("folder", "path"))
+    _bound(request.memory_limit)
+    selection = request.selection
+    folder, path = (os.fsdecode(text.encode("utf-8", "surrogateescape")) for text in (request.folder, request.path))
     os.chdir(folder)  # that of whoever asks now, and not of when the process that forks began
     with open_video(path, selection.stream) as source:
-        source.stream.codec_context.thread_count = request["threads"]
-        if request["mode"] == "count":
+        source.stream.codec_context.thread_count = request.threads
+        if request.mode == "count":
             talk.say("end", frames=count_frames(source, selection, talk.alive))
             return
-        entry = find_entry(path, selection, talk.alive) if request["mode"] == "frames" else None
+        entry = find_entry(path, selection, talk.alive) if request.mode == "frames" else None
         decoder = Decoder(source, selection.allow_partial, talk.alive, entry)
-        if request["mode"] == "probe":
+        if request.mode == "probe":
             talk.say("end", info=to_values(decoder.info))
             return
-        if request["mode"] == "survey":
+        if request.mode == "survey":
             width, height = decoder.info.shown_width, decoder.info.shown_height
             with open_video(path, selection.stream) as again:  # the decoder has taken packets of this one
                 frames = count_frames(again, selection, talk.alive)
             talk.say("end", facts=VideoFacts(frames, width, height))
             return
-        geometry = decoder.geometry(picture, request["multiple"])
+        geometry = decoder.geometry(request.picture, request.multiple)
         size = geometry.padded_width * geometry.padded_height * 3
-        slots = max(2, min(request["ahead"], request["ahead_bytes"] // size))
+        slots = max(2, min(request.ahead, request.ahead_bytes // size))
         assert memory is not None
         os.ftruncate(memory, slots * size)
-        talk.say("opened", info=to_values(decoder.info), geometry=to_values(geometry), slots=slots, filter=FILTER_NAME)
+        talk.say("opened", **to_values(Opened(decoder.info, geometry, slots, FILTER_NAME)))
         ring = np.frombuffer(mmap.mmap(memory, slots * size), np.uint8)
         ring = ring.reshape(slots, geometry.padded_height, geometry.padded_width, 3)
         sent = 0

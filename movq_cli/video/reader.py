@@ -23,6 +23,7 @@ from ..options import Picture, Selection
 from ..records import from_values, to_values
 from .geometry import Geometry
 from .info import VideoFacts, VideoInfo
+from .messages import Mode, Opened, Request
 
 HANG_SECONDS = 120.0
 """A decoder that neither gives a frame nor says that it is at work for so long is taken to hang."""
@@ -72,23 +73,25 @@ class FrameReader:
         self._memory_fd = _anonymous_memory()
         self._memory: mmap.mmap | None = None
         self._worker = _Worker(self._memory_fd)
-        self._worker.ask(self.path, "frames", selection, picture, threads=threads, multiple=multiple, ahead=ahead)
+        self._worker.ask(
+            self.path, "frames", selection, picture=picture, threads=threads, multiple=multiple, ahead=ahead
+        )
         self._worker.alive = alive
-        self._opened: dict[str, Any] | None = None
+        self._opened: Opened | None = None
         self._over = False
 
     @property
     def info(self) -> VideoInfo:
-        return from_values(VideoInfo, self._open()["info"])
+        return self._open().info
 
     @property
     def geometry(self) -> Geometry:
-        return from_values(Geometry, self._open()["geometry"])
+        return self._open().geometry
 
     @property
     def filter(self) -> str:
         """What resampling and colour conversion were done by."""
-        return str(self._open()["filter"])
+        return self._open().filter
 
     def __iter__(self) -> FrameReader:
         return self
@@ -106,11 +109,10 @@ class FrameReader:
         self._worker.free_slot()
         return Frame(image, Fraction(message["time"]), Fraction(message["end"]), message["index"])
 
-    def _open(self) -> dict[str, Any]:
+    def _open(self) -> Opened:
         if self._opened is None:
-            self._opened = opened = self._worker.receive()
-            geometry = from_values(Geometry, opened["geometry"])
-            shape = opened["slots"], geometry.padded_height, geometry.padded_width, 3
+            self._opened = opened = from_values(Opened, self._worker.receive())
+            shape = opened.slots, opened.geometry.padded_height, opened.geometry.padded_width, 3
             self._memory = mmap.mmap(self._memory_fd, int(np.prod(shape)))
             self._slots = np.frombuffer(self._memory, np.uint8).reshape(shape)
         return self._opened
@@ -195,7 +197,7 @@ def survey(wanted: Iterable[tuple[str, Selection]]) -> Iterator[VideoFacts | Mov
 
 
 def _ask(
-    path: str | os.PathLike[str], mode: str, selection: Selection, alive: Callable[[], None] = lambda: None
+    path: str | os.PathLike[str], mode: Mode, selection: Selection, alive: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
     worker = _Worker()
     worker.alive = alive
@@ -214,32 +216,12 @@ class _Worker:
     def __init__(self, memory: int | None = None) -> None:
         self._child = _decoders.start(*(() if memory is None else (memory,)))
 
-    def ask(
-        self,
-        path: str,
-        mode: str,
-        selection: Selection,
-        picture: Picture | None = None,
-        *,
-        threads: int = 1,
-        multiple: int = 1,
-        ahead: int = 1,
-    ) -> None:
-        """A request; a process answers one, or several surveys."""
+    def ask(self, path: str, mode: Mode, selection: Selection, **more: Any) -> None:
+        """Send a request, with `more` of its fields. A process answers one, or several surveys."""
         self._path = path
-        request = {
-            "mode": mode,
-            "folder": _as_text(_working_folder()),
-            "path": _as_text(path),
-            "selection": to_values(selection),
-            "picture": to_values(picture or Picture()),
-            "multiple": multiple,
-            "ahead": ahead,
-            "ahead_bytes": AHEAD_BYTES,
-            "threads": threads,
-            "memory_limit": DECODER_BYTES,
-        }
-        self._child.send(request)
+        folder = _as_text(_working_folder())
+        request = Request(mode, folder, _as_text(path), AHEAD_BYTES, DECODER_BYTES, selection=selection, **more)
+        self._child.send(to_values(request))
 
     def free_slot(self) -> None:
         self._child.send(b".")
