@@ -118,7 +118,7 @@ def find_items(sources: Sequence[str], lists: Sequence[str], output: str, captio
         known = {item.key for item in items}
         items += (item for item in _walked(sources, walk, captions is None) if item.key not in known)
         items.sort(key=_key)
-    if not lists:
+    if captions is not None and not lists:
         items = [item.updated(caption=caption) for item, caption in _with_captions(items, captions)]
     places = Places()
     for number, item in enumerate(items):
