@@ -1,19 +1,15 @@
 """Convolutions by oneDNN give torch's numbers, whatever the size of a chunk, and in bf16 also where a CPU has none."""
 
-import copy
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from movq_cli.codec import to_input
 from movq_cli.model.checkpoint import open_checkpoint
 from movq_cli.model.convolution import Conv2d, Conv3d, cpu_computes_bf16, lay_out, round_weight
-from movq_cli.options import Picture, Selection
-from movq_cli.video import read_frames
 
-from .tolerance import AGREE, difference, off
+from .tolerance import AGREE, off
 
 CITY = Path(__file__).parent / "data" / "city.mp4"
 
@@ -101,15 +97,11 @@ def test_a_filter_is_rounded_as_a_whole(kernel):
     assert torch.equal(round_weight(weight, torch.float32), weight)
 
 
-def test_encoders_are_loaded_with_filters_rounded_as_a_whole():
-    """On a real clip: the means of the embedded weights in bf16 are nearer to those in fp32 by a fifth at least."""
+def test_networks_are_loaded_with_filters_rounded_as_a_whole():
     checkpoint = open_checkpoint(None)
     exact, loaded = (checkpoint.load_encoder(dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
-    plain = copy.deepcopy(exact).bfloat16()
-    with read_frames(CITY, Selection(frames=5), Picture(short_side=96)) as reader:
-        images = torch.stack([torch.from_numpy(frame.image) for frame in reader])[:, :96, :96]
-    with torch.inference_mode():
-        wanted = exact(to_input(images, torch.float32))
-        x = to_input(images, torch.bfloat16)
-        off = [difference(network(x).float(), wanted).mean.rms for network in (loaded, plain)]
-    assert off[0] < 0.8 * off[1]
+    filters = {name: weight for name, weight in exact.named_parameters() if weight.dim() >= 4}
+    assert filters
+    for name, weight in filters.items():
+        assert torch.equal(loaded.get_parameter(name), round_weight(weight, torch.bfloat16))
+    assert any(not torch.equal(loaded.get_parameter(name), weight.bfloat16()) for name, weight in filters.items())

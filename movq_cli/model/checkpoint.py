@@ -45,11 +45,16 @@ SAID = ("name", "licence", "source", "semantics", "scaling_factor", "shift_facto
 DTYPES = ("F64", "F32", "F16", "BF16")
 
 
-EMBEDDED = "movq-tiny-4x8x8"
+EMBEDDED = "movq-tiny-4x8x8-v1"
 """The weights that come with movq. A name never changes its digest: other weights get another name."""
 
-FORMER: dict[str, tuple[str, str]] = {}
-"""Earlier embedded weights, by digest: their file in movq's repository, and a commit that has it. There are none yet."""
+FORMER = {
+    "5c4663050c34b0395bcd55114d7c413f38217e206f798064804da4fbba3379f1": (
+        "weights/movq-tiny-4x8x8.safetensors",
+        "4247c3eff8bd2b162d09cc9ee341dd4ae88a5a0b",
+    ),
+}
+"""Earlier embedded weights, by digest: their file in movq's repository, and a commit that has it."""
 
 
 def embedded_weights() -> Path:
