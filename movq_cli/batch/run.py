@@ -307,16 +307,19 @@ def what_is_left(
     watch: Watch = lambda state: None,
 ) -> ResumePlan:
     """What there is to do: everything, where options force it, or nothing was done before."""
-    if settings.options.force or not manifest.lines:
+    if settings.options.force:
         return ResumePlan([], list(items))
 
-    def passed() -> None:
+    def passed(count: int = 1) -> None:
         if state is not None:
-            state.checked += 1
+            state.checked += count
             watch(state)
 
     if state is not None:
         state.phase, state.items = "checking", len(items)
+    if not manifest.lines:
+        passed(len(items))
+        return ResumePlan([], list(items))
     return plan_resume(items, manifest, settings, tars, batch.verify, batch.retry_failed, passed)
 
 
