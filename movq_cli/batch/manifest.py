@@ -93,9 +93,11 @@ _NEEDED = {"failed": _UNMADE, "short": _UNMADE, "done": {"id", "path", "status"}
 def parse_line(text: bytes) -> Line:
     """Return a line of a manifest, with what a later movq may have added. Raises ValueError for what movq does not write."""
     values = parse_json(text)
-    line: Line = values | from_values(Line, values)
-    if missing := _NEEDED[line.get("status", "done")] - line.keys():
-        raise ValueError(f"without {', '.join(sorted(missing))}")
+    line = from_values(Line, values)
+    if len(line) < len(values):
+        line = values | line
+    if not _NEEDED[line.get("status", "done")] <= line.keys():
+        raise ValueError("a field is missing")
     return line
 
 

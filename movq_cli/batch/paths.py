@@ -27,19 +27,21 @@ class Reach:
     def __init__(self, folder: str) -> None:
         self._folder, self._repository = folder, hub_repository(folder)
         self._links: dict[str, frozenset[str]] = {}
+        self._known = {"": ""}
+        """Problems of folders on the way."""
 
     def problem(self, name: str) -> str:
         """Return why a file of this name is not read, as the end of a sentence about the name; "" if it is."""
+        above, _, last = name.rpartition("/")
         if not is_plain(name):
             return "is not a plain path below the folder; remove the line"
-        place = ""
-        for part in name.split("/"):
-            if part in self._links_in(place):
-                link = os.path.join(self._folder, place, part)
-                if not leads_into(link, self._repository):
-                    return f"leads through the link {link}; put a copy of what it leads to in its place"
-            place = os.path.join(place, part)
-        return ""
+        if above not in self._known:
+            self._known[above] = self.problem(above)
+        if not self._known[above] and last in self._links_in(above):
+            link = os.path.join(self._folder, name)
+            if not leads_into(link, self._repository):
+                return f"leads through the link {link}; put a copy of what it leads to in its place"
+        return self._known[above]
 
     def path(self, name: str) -> str:
         """Return the path of a file. Raises MovqError where it is not to be read."""
