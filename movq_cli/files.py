@@ -18,7 +18,6 @@ from types import TracebackType
 from typing import NamedTuple
 
 from .errors import MovqDiskError, MovqError, MovqOutputError, option
-from .records import Count
 
 BLOCK = 1 << 20
 """Bytes moved at a time where whole files pass through."""
@@ -30,7 +29,7 @@ MAX_NAME = 255
 class FileIdentity(NamedTuple):
     """What tells, without reading it, that a file is still what it was: its size in bytes, when it was changed, its inode."""
 
-    size: Count
+    size: int
     mtime_ns: int
     inode: int
 

@@ -13,7 +13,6 @@ from functools import cached_property
 from typing import Any, Self
 
 from .errors import MovqUsageError, option
-from .records import to_values
 from .values import Bucket, Pick, Shard, parse_bytes
 
 SEMANTICS = ("auto", "whole", "diffusers")
@@ -145,6 +144,8 @@ class EncodeOptions(ModelOptions):
 
     def flat(self) -> dict[str, Any]:
         """Return all options by name, those of the selection and the picture among them, as JSON can hold them."""
+        from .records import to_values  # which --help need not wait for
+
         values: dict[str, Any] = to_values(self)
         for part in ("selection", "picture"):
             values |= values.pop(part)
