@@ -27,7 +27,7 @@ MAX_NAME = 255
 
 
 class FileIdentity(NamedTuple):
-    """What tells, without reading it, that a file is still what it was: its size in bytes, when it was changed, its inode."""
+    """A file's size in bytes, time of change and inode: while they are the same, the file counts as unchanged, unread."""
 
     size: int
     mtime_ns: int

@@ -1,4 +1,4 @@
-"""What a latents file says of itself: `Metadata`, and how its fields are written in a safetensors header. See docs/format.md."""
+"""`Metadata` of a latents file, and its text form in a safetensors header. See docs/format.md."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SEMANTICS = ("frame", "whole", "diffusers")
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """What a latents file says of itself; `to_strings` and `from_strings` are its safetensors metadata.
+    """The metadata of a latents file. `to_strings` and `from_strings` convert it to and from a safetensors header.
 
     `width` and `height` are of the picture encoded, without `pad_right` and `pad_bottom`; `frames` never counts
     `frames_padded`; `frames_dropped` counts `--tail drop` alone. Scaling factors are text, as their source has them, ""
@@ -68,12 +68,12 @@ class Metadata:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the user should know of how these latents were made."""
+        """Warnings that were given when these latents were made."""
         return tuple(self.preprocessing.get("warnings", ()))
 
     @property
     def partial(self) -> bool:
-        """Whether the video was cut off or damaged, so that only what comes before was encoded."""
+        """True if the video was cut off or damaged, and only the frames before that were encoded."""
         return bool(self.preprocessing.get("partial"))
 
     def to_strings(self) -> dict[str, str]:
@@ -112,7 +112,7 @@ def _fps(text: str) -> Fraction | None:
 
 
 class _Text(NamedTuple):
-    """How a field of a type is written in a header, and read."""
+    """Functions that write and read a field of one type as header text."""
 
     write: Callable[[Any], str]
     read: Callable[[str], Any]
@@ -128,7 +128,7 @@ _TEXTS = {
     "dict[str, Any]": _PLAIN_JSON,
     "list[int] | None": _PLAIN_JSON,
 }
-"""By what the fields of Metadata are declared as."""
+"""The text form of each type that a field of Metadata is declared with."""
 
 
 def _check_preprocessing(said: Any) -> None:

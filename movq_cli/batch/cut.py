@@ -80,9 +80,8 @@ def _looked(items: Sequence[Item], options: EncodeOptions, known: Known | None) 
     refusals: dict[tuple[type[MovqError], str], MovqError] = {}
 
     def found(item: Item, facts: VideoFacts | MovqError | None) -> Item:
-        if isinstance(
-            facts, MovqError
-        ):  # one error for all that are refused for the same reason: there may be a million
+        if isinstance(facts, MovqError):
+            # Items refused for the same reason share one error: there may be a million.
             refusal = refusals.setdefault((type(facts), facts.marked), facts.bare())
             return item.updated(facts=item.identity and VideoFacts(), refusal=refusal)
         return item.updated(facts=facts)

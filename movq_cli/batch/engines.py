@@ -20,7 +20,9 @@ WORKER = "movq_cli.batch.work"
 
 @dataclass(frozen=True)
 class Ready:
-    """What the first worker found: how it computes, by which weights, and its machine: CUDA devices, free memory, cores."""
+    """A worker that has loaded its weights: their digest, its precision and device, and the CUDA devices, free bytes and
+    cores of its machine.
+    """
 
     precision: str
     device: str

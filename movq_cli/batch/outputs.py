@@ -25,7 +25,7 @@ class Places:
         self._files = {_folded(NAME)}
         self._folders = set[str]()
         self._ways = {"": ""}
-        """Where folders are that have a place: no file takes it from them."""
+        """The place of each folder, by its name. No file ever takes it."""
 
     def place(self, name: str, *of: str) -> tuple[str, str]:
         """An id and an output, from the name an item should have and all that it is."""
@@ -42,7 +42,7 @@ class Places:
         return text, output
 
     def _way(self, folder: str) -> str:
-        """Where a folder, named with a slash at its end, has its place."""
+        """Return the place of a folder; its name and its place end with a slash."""
         if folder not in self._ways:
             above, slash, part = folder[:-1].rpartition("/")
             way = self._way(above + slash)

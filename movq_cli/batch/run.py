@@ -306,7 +306,7 @@ def what_is_left(
     state: BatchState | None = None,
     watch: Watch = lambda state: None,
 ) -> ResumePlan:
-    """What there is to do: everything, where options force it, or nothing was done before."""
+    """Return the items to encode: all of them if options force it, or if the manifest is empty."""
     if settings.options.force:
         return ResumePlan([], list(items))
 

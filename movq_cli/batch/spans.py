@@ -28,7 +28,7 @@ _SIZE = f"{option('height')}, {option('width')}, {option('short_side')} and {opt
 
 
 def is_cut(batch: BatchOptions) -> bool:
-    """Whether frames and size of every video must be known to tell what the items are."""
+    """Return True if items depend on the frames and sizes of the videos."""
     return bool(batch.buckets) or batch.pick is not None or batch.short == "pad"
 
 

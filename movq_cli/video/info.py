@@ -1,4 +1,4 @@
-"""What is known of a video: `VideoInfo`, and `VideoFacts`, for thousands at a time. No PyAV."""
+"""`VideoInfo` describes one video, `VideoFacts` is the little that a batch keeps of each. No PyAV."""
 
 from __future__ import annotations
 
