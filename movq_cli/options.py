@@ -186,7 +186,7 @@ class BatchOptions:
     """Options of a batch, besides those of encoding each video.
 
     Items: `lists` of them; `captions`, a file with one line for each; `buckets`, `pick` and `short` cut items out of videos
-    (batch/spans.py); `shard` is the part of the videos that is made here.
+    (batch/cut.py); `shard` is the part of the videos that is made here.
     Running: `workers` are processes (None: as many as suit; 0: this process itself); `timeout` is seconds without progress;
     `verify` reads all videos and outputs that are there; `retry_failed` tries again what was refused; `replace` makes again
     what was made with other options or of another video of the same name; `engine` with `ray_address` and `ray_gpus`, of each

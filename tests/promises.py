@@ -293,14 +293,14 @@ PROMISES = {
             ),
             Break(
                 "outputs are written through links",
-                "batch/work.py",
+                "batch/worker.py",
                 "            refuse_links(folder, item.output)\n",
                 "",
                 "test_safety.py::test_nothing_is_written_through_a_link",
             ),
             Break(
                 "what lies where a packed file was is deleted unseen",
-                "batch/packer.py",
+                "batch/pack.py",
                 'if sha256_file(path) == line["sha256"]:',
                 "if True:",
                 "test_safety.py::test_only_what_movq_made_is_deleted_when_it_is_packed",
@@ -419,7 +419,7 @@ PROMISES = {
         [
             Break(
                 "names are compared as they are written",
-                "batch/outputs.py",
+                "batch/names.py",
                 'return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())',
                 "return name",
                 "test_items.py",

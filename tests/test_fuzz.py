@@ -32,8 +32,8 @@ from movq_cli import (
 )
 from movq_cli.batch import compare_outputs, note_places, read_batch, read_folder, summarise
 from movq_cli.batch.captions import read_captions
-from movq_cli.batch.cut import Known
 from movq_cli.batch.lists import RowList
+from movq_cli.batch.probe import Known
 from movq_cli.cli.info import _describe
 from movq_cli.model.checkpoint import embedded_weights, open_checkpoint
 from movq_cli.video import count_frames

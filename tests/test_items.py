@@ -14,7 +14,7 @@ from fractions import Fraction
 import pytest
 
 from movq_cli import MovqError
-from movq_cli.batch.items import find_items
+from movq_cli.batch.discover import find_items
 
 TAKEN_FILE = "a link to a file that is taken already"
 TAKEN_FOLDER = "a folder that is taken already"
@@ -322,7 +322,7 @@ def test_tables(tmp_path, monkeypatch, name, data, score):
 SCRIPT = """
 import json, resource, sys; resource.setrlimit(resource.RLIMIT_CPU, (2, 2))
 from movq_cli import MovqError
-from movq_cli.batch.items import find_items
+from movq_cli.batch.discover import find_items
 try: print(json.dumps([(item.id, item.source_path) for item in find_items(*json.loads(sys.argv[1]), "out").items]))
 except MovqError as error: print(json.dumps(str(error)))
 """

@@ -10,9 +10,9 @@ from fractions import Fraction
 import pytest
 
 from movq_cli import EncodeOptions, LatentDataset, MovqError, MovqWarning, Picture, Selection, encode_batch, plan_batch
-from movq_cli.batch.cut import Known
-from movq_cli.batch.items import Item
+from movq_cli.batch.discover import Item
 from movq_cli.batch.manifest import Line
+from movq_cli.batch.probe import Known
 from movq_cli.cli import run
 from movq_cli.errors import MovqHang
 from movq_cli.files import FileIdentity
@@ -283,7 +283,7 @@ def test_what_is_finished_is_kept_when_looking_at_its_video_fails(batch, monkeyp
     lines = (batch.folder / "out" / "manifest.jsonl").read_bytes()
     for path in (batch.folder / "in").iterdir():
         os.utime(path, (1, 1))  # so that it is looked at again
-    monkeypatch.setattr("movq_cli.batch.cut.survey", lambda requests: (MovqHang("no sign of life") for _ in requests))
+    monkeypatch.setattr("movq_cli.batch.probe.survey", lambda requests: (MovqHang("no sign of life") for _ in requests))
     with pytest.warns(MovqWarning, match="its finished output is kept, and 2 like it"):
         assert batch(**options) == set()
     monkeypatch.undo()

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from movq_cli import LatentDataset, MovqError, MovqUsageError, Selection, encode_batch, encode_video, open_latents
-from movq_cli.batch.cut import cut_items
-from movq_cli.batch.items import Item, find_items
-from movq_cli.batch.spans import check_cut, cut_item, in_order
+from movq_cli.batch.cut import check_cut, cut_item, in_order
+from movq_cli.batch.discover import Item, find_items
+from movq_cli.batch.probe import cut_items
 from movq_cli.codec import fit_tail
 from movq_cli.model import AutoencoderConfig
 from movq_cli.options import BatchOptions, EncodeOptions, Picture

@@ -170,7 +170,7 @@ def test_a_worker_that_leaks_is_replaced(start, tmp_path):
         "    if not os.path.exists('leaked'):\n"
         "        open('leaked', 'w').close()\n"
         "        hoard = b'x' * (900 << 20)\n"
-        "if 'movq_cli.batch.work' in sys.orig_argv: threading.Thread(target=leak, daemon=True).start()\n"
+        "if 'movq_cli.batch.worker' in sys.orig_argv: threading.Thread(target=leak, daemon=True).start()\n"
     )
     names = [f"{i}.mp4" for i in range(8)]
     for name in names:
@@ -495,7 +495,7 @@ def test_a_bug_costs_its_own_item_wherever_it_is(start, tmp_path):
         "        if victim in str(path(self, arguments)): 1 / 0\n"
         "        return usual(self, *arguments, **options)\n"
         "    setattr(kind, name, method)\n"
-        "if 'movq_cli.batch.work' in sys.orig_argv:\n"
+        "if 'movq_cli.batch.worker' in sys.orig_argv:\n"
         "    from movq_cli.encode import VideoEncoder\n"
         "    from movq_cli.encoding import Encoding\n"
         "    broken(VideoEncoder, 'begin', 'b.mp4', lambda self, arguments: arguments[0])\n"

@@ -1,11 +1,11 @@
 """Many videos to a folder of latents with a manifest: items, resuming, workers. One item in, one line out."""
 
-from .items import Found, Item, find_items, part_kept
+from .discover import Found, Item, find_items, part_kept
+from .dry_run import BatchPlan, plan_batch
 from .manifest import NAME, Line, read_batch, read_folder, read_lines
 from .merge import merge_shards
-from .report import Summary, compare_outputs, note_places, summarise
 from .run import BatchResult, BatchState, encode_batch
-from .survey import BatchPlan, plan_batch
+from .summary import Summary, compare_outputs, note_places, summarise
 
 __all__ = [
     "NAME",

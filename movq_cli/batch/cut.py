@@ -1,107 +1,140 @@
-"""Looking at videos before they are encoded, and cutting items out of them by what is seen.
+"""Buckets and spans: which frames of a video, at which size, become an item each.
 
-What the manifest says of a video that has not changed since is not looked at again.
+What is decided here is decided from the number of frames and the size of a video, before any of it is encoded.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+import math
+import warnings
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
-from ..errors import MovqError
-from ..files import FileIdentity, require_file, text_of
+from ..codec import fit_tail
+from ..errors import MovqError, MovqShort, MovqUsageError, MovqWarning, option
 from ..model.config import AutoencoderConfig
-from ..options import BatchOptions, EncodeOptions
-from ..video import VideoFacts, survey
-from .items import Item
-from .manifest import Line
-from .resume import in_threads
-from .spans import cut_item
-from .work import options_of
+from ..options import BatchOptions, EncodeOptions, Picture
+from ..plan import too_short
+from ..values import Bucket
+from ..video import VideoFacts, plan_geometry
+from ..video.geometry import Orientation, round_up
+from .discover import Item
+from .names import mark_of, span_output
+from .worker import options_of
 
-_PROCESSES = 2
-
-_RANGE = ("stream", "start", "duration", "fps", "fps_repeat", "every")
-"""Options that the number of frames depends on, before spans are cut."""
-
-
-class Known:
-    """What the manifest knows of videos, as far as they have not changed since; of those `refused` too, if asked for."""
-
-    def __init__(self, lines: Iterable[Line], refused: bool = True) -> None:
-        self._seen: dict[tuple[str, str], tuple[FileIdentity, VideoFacts]] = {}
-        self._refused: dict[tuple[str, str, bool], tuple[FileIdentity, str]] = {}
-        for line in lines:
-            if "source" not in line or "options" not in line:
-                continue
-            key = line["path"], _text(line["options"], _RANGE)
-            if any(line.get("seen", ())):
-                self._seen[key] = line["source"], line["seen"]
-            elif "seen" in line and refused and line.get("cause") == "refused":
-                self._refused[*key, "allow_partial" in line["options"]] = line["source"], line["reason"]
-
-    def of(self, item: Item, identity: FileIdentity, options: EncodeOptions) -> VideoFacts | MovqError | None:
-        """Return the facts of a video, or why it cannot be read; None if that is not known of the file as it is now."""
-        key = text_of(item.source_path), _text(options_of(item, options).choices, _RANGE)
-        before, facts = self._seen.get(key, (None, VideoFacts()))
-        if before == identity:
-            return facts
-        before, reason = self._refused.get((*key, options.selection.allow_partial), (None, ""))
-        return MovqError(reason) if before == identity else None
+_LENGTH = f"{option('frames')} or {option('buckets')}"
+_SIZE = f"{option('height')}, {option('width')}, {option('short_side')} and {option('fit')}"
 
 
-def _text(values: dict[str, Any], names: tuple[str, ...]) -> str:
-    return json.dumps({name: values[name] for name in names if name in values}, sort_keys=True)
+def is_cut(batch: BatchOptions) -> bool:
+    """Return True if items depend on the frames and sizes of the videos."""
+    return bool(batch.buckets) or batch.pick is not None or batch.short == "pad"
 
 
-def cut_items(
-    items: Sequence[Item],
-    batch: BatchOptions,
-    options: EncodeOptions,
-    config: AutoencoderConfig,
-    known: Known | None = None,
-    passed: Callable[[], None] = lambda: None,
-) -> list[Item]:
-    """What is cut out of the videos of items, in their order. `passed` is called for each video.
+def cut_to_dict(batch: BatchOptions, options: EncodeOptions) -> dict[str, Any]:
+    """Return for the manifest how all videos alike are cut; nothing where they are not."""
+    if not is_cut(batch):
+        return {}
+    asked = {
+        "buckets": sorted(str(bucket) for bucket in batch.buckets),
+        "pick": batch.pick and str(batch.pick),
+        "frames": options.selection.frames,
+        "short": batch.short,
+    }
+    return {name: value for name, value in asked.items() if value}
 
-    What cannot be encoded is in it as one item with its refusal.
+
+def check_cut(batch: BatchOptions, options: EncodeOptions, config: AutoencoderConfig) -> None:
+    """Raise MovqUsageError for options that do not go together; warn of buckets that no latents fill."""
+    frames = options.selection.frames
+    if batch.pick is not None and not batch.buckets and frames is None:
+        raise MovqUsageError(f"needs {_LENGTH}, which say how long a span is", option="pick")
+    if batch.short == "pad" and not batch.buckets and frames is None:
+        raise MovqUsageError(f"pad needs {_LENGTH}, which say how long a clip must be", option="short")
+    if batch.buckets and options.picture != Picture(upscale=options.picture.upscale):
+        raise MovqUsageError(f"goes without {_SIZE}: it says the size", option="buckets")
+    if frames is not None and batch.buckets and frames < (shortest := min(b.frames for b in batch.buckets)):
+        raise MovqUsageError(f"{frames} is less than the shortest bucket, {shortest}", option="frames")
+    for bucket in batch.buckets:
+        padded = [round_up(side, config.spatial_factor) for side in (bucket.height, bucket.width)]
+        if padded != [bucket.height, bucket.width]:
+            text = f"--bucket {bucket}: its edge is repeated up to {padded[0]}x{padded[1]}, which latents fill"
+            warnings.warn(MovqWarning(text), stacklevel=3)
+
+
+def cut_item(item: Item, batch: BatchOptions, options: EncodeOptions, config: AutoencoderConfig) -> list[Item]:
+    """Return what is cut out of a video whose facts are known; or the item itself, with the reason why nothing can be.
+
+    Without buckets and picks, a video is one item.
     """
-    cut: list[Item] = []
-    for item in _looked(items, options, known):
-        cut += [item] if item.refusal is not None else cut_item(item, batch, options, config)
-        passed()
-    return cut
+    try:
+        return _cut_item(item, batch, options, config)
+    except MovqError as error:
+        return [item.updated(refusal=error.bare())]
 
 
-def _looked(items: Sequence[Item], options: EncodeOptions, known: Known | None) -> Iterator[Item]:
-    """Each item with the identity and the facts of its video, or why these cannot be had, in order."""
-    refusals: dict[tuple[type[MovqError], str], MovqError] = {}
+def _cut_item(item: Item, batch: BatchOptions, options: EncodeOptions, config: AutoencoderConfig) -> list[Item]:
+    facts = item.facts
+    assert facts is not None
+    if not facts.frames:
+        raise MovqError("has no frame in the range asked for")
+    length, size, picture = options_of(item, options).selection.frames, None, options.picture
+    if length is not None and facts.frames < length and batch.short != "pad":
+        raise too_short(facts.frames, length)
+    if batch.buckets:
+        bucket = _bucket(facts, min(facts.frames, length or facts.frames), batch, picture.upscale)
+        length, size = bucket.frames, (bucket.height, bucket.width)
+        picture = Picture(*size, upscale=picture.upscale)
+    kept = min(facts.frames, length or facts.frames)
+    pad = length is not None and kept < length
+    geometry = plan_geometry(facts.width, facts.height, Fraction(1), Orientation(), picture, config.spatial_factor)
+    padded, dropped = fit_tail(kept, options.tail, config.temporal_factor, length or 0)
+    shape = kept - dropped + padded, geometry.padded_height, geometry.padded_width
+    item = item.updated(frames=length, size=size, pad=pad, shape=shape, padded=padded)
+    if batch.pick is None:
+        return [item]
+    assert length is not None
+    starts = batch.pick.starts(facts.frames, length, f"{options.seed} {item.id}")
+    return [_span(item, start, length) for start in starts]
 
-    def found(item: Item, facts: VideoFacts | MovqError | None) -> Item:
-        if isinstance(facts, MovqError):
-            # Items refused for the same reason share one error: there may be a million.
-            refusal = refusals.setdefault((type(facts), facts.marked), facts.bare())
-            return item.updated(facts=item.identity and VideoFacts(), refusal=refusal)
-        return item.updated(facts=facts)
 
-    def identified(item: Item) -> Item:
-        if item.refusal is not None:
-            return item
-        try:
-            identity = FileIdentity.of(require_file(item.source_path))
-        except MovqError as error:
-            return found(item, error)
-        return found(item.updated(identity=identity), None if known is None else known.of(item, identity, options))
+def _bucket(facts: VideoFacts, frames: int, batch: BatchOptions, upscale: bool) -> Bucket:
+    """Return the longest of the buckets that fit, among these the nearest in aspect, and the largest of equal ones."""
+    shortest = min(bucket.frames for bucket in batch.buckets)
+    if shortest > frames:
+        if batch.short != "pad":
+            raise MovqShort(f"has {frames} frames, the shortest bucket {shortest}")
+        frames = shortest
+    fitting = [bucket for bucket in batch.buckets if bucket.frames <= frames]
+    fitting = [bucket for bucket in fitting if upscale or not bucket.enlarges(facts.width, facts.height)]
+    if not fitting:
+        raise MovqError(
+            f"shows {facts.width}x{facts.height}, which would be enlarged for every bucket of up to {frames} frames; "
+            f"{option('upscale', True)} allows it"
+        )
 
-    def look(part: Sequence[Item]) -> list[Item]:
-        checked = list(map(identified, part))
-        unknown = [number for number, item in enumerate(checked) if item.facts is None and item.refusal is None]
-        wanted = ((checked[n].source_path, options_of(checked[n], options).selection) for n in unknown)
-        surveyed = survey((path, replace(selection, frames=None)) for path, selection in wanted)
-        for number, facts in zip(unknown, surveyed, strict=True):
-            checked[number] = found(checked[number], facts)
-        return checked
+    def rank(bucket: Bucket) -> tuple[float, ...]:
+        aspect = abs(math.log(bucket.width * facts.height / (bucket.height * facts.width)))
+        enlarges = bucket.enlarges(facts.width, facts.height)
+        return -bucket.frames, round(aspect, 9), enlarges, -bucket.height * bucket.width
 
-    return in_threads(look, items, _PROCESSES)
+    return min(fitting, key=rank)
+
+
+def _span(item: Item, start: int, length: int) -> Item:
+    name = f"_{start}-{length}"
+    return item.updated(id=item.id + name, output=span_output(item.output, name), of=item.id, skip=start)
+
+
+def in_order(items: Sequence[Item]) -> list[Item]:
+    """Items of one shape together, the shapes in order; within one as they were. Each has an id of its own.
+
+    A video of which nothing can be cut has its id from before, which may be that of a span of another: it gets a mark.
+    """
+    spans = {item.id for item in items if item.of}
+    apart = (
+        item.updated(id=item.id + mark_of(item.source_path)) if not item.of and item.id in spans else item
+        for item in items
+    )
+    return sorted(apart, key=lambda item: item.shape or ())

@@ -14,7 +14,7 @@ from ..processes import Child
 WORKER_BYTES = 3 * PROCESS_BYTES
 """Memory that is thought to be enough for a worker, where nothing is known of its videos."""
 
-WORKER = "movq_cli.batch.work"
+WORKER = "movq_cli.batch.worker"
 """The module that every worker runs, whichever engine started it."""
 
 

@@ -16,7 +16,7 @@ from ..options import EncodeOptions
 from .engines import Ready
 from .manifest import Line
 from .pool import Task, WorkerState
-from .work import Work, describe
+from .worker import Work, describe
 
 
 class Inline:

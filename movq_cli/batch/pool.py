@@ -20,10 +20,10 @@ from typing import Any
 from ..errors import MovqCrash, MovqError, MovqHang, MovqMemoryError, MovqWarning
 from ..options import BatchOptions, EncodeOptions
 from ..records import from_values, to_values
+from .discover import Item
 from .engines import Engine, Handle, LocalEngine, Ready
-from .items import Item
 from .manifest import Line
-from .work import unmade
+from .worker import unmade
 
 _TICK_SECONDS = 0.5
 _START_SECONDS = 180.0

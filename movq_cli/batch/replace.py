@@ -14,7 +14,7 @@ from ..errors import MovqError, MovqWarning, option
 from ..files import short
 from ..headers import parse_header
 from ..options import SHORT_IN_BATCH, EncodeOptions
-from .items import Item
+from .discover import Item
 from .manifest import Line, Manifest, video_of
 from .resume import ResumePlan, Settings, asked
 from .tars import Tars

@@ -22,10 +22,10 @@ from ..files import FileIdentity, require_file, sha256_file, text_of
 from ..latents import open_latents
 from ..metadata import FORMAT_VERSION
 from ..options import EncodeOptions
-from .items import Item
+from .discover import Item
 from .manifest import Line, Manifest
 from .tars import Tars, sha256_part
-from .work import options_of
+from .worker import options_of
 
 T = TypeVar("T")
 R = TypeVar("R")

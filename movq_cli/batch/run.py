@@ -16,18 +16,18 @@ from ..files import os_reason, sweep
 from ..model.checkpoint import Checkpoint
 from ..options import PRECISIONS, TAR_BYTES, BatchOptions, EncodeOptions, with_overrides
 from ..plan import open_weights
-from .cut import Known, cut_items
+from .cut import check_cut, cut_to_dict, in_order, is_cut
+from .discover import Found, Item, find_items
 from .inline import Inline
-from .items import Found, Item, find_items
 from .manifest import Line, Manifest, finish_shard, only_one, refuse_other_shards, video_of
-from .packer import Packer
+from .pack import Packer
 from .pool import Pool, Task, WorkerState
+from .probe import Known, cut_items
 from .replace import is_there, refuse_to_replace
-from .report import compare_outputs, note_places
 from .resume import ResumePlan, Settings, plan_resume
-from .spans import check_cut, cut_to_dict, in_order, is_cut
+from .summary import compare_outputs, note_places
 from .tars import Tars
-from .work import unmade
+from .worker import unmade
 
 THREADS = 1
 """Of each worker on a CPU: not by the number of workers, since threads change the last bits of a result."""

@@ -23,7 +23,7 @@ from ..video import VideoFacts
 from .captions import caption_path, read_caption, read_captions
 from .folders import Walk
 from .lists import Row, RowList, absolute
-from .outputs import Places
+from .names import Places
 
 
 class Item(Struct, frozen=True, gc=False):
@@ -31,7 +31,7 @@ class Item(Struct, frozen=True, gc=False):
 
     `source_path` is absolute; `output` is relative to the output folder; `id`, unique, is what the manifest knows it by. Times in
     seconds. `facts` are what was seen of the video, before spans are cut, when its file had this `identity`. What follows them
-    is known of items that were cut out of videos (spans.py): `of` is the id of the video's item where this is one of its spans,
+    is known of items that were cut out of videos (cut.py): `of` is the id of the video's item where this is one of its spans,
     which begins `skip` frames in; `frames` how many it takes, repeating the last if `pad`; `size` (height, width) of its bucket.
     `shape` is (frames, height, width) as encoded, `padded` frames and edges included. `refusal` is why it cannot be encoded,
     where that is known already.

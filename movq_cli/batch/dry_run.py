@@ -11,12 +11,12 @@ from typing import Any
 from ..device import choose_device, choose_precision
 from ..options import BatchOptions, EncodeOptions, with_overrides
 from ..plan import open_weights, stored_bytes
-from .cut import cut_items
-from .items import Found, Item
+from .cut import check_cut, is_cut
+from .discover import Found, Item
 from .manifest import Line, Manifest
+from .probe import cut_items
 from .replace import refuse_to_replace
 from .run import cut_as_wanted, gather, settle, what_is_left
-from .spans import check_cut, is_cut
 from .tars import Tars
 
 

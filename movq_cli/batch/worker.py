@@ -28,8 +28,8 @@ from ..options import EncodeOptions, Picture
 from ..processes import Talk
 from ..records import from_values, to_values
 from ..video import warm_decoders
+from .discover import Item
 from .engines import Ready
-from .items import Item
 from .manifest import Line
 from .paths import refuse_links
 

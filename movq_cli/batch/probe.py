@@ -1,0 +1,107 @@
+"""Looking at videos before they are encoded, and cutting items out of them by what is seen.
+
+What the manifest says of a video that has not changed since is not looked at again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..errors import MovqError
+from ..files import FileIdentity, require_file, text_of
+from ..model.config import AutoencoderConfig
+from ..options import BatchOptions, EncodeOptions
+from ..video import VideoFacts, survey
+from .cut import cut_item
+from .discover import Item
+from .manifest import Line
+from .resume import in_threads
+from .worker import options_of
+
+_PROCESSES = 2
+
+_RANGE = ("stream", "start", "duration", "fps", "fps_repeat", "every")
+"""Options that the number of frames depends on, before spans are cut."""
+
+
+class Known:
+    """What the manifest knows of videos, as far as they have not changed since; of those `refused` too, if asked for."""
+
+    def __init__(self, lines: Iterable[Line], refused: bool = True) -> None:
+        self._seen: dict[tuple[str, str], tuple[FileIdentity, VideoFacts]] = {}
+        self._refused: dict[tuple[str, str, bool], tuple[FileIdentity, str]] = {}
+        for line in lines:
+            if "source" not in line or "options" not in line:
+                continue
+            key = line["path"], _text(line["options"], _RANGE)
+            if any(line.get("seen", ())):
+                self._seen[key] = line["source"], line["seen"]
+            elif "seen" in line and refused and line.get("cause") == "refused":
+                self._refused[*key, "allow_partial" in line["options"]] = line["source"], line["reason"]
+
+    def of(self, item: Item, identity: FileIdentity, options: EncodeOptions) -> VideoFacts | MovqError | None:
+        """Return the facts of a video, or why it cannot be read; None if that is not known of the file as it is now."""
+        key = text_of(item.source_path), _text(options_of(item, options).choices, _RANGE)
+        before, facts = self._seen.get(key, (None, VideoFacts()))
+        if before == identity:
+            return facts
+        before, reason = self._refused.get((*key, options.selection.allow_partial), (None, ""))
+        return MovqError(reason) if before == identity else None
+
+
+def _text(values: dict[str, Any], names: tuple[str, ...]) -> str:
+    return json.dumps({name: values[name] for name in names if name in values}, sort_keys=True)
+
+
+def cut_items(
+    items: Sequence[Item],
+    batch: BatchOptions,
+    options: EncodeOptions,
+    config: AutoencoderConfig,
+    known: Known | None = None,
+    passed: Callable[[], None] = lambda: None,
+) -> list[Item]:
+    """What is cut out of the videos of items, in their order. `passed` is called for each video.
+
+    What cannot be encoded is in it as one item with its refusal.
+    """
+    cut: list[Item] = []
+    for item in _looked(items, options, known):
+        cut += [item] if item.refusal is not None else cut_item(item, batch, options, config)
+        passed()
+    return cut
+
+
+def _looked(items: Sequence[Item], options: EncodeOptions, known: Known | None) -> Iterator[Item]:
+    """Each item with the identity and the facts of its video, or why these cannot be had, in order."""
+    refusals: dict[tuple[type[MovqError], str], MovqError] = {}
+
+    def found(item: Item, facts: VideoFacts | MovqError | None) -> Item:
+        if isinstance(facts, MovqError):
+            # Items refused for the same reason share one error: there may be a million.
+            refusal = refusals.setdefault((type(facts), facts.marked), facts.bare())
+            return item.updated(facts=item.identity and VideoFacts(), refusal=refusal)
+        return item.updated(facts=facts)
+
+    def identified(item: Item) -> Item:
+        if item.refusal is not None:
+            return item
+        try:
+            identity = FileIdentity.of(require_file(item.source_path))
+        except MovqError as error:
+            return found(item, error)
+        return found(item.updated(identity=identity), None if known is None else known.of(item, identity, options))
+
+    def look(part: Sequence[Item]) -> list[Item]:
+        checked = list(map(identified, part))
+        unknown = [number for number, item in enumerate(checked) if item.facts is None and item.refusal is None]
+        wanted = ((checked[n].source_path, options_of(checked[n], options).selection) for n in unknown)
+        surveyed = survey((path, replace(selection, frames=None)) for path, selection in wanted)
+        for number, facts in zip(unknown, surveyed, strict=True):
+            checked[number] = found(checked[number], facts)
+        return checked
+
+    return in_threads(look, items, _PROCESSES)
