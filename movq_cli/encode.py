@@ -18,7 +18,7 @@ from .errors import MovqWarning
 from .files import FileIdentity, require_file, sha256_file
 from .options import EncodeOptions
 from .plan import open_weights
-from .processes import in_background
+from .threads import in_background
 
 if TYPE_CHECKING:
     import torch

@@ -1,7 +1,7 @@
 """Processes of movq's own: each runs one module's `main`, speaks in JSON lines, and ends with the process that made it.
 
 What a library does to a process, it does to one of these. `Child` is the side that starts it in a new interpreter, `Talk` the
-side started; forks.py starts those of which there are many. And a thread, for what can be done meanwhile.
+side started; forks.py starts those of which there are many.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
 from io import FileIO
 from typing import IO, Any, BinaryIO
@@ -161,17 +159,3 @@ class Talk:
         """The next message; None when there will be none."""
         line = self.inbox.readline()
         return dict(json.loads(line)) if line else None
-
-
-def in_background(work: Callable[[], str]) -> Future[str]:
-    """Runs `work` in a thread that nobody waits for who does not want its result: digests of large files take a while."""
-    future: Future[str] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future

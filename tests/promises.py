@@ -327,7 +327,7 @@ PROMISES = {
             Break(
                 "a batch makes again what was made with other options",
                 "batch/replace.py",
-                "    if plan.otherwise and not allowed:",
+                "    if plan.differing and not allowed:",
                 "    if False:",
                 "test_replace.py::test_a_forgotten_option_replaces_nothing",
             ),
@@ -382,21 +382,21 @@ PROMISES = {
             Break(
                 "a changed video is taken to be the same",
                 "batch/resume.py",
-                'self._digests.of(item.source_path, identity) != line["source_sha256"]',
+                'self.digests.of(path, identity) != line["source_sha256"]',
                 "False",
                 "test_batch.py::test_changed_inputs_are_encoded_again_whatever_their_times_say",
             ),
             Break(
                 "a damaged output is taken to be whole",
                 "batch/resume.py",
-                "if not _is_whole(self._tars, line, self._verify):",
-                "if False:",
+                "if _is_whole(case.tars, case.line, case.verify) else",
+                "if True else",
                 "test_batch.py::test_damaged_outputs_are_found_and_made_again",
             ),
             Break(
                 "a refusal is kept when what caused it is gone",
                 "batch/resume.py",
-                ' and line.get("cut") == wanted.get("cut")',
+                ' and line.get("cut") == case.wanted.get("cut")',
                 "",
                 "test_replace.py::test_a_verdict_goes_with_what_caused_it",
             ),
@@ -408,8 +408,8 @@ PROMISES = {
             Break(
                 "what failed is left out",
                 "batch/run.py",
-                "        self.manifest.append(line)\n",
-                "        if line['status'] == 'done':\n            self.manifest.append(line)\n",
+                "        self._job.manifest.append(line)\n",
+                "        if line['status'] == 'done':\n            self._job.manifest.append(line)\n",
                 "test_batch.py::test_every_item_is_in_the_manifest_once_with_what_became_of_it",
             )
         ],

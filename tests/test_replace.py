@@ -10,7 +10,7 @@ from fractions import Fraction
 import pytest
 
 from movq_cli import EncodeOptions, LatentDataset, MovqError, MovqWarning, Picture, Selection, encode_batch, plan_batch
-from movq_cli.batch.discover import Item
+from movq_cli.batch.item import Item
 from movq_cli.batch.manifest import Line
 from movq_cli.batch.probe import Known
 from movq_cli.cli import run

@@ -9,8 +9,9 @@ import pytest
 
 from movq_cli import LatentDataset, MovqError, MovqUsageError, Selection, encode_batch, encode_video, open_latents
 from movq_cli.batch.cut import check_cut, cut_item, in_order
-from movq_cli.batch.discover import Item, find_items
-from movq_cli.batch.probe import cut_items
+from movq_cli.batch.discover import find_items
+from movq_cli.batch.item import Item
+from movq_cli.batch.prepare import cut_items
 from movq_cli.codec import fit_tail
 from movq_cli.model import AutoencoderConfig
 from movq_cli.options import BatchOptions, EncodeOptions, Picture
@@ -495,7 +496,7 @@ def test_what_is_refused_for_one_reason_shares_its_error(tmp_path):
     """Each of its own would keep its traceback, and with it all that led to it: 2 KB for each row of a million."""
     names = [str(tmp_path / f"{n}.mp4") for n in range(200)]
     items = [Item(name, name, name) for name in names]
-    made = cut_items(items, BatchOptions(), EncodeOptions(), CONFIG)
+    made = list(cut_items(items, BatchOptions(), EncodeOptions(), CONFIG))
     assert [item.id for item in made] == names
     (refusal,) = {id(item.refusal): item.refusal for item in made}.values()
     assert (refusal.reason, refusal.__traceback__, refusal.__context__) == ("no such file or folder", None, None)

@@ -1,11 +1,14 @@
 """Many videos to a folder of latents with a manifest: items, resuming, workers. One item in, one line out."""
 
-from .discover import Found, Item, find_items, part_kept
+from .discover import Found, find_items
 from .dry_run import BatchPlan, plan_batch
+from .item import Item, part_kept
 from .manifest import NAME, Line, read_batch, read_folder, read_lines
 from .merge import merge_shards
-from .run import BatchResult, BatchState, encode_batch
-from .summary import Summary, compare_outputs, note_places, summarise
+from .orphans import compare_outputs, note_places
+from .run import BatchResult, encode_batch
+from .state import BatchState, Watch
+from .summary import Summary, summarise
 
 __all__ = [
     "NAME",
@@ -16,6 +19,7 @@ __all__ = [
     "Item",
     "Line",
     "Summary",
+    "Watch",
     "compare_outputs",
     "encode_batch",
     "find_items",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
@@ -19,9 +19,8 @@ from ..plan import too_short
 from ..values import Bucket
 from ..video import VideoFacts, plan_geometry
 from ..video.geometry import Orientation, round_up
-from .discover import Item
+from .item import Item
 from .names import mark_of, span_output
-from .worker import options_of
 
 _LENGTH = f"{option('frames')} or {option('buckets')}"
 _SIZE = f"{option('height')}, {option('width')}, {option('short_side')} and {option('fit')}"
@@ -68,6 +67,8 @@ def cut_item(item: Item, batch: BatchOptions, options: EncodeOptions, config: Au
 
     Without buckets and picks, a video is one item.
     """
+    if item.refusal is not None:
+        return [item]
     try:
         return _cut_item(item, batch, options, config)
     except MovqError as error:
@@ -79,7 +80,7 @@ def _cut_item(item: Item, batch: BatchOptions, options: EncodeOptions, config: A
     assert facts is not None
     if not facts.frames:
         raise MovqError("has no frame in the range asked for")
-    length, size, picture = options_of(item, options).selection.frames, None, options.picture
+    length, size, picture = item.encode_options(options).selection.frames, None, options.picture
     if length is not None and facts.frames < length and batch.short != "pad":
         raise too_short(facts.frames, length)
     if batch.buckets:
@@ -127,11 +128,12 @@ def _span(item: Item, start: int, length: int) -> Item:
     return item.updated(id=item.id + name, output=span_output(item.output, name), of=item.id, skip=start)
 
 
-def in_order(items: Sequence[Item]) -> list[Item]:
-    """Items of one shape together, the shapes in order; within one as they were. Each has an id of its own.
+def in_order(items: Iterable[Item]) -> list[Item]:
+    """Return items of one shape together, the shapes in order; within one as they were. Each has an id of its own.
 
     A video of which nothing can be cut has its id from before, which may be that of a span of another: it gets a mark.
     """
+    items = list(items)
     spans = {item.id for item in items if item.of}
     apart = (
         item.updated(id=item.id + mark_of(item.source_path)) if not item.of and item.id in spans else item

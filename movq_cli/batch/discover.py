@@ -1,4 +1,4 @@
-"""Items: what is to be encoded, from folders, files, globs and lists, and where in the output each goes.
+"""`find_items`: what is to be encoded, from folders, files, globs and lists, and where in the output each goes.
 
 What is named at the prompt goes under its path from the folder that everything named shares; what is in a list under its
 id, or else its path as the list has it.
@@ -14,78 +14,12 @@ from fractions import Fraction
 from operator import attrgetter
 from typing import Any, TypeVar
 
-import msgspec
-from msgspec import Struct
-
 from ..errors import MovqError, MovqUsageError
-from ..files import FileIdentity, text_of
-from ..video import VideoFacts
 from .captions import caption_path, read_caption, read_captions
 from .folders import Walk
+from .item import Item
 from .lists import Row, RowList, absolute
 from .names import Places
-
-
-class Item(Struct, frozen=True, gc=False):
-    """One row of a dataset: a video, or a span of it, and what is said of it.
-
-    `source_path` is absolute; `output` is relative to the output folder; `id`, unique, is what the manifest knows it by. Times in
-    seconds. `facts` are what was seen of the video, before spans are cut, when its file had this `identity`. What follows them
-    is known of items that were cut out of videos (cut.py): `of` is the id of the video's item where this is one of its spans,
-    which begins `skip` frames in; `frames` how many it takes, repeating the last if `pad`; `size` (height, width) of its bucket.
-    `shape` is (frames, height, width) as encoded, `padded` frames and edges included. `refusal` is why it cannot be encoded,
-    where that is known already.
-    """
-
-    id: str
-    source_path: str
-    output: str
-    start: Fraction | None = None
-    duration: Fraction | None = None
-    caption: str | None = None
-    extra: dict[str, Any] = {}
-    identity: FileIdentity | None = None
-    facts: VideoFacts | None = None
-    of: str = ""
-    skip: int = 0
-    frames: int | None = None
-    pad: bool = False
-    size: tuple[int, int] | None = None
-    shape: tuple[int, int, int] | None = None
-    padded: int = 0
-    refusal: MovqError | None = None
-
-    def updated(self, **fields: Any) -> Item:
-        """Return the same item with other values of these fields."""
-        return msgspec.structs.replace(self, **fields)
-
-    @property
-    def video(self) -> str:
-        """The id of the video's item: its own, unless it is a span."""
-        return self.of or self.id
-
-    @property
-    def encoded_frames(self) -> int:
-        """Of the video, without padding; 0 where that is not known or it will not be encoded."""
-        return 0 if self.shape is None or self.refusal is not None else self.shape[0] - self.padded
-
-    @property
-    def kept(self) -> float:
-        """The part of the picture that cropping leaves of it."""
-        if self.facts is None or self.size is None:
-            return 1.0
-        return part_kept(self.facts.width, self.facts.height, self.size[1], self.size[0])
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """What it is, whatever is said of it."""
-        return text_of(self.id), self.source_path, self.start or 0, self.duration or 0
-
-
-def part_kept(width: int, height: int, to_width: int, to_height: int) -> float:
-    """The part that is left of a picture that covers another, and is cropped to it."""
-    ratio = to_width * height / (to_height * width)
-    return min(ratio, 1 / ratio)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Annotated, Any, BinaryIO, Literal, TypedDict, get_args
 
 from msgspec import Meta
 
-from ..errors import MovqError, MovqWarning, option
+from ..errors import MovqError, MovqWarning, option, printable
 from ..files import BLOCK, FileIdentity, WholeFile, os_reason, require_file, sync, write_all, write_error
 from ..records import MOST, Amount, Count, from_values, parse_json
 from ..values import Shard
@@ -99,6 +99,13 @@ def parse_line(text: bytes) -> Line:
     if not _NEEDED[line.get("status", "done")] <= line.keys():
         raise ValueError("a field is missing")
     return line
+
+
+def unmade(error: MovqError) -> Line:
+    """Return the part of a line that says why there is no output."""
+    if error.cause == "short":
+        return Line(status="short", reason=printable(error.reason_with_flags))
+    return Line(status="failed", reason=printable(error.reason_with_flags), cause=error.cause)
 
 
 def _manifest_name(shard: Shard | None) -> str:

@@ -19,7 +19,7 @@ from ..errors import MovqDiskError, MovqError, MovqWarning
 from ..files import WholeFile, sha256_file, sync
 from ..latents import is_latents
 from ..values import Shard
-from .discover import Item
+from .item import Item
 from .manifest import Line, Manifest
 from .paths import refuse_links
 from .tars import TAR, CutError, Member, Tars, blocks, digest_of, index_path, json_name, member_name, write_index

@@ -20,10 +20,9 @@ from typing import Any
 from ..errors import MovqCrash, MovqError, MovqHang, MovqMemoryError, MovqWarning
 from ..options import BatchOptions, EncodeOptions
 from ..records import from_values, to_values
-from .discover import Item
 from .engines import Engine, Handle, LocalEngine, Ready
-from .manifest import Line
-from .worker import unmade
+from .item import Item
+from .manifest import Line, unmade
 
 _TICK_SECONDS = 0.5
 _START_SECONDS = 180.0
@@ -164,7 +163,13 @@ class Pool:
             worker.heard = time.monotonic()
         worker.tasks.append(task)
         overrides = {"force": task.force, "memory_budget": self._share(), **task.overrides}
-        worker.child.send({"item": to_values(task.item), "folder": self._folder, "overrides": overrides})
+        worker.child.send(
+            {
+                "item": to_values(task.item.updated(caption=None, extra={})),
+                "folder": self._folder,
+                "overrides": overrides,
+            }
+        )
 
     def _share(self) -> int | None:
         """Of memory, for each worker; None where each has a device to itself."""

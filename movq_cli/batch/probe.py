@@ -1,4 +1,4 @@
-"""Looking at videos before they are encoded, and cutting items out of them by what is seen.
+"""Looking at videos before any of them is encoded: how many frames each has, and of which size.
 
 What the manifest says of a video that has not changed since is not looked at again.
 """
@@ -6,20 +6,17 @@ What the manifest says of a video that has not changed since is not looked at ag
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ..errors import MovqError
 from ..files import FileIdentity, require_file, text_of
-from ..model.config import AutoencoderConfig
-from ..options import BatchOptions, EncodeOptions
+from ..options import EncodeOptions
+from ..threads import in_threads
 from ..video import VideoFacts, survey
-from .cut import cut_item
-from .discover import Item
+from .item import Item
 from .manifest import Line
-from .resume import in_threads
-from .worker import options_of
 
 _PROCESSES = 2
 
@@ -44,7 +41,7 @@ class Known:
 
     def of(self, item: Item, identity: FileIdentity, options: EncodeOptions) -> VideoFacts | MovqError | None:
         """Return the facts of a video, or why it cannot be read; None if that is not known of the file as it is now."""
-        key = text_of(item.source_path), _text(options_of(item, options).choices, _RANGE)
+        key = text_of(item.source_path), _text(item.encode_options(options).choices, _RANGE)
         before, facts = self._seen.get(key, (None, VideoFacts()))
         if before == identity:
             return facts
@@ -56,27 +53,8 @@ def _text(values: dict[str, Any], names: tuple[str, ...]) -> str:
     return json.dumps({name: values[name] for name in names if name in values}, sort_keys=True)
 
 
-def cut_items(
-    items: Sequence[Item],
-    batch: BatchOptions,
-    options: EncodeOptions,
-    config: AutoencoderConfig,
-    known: Known | None = None,
-    passed: Callable[[], None] = lambda: None,
-) -> list[Item]:
-    """What is cut out of the videos of items, in their order. `passed` is called for each video.
-
-    What cannot be encoded is in it as one item with its refusal.
-    """
-    cut: list[Item] = []
-    for item in _looked(items, options, known):
-        cut += [item] if item.refusal is not None else cut_item(item, batch, options, config)
-        passed()
-    return cut
-
-
-def _looked(items: Sequence[Item], options: EncodeOptions, known: Known | None) -> Iterator[Item]:
-    """Each item with the identity and the facts of its video, or why these cannot be had, in order."""
+def probe_items(items: Sequence[Item], options: EncodeOptions, known: Known | None = None) -> Iterator[Item]:
+    """Yield each item with the identity and the facts of its video, or why these cannot be had, in order."""
     refusals: dict[tuple[type[MovqError], str], MovqError] = {}
 
     def found(item: Item, facts: VideoFacts | MovqError | None) -> Item:
@@ -98,7 +76,7 @@ def _looked(items: Sequence[Item], options: EncodeOptions, known: Known | None) 
     def look(part: Sequence[Item]) -> list[Item]:
         checked = list(map(identified, part))
         unknown = [number for number, item in enumerate(checked) if item.facts is None and item.refusal is None]
-        wanted = ((checked[n].source_path, options_of(checked[n], options).selection) for n in unknown)
+        wanted = ((checked[n].source_path, checked[n].encode_options(options).selection) for n in unknown)
         surveyed = survey((path, replace(selection, frames=None)) for path, selection in wanted)
         for number, facts in zip(unknown, surveyed, strict=True):
             checked[number] = found(checked[number], facts)

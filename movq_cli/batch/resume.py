@@ -1,102 +1,49 @@
-"""Resuming by content: which outputs are those this batch would make, and need not be made again.
+"""Resuming by content: which outputs this batch would make again as they are, and why the others are made again.
 
 An output is kept where the manifest and its own header agree with the video, the weights, the options that change the
-latents and the format's version. Names and times prove nothing; unchanged size, time and inode of a video only spare
+latents and the format's version. Names and times prove nothing: an unchanged size, time and inode of a video only save
 reading it again.
+
+The rules are FINISHED and UNMADE, below: lists of checks, each of which gives a reason or passes.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Literal, NamedTuple
 
-from ..errors import MovqError, MovqWarning, printable
-from ..files import FileIdentity, require_file, sha256_file, text_of
+from ..errors import MovqError, MovqWarning, option, printable
+from ..files import FileIdentity, require_file, sha256_file
 from ..latents import open_latents
-from ..metadata import FORMAT_VERSION
-from ..options import EncodeOptions
-from .discover import Item
+from ..threads import in_threads
+from .choices import MADE_BY, choices_of, describe_difference, options_of
+from .item import Item
 from .manifest import Line, Manifest
+from .settings import Settings
 from .tars import Tars, sha256_part
-from .worker import options_of
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 _THREADS = 6  # they wait for disks, or digest without holding Python's lock
-_PART = 64  # items, or videos that one process looks at before it is replaced
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all outputs of a batch have in common. `threads` and `device` are recorded and make no difference.
-
-    `precision` is "" while it is not known: then nothing was made with it.
-    """
-
-    options: EncodeOptions
-    model: str
-    weights_digest: str
-    semantics: str
-    precision: str
-    threads: int
-    device: str = ""
-    cut: dict[str, Any] = field(default_factory=dict)
-
-    def line(self, item: Item) -> Line:
-        """The part of an item's line that is known before it is worked on."""
-        return self.described(item) | Line(
-            weights_digest=self.weights_digest,
-            semantics=self.semantics,
-            precision=self.precision,
-            options=options_of(item, self.options).choices,
-            format_version=FORMAT_VERSION,
-            threads=self.threads,
-            device=self.device,
-        )
-
-    def described(self, item: Item) -> Line:
-        """The part of a line that says which item it is."""
-        return _described(item) | (Line(cut=self.cut) if self.cut else Line())
-
-    def refreshed(self, item: Item, line: Line) -> Line:
-        """Return the line of an item that is up to date, with what is said of the item now."""
-        fresh = line.copy()
-        for said in ("caption", "extra", "of", "cut", "seen", "orphan"):
-            fresh.pop(said, None)  # type: ignore[misc]
-        return fresh | self.described(item)
-
-
-def _described(item: Item) -> Line:
-    line = Line(id=item.id, path=text_of(item.source_path))
-    if item.caption is not None:
-        line["caption"] = item.caption
-    if item.extra:
-        line["extra"] = item.extra
-    if item.of:
-        line["of"] = item.of
-    if item.facts is not None:
-        line["seen"] = item.facts
-    return line
 
 
 @dataclass(frozen=True)
 class ResumePlan:
-    """The work that is left: `kept` are the lines of items that are up to date, `todo` the other items.
+    """The work that is left: `kept` are the lines of items that are up to date, `pending` the other items.
 
-    `otherwise` are those of them that are finished, whole and of the same video, but were made with other weights or options.
+    `differing` are the pending items that are finished, whole and of the same video, but were made with other weights or
+    options. `reasons` say, by id, why an item that the manifest knows is made again.
     """
 
-    kept: list[Line]
-    todo: list[Item]
-    otherwise: list[tuple[Item, Line]] = field(default_factory=list)
+    kept: list[Line] = field(default_factory=list)
+    pending: list[Item] = field(default_factory=list)
+    differing: list[tuple[Item, Line]] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)
 
 
 def plan_resume(
@@ -104,30 +51,37 @@ def plan_resume(
     manifest: Manifest,
     settings: Settings,
     tars: Tars,
+    *,
     verify: bool,
     retry_failed: bool,
     passed: Callable[[], None],
 ) -> ResumePlan:
-    """Compare what is wanted with what is there. `verify` reads all videos and outputs; `passed` is called for each item."""
-    judge = _Judge(settings, tars, verify, retry_failed)
+    """Compare the items wanted with those the manifest has.
 
-    def look(part: Sequence[Item]) -> list[_Verdict]:
+    `verify` reads all videos and outputs; `retry_failed` tries again what was refused; `passed` is called for each item.
+    """
+    digests = _Digests()
+
+    def judge(part: Sequence[Item]) -> list[_Verdict]:
         lines = (manifest.lines.get(item.id) for item in part)
-        return [_Verdict.AGAIN if line is None else judge(item, line) for item, line in zip(part, lines, strict=True)]
+        return [
+            _NEW if line is None else _judge(_Case(item, line, settings, tars, digests, verify, retry_failed))
+            for item, line in zip(part, lines, strict=True)
+        ]
 
-    plan = ResumePlan([], [])
-    unread: list[str] = []
-    for item, verdict in zip(items, in_threads(look, items, _THREADS), strict=True):
-        line = manifest.lines.get(item.id, Line())
-        if verdict is _Verdict.KEEP:
-            plan.kept.append(settings.refreshed(item, line))
-        elif verdict is _Verdict.UNREAD:
-            plan.kept.append(line)
+    plan, unread = ResumePlan(), list[str]()
+    for item, verdict in zip(items, in_threads(judge, items, _THREADS), strict=True):
+        if verdict.end in (_End.AGAIN, _End.DIFFERS):
+            plan.pending.append(item)
+            if verdict.reason:
+                plan.reasons[item.id] = verdict.reason
+        if verdict.end is _End.DIFFERS:
+            plan.differing.append((item, manifest.lines[item.id]))
+        if verdict.end is _End.KEEP:
+            plan.kept.append(settings.refreshed(item, manifest.lines[item.id]))
+        if verdict.end is _End.UNREADABLE:
+            plan.kept.append(manifest.lines[item.id])
             unread.append(item.source_path)
-        else:
-            plan.todo.append(item)
-        if verdict is _Verdict.OTHERWISE:
-            plan.otherwise.append((item, line))
         passed()
     if unread:
         text = f"{unread[0]}: cannot be read now; its finished output is kept"
@@ -135,146 +89,167 @@ def plan_resume(
     return plan
 
 
-def in_threads(work: Callable[[Sequence[T]], list[R]], things: Sequence[T], threads: int) -> Iterator[R]:
-    """The results of work that is done on parts of many things, in order, a few parts ahead.
+class _End(Enum):
+    """Where a check leads that gives a reason; KEEP where all pass."""
 
-    Who is interrupted meanwhile does not wait for what is running.
-    """
-    pool = ThreadPoolExecutor(threads)
-    ahead = deque[Future[list[R]]]()
-    try:
-        for start in range(0, len(things), _PART):
-            ahead.append(pool.submit(work, things[start : start + _PART]))
-            if len(ahead) > 2 * threads:
-                yield from ahead.popleft().result()
-        while ahead:
-            yield from ahead.popleft().result()
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
-
-
-class _Digests:
-    """Of files, each read once, whoever asks: a video may be that of many spans."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, ...], Future[str]] = {}
-        self._lock = Lock()
-
-    def of(self, path: str, identity: FileIdentity) -> str:
-        with self._lock:
-            key = path, *map(str, identity)
-            known = self._known.get(key)
-            digest = self._known.setdefault(key, Future())
-        if known is None:
-            try:
-                digest.set_result(sha256_file(path))
-            except BaseException as error:
-                digest.set_exception(error)
-        return digest.result()
-
-
-class _Verdict(Enum):
     KEEP = "up to date"
-    AGAIN = "to be made, whatever there is"
-    OTHERWISE = "finished, with other weights or options"
-    UNREAD = "finished, and its video cannot be read now"
+    AGAIN = "made again"
+    DIFFERS = "made again, if replacing is allowed"
+    UNREADABLE = "kept, because its video cannot be read now"
 
 
-_MADE_BY = ("weights_digest", "semantics", "precision")
+class _Verdict(NamedTuple):
+    end: _End
+    reason: str = ""
 
 
-class _Judge:
-    """Tells for an item what its line in the manifest is worth."""
+_NEW = _Verdict(_End.AGAIN)
 
-    def __init__(self, settings: Settings, tars: Tars, verify: bool, retry_failed: bool) -> None:
-        self._settings, self._tars, self._verify, self._retry_failed = settings, tars, verify, retry_failed
-        self._digests = _Digests()
 
-    def __call__(self, item: Item, line: Line) -> _Verdict:
-        wanted = self._settings.line(item)
-        if line.get("format_version") != wanted["format_version"]:
-            return _Verdict.AGAIN
+@dataclass(frozen=True)
+class _Case:
+    """An item and its line in the manifest, to be compared."""
+
+    item: Item
+    line: Line
+    settings: Settings
+    tars: Tars
+    digests: _Digests
+    verify: bool
+    retry_failed: bool
+
+    @cached_property
+    def wanted(self) -> Line:
+        """What the line would say of an output made now."""
+        return self.settings.line(self.item)
+
+    @cached_property
+    def video(self) -> Literal["same", "changed", "unreadable"]:
+        """Whether the item's video is that of the finished line; it is read only if it was touched."""
+        path, line = self.item.source_path, self.line
         try:
-            return self._finished(item, line, wanted) if line["status"] == "done" else self._unmade(item, line, wanted)
-        except (OSError, KeyError, MovqError):  # the output is gone, or is not what the line says
-            return _Verdict.AGAIN
-
-    def _finished(self, item: Item, line: Line, wanted: Line) -> _Verdict:
-        if line.get("partial") and not self._settings.options.selection.allow_partial:
-            return _Verdict.AGAIN
-        if not _is_whole(self._tars, line, self._verify):
-            return _Verdict.AGAIN
-        try:
-            if not self._is_same_video(item, line):
-                return _Verdict.AGAIN
-            readable = item.refusal is None
+            identity = FileIdentity.of(os.stat(path))
+            if identity.size != line["source"].size:
+                return "changed"
+            touched = identity != line["source"]
+            if (touched or self.verify) and self.digests.of(path, identity) != line["source_sha256"]:
+                return "changed"
         except (OSError, MovqError):
-            readable = False
-        if _differ(line, wanted, item):
-            return _Verdict.OTHERWISE
-        if not readable:
-            return _Verdict.UNREAD
-        in_place = "member" in line or line["output"] == item.output
-        return _Verdict.KEEP if in_place and _options(line) == _options(wanted, line) else _Verdict.AGAIN
-
-    def _is_same_video(self, item: Item, line: Line) -> bool:
-        """Tell whether a video is that of a finished line, reading it only if it was touched. Raises OSError and MovqError."""
-        identity = FileIdentity.of(os.stat(item.source_path))
-        if identity.size != line["source"].size:
-            return False
-        touched = identity != line["source"]
-        if (touched or self._verify) and self._digests.of(item.source_path, identity) != line["source_sha256"]:
-            return False
+            return "unreadable"
         line["source"] = identity
-        return True
-
-    def _unmade(self, item: Item, line: Line, wanted: Line) -> _Verdict:
-        """Judge why there is no output: as long as all that the reason may come from is the same, it holds."""
-        made_by = all(line.get(name) == wanted.get(name) for name in _MADE_BY)
-        if not made_by or line.get("options", {}) != wanted["options"]:
-            return _Verdict.AGAIN
-        if self._retry_failed or self._verify or line.get("cause", MovqError.cause) != MovqError.cause:
-            return _Verdict.AGAIN
-        if "source" not in line or item.refusal is not None:
-            return _Verdict.KEEP if _refusal(item) == line.get("reason") else _Verdict.AGAIN
-        same = line["source"] == FileIdentity.of(os.stat(item.source_path)) and line.get("cut") == wanted.get("cut")
-        return _Verdict.KEEP if same else _Verdict.AGAIN
+        return "same" if self.item.refusal is None else "unreadable"
 
 
-def _options(line: Line, without: Line | None = None) -> dict[str, Any]:
-    """Return a line's options as far as they matter to its latents; less what only allows more than in the line `without`."""
-    options = {name: value for name, value in line.get("options", {}).items() if name != "allow_partial"}
-    if without is not None and "upscale" not in without.get("options", {}):
-        options.pop("upscale", None)  # what was made without it is what it would be with it
-    computed = line.get("precision", "")
-    if options.get("store_dtype") == {"tf32": "fp32"}.get(computed, computed):
-        del options["store_dtype"]  # what auto is
-    return options
+def _other_format(case: _Case) -> str:
+    made, wanted = case.line.get("format_version", "?"), case.wanted["format_version"]
+    return "" if made == wanted else f"it was made in format version {made}, this movq writes {wanted}"
 
 
-def _differ(line: Line, wanted: Line, item: Item) -> bool:
-    """Tell whether the command that made a line asked for other latents than this one."""
-    return asked(line, item) != asked(wanted, item, line)
+def _part_of_a_damaged_video(case: _Case) -> str:
+    partial = case.line.get("partial") and not case.settings.options.selection.allow_partial
+    return f"it is part of a damaged video, and {option('allow_partial', True)} is not given" if partial else ""
 
 
-def asked(line: Line, item: Item, without: Line | None = None) -> dict[str, Any]:
-    """Return what the command asked for that made a line: the names of its options, and their values; not the row's own.
+def _output_gone_or_changed(case: _Case) -> str:
+    try:
+        return "" if _is_whole(case.tars, case.line, case.verify) else "its output is not what the manifest says"
+    except FileNotFoundError:
+        return "its output is gone"
+    except (OSError, KeyError, MovqError):
+        return "its output cannot be read"
 
-    Where items are cut to buckets, their sizes and lengths follow from the buckets and `frames`, which are here instead.
-    `without` is as in _options.
-    """
-    options, cut = _options(line, without), line.get("cut", {})
-    for name in ("start", "duration"):
-        if getattr(item, name) is not None:
-            options.pop(name, None)
-    options.pop("skip", None)  # where a span begins
-    if "buckets" in cut:
-        for name in ("frames", "height", "width"):
-            options.pop(name, None)
-        options |= {"buckets": cut["buckets"]} | ({"frames": cut["frames"]} if "frames" in cut else {})
-    return options | {"weights": line.get("weights_digest")} | {name: line.get(name) for name in _MADE_BY[1:]}
+
+def _video_changed(case: _Case) -> str:
+    return "its video has changed" if case.video == "changed" else ""
+
+
+def _made_differently(case: _Case) -> str:
+    """Compare commands, not rows: what a row asks for may change without anybody meaning to replace the others."""
+    made = choices_of(case.line, case.item)
+    wanted = choices_of(case.wanted, case.item, case.line)
+    return _difference(made, wanted, "this command says")
+
+
+def _video_unreadable(case: _Case) -> str:
+    return "its video cannot be read now" if case.video == "unreadable" else ""
+
+
+def _output_elsewhere(case: _Case) -> str:
+    moved = "member" not in case.line and case.line["output"] != case.item.output
+    return f"its output was {case.line['output']}" if moved else ""
+
+
+def _row_changed(case: _Case) -> str:
+    return _difference(options_of(case.line), options_of(case.wanted, case.line), "its row says")
+
+
+FINISHED = (
+    (_other_format, _End.AGAIN),
+    (_part_of_a_damaged_video, _End.AGAIN),
+    (_output_gone_or_changed, _End.AGAIN),
+    (_video_changed, _End.AGAIN),
+    (_made_differently, _End.DIFFERS),
+    (_video_unreadable, _End.UNREADABLE),
+    (_output_elsewhere, _End.AGAIN),
+    (_row_changed, _End.AGAIN),
+)
+"""The rules for a finished item: the first check that gives a reason decides where it leads."""
+
+
+def _tried_differently(case: _Case) -> str:
+    same = all(case.line.get(name) == case.wanted.get(name) for name in MADE_BY)
+    if same and case.line.get("options", {}) == case.wanted["options"]:
+        return ""
+    return "it was tried with other weights or options"
+
+
+def _retry_asked_for(case: _Case) -> str:
+    if not (case.retry_failed or case.verify):
+        return ""
+    return f"{option('retry_failed' if case.retry_failed else 'verify', True)} tries again what was refused"
+
+
+def _may_go_better(case: _Case) -> str:
+    passing = case.line.get("cause", MovqError.cause) != MovqError.cause
+    return "what failed may go better now" if passing else ""
+
+
+def _refused_otherwise(case: _Case) -> str:
+    """Compare with the refusal of now, of an item that is refused before its video is opened; else with the video."""
+    item, line = case.item, case.line
+    if "source" not in line or item.refusal is not None:
+        return "" if _refusal(item) == line.get("reason") else "what was wrong with it is no longer so"
+    try:
+        same = line["source"] == FileIdentity.of(os.stat(item.source_path))
+    except OSError:
+        return "its video cannot be read now"
+    if same and line.get("cut") == case.wanted.get("cut"):
+        return ""
+    return "items are cut otherwise now" if same else "its video has changed since it was refused"
+
+
+UNMADE = (
+    (_other_format, _End.AGAIN),
+    (_tried_differently, _End.AGAIN),
+    (_retry_asked_for, _End.AGAIN),
+    (_may_go_better, _End.AGAIN),
+    (_refused_otherwise, _End.AGAIN),
+)
+"""The rules for an item that was too short or failed: as long as everything its reason may come from is the same, it holds."""
+
+
+def _judge(case: _Case) -> _Verdict:
+    for check, end in FINISHED if case.line["status"] == "done" else UNMADE:
+        if reason := check(case):
+            return _Verdict(end, reason)
+    return _Verdict(_End.KEEP)
+
+
+def _difference(made: dict[str, object], wanted: dict[str, object], who: str) -> str:
+    if made == wanted:
+        return ""
+    before, now = describe_difference(made, wanted)
+    return f"it was made with {before}; {who} {now}"
 
 
 def _refusal(item: Item) -> str:
@@ -289,6 +264,7 @@ def _refusal(item: Item) -> str:
 
 
 def _is_whole(tars: Tars, line: Line, verify: bool) -> bool:
+    """Tell whether the output of a line is there as the line says. Raises OSError, KeyError and MovqError where it is not."""
     output = os.path.join(tars.folder, line["output"])
     if "member" in line:
         member = tars.find(line)
@@ -296,10 +272,31 @@ def _is_whole(tars: Tars, line: Line, verify: bool) -> bool:
     if os.path.getsize(output) != line["bytes"]:
         return False
     latents = open_latents(output)
-    said = latents.metadata
+    m = latents.metadata
     return (
-        (said.source_sha256, said.weights_digest, said.semantics, said.precision, said.frames)
+        (m.source_sha256, m.weights_digest, m.semantics, m.precision, m.frames)
         == (line["source_sha256"], line["weights_digest"], line["semantics"], line["precision"], line["frames"])
         and list(latents.shape) == line["shape"]
         and (not verify or sha256_file(output) == line["sha256"])
     )
+
+
+class _Digests:
+    """Digests of videos, each computed once, whoever asks: many spans may be of one video."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, ...], Future[str]] = {}
+        self._lock = Lock()
+
+    def of(self, path: str, identity: FileIdentity) -> str:
+        """Return the sha256 of a file, read once as long as it has this identity."""
+        with self._lock:
+            key = path, *map(str, identity)
+            known = self._known.get(key)
+            digest = self._known.setdefault(key, Future())
+        if known is None:
+            try:
+                digest.set_result(sha256_file(path))
+            except BaseException as error:
+                digest.set_exception(error)
+        return digest.result()

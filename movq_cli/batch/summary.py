@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ..errors import MovqError
-from ..latents import is_latents
 from .manifest import STATUSES, Line
-from .paths import Reach
-from .tars import Tars
 
 K = TypeVar("K", str, tuple[int, ...])
 
@@ -129,42 +124,3 @@ def summarise(lines: Iterable[Line]) -> Summary:
 def _by_count(counter: Counter[K]) -> list[tuple[K, int]]:
     """Most frequent first; what is as frequent in order."""
     return sorted(counter.items(), key=lambda pair: (-pair[1], pair[0]))
-
-
-def note_places(lines: Iterable[Line], places: dict[str, bool]) -> Iterator[Line]:
-    """Yield the same lines, and note where the outputs of those done are, and whether each is an orphan.
-
-    Of what is in a tar, as TAR:NAME.
-    """
-    for line in lines:
-        if line["status"] == "done":
-            places[_place(line)] = line.get("orphan", False)
-        yield line
-
-
-def compare_outputs(places: Mapping[str, bool], folder: str) -> tuple[list[str], list[str]]:
-    """Latents in the folder of a manifest that are not of the present state of a video there is, and those missing.
-
-    `places` are as note_places has them. A tar that cannot be read is one of the first itself.
-    """
-    there = set[str]()
-    for below, _, names in os.walk(folder):
-        inside = os.path.relpath(below, folder)
-        there |= {os.path.normpath(os.path.join(inside, name)) for name in names if name.endswith(".safetensors")}
-    claimed = {place for place, orphan in places.items() if not orphan}
-    reach = Reach(folder)
-    strays = {name for name in there - claimed if not reach.problem(name) and is_latents(os.path.join(folder, name))}
-    tars = Tars(folder)
-    for tar in tars.names():
-        try:
-            held = {f"{tar}:{member.name}" for member in tars.members(tar).values()}
-        except MovqError:
-            strays.add(tar)
-            continue
-        there |= held
-        strays |= held - claimed
-    return sorted(strays), sorted(places.keys() - there)
-
-
-def _place(line: Line) -> str:
-    return f"{line['output']}:{line['member']}" if "member" in line else line["output"]

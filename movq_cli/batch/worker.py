@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -24,30 +23,17 @@ from ..encoding import EncodeResult, Encoding
 from ..errors import MovqCrash, MovqError, printable
 from ..files import FileIdentity, require_file, write_error
 from ..latents import is_latents
-from ..options import EncodeOptions, Picture
+from ..options import EncodeOptions
 from ..processes import Talk
 from ..records import from_values, to_values
 from ..video import warm_decoders
-from .discover import Item
 from .engines import Ready
-from .manifest import Line
+from .item import Item
+from .manifest import Line, unmade
 from .paths import refuse_links
 
 _OPEN_AT_ONCE = 2
 """Videos: the one that is encoded, and the next."""
-
-
-def options_of(item: Item, options: EncodeOptions) -> EncodeOptions:
-    """The batch's options with the item's own."""
-    own = {name: value for name in ("start", "duration", "frames") if (value := getattr(item, name)) is not None}
-    selection, picture = options.selection, options.picture
-    if own or item.skip:
-        selection = replace(selection, skip=item.skip, **own)
-    if item.size is not None:
-        picture = Picture(*item.size, upscale=picture.upscale)
-    if selection is options.selection and picture is options.picture and not item.pad:
-        return options
-    return replace(options, selection=selection, picture=picture, short="pad" if item.pad else options.short)
 
 
 class Work:
@@ -69,7 +55,7 @@ class Work:
         self._outcome = Line()
         self._encoding: Encoding | None = None
         self._output = output = os.path.join(folder, item.output)
-        options = options_of(item, encoder.options)
+        options = item.encode_options(encoder.options)
         overrides |= {name: getattr(options, name) for name in ("selection", "picture", "short")}
         with self._refusing():
             self._outcome["source"] = FileIdentity.of(require_file(item.source_path))
@@ -104,13 +90,6 @@ class Work:
             if self._encoding is not None:
                 self._encoding.close()
                 self._encoding = None
-
-
-def unmade(error: MovqError) -> Line:
-    """The part of a line that says why there is no output."""
-    if error.cause == "short":
-        return Line(status="short", reason=printable(error.reason_with_flags))
-    return Line(status="failed", reason=printable(error.reason_with_flags), cause=error.cause)
 
 
 def _made(item: Item, result: EncodeResult) -> Line:

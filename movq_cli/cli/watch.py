@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .show import complain, duration, name_of, plural
 
 if TYPE_CHECKING:
-    from ..batch import BatchState
-    from ..batch.run import Watch
+    from ..batch import BatchState, Watch
 
 _REDRAW_SECONDS = 0.2
 _LINE_SECONDS = 30.0

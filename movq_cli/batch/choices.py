@@ -1,0 +1,81 @@
+"""What a command asked for, as a manifest's line records it, and how two commands differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import option
+from ..files import short
+from ..options import SHORT_IN_BATCH, EncodeOptions
+from .item import Item
+from .manifest import Line
+
+MADE_BY = ("weights_digest", "semantics", "precision")
+
+
+def options_of(line: Line, without: Line | None = None) -> dict[str, Any]:
+    """Return the options of a line that matter to its latents.
+
+    An option that only allows more is left out where the line `without` was made without it.
+    """
+    options = {name: value for name, value in line.get("options", {}).items() if name != "allow_partial"}
+    if without is not None and "upscale" not in without.get("options", {}):
+        options.pop("upscale", None)  # latents made without it are what they would be with it
+    computed = line.get("precision", "")
+    if options.get("store_dtype") == {"tf32": "fp32"}.get(computed, computed):
+        del options["store_dtype"]  # auto gives the same
+    return options
+
+
+def choices_of(line: Line, item: Item, without: Line | None = None) -> dict[str, Any]:
+    """Return what the command asked for that made a line: options by name, without those of the item's own row.
+
+    Where items are cut to buckets, their sizes and lengths follow from the buckets and `frames`, which are here instead.
+    `without` is as in options_of.
+    """
+    options, cut = options_of(line, without), line.get("cut", {})
+    for name in ("start", "duration"):
+        if getattr(item, name) is not None:
+            options.pop(name, None)
+    options.pop("skip", None)  # where a span begins
+    if "buckets" in cut:
+        for name in ("frames", "height", "width"):
+            options.pop(name, None)
+        options |= {"buckets": cut["buckets"]} | ({"frames": cut["frames"]} if "frames" in cut else {})
+    return options | {"weights": line.get("weights_digest")} | {name: line.get(name) for name in MADE_BY[1:]}
+
+
+def describe_difference(
+    made: dict[str, Any], wanted: dict[str, Any], models: Mapping[str, str] | None = None
+) -> tuple[str, str]:
+    """Name the options in which two commands differ, with the values of each: ("--tail pad", "--tail drop").
+
+    `models` has names of models by the digest of their weights.
+    """
+    names = [name for name in {"weights": None} | made | wanted if made.get(name) != wanted.get(name)]
+    if "weights" in names:  # other weights bring other semantics, and may be computed in another precision
+        names = [name for name in names if name not in ("semantics", "precision")]
+
+    def say(values: dict[str, Any]) -> str:
+        return ", ".join(_say(name, values.get(name), models or {}) for name in names)
+
+    return say(made), say(wanted)
+
+
+def _say(name: str, value: Any, models: Mapping[str, str]) -> str:
+    """Name an option with its value; an option that was not given, by what that means."""
+    if name == "weights":
+        return models.get(value) or f"weights {short(value or '?')}"
+    if value is None:
+        value = _DEFAULTS.get(name)
+    if name == "frames" and value is None:
+        return "all frames"
+    if isinstance(value, list):
+        return " ".join(option(name, one) for one in value)
+    if value is None or value is False:
+        return f"no {option(name)}"
+    return option(name, value)
+
+
+_DEFAULTS = EncodeOptions().flat() | {"short": SHORT_IN_BATCH[0]}

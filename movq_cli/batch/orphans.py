@@ -1,0 +1,83 @@
+"""Outputs that no item has any more, and outputs that are missing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from ..errors import MovqError
+from ..latents import is_latents
+from .item import Item
+from .manifest import Line, Manifest, video_of
+from .paths import Reach
+from .tars import Tars
+
+
+def note_places(lines: Iterable[Line], places: dict[str, bool]) -> Iterator[Line]:
+    """Yield the same lines, and note in `places` where the outputs of those done are, and whether each is an orphan.
+
+    The place of an output in a tar is TAR:NAME.
+    """
+    for line in lines:
+        if line["status"] == "done":
+            places[_place(line)] = line.get("orphan", False)
+        yield line
+
+
+def compare_outputs(places: Mapping[str, bool], folder: str) -> tuple[list[str], list[str]]:
+    """Return the orphans in the folder of a manifest, and the outputs that are missing there, both sorted.
+
+    Orphans are latents that are not of the present state of a video there is. `places` are as note_places has them. A tar that
+    cannot be read is an orphan itself.
+    """
+    there = set[str]()
+    for below, _, names in os.walk(folder):
+        inside = os.path.relpath(below, folder)
+        there |= {os.path.normpath(os.path.join(inside, name)) for name in names if name.endswith(".safetensors")}
+    claimed = {place for place, orphan in places.items() if not orphan}
+    reach = Reach(folder)
+    strays = {name for name in there - claimed if not reach.problem(name) and is_latents(os.path.join(folder, name))}
+    tars = Tars(folder)
+    for tar in tars.names():
+        try:
+            held = {f"{tar}:{member.name}" for member in tars.members(tar).values()}
+        except MovqError:
+            strays.add(tar)
+            continue
+        there |= held
+        strays |= held - claimed
+    return sorted(strays), sorted(places.keys() - there)
+
+
+def find_orphans(manifest: Manifest, folder: str) -> list[str]:
+    """Return the orphans among the outputs of a batch, relative to its folder."""
+    places: dict[str, bool] = {}
+    for _ in note_places(manifest.lines.values(), places):
+        pass
+    return compare_outputs(places, folder)[0]
+
+
+def mark_orphans(manifest: Manifest, items: Sequence[Item], folder: str) -> None:
+    """Mark the lines of items that were not named and whose videos are gone or are cut into other items now.
+
+    Lines without an output are dropped. A line stays as it was where nothing can be told of its video.
+    """
+    named, videos = {item.id for item in items}, {item.video for item in items}
+    for name in set(manifest.lines) - named:
+        line = manifest.lines[name]
+        there = video_is_there(line) or not os.path.isdir(os.path.dirname(line["path"]))  # its disk may not be mounted
+        if there and video_of(line) not in videos:
+            continue
+        if line["status"] == "done" and os.path.exists(os.path.join(folder, line["output"])):
+            line["orphan"] = True
+        else:
+            del manifest.lines[name]
+
+
+def video_is_there(line: Line) -> bool:
+    """Tell whether a line's video is there, as far as its path shows it: bytes that are not UTF-8 are written out in it."""
+    return os.path.isfile(line["path"]) or "\\x" in line["path"]
+
+
+def _place(line: Line) -> str:
+    return f"{line['output']}:{line['member']}" if "member" in line else line["output"]

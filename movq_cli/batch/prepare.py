@@ -1,0 +1,195 @@
+"""A batch up to its first frame: items are found, videos looked at, items cut out of them and compared with the manifest.
+
+Encoding and planning prepare in the same way; encoding alone makes the folder and locks it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..device import choose_device, choose_precision
+from ..errors import MovqError
+from ..files import os_reason, sweep
+from ..model.checkpoint import Checkpoint
+from ..model.config import AutoencoderConfig
+from ..options import PRECISIONS, BatchOptions, EncodeOptions, with_overrides
+from ..plan import open_weights
+from .cut import check_cut, cut_item, cut_to_dict, in_order, is_cut
+from .discover import Found, find_items
+from .item import Item
+from .manifest import Manifest, only_one, refuse_other_shards, video_of
+from .probe import Known, probe_items
+from .replace import refuse_to_replace
+from .resume import ResumePlan, plan_resume
+from .settings import Settings
+from .state import BatchState, Watch
+from .tars import Tars
+
+THREADS = 1
+"""CPU threads of each worker. Not by the number of workers: threads change the last bits of a result."""
+
+
+@dataclass
+class Job:
+    """A batch that is ready to begin.
+
+    `found` are its videos, `items` what is cut out of them, in the order they are encoded in, and `resume` says which of them are
+    left to do.
+    """
+
+    folder: str
+    batch: BatchOptions
+    checkpoint: Checkpoint
+    found: Found
+    state: BatchState
+    manifest: Manifest
+    settings: Settings
+    tars: Tars
+    items: list[Item]
+    resume: ResumePlan
+
+
+@contextmanager
+def prepare(
+    sources: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    options: EncodeOptions | None,
+    batch: BatchOptions | None,
+    overrides: dict[str, Any],
+    watch: Watch,
+    *,
+    writing: bool,
+) -> Iterator[Job]:
+    """Make a Job of what `encode_batch` was called with; `writing`, its folder is made, and locked inside the `with`.
+
+    Raises MovqError for sources, weights or an output folder that are refused, MovqUsageError for options that cannot be.
+    """
+    options, batch = with_overrides(options, batch, overrides)
+    folder = os.fspath(output)
+    checkpoint = open_weights(options)
+    check_cut(batch, options, checkpoint.config)
+    found = _find(sources, batch, folder)
+    state = BatchState(found, watch)
+    with ExitStack() as stack:
+        if writing:
+            _make_folder(folder)
+            stack.enter_context(only_one(folder, batch.shard))
+            if batch.shard is None:  # others may be writing
+                sweep(folder)
+        manifest = Manifest(folder, batch.shard)
+        stack.callback(manifest.close)
+        settings = _settle(options, checkpoint, manifest, found, batch)
+        items = (
+            found.items if not is_cut(batch) else in_order(_cut(found, manifest, settings, batch, checkpoint, state))
+        )
+        tars = Tars(folder)
+        resume = _compare(items, manifest, settings, tars, batch, state)
+        refuse_to_replace(resume, manifest, settings, tars, batch.replace)
+        yield Job(folder, batch, checkpoint, found, state, manifest, settings, tars, items, resume)
+
+
+def _find(sources: Sequence[str | os.PathLike[str]], batch: BatchOptions, folder: str) -> Found:
+    """Return the items of all videos, or those of the shard. Raises MovqError where there are none at all."""
+    names = [os.fspath(source) for source in sources]
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise MovqError("is a file; name a folder", folder)
+    if batch.shard is not None:
+        refuse_other_shards(folder, batch.shard)
+    found = find_items(names, batch.lists, folder, batch.captions)
+    if not found.items:
+        raise MovqError("nothing to encode in it", ", ".join([*names, *batch.lists]))
+    shard = batch.shard
+    return found if shard is None else replace(found, items=[item for item in found.items if item.id in shard])
+
+
+def _make_folder(folder: str) -> None:
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise MovqError(os_reason(error), folder) from None
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise MovqError("permission denied", folder)
+
+
+def _settle(
+    options: EncodeOptions, checkpoint: Checkpoint, manifest: Manifest, found: Found, batch: BatchOptions
+) -> Settings:
+    """Return the settings of a batch. What options leave open is as it was for most of its outputs, so that all are alike."""
+    semantics = checkpoint.semantics if options.semantics == "auto" else options.semantics
+    videos = {item.id for item in found.items}
+    named = [line for line in manifest.lines.values() if video_of(line) in videos] or list(manifest.lines.values())
+    used = Counter(
+        (line["precision"], line["threads"])
+        for line in named
+        if line["status"] == "done"
+        and line.get("weights_digest") == checkpoint.digest
+        and line.get("precision") in PRECISIONS
+        and line.get("threads")
+    )
+    before = used.most_common(1)[0][0] if used else ("auto", THREADS)
+    precision = options.precision if options.precision != "auto" else before[0]
+    threads = options.threads or before[1]
+    options = replace(options, precision=precision, threads=threads, short="refuse")
+    if precision == "auto":
+        # Nothing is made yet. What failed is judged by what this machine computes in; where others compute, it is tried again.
+        failed = any(line.get("precision") for line in named) and batch.engine == "local"
+        precision = choose_precision("auto", choose_device(options.device)) if failed else ""
+    cut = cut_to_dict(batch, options)
+    return Settings(options, checkpoint.name, checkpoint.digest, semantics, precision, threads, cut=cut)
+
+
+def _cut(
+    found: Found,
+    manifest: Manifest,
+    settings: Settings,
+    batch: BatchOptions,
+    checkpoint: Checkpoint,
+    state: BatchState,
+) -> list[Item]:
+    """Return the items to encode: the videos, not looked at yet, or what is cut out of them where options ask for that."""
+    if not is_cut(batch):
+        return found.items
+    fresh = batch.verify or settings.options.force
+    known = None if fresh else Known(manifest.lines.values(), refused=not batch.retry_failed)
+    parts = cut_items(found.items, batch, settings.options, checkpoint.config, known, state.video_looked_at)
+    return in_order(parts)
+
+
+def cut_items(
+    items: Sequence[Item],
+    batch: BatchOptions,
+    options: EncodeOptions,
+    config: AutoencoderConfig,
+    known: Known | None = None,
+    passed: Callable[[], None] = lambda: None,
+) -> Iterator[Item]:
+    """Look at the videos of items and yield what is cut out of each, in their order. `passed` is called after each video."""
+    for item in probe_items(items, options, known):
+        yield from cut_item(item, batch, options, config)
+        passed()
+
+
+def _compare(
+    items: list[Item], manifest: Manifest, settings: Settings, tars: Tars, batch: BatchOptions, state: BatchState
+) -> ResumePlan:
+    """Return which items are left to do: all of them if options force it, or if the manifest is empty."""
+    if settings.options.force:
+        return ResumePlan(pending=items.copy())
+    state.begin_checking(len(items))
+    if not manifest.lines:
+        state.item_checked(len(items))
+        return ResumePlan(pending=items.copy())
+    return plan_resume(
+        items,
+        manifest,
+        settings,
+        tars,
+        verify=batch.verify,
+        retry_failed=batch.retry_failed,
+        passed=state.item_checked,
+    )

@@ -1,0 +1,63 @@
+"""`Settings`: what all outputs of a batch have in common, and the part of a manifest's line that follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..files import text_of
+from ..metadata import FORMAT_VERSION
+from ..options import EncodeOptions
+from .item import Item
+from .manifest import Line
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The model, options and precision of a batch. `threads` and `device` are recorded and make no difference.
+
+    `precision` is "" while it is not known: then nothing was made with it. `cut` says how items are cut out of videos.
+    """
+
+    options: EncodeOptions
+    model: str
+    weights_digest: str
+    semantics: str
+    precision: str
+    threads: int
+    device: str = ""
+    cut: dict[str, Any] = field(default_factory=dict)
+
+    def line(self, item: Item) -> Line:
+        """Return the part of an item's line that is known before it is encoded."""
+        return self.described(item) | Line(
+            weights_digest=self.weights_digest,
+            semantics=self.semantics,
+            precision=self.precision,
+            options=item.encode_options(self.options).choices,
+            format_version=FORMAT_VERSION,
+            threads=self.threads,
+            device=self.device,
+        )
+
+    def described(self, item: Item) -> Line:
+        """Return the part of a line that says which item it is."""
+        line = Line(id=item.id, path=text_of(item.source_path))
+        if item.caption is not None:
+            line["caption"] = item.caption
+        if item.extra:
+            line["extra"] = item.extra
+        if item.of:
+            line["of"] = item.of
+        if item.facts is not None:
+            line["seen"] = item.facts
+        if self.cut:
+            line["cut"] = self.cut
+        return line
+
+    def refreshed(self, item: Item, line: Line) -> Line:
+        """Return the line of an item that is up to date, with its description as it is now."""
+        fresh = line.copy()
+        for name in ("caption", "extra", "of", "cut", "seen", "orphan"):
+            fresh.pop(name, None)  # type: ignore[misc]
+        return fresh | self.described(item)
