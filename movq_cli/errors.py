@@ -27,6 +27,18 @@ def flag(name: str) -> str:
     return _FLAGS.get(name, "--" + name.replace("_", "-"))
 
 
+def show_flags(text: str) -> str:
+    """Return a text with its options named as on the command line."""
+    return _OPTION.sub(
+        lambda found: " ".join(filter(None, (flag(found[1]), "" if found[2] == "True" else found[2]))), text
+    )
+
+
+def show_names(text: str) -> str:
+    """Return a text with its options named as in Python."""
+    return _OPTION.sub(lambda found: f"{found[1]}={found[2]}" if found[2] else found[1], text)
+
+
 class MovqError(Exception):
     """Something the user gave was refused or failed: one line, naming what it is about and what to do.
 
@@ -41,16 +53,14 @@ class MovqError(Exception):
 
     def __init__(self, reason: str, about: str = "", *, option: str = "") -> None:
         self.marked = reason
-        self.reason = _OPTION.sub(lambda found: f"{found[1]}={found[2]}" if found[2] else found[1], reason)
+        self.reason = show_names(reason)
         self.about = about
         self.option = option
         super().__init__(_joined(about, option, self.reason))
 
     @property
     def reason_with_flags(self) -> str:
-        return _OPTION.sub(
-            lambda found: " ".join(filter(None, (flag(found[1]), "" if found[2] == "True" else found[2]))), self.marked
-        )
+        return show_flags(self.marked)
 
     @property
     def with_flags(self) -> str:

@@ -235,7 +235,7 @@ PROMISES = {
             Break(
                 "a decoder may take any memory",
                 "video/child.py",
-                '    _bound(request["memory_limit"])\n',
+                "    _bound(request.memory_limit)\n",
                 "",
                 "test_video.py::test_a_decoder_that_takes_too_much_memory_is_an_error_of_its_file",
             ),

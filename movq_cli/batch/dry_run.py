@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..device import choose_device, choose_precision
+from ..errors import show_flags, show_names
 from ..options import BatchOptions, EncodeOptions
 from ..plan import stored_bytes
 from .cut import is_cut
@@ -24,18 +25,25 @@ class BatchPlan:
     """What a batch would do.
 
     `kept` are lines of items that would not be touched; `planned` the other items, cut out of their videos: with a shape, or
-    with the reason why they would be refused. `reasons` say, by id, why an item that the manifest knows would be made again.
-    Bytes are of the latents to be made; `frames` are without padding.
+    with the reason why they would be refused. Bytes are of the latents to be made; `frames` are without padding. `reasons` are
+    for the method `reason`.
     """
 
     found: Found
     kept: list[Line]
     planned: list[Item]
-    reasons: dict[str, str]
     frames: int
     moments_bytes: int
     mean_bytes: int
     store_dtype: str
+    reasons: dict[str, str]
+
+    def reason(self, item: Item, *, flags: bool = False) -> str:
+        """Return why an item would be made again; "" if the manifest does not know it.
+
+        Options have their names in Python, or those of the command line with `flags`.
+        """
+        return (show_flags if flags else show_names)(self.reasons.get(item.id, ""))
 
 
 def plan_batch(
@@ -59,9 +67,9 @@ def plan_batch(
         found=job.found,
         kept=job.resume.kept,
         planned=planned,
-        reasons=job.resume.reasons,
         frames=sum(item.encoded_frames for item in planned),
         moments_bytes=numbers * item_bytes,
         mean_bytes=numbers // halves * item_bytes,
         store_dtype=store_dtype,
+        reasons=job.resume.reasons,
     )

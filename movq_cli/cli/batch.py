@@ -17,7 +17,7 @@ from . import options as o
 from .show import complain, duration, name_of, plural, ratio, say_whose_weights, size
 
 if TYPE_CHECKING:
-    from ..batch import BatchPlan, BatchResult, Found, Line, Summary
+    from ..batch import BatchPlan, BatchResult, Found, Item, Line, Summary
 
 _NAMES, _REASONS = 5, 20
 _CAPTION = 60  # characters of it that a plan shows
@@ -58,6 +58,15 @@ def batch_encode(
         ),
     ] = None,
     dry_run: o.DryRun = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            "-v",
+            rich_help_panel=o.RESULT,
+            help="With --dry-run: say why each item that was made before would be made again.",
+        ),
+    ] = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Encode folders, files and lists of videos to a folder of latents. What is there already is not made again.
@@ -69,39 +78,38 @@ def batch_encode(
 
     if merge is not None:
         _merge(
-            merge,
-            not sources and output is None and options == EncodeOptions() and batch == BatchOptions() and not dry_run,
+            merge, alone=not (sources or output or dry_run) and (options, batch) == (EncodeOptions(), BatchOptions())
         )
         return
-    if not sources and not batch.lists:
-        raise MovqUsageError("name a folder, files, a glob or a --list", "SRC")
-    if output is None:
-        raise MovqUsageError("name a folder for the latents", option="output")
-    _refuse_without_use(batch)
+    folder = _checked(sources, output, batch, verbose and not dry_run)
     allowed = _allowed(max_failures)
     if dry_run:
-        _print_plan(plan_batch(sources or [], output, options, batch), output, quiet)
+        _print_plan(plan_batch(sources or [], folder, options, batch), folder, quiet, verbose)
         return
     if not quiet:
         say_whose_weights(options)
     with watching(quiet) as watch, redirect_stdout(sys.stderr):  # what Ray prints is talk
-        result = encode_batch(sources or [], output, options, batch, watch=watch)
-    _report(result, output, quiet)
-    if batch.shard is not None and not quiet and not result.stopped:
-        complain("when all shards are done, batch-encode --merge makes one manifest of theirs", output)
+        result = encode_batch(sources or [], folder, options, batch, watch=watch)
+    _report(result, folder, quiet, batch.shard is not None)
     failed = sum(line["status"] == "failed" for line in result.lines)
     if result.stopped or failed > allowed(len(result.lines)):
         raise typer.Exit(1)
 
 
-def _refuse_without_use(batch: BatchOptions) -> None:
-    """Raise MovqUsageError for an option that does nothing beside the others."""
+def _checked(sources: list[str] | None, output: str | None, batch: BatchOptions, verbose: bool) -> str:
+    """Return the output folder. Raise MovqUsageError where something is missing, or does nothing beside the others."""
+    if not sources and not batch.lists:
+        raise MovqUsageError("name a folder, files, a glob or a --list", "SRC")
+    if output is None:
+        raise MovqUsageError("name a folder for the latents", option="output")
+    if verbose:
+        raise MovqUsageError(f"goes with {option('dry_run')}", option="verbose")
     if batch.shard_size is not None and batch.layout != "tar":
         raise MovqUsageError(f"goes with {option('layout', 'tar')}", option="shard_size")
-    if batch.engine != "ray":
-        for name, unused in (("ray_address", batch.ray_address is None), ("ray_gpus", batch.ray_gpus == 1.0)):
-            if not unused:
-                raise MovqUsageError(f"goes with {option('engine', 'ray')}", option=name)
+    for name, default in (("ray_address", None), ("ray_gpus", 1.0)):
+        if batch.engine != "ray" and getattr(batch, name) != default:
+            raise MovqUsageError(f"goes with {option('engine', 'ray')}", option=name)
+    return output
 
 
 def _merge(folder: str, alone: bool) -> None:
@@ -131,54 +139,58 @@ def _allowed(text: str) -> Callable[[int], float]:
     return lambda count: most * count / 100 if percent else most
 
 
-def _report(result: BatchResult, output: str, quiet: bool) -> None:
+def _report(result: BatchResult, output: str, quiet: bool, is_shard: bool) -> None:
     from ..batch import summarise
 
     whole, new = summarise(result.lines), summarise(result.made)
     if not quiet:
         _say_found(result.found)
         show_failures(whole, sys.stderr)
-        _say_crops([(line["path"], _kept(line)) for line in result.made if _is_cropped(line)])
+        _say_made(result.made, new)
         if result.orphans:
             say_orphans(result.orphans, output)
-        if new.padded:
-            complain(
-                f"{new.padded:,} of {plural(new.counts['done'], 'clip')} had their last frame repeated to fill the last latent; "
-                "--tail drop leaves such frames out instead"
-            )
-        if new.dropped:
-            complain(
-                f"{new.dropped:,} of {plural(new.counts['done'], 'clip')} had frames at their end left out (--tail drop)"
-            )
-        if new.warnings:
-            warned = plural(sum(bool(line.get("warnings")) for line in result.made), "clip")
-            most = ", ".join(f"{text} ({count:,})" for text, count in new.warnings[:_NAMES])
-            complain(f"{warned} with warnings, which the manifest and the headers have; most often: {most}")
     if result.stopped:
         complain(
             f"stopped: {result.stopped}; {plural(result.left, 'item')} left: the same command goes on with them", output
         )
-    counts = _counts(whole)
+    print(f"{name_of(output)}: {_result_line(result, whole, new)}")
+    if is_shard and not quiet and not result.stopped:
+        complain("when all shards are done, batch-encode --merge makes one manifest of theirs", output)
+
+
+def _say_made(made: list[Line], new: Summary) -> None:
+    """Say what was done to clips that nobody may have asked for: crops, repeated and dropped frames, warnings."""
+    _say_crops([(line["path"], _kept(line)) for line in made if _is_cropped(line)])
+    clips = plural(new.counts["done"], "clip")
+    if new.padded:
+        complain(
+            f"{new.padded:,} of {clips} had their last frame repeated to fill the last latent; "
+            "--tail drop leaves such frames out instead"
+        )
+    if new.dropped:
+        complain(f"{new.dropped:,} of {clips} had frames at their end left out (--tail drop)")
+    if new.warnings:
+        warned = plural(sum(bool(line.get("warnings")) for line in made), "clip")
+        most = ", ".join(f"{text} ({count:,})" for text, count in new.warnings[:_NAMES])
+        complain(f"{warned} with warnings, which the manifest and the headers have; most often: {most}")
+
+
+def _result_line(result: BatchResult, whole: Summary, new: Summary) -> str:
+    counts, items, took = _counts(whole), plural(whole.items, "item"), duration(result.seconds)
     if not result.made:
         again = "; --retry-failed tries again what failed" if whole.counts["failed"] else ""
         news = f"; {plural(result.described, 'item')} described anew" if result.described else ""
         news += f"; {plural(result.tars, 'tar')} written" if result.tars else ""
-        print(
-            f"{name_of(output)}: nothing to {'encode' if news else 'do'}: all of {plural(whole.items, 'item')} up to date"
-            f"{', ' if counts else ''}{counts}{news}; checked in {duration(result.seconds)}{again}"
-        )
-        return
+        todo = "encode" if news else "do"
+        return f"nothing to {todo}: all of {items} up to date{', ' if counts else ''}{counts}{news}; checked in {took}{again}"
     if not new.counts["done"]:
-        print(
-            f"{name_of(output)}: {counts} of {plural(whole.items, 'item')}; nothing was made in {duration(result.seconds)}"
-        )
-        return
+        return f"{counts} of {items}; nothing was made in {took}"
     before = f", {whole.items - new.items:,} of them before" if whole.items > new.items else ""
-    print(
-        f"{name_of(output)}: {counts} of {plural(whole.items, 'item')}{before}; "
-        f"{duration(new.video_seconds)} of video to {size(new.bytes)} ({ratio(new.raw_bytes, new.bytes)} of RGB, "
-        f"{ratio(new.source_bytes, new.bytes)} of the sources) in {duration(result.seconds)} by "
-        f"{plural(result.workers, 'worker') if result.workers else 'this process'}, {new.frames / result.seconds:.1f} frames/s"
+    workers = plural(result.workers, "worker") if result.workers else "this process"
+    return (
+        f"{counts} of {items}{before}; {duration(new.video_seconds)} of video to {size(new.bytes)} "
+        f"({ratio(new.raw_bytes, new.bytes)} of RGB, {ratio(new.source_bytes, new.bytes)} of the sources) "
+        f"in {took} by {workers}, {new.frames / result.seconds:.1f} frames/s"
     )
 
 
@@ -237,16 +249,13 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_NAMES]) + (", ..." if len(names) > _NAMES else "")
 
 
-def _print_plan(plan: BatchPlan, output: str, quiet: bool) -> None:
+def _print_plan(plan: BatchPlan, output: str, quiet: bool, verbose: bool) -> None:
     from .tables import print_pairs
 
     failed = sum(line["status"] == "failed" for line in plan.kept)
     good = [item for item in plan.planned if item.refusal is None]
     for item in good:
-        _, height, width = item.shape or (0, 0, 0)
-        repeated = f" + {item.padded} repeated" if item.padded else ""
-        caption = f"; {name_of(item.caption[:_CAPTION])}" if item.caption else ""
-        print(f"{name_of(item.output)}: {plural(item.encoded_frames, 'frame')}{repeated} of {width}x{height}{caption}")
+        print(_planned_line(item, plan.reason(item, flags=True) if verbose else ""))
     for item in plan.planned:
         if item.refusal is not None:
             complain(item.refusal.reason_with_flags, item.source_path)
@@ -254,6 +263,7 @@ def _print_plan(plan: BatchPlan, output: str, quiet: bool) -> None:
         _say_found(plan.found)
         _say_crops([(item.source_path, item.kept) for item in good])
     short = sum(item.refusal is not None and item.refusal.cause == "short" for item in plan.planned)
+    again = sum(bool(plan.reason(item)) for item in good)
     print_pairs(
         {
             "items": f"{len(plan.kept) + len(plan.planned):,}",
@@ -262,7 +272,17 @@ def _print_plan(plan: BatchPlan, output: str, quiet: bool) -> None:
             "too short": f"{short:,}" if short else "",
             "would fail": f"{len(plan.planned) - len(good) - short:,}" if len(good) + short < len(plan.planned) else "",
             "to encode": f"{len(good):,}, of {plural(plan.frames, 'frame')}",
+            "again": f"{again:,} of these{'' if verbose else '; --verbose says why'}" if again else "",
             "output size": f"{size(plan.moments_bytes)} for moments, {size(plan.mean_bytes)} for mean, in {plan.store_dtype}",
         },
         title=output,
     )
+
+
+def _planned_line(item: Item, reason: str) -> str:
+    _, height, width = item.shape or (0, 0, 0)
+    repeated = f" + {item.padded} repeated" if item.padded else ""
+    caption = f"; {name_of(item.caption[:_CAPTION])}" if item.caption else ""
+    again = f"; again: {name_of(reason)}" if reason else ""
+    frames = plural(item.encoded_frames, "frame")
+    return f"{name_of(item.output)}: {frames}{repeated} of {width}x{height}{caption}{again}"
