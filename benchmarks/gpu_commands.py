@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from benchmarks.common import FASTER, ROOT, diffusers_weights, published_weights, synthetic
-from movq_cli.model.checkpoint import embedded_weights
+from movq_cli.checkpoints.checkpoint import embedded_weights
 
 CITY = ROOT / "tests" / "data" / "city.mp4"
 TINY = str(embedded_weights())

@@ -30,10 +30,10 @@ def main():
     from diffusers import AutoencoderKLCogVideoX
 
     from movq_cli import open_latents
+    from movq_cli.checkpoints.checkpoint import open_checkpoint
+    from movq_cli.checkpoints.layouts import to_diffusers
     from movq_cli.codec import to_pixels
     from movq_cli.model import StreamCache
-    from movq_cli.model.checkpoint import open_checkpoint
-    from movq_cli.model.layouts import to_diffusers
     from tests import clips
     from tests.tolerance import difference, said
 

@@ -23,10 +23,10 @@ import torch.nn.functional as F  # noqa: E402
 
 from benchmarks.common import Table, options  # noqa: E402
 from benchmarks.precision import shots  # noqa: E402
+from movq_cli.checkpoints.checkpoint import open_checkpoint  # noqa: E402
 from movq_cli.codec import to_input  # noqa: E402
 from movq_cli.difference import Comparison  # noqa: E402
 from movq_cli.model.causal import fold_frames, unfold_frames  # noqa: E402
-from movq_cli.model.checkpoint import open_checkpoint  # noqa: E402
 from movq_cli.model.convolution import round_weight  # noqa: E402
 from movq_cli.options import Selection  # noqa: E402
 from movq_cli.video import read_frames  # noqa: E402

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.batch import contents  # noqa: E402
 from benchmarks.dataset import BUCKETS, make_list, write_list  # noqa: E402
-from movq_cli.model.checkpoint import embedded_weights  # noqa: E402
+from movq_cli.checkpoints.checkpoint import embedded_weights  # noqa: E402
 from tests import clips, nasty  # noqa: E402
 
 OPTIONS = [

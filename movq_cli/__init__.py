@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .decode import DecodeResult, decode_video
     from .encode import EncodeResult, encode_video
     from .errors import MovqError, MovqUsageError, MovqWarning
-    from .eval import Evaluation, evaluate_video
+    from .evaluate import Evaluation, evaluate_video
     from .latents import Latents, open_latents
     from .options import BatchOptions, DecodeOptions, EncodeOptions, Picture, Selection
     from .plan import Plan, plan_encode
@@ -40,8 +40,8 @@ _HOMES = {
     "DecodeOptions": "options",
     "DecodeResult": "decode",
     "decode_video": "decode",
-    "Evaluation": "eval",
-    "evaluate_video": "eval",
+    "Evaluation": "evaluate",
+    "evaluate_video": "evaluate",
     "EncodeOptions": "options",
     "EncodeResult": "encode",
     "Plan": "plan",

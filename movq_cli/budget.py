@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .checkpoints.checkpoint import Checkpoint
 from .device import ITEM_SIZE, available_memory, choose_device, computed_size
 from .errors import MovqError, MovqMemoryError, MovqOutputError, MovqUsageError, option
-from .model.checkpoint import Checkpoint
 from .model.config import AutoencoderConfig
 from .model.cost import MAX_ELEMENTS, ChunkCost
 from .options import ModelOptions

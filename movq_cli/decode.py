@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .budget import Budget, Task, check_weights, make_budget
+from .checkpoints.checkpoint import FORMER, Checkpoint, open_checkpoint
 from .codec import RGB, Progress, WorkDone, decode, silent
 from .device import ITEM_SIZE, choose_device, choose_precision, computing, dtype_of, memory_errors
 from .errors import MovqError, about, option
 from .files import refuse_inputs, short
 from .latents import Latents, open_latents
-from .model.checkpoint import FORMER, Checkpoint, open_checkpoint
 from .model.cost import decode_cost, default_chunk_frames
 from .options import DecodeOptions, ModelOptions
 from .posterior import Draw

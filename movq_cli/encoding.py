@@ -13,13 +13,13 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from . import __version__
+from .checkpoints.checkpoint import Checkpoint
 from .codec import Chunker, Progress, WorkDone, WrongCount, encode, silent
 from .device import computing, dtype_of, free_memory, memory_errors
 from .errors import MovqError, MovqOutOfMemory, about, option
 from .files import FileIdentity, file_name, refuse_inputs, require_file
 from .latents import LatentsWriter
 from .metadata import Metadata
-from .model.checkpoint import Checkpoint
 from .options import EncodeOptions, Selection
 from .plan import Plan, expected_frames, least_frames, make_plan, must_count, shortfall, start_reader
 from .posterior import Draw

@@ -13,12 +13,12 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from .budget import Budget, Task, check_weights, make_budget
+from .checkpoints.checkpoint import Checkpoint, open_checkpoint, require_fit
 from .codec import RGB, Chunker, fit_tail
 from .device import ITEM_SIZE, choose_device, choose_precision
 from .errors import MovqError, MovqShort, MovqUsageError, about, option, require_torch
 from .headers import ITEM_SIZES
 from .latents import DTYPES
-from .model.checkpoint import Checkpoint, open_checkpoint, require_fit
 from .model.config import AutoencoderConfig
 from .model.cost import default_chunk_frames, encode_cost
 from .options import EncodeOptions, Selection

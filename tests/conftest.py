@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from movq_cli.checkpoints.checkpoint import embedded_weights
 from movq_cli.model import AutoencoderConfig, Encoder3D
-from movq_cli.model.checkpoint import embedded_weights
 
 from .helpers.zygote import Zygote
 

@@ -320,9 +320,9 @@ def config(**changes):
 
 def folder_of_weights(config_json=None, index=None):
     """A diffusers folder: the embedded weights under its names."""
+    from movq_cli.checkpoints.checkpoint import embedded_weights
+    from movq_cli.checkpoints.layouts import diffusers_config, to_diffusers
     from movq_cli.model import AutoencoderConfig
-    from movq_cli.model.checkpoint import embedded_weights
-    from movq_cli.model.layouts import diffusers_config, to_diffusers
 
     def make(path):
         path.mkdir()

@@ -71,7 +71,7 @@ PROMISES = {
         [
             Break(
                 "what PyAV raises is let through",
-                "video/source.py",
+                "video/container.py",
                 'raise MovqError(f"{what} ({_words(error)})") from error',
                 "raise",
                 "test_cli.py::test_bad_inputs_are_one_line_and_leave_nothing",
@@ -83,28 +83,28 @@ PROMISES = {
         [
             Break(
                 "packets and ends are not compared with the header",
-                "video/decode.py",
+                "video/frames.py",
                 "        check_whole(source, packets, last, end, rate, self._passed)\n",
                 "",
                 "test_video.py::test_a_cut_video_is_refused_wherever_it_is_cut",
             ),
             Break(
                 "how a file ends is not looked at",
-                "video/whole.py",
+                "video/integrity.py",
                 "if ends_well is not None and not ends_well(source, last):",
                 "if False:",
                 "test_video.py::test_every_format_tells_where_it_is_cut",
             ),
             Break(
                 "a part that is taken is not said to be one",
-                "video/decode.py",
+                "video/frames.py",
                 "            self.partial = True\n",
                 "",
                 "test_video.py::test_of_a_cut_video_what_comes_before_is_taken_where_that_is_allowed",
             ),
             Break(
                 "a change of size is taken",
-                "video/decode.py",
+                "video/frames.py",
                 "if size != (frame.width, frame.height):",
                 "if False:",
                 "test_video.py::test_size_change_in_mid_stream",
@@ -116,35 +116,35 @@ PROMISES = {
         [
             Break(
                 "the matrix is libav's guess",
-                "video/decode.py",
+                "video/frames.py",
                 "                src_colorspace=colour.matrix_number,\n",
                 "",
                 "test_video.py::test_colour_as_tagged",
             ),
             Break(
                 "every range is taken to be limited",
-                "video/decode.py",
+                "video/frames.py",
                 "src_color_range=colour.range_number",
                 "src_color_range=1",
                 "test_video.py::test_colour_as_tagged",
             ),
             Break(
                 "mirrors are not",
-                "video/decode.py",
+                "video/frames.py",
                 "return Orientation(False, a < 0, d < 0)",
                 "return Orientation(False, False, d < 0)",
                 "test_video.py::test_all_eight_orientations",
             ),
             Break(
                 "pixels are taken to be square",
-                "video/decode.py",
+                "video/frames.py",
                 "frame, aspect = self._first.payload, self.source.stream.sample_aspect_ratio or Fraction(1)",
                 "frame, aspect = self._first.payload, Fraction(1)",
                 "test_video.py::test_pixels_that_are_not_square",
             ),
             Break(
                 "Exif is left to libav",
-                "video/decode.py",
+                "video/frames.py",
                 "        self._exif = read_orientation(data)\n",
                 "",
                 "test_pictures.py::test_damage_elsewhere_in_exif_costs_neither_the_turn_nor_the_picture",
@@ -163,28 +163,28 @@ PROMISES = {
         [
             Break(
                 "decoding begins at key frames that need others",
-                "video/seek.py",
+                "video/keyframes.py",
                 "packet.is_keyframe and _H264_IDR in types",
                 "packet.is_keyframe",
                 "test_seek.py::test_the_entry_is_the_last_key_frame_in_front",
             ),
             Break(
                 "frames passed over are not counted",
-                "video/decode.py",
+                "video/frames.py",
                 "len(passing.before), passing.before[-1].time",
                 "index, passing.before[-1].time",
                 "test_seek.py::test_frames_are_those_of_decoding_everything",
             ),
             Break(
                 "times are counted, not read",
-                "video/decode.py",
+                "video/frames.py",
                 "time = frame.pts * base",
                 "time = end",
                 "test_video.py::test_variable_frame_times",
             ),
             Break(
                 "the last frames are left in the decoder",
-                "video/decode.py",
+                "video/frames.py",
                 "if packet is None:",
                 "if packet is None or not packet.size:",
                 "test_video.py::test_containers_and_b_frames",
@@ -196,14 +196,14 @@ PROMISES = {
         [
             Break(
                 "any format is opened",
-                "video/source.py",
+                "video/container.py",
                 '        "format_whitelist": picture or _VIDEO_FORMATS,\n',
                 "",
                 "test_video.py::test_bad_files_are_refused_with_the_reason",
             ),
             Break(
                 "pictures are opened by their names",
-                "video/source.py",
+                "video/container.py",
                 "format=picture, ",
                 "format=picture and 'image2', ",
                 "test_video.py::test_a_pattern_in_a_name_opens_no_neighbours",
@@ -215,7 +215,7 @@ PROMISES = {
         [
             Break(
                 "pickles are loaded",
-                "model/convert.py",
+                "checkpoints/convert.py",
                 "weights_only=True",
                 "weights_only=False",
                 "test_convert.py::test_refused_in_one_line_with_nothing_written",
@@ -227,7 +227,7 @@ PROMISES = {
         [
             Break(
                 "pictures may have any size",
-                "video/source.py",
+                "video/container.py",
                 "MAX_WIDTH, MAX_HEIGHT = 8192, 4320",
                 "MAX_WIDTH, MAX_HEIGHT = 81920, 43200",
                 "test_video.py::test_bad_files_are_refused_with_the_reason",
@@ -253,7 +253,7 @@ PROMISES = {
         [
             Break(
                 "weights may be NaN",
-                "model/checkpoint.py",
+                "checkpoints/checkpoint.py",
                 "                require_finite(name, tensor, self.path)\n",
                 "",
                 "test_cli.py::test_bad_weights_are_one_line_and_leave_nothing",
@@ -462,7 +462,7 @@ PROMISES = {
             ),
             Break(
                 "names are given to libav as they are",
-                "video/source.py",
+                "video/container.py",
                 '"file:" + path',
                 "path",
                 "test_cli.py::test_any_file_name_works_and_none_writes_to_the_terminal",

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from movq_cli import MovqError
-from movq_cli.model.checkpoint import EMBEDDED, FORMER, open_checkpoint
+from movq_cli.checkpoints.checkpoint import EMBEDDED, FORMER, open_checkpoint
 
 from .tolerance import off
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from movq_cli import __version__, open_latents
+from movq_cli.checkpoints.checkpoint import EMBEDDED
 from movq_cli.cli import run
-from movq_cli.model.checkpoint import EMBEDDED
 
 from . import clips
 from .test_video import CITY, bad_files

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from movq_cli import MovqError, MovqUsageError
-from movq_cli.model.checkpoint import open_checkpoint
-from movq_cli.model.convert import convert_checkpoint
+from movq_cli.checkpoints.checkpoint import open_checkpoint
+from movq_cli.checkpoints.convert import convert_checkpoint
 
 from .test_layouts import MODEL, SMALL, cached, one_thread, sat_state, small_vae  # noqa: F401
 
@@ -322,7 +322,7 @@ def test_memory_is_flat(tmp_path):
     save_pt(tmp_path / "3d-vae.pt", lambda state: state | {"loss.big": weight.repeat(25)})
     script = (
         "import re, sys\n"
-        "from movq_cli.model.convert import convert_checkpoint\n"
+        "from movq_cli.checkpoints.convert import convert_checkpoint\n"
         "def peak(): return int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) // 1024\n"
         "before = peak()\n"
         "convert_checkpoint(sys.argv[1], sys.argv[2])\n"

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from movq_cli.model.checkpoint import open_checkpoint
+from movq_cli.checkpoints.checkpoint import open_checkpoint
 from movq_cli.model.convolution import Conv2d, Conv3d, cpu_computes_bf16, lay_out, round_weight
 
 from .tolerance import AGREE, off

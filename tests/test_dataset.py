@@ -25,9 +25,9 @@ from movq_cli import (
     encode_batch,
     open_latents,
 )
+from movq_cli.checkpoints.checkpoint import EMBEDDED, embedded_weights
 from movq_cli.dataset import SCALES
 from movq_cli.headers import parse_header
-from movq_cli.model.checkpoint import EMBEDDED, embedded_weights
 
 from . import clips
 from .test_batch import tree

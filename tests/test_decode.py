@@ -20,9 +20,9 @@ from movq_cli import (
     open_latents,
     read_frames,
 )
+from movq_cli.checkpoints.checkpoint import FORMER, embedded_weights, open_checkpoint
 from movq_cli.codec import to_pixels
 from movq_cli.model import StreamCache
-from movq_cli.model.checkpoint import FORMER, embedded_weights, open_checkpoint
 from movq_cli.posterior import Draw
 
 from . import clips

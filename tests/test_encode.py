@@ -23,8 +23,8 @@ from movq_cli import (
     open_latents,
     plan_encode,
 )
+from movq_cli.checkpoints.checkpoint import open_checkpoint
 from movq_cli.codec import Chunker, fit_tail
-from movq_cli.model.checkpoint import open_checkpoint
 from movq_cli.model.cost import encode_cost
 from movq_cli.posterior import Draw
 from movq_cli.video import Frame

@@ -52,7 +52,7 @@ TAR = ["--layout", "tar", "--shard-size", "60000"]
 
 fork = multiprocessing.get_context("forkserver")
 fork.set_forkserver_preload(
-    [__name__, "av.video.reformatter", "movq_cli.cli", "movq_cli.eval", "movq_cli.model.convert"]
+    [__name__, "av.video.reformatter", "movq_cli.cli", "movq_cli.evaluate", "movq_cli.checkpoints.convert"]
 )
 
 
@@ -526,8 +526,8 @@ def test_cut_at_every_byte(tmp_path, suffix):
     import av.logging
 
     from movq_cli import MovqError, Selection
-    from movq_cli.video.decode import Decoder
-    from movq_cli.video.source import open_video
+    from movq_cli.video.container import open_video
+    from movq_cli.video.frames import Decoder
 
     def frames(path):
         with open_video(str(path)) as source:

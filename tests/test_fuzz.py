@@ -34,8 +34,8 @@ from movq_cli.batch import compare_outputs, note_places, read_batch, read_folder
 from movq_cli.batch.captions import read_captions
 from movq_cli.batch.lists import RowList
 from movq_cli.batch.probe import Known
+from movq_cli.checkpoints.checkpoint import embedded_weights, open_checkpoint
 from movq_cli.cli.info import _describe
-from movq_cli.model.checkpoint import embedded_weights, open_checkpoint
 from movq_cli.video import count_frames
 
 from . import clips

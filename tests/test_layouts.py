@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from movq_cli import MovqError
+from movq_cli.checkpoints.checkpoint import open_checkpoint
+from movq_cli.checkpoints.layouts import describe, diffusers_config, to_diffusers
+from movq_cli.checkpoints.locate import INDEX, SINGLE
 from movq_cli.model import AutoencoderConfig, Decoder3D, Encoder3D
-from movq_cli.model.checkpoint import open_checkpoint
-from movq_cli.model.layouts import describe, diffusers_config, to_diffusers
-from movq_cli.model.locate import INDEX, SINGLE
 
 from .test_latents import LATENTS
 from .test_latents import write as write_latents

@@ -16,7 +16,7 @@ COMMANDS = {
     "batch-encode": [EncodeOptions, BatchOptions],
     "decode": [DecodeOptions],
 }
-OWN = {"--output", "--dry-run", "--quiet", "--max-failures", "--merge", "--help"}
+OWN = {"--output", "--dry-run", "--verbose", "--quiet", "--max-failures", "--merge", "--help"}
 """Flags of commands that are no options of the library."""
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from movq_cli import Selection, probe, read_frames
-from movq_cli.video import VideoFacts, decode, exif, geometry, source, survey
+from movq_cli.video import VideoFacts, container, exif, frames, geometry, survey
 
 from . import clips
 
@@ -89,8 +89,8 @@ def judged(data):
 
 def shown(path):
     """The first frame as movq shows it, in this process: `read_frames` would start another for each file."""
-    with source.open_video(str(path)) as opened:
-        decoder = decode.Decoder(opened)
+    with container.open_video(str(path)) as opened:
+        decoder = frames.Decoder(opened)
         plan = decoder.geometry(geometry.Picture(), 1)
         out = np.empty((plan.height, plan.width, 3), np.uint8)
         plan.place(decoder.rgb(decoder._first.payload, plan.scaled), out)

@@ -1,6 +1,5 @@
 """Every command and example of the README, run as it stands there, in an empty folder with a clip in it."""
 
-import os
 import re
 import shlex
 import subprocess
@@ -12,7 +11,8 @@ import pytest
 
 from . import clips
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def blocks(language):
@@ -63,14 +63,14 @@ def test_examples(folder):
 
 def test_map_of_the_source():
     """The map names every file of the package, and no file that is not there."""
-    package = Path(__file__).parents[1] / "movq_cli"
+    package = ROOT / "movq_cli"
     there = {str(p.relative_to(package)) for p in package.rglob("*.py") if p.name not in ("__init__.py", "__main__.py")}
-    section = README.split("## Where things are")[1].split("\n## ")[0]
+    section = (ROOT / "docs" / "architecture.md").read_text().split("## Where things are")[1].split("\n## ")[0]
     named = set(re.findall(r"`([\w/]+\.py)`", section))
     assert named == there
 
 
 def test_links_lead_somewhere():
-    root = Path(__file__).parents[1]
-    for link in re.findall(r"\]\((?!http)([^)#]+)", README):
-        assert os.path.exists(root / link), link
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / link).exists(), (page, link)

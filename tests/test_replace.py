@@ -13,10 +13,10 @@ from movq_cli import EncodeOptions, LatentDataset, MovqError, MovqWarning, Pictu
 from movq_cli.batch.item import Item
 from movq_cli.batch.manifest import Line
 from movq_cli.batch.probe import Known
+from movq_cli.checkpoints.checkpoint import EMBEDDED
 from movq_cli.cli import run
 from movq_cli.errors import MovqHang
 from movq_cli.files import FileIdentity
-from movq_cli.model.checkpoint import EMBEDDED
 from movq_cli.video import VideoFacts
 
 from . import clips

@@ -11,7 +11,7 @@ import pytest
 from movq_cli.errors import MovqError
 from movq_cli.options import Selection
 from movq_cli.video import read_frames
-from movq_cli.video.seek import find_entry
+from movq_cli.video.keyframes import find_entry
 from movq_cli.video.selection import Shown, select
 
 from . import clips, hostile

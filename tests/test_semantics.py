@@ -13,9 +13,9 @@ import torch
 
 from movq_cli import EncodeOptions, MovqError, MovqUsageError, decode_video, encode_video, open_latents, plan_encode
 from movq_cli.budget import Budget
+from movq_cli.checkpoints.checkpoint import open_checkpoint
 from movq_cli.codec import to_pixels
 from movq_cli.model import StreamCache
-from movq_cli.model.checkpoint import open_checkpoint
 from movq_cli.model.cost import decode_cost, encode_cost
 from movq_cli.model.stages import first_frame
 from movq_cli.model.store import SpillFile, Store

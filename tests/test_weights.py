@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from movq_cli.checkpoints.checkpoint import open_checkpoint
 from movq_cli.model import AutoencoderConfig, Decoder3D, Encoder3D
-from movq_cli.model.checkpoint import open_checkpoint
 
 from . import clips
 from .conftest import SMALL

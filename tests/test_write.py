@@ -448,7 +448,7 @@ def test_a_full_disk_is_one_line(tmp_path):
         import numpy as np
         from movq_cli import MovqError
         from movq_cli.video import open_writer
-        import av, movq_cli.video.decode, av.codec.context, av.video.reformatter
+        import av, movq_cli.video.frames, av.codec.context, av.video.reformatter
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         frames = np.random.default_rng(0).integers(0, 256, (40, 128, 128, 3), dtype=np.uint8)
         for limit in 10, 60_000:

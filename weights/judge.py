@@ -24,8 +24,8 @@ from batches import Footage, batch
 from einops import rearrange, repeat
 from torch import Tensor
 
+from movq_cli.checkpoints.checkpoint import open_checkpoint
 from movq_cli.metrics import psnr, ssim
-from movq_cli.model.checkpoint import open_checkpoint
 from movq_cli.video.write import write_png
 
 CUT = 25.0

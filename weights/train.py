@@ -29,8 +29,8 @@ from network import decode, encode
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from movq_cli.checkpoints.checkpoint import FORMAT, FORMAT_VERSION, embedded_weights, open_checkpoint
 from movq_cli.metrics import montage
-from movq_cli.model.checkpoint import FORMAT, FORMAT_VERSION, embedded_weights, open_checkpoint
 from movq_cli.model.convolution import lay_out, round_weight
 from movq_cli.model.decoder import Decoder3D
 from movq_cli.model.encoder import Encoder3D

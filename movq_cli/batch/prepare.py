@@ -12,10 +12,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..checkpoints.checkpoint import Checkpoint
 from ..device import choose_device, choose_precision
 from ..errors import MovqError
 from ..files import os_reason, sweep
-from ..model.checkpoint import Checkpoint
 from ..model.config import AutoencoderConfig
 from ..options import PRECISIONS, BatchOptions, EncodeOptions, with_overrides
 from ..plan import open_weights

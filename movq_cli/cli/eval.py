@@ -15,7 +15,7 @@ from . import options as o
 from .show import complain, name_of, progress_bar
 
 if TYPE_CHECKING:
-    from ..eval import Evaluation
+    from ..evaluate import Evaluation
 
 
 @o.takes(options=EncodeOptions, without=("save", "seed", "force"))
@@ -55,7 +55,7 @@ def eval(
 ) -> None:
     """Encode and decode videos, and measure how near they come back."""
     from ..device import spare_page_faults
-    from ..eval import TILED, evaluate_video
+    from ..evaluate import TILED, evaluate_video
     from ..files import WholeFile, refuse_inputs
     from ..metrics import montage
     from ..video import write_png

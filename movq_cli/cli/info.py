@@ -21,8 +21,8 @@ from . import options as o
 from .show import complain, duration, name_of, plural, ratio, shape, size
 
 if TYPE_CHECKING:
+    from ..checkpoints.checkpoint import Checkpoint
     from ..latents import Latents
-    from ..model.checkpoint import Checkpoint
 
 
 def info(
@@ -62,10 +62,10 @@ _Described = tuple[dict[str, Any], Callable[[], None]]
 
 def _describe(path: str, stats: bool, weights: str | None) -> _Described:
     """What JSON says of a path, and what prints it for people."""
+    from ..checkpoints.locate import is_model_id, refuse_pytorch
     from ..files import require_file
     from ..headers import looks_like_safetensors, read_header
     from ..metadata import FORMAT
-    from ..model.locate import is_model_id, refuse_pytorch
 
     if os.path.isdir(path):
         return _folder(path)
@@ -206,10 +206,10 @@ def _folder(path: str) -> _Described:
     Without any, a folder of weights is described as such; a batch's, by its manifest.
     """
     from ..batch.manifest import NAME, shard_manifests
+    from ..checkpoints.locate import holds_weights
     from ..headers import read_header
     from ..latents import open_latents
     from ..metadata import FORMAT
-    from ..model.locate import holds_weights
     from .tables import print_rows
 
     if os.path.isfile(os.path.join(path, NAME)) or shard_manifests(path):
@@ -257,8 +257,8 @@ def _candidates_below(path: str) -> Iterator[str]:
 
 
 def _video(path: str, weights: str | None) -> _Described:
+    from ..checkpoints.checkpoint import open_checkpoint
     from ..codec import fit_tail
-    from ..model.checkpoint import open_checkpoint
     from ..options import Picture
     from ..video import count_frames, plan_geometry, probe
     from ..video.geometry import Orientation
@@ -311,7 +311,7 @@ _LAYOUTS = {"movq": "movq weights", "diffusers": "diffusers", "sat": "CogVideo n
 
 
 def _weights(path: str) -> _Described:
-    from ..model.checkpoint import SAID, open_checkpoint
+    from ..checkpoints.checkpoint import SAID, open_checkpoint
 
     checkpoint = open_checkpoint(path)
     values = {

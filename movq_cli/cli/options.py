@@ -11,8 +11,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
+from ..checkpoints.checkpoint import EMBEDDED
 from ..errors import MovqUsageError, flag
-from ..model.checkpoint import EMBEDDED
 from ..values import Bucket, Pick, Shard, parse_bytes
 
 MODEL, PICTURE, RESULT = "Model", "Picture", "Result"

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ..checkpoints.checkpoint import EMBEDDED
 from ..errors import MovqError, printable
-from ..model.checkpoint import EMBEDDED
 
 if TYPE_CHECKING:
     from ..codec import Progress

@@ -11,7 +11,7 @@ from . import options as o
 from .show import complain, name_of
 
 if TYPE_CHECKING:
-    from ..model.checkpoint import Checkpoint
+    from ..checkpoints.checkpoint import Checkpoint
 
 app = typer.Typer(no_args_is_help=True, help="Weights: other people's checkpoints to movq's.")
 
@@ -45,7 +45,7 @@ def convert(
 ) -> None:
     """Make a movq weights file of someone else's checkpoint, numbers and dtypes kept. A PyTorch file's code is not run."""
     require_torch()
-    from ..model.convert import convert_checkpoint
+    from ..checkpoints.convert import convert_checkpoint
 
     made = convert_checkpoint(
         source, output, ema=ema, name=name, licence=licence, scaling_factor=scaling_factor, force=force

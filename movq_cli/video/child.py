@@ -20,11 +20,11 @@ import numpy as np
 from ..errors import MovqError
 from ..processes import Talk
 from ..records import from_values, to_values
-from .decode import FILTER_NAME, Decoder, count_frames
+from .container import open_video
+from .frames import FILTER_NAME, Decoder, count_frames
 from .info import VideoFacts
+from .keyframes import find_entry
 from .messages import Opened, Request
-from .seek import find_entry
-from .source import open_video
 
 
 def main(parent: int, memory: int | None = None) -> None:

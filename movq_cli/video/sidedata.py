@@ -13,7 +13,7 @@ import av
 from av.buffer import Buffer
 from av.filter import Graph
 
-from .source import av_errors
+from .container import av_errors
 
 _DISPLAY_MATRIX = 6  # AV_FRAME_DATA_DISPLAYMATRIX
 _TYPES = range(64)  # libav 62 has 0 to 32, and numbers never change

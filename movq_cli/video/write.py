@@ -303,7 +303,7 @@ class _VideoWriter(FrameWriter):
         import av
         from av.video.reformatter import ColorRange, Interpolation
 
-        from .decode import FILTER
+        from .frames import FILTER
 
         return self._reformatter.reformat(
             av.VideoFrame.from_ndarray(image, format="rgb24"),

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .checkpoints.checkpoint import Checkpoint, open_checkpoint
+from .checkpoints.layouts import diffusers_config, to_diffusers
 from .codec import Chunker, Progress, silent, to_input
 from .decode import decoding, find_weights
 from .device import choose_device, choose_precision, computing, dtype_of, memory_errors
@@ -25,8 +27,6 @@ from .encode import EncodeResult, encode_video
 from .errors import MovqError, MovqUsageError, about
 from .latents import Latents, open_latents
 from .metrics import FrameScores, psnr
-from .model.checkpoint import Checkpoint, open_checkpoint
-from .model.layouts import diffusers_config, to_diffusers
 from .options import DecodeOptions, EncodeOptions
 from .plan import open_weights, start_reader
 from .schedule import WHOLE_WINDOW, ChunkSchedule

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ..errors import MovqError, about
 from ..files import BLOCK, os_reason
 from ..headers import Header, TensorEntry, read_header
-from .config import AutoencoderConfig
+from ..model.config import AutoencoderConfig
 from .layouts import describe, parse_object, some
 from .locate import Located, locate, refuse_pytorch
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from .decoder import Decoder3D
-    from .encoder import Encoder3D
+    from ..model.decoder import Decoder3D
+    from ..model.encoder import Encoder3D
 
 Network = TypeVar("Network", bound="nn.Module")
 
@@ -175,19 +175,19 @@ class Checkpoint:
 
         Raises MovqError naming the tensor where one is missing, unexpected, of another shape or not finite.
         """
-        from .encoder import Encoder3D
+        from ..model.encoder import Encoder3D
 
         return self._load(Encoder3D, "encoder", device, dtype)
 
     def load_decoder(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Decoder3D:
         """The decoder, as `load_encoder` the encoder. Raises MovqError where the file has none, too."""
-        from .decoder import Decoder3D
+        from ..model.decoder import Decoder3D
 
         self.require_decoder()
         return self._load(Decoder3D, "decoder", device, dtype)
 
     def _load(self, kind: type[Network], part: str, device: torch.device | str, dtype: torch.dtype | None) -> Network:
-        from .convolution import lay_out, round_weight
+        from ..model.convolution import lay_out, round_weight
 
         with about(self.path):
             shapes = {name: stored.entry.shape for name, stored in self.tensors.items()}
@@ -216,8 +216,8 @@ def require_finite(name: str, tensor: Tensor, path: str) -> None:
 
 def require_fit(config: AutoencoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raises MovqError naming the tensor where these, by our names, are not those of the config's networks."""
-    from .decoder import Decoder3D
-    from .encoder import Encoder3D
+    from ..model.decoder import Decoder3D
+    from ..model.encoder import Encoder3D
 
     _fitting(Encoder3D, "encoder", config, shapes)
     if any(name.startswith("decoder.") for name in shapes):

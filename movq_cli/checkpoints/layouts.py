@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import MovqError, about
 from ..files import os_reason
-from .config import NORM_EPS, NORM_GROUPS, AutoencoderConfig
+from ..model.config import NORM_EPS, NORM_GROUPS, AutoencoderConfig
 
 JSON_BYTES = 1 << 20
 """The longest config or index that is read."""

@@ -15,14 +15,14 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from ..errors import MovqError
 from ..options import Picture, Selection
 from .colour import Colour, colour_of
+from .container import Source, av_errors, packet_span
 from .exif import read_orientation, without_exif
 from .geometry import Geometry, Orientation, plan_geometry
 from .info import VideoInfo
-from .seek import Entry
+from .integrity import check_whole
+from .keyframes import Entry
 from .selection import Shown, select
 from .sidedata import display_matrix
-from .source import Source, av_errors, packet_span
-from .whole import check_whole
 
 if TYPE_CHECKING:
     from av.packet import Packet

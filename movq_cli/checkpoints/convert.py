@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import MovqError, MovqUsageError, about, option
 from ..files import WholeFile, refuse_inputs
 from ..headers import header_bytes
+from ..model.config import AutoencoderConfig
 from .checkpoint import (
     DTYPES,
     FORMAT,
@@ -30,7 +31,6 @@ from .checkpoint import (
     require_fit,
     torch_dtypes,
 )
-from .config import AutoencoderConfig
 from .layouts import describe, some
 from .locate import Located, is_pytorch, locate
 

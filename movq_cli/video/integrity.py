@@ -14,7 +14,7 @@ from fractions import Fraction
 import av
 
 from ..errors import MovqError
-from .source import Source, av_errors, open_video
+from .container import Source, av_errors, open_video
 
 _END_TOLERANCE = Fraction(3, 2)  # frames by which the last one may fall short of a stream's stated end
 _MP4 = "mp4"

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import MovqError
 from ..options import Selection
+from .container import Source, av_errors, open_video, packet_span
 from .selection import Shown, select
-from .source import Source, av_errors, open_video, packet_span
 
 if TYPE_CHECKING:
     from av.packet import Packet
