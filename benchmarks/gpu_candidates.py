@@ -15,7 +15,7 @@ from benchmarks.common import network
 from benchmarks.gpu_networks import DTYPES, SHAPES, SMALL, encoding, make_images, plan_for, seconds_of
 from movq_cli.model import norms
 from movq_cli.model.convolution import lay_out
-from movq_cli.model.norms import GroupNorm, Moments
+from movq_cli.model.norms import GroupNorm, NormStatistics
 
 try:
     import triton
@@ -115,16 +115,16 @@ def normed_by(statistics, apply):
         x = lay_out(x)
         mean, m2 = statistics(x, self.num_groups, self.scope == "frame")
         count = x.shape[1] // self.num_groups * x.shape[3] * x.shape[4] * (1 if self.scope == "frame" else x.shape[2])
-        return Moments(count, mean.double(), m2.double())
+        return NormStatistics(count, mean.double(), m2.double())
 
-    def write_all(self, x, out, moments=None, *, silu, modulate=None):
+    def write_all(self, x, out, stats=None, *, silu, modulate=None):
         assert modulate is None
         x = lay_out(x)
-        moments = moments or self.measure(x)
-        inverse = (moments.m2 / moments.count + self.eps).rsqrt()
+        stats = stats or self.measure(x)
+        inverse = (stats.m2 / stats.count + self.eps).rsqrt()
         per_group = x.shape[1] // self.num_groups
         scale = inverse.float().repeat_interleave(per_group, 2) * self.weight.float()
-        shift = self.bias.float() - moments.mean.float().repeat_interleave(per_group, 2) * scale
+        shift = self.bias.float() - stats.mean.float().repeat_interleave(per_group, 2) * scale
         apply(x, scale, shift, out, silu)
 
     GroupNorm.measure, GroupNorm.write = measure_all, write_all

@@ -200,16 +200,18 @@ class Chunker:
 def to_input(frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """uint8 (T, H, W, 3) to what the network sees: (1, 3, T, H, W) in [-1, 1], x / 127.5 - 1, rounded once."""
     import torch
+    from einops import rearrange
 
-    return frames.permute(3, 0, 1, 2)[None].to(torch.float32).div_(127.5).sub_(1).to(dtype)
+    return rearrange(frames, "t h w c -> 1 c t h w").to(torch.float32).div_(127.5).sub_(1).to(dtype)
 
 
 def to_pixels(x: torch.Tensor) -> torch.Tensor:
     """Round what the decoder gives, (1, 3, T, H, W) in about [-1, 1], to uint8 (T, H, W, 3)."""
     import torch
+    from einops import rearrange
 
     pixels = (x.float() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-    return pixels[0].permute(1, 2, 3, 0).contiguous()
+    return rearrange(pixels, "1 c t h w -> t h w c").contiguous()
 
 
 def encode(

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from movq_cli.codec import to_input, to_pixels
 from movq_cli.model import CausalConv3d, DownSample3D, Encoder3D, ResnetBlock3D, StreamCache, Upsample3D
+from movq_cli.model.causal import fold_frames, unfold_frames
 
 from .test_config import GOOD
 from .tolerance import AGREE, SAME, off
@@ -233,3 +235,26 @@ def test_gradients_are_those_of_the_published_operations():
     for name, grad in grads[1].items():
         # A bias behind which a norm takes the mean away again has no gradient but rounding.
         assert (grads[0][name] - grad).abs().max() < 1e-9 * max(grad.abs().max(), 1e-3), name
+
+
+def test_axes_move_without_a_copy():
+    """In channels-last memory, which all activations have, frames fold and unfold as views."""
+    x = torch.randn(2, 8, 3, 4, 6).contiguous(memory_format=torch.channels_last_3d)
+    frames = fold_frames(x)
+    assert frames.shape == (6, 8, 4, 6)
+    assert frames.data_ptr() == x.data_ptr()
+    assert torch.equal(frames[4], x[1, :, 1])
+    again = unfold_frames(frames, 2)
+    assert again.data_ptr() == x.data_ptr()
+    assert again.stride() == x.stride()
+    with torch.inference_mode():
+        lent = StreamCache().lend((2, 8, 3, 4, 6), x)
+    assert lent.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_pixels_and_latents_move_without_a_copy_of_their_own():
+    pixels = torch.randint(0, 256, (3, 4, 6, 3), dtype=torch.uint8)
+    x = to_input(pixels, torch.float32)
+    assert x.shape == (1, 3, 3, 4, 6)
+    assert x.is_contiguous(memory_format=torch.channels_last_3d)  # as pixels lie in memory
+    assert torch.equal(to_pixels(x), pixels)

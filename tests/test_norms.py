@@ -36,22 +36,22 @@ def test_means_far_from_zero_keep_their_digits():
     torch.manual_seed(0)
     x = torch.randn(1, 32, 8, 256, 256) + 100
     with torch.no_grad():
-        moments = GroupNorm(32).measure(x)
+        stats = GroupNorm(32).measure(x)
     true = x.double().reshape(32, -1)
-    assert ((moments.m2[0, 0] / moments.count) / true.var(1, correction=0) - 1).abs().max() < 1e-5
-    assert (moments.mean[0, 0] / true.mean(1) - 1).abs().max() < 2e-6
+    assert ((stats.m2[0, 0] / stats.count) / true.var(1, correction=0) - 1).abs().max() < 1e-5
+    assert (stats.mean[0, 0] / true.mean(1) - 1).abs().max() < 2e-6
 
 
 def test_half_precision_statistics_are_fp32():
     torch.manual_seed(0)
     x = (torch.randn(1, 64, 4, 32, 32) + 3).bfloat16()
     with torch.no_grad():
-        moments = GroupNorm(64).measure(x)
+        stats = GroupNorm(64).measure(x)
     true = x.double().reshape(32, -1)
-    assert (moments.mean[0, 0] - true.mean(1)).abs().max() < 1e-5  # bf16 itself would be off by 4e-3
+    assert (stats.mean[0, 0] - true.mean(1)).abs().max() < 1e-5  # bf16 itself would be off by 4e-3
 
 
-def test_merging_moments_is_measuring_together():
+def test_merging_statistics_is_measuring_together():
     torch.manual_seed(0)
     x = torch.randn(2, 64, 7, 8, 8, dtype=torch.float64) + torch.arange(7.0).view(7, 1, 1)
     norm = GroupNorm(64).double()

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from .causal import CausalConv3d, StreamCache, fold_frames, unfilled, unfold_frames, upsample_space
 from .convolution import LAYOUT, Conv2d, Conv3d
-from .norms import GroupNorm, Moments, SpatialNorm3D
+from .norms import GroupNorm, NormStatistics, SpatialNorm3D
 from .stages import Carry, Stage
 
 Norm = GroupNorm | SpatialNorm3D
@@ -123,27 +124,29 @@ class ResnetBlock3D(nn.Module):
 
     def stages(self, name: str, pixels: float) -> list[Stage]:
         """Its two barriers apart: the first stage carries (x, h) on. `pixels` per frame, against other layers'."""
-        first, second = (weights(conv) for conv in (self.conv1, self.conv2))
-        second += weights(self.conv_shortcut) + weights(self.nin_shortcut)
+        first, second = (num_parameters(conv) for conv in (self.conv1, self.conv2))
+        second += num_parameters(self.conv_shortcut) + num_parameters(self.nin_shortcut)
         return [
             Stage(f"{name}.conv1", _group_norm(self.norm1), self._first, first * pixels),
             Stage(f"{name}.conv2", _group_norm(self.norm2), self._second, second * pixels),
         ]
 
-    def _first(self, carry: Carry, cache: StreamCache, moments: Moments | None, temb: Tensor | None = None) -> Carry:
+    def _first(
+        self, carry: Carry, cache: StreamCache, stats: NormStatistics | None, temb: Tensor | None = None
+    ) -> Carry:
         padded = self.conv1.buffer(carry.x, cache)
-        _write_norm(self.norm1, carry.x, self.conv1.body(padded), carry.zq, cache, moments, silu=True)
+        _write_norm(self.norm1, carry.x, self.conv1.body(padded), carry.zq, cache, stats, silu=True)
         carry.h = self.conv1.run(padded, cache)
         if self.temb_proj is not None and temb is not None:
             carry.h = carry.h + self.temb_proj(F.silu(temb))[:, :, None, None, None]
         return carry
 
-    def _second(self, carry: Carry, cache: StreamCache, moments: Moments | None) -> Carry:
+    def _second(self, carry: Carry, cache: StreamCache, stats: NormStatistics | None) -> Carry:
         assert carry.h is not None
         x, h, zq = carry.x, carry.h, carry.zq
         carry.x, carry.h = None, None  # type: ignore[assignment]  # the caller's hold on them ends here
         padded = self.conv2.buffer(h, cache)
-        _write_norm(self.norm2, h, self.conv2.body(padded), zq, cache, moments, silu=True)
+        _write_norm(self.norm2, h, self.conv2.body(padded), zq, cache, stats, silu=True)
         del h
         if self.training and self.dropout.p > 0:
             self.conv2.body(padded).copy_(self.dropout(self.conv2.body(padded)))
@@ -170,16 +173,15 @@ class AttnBlock2D(nn.Module):
         return self._run(Carry(x, zq=zq), cache or StreamCache(), None).x
 
     def stages(self, name: str, pixels: float) -> list[Stage]:
-        return [Stage(name, _group_norm(self.norm), self._run, weights(self) * pixels)]
+        return [Stage(name, _group_norm(self.norm), self._run, num_parameters(self) * pixels)]
 
-    def _run(self, carry: Carry, cache: StreamCache, moments: Moments | None) -> Carry:
+    def _run(self, carry: Carry, cache: StreamCache, stats: NormStatistics | None) -> Carry:
         normed = torch.empty_like(carry.x, memory_format=LAYOUT)
-        _write_norm(self.norm, carry.x, normed, carry.zq, cache, moments, silu=False)
+        _write_norm(self.norm, carry.x, normed, carry.zq, cache, stats, silu=False)
         frames = fold_frames(normed)
-        n, c, h, w = frames.shape
-        q, k, v = (conv(frames).flatten(2).transpose(1, 2)[:, None] for conv in (self.q, self.k, self.v))
-        y = F.scaled_dot_product_attention(q, k, v)  # (N, 1, HW, C); softmax in fp32, scaled by 1 / sqrt(C)
-        y = self.proj_out(y[:, 0].transpose(1, 2).reshape(n, c, h, w))
+        q, k, v = (rearrange(conv(frames), "n c h w -> n 1 (h w) c") for conv in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v)  # softmax in fp32, scaled by 1 / sqrt(C)
+        y = self.proj_out(rearrange(y, "n 1 (h w) c -> n c h w", h=frames.shape[2]))
         return Carry(carry.x + unfold_frames(y, carry.x.shape[0]), zq=carry.zq)
 
 
@@ -209,24 +211,24 @@ class Middle(nn.Module):
         self.block_2 = block_2
 
 
-def weights(module: nn.Module | None) -> int:
-    """Numbers in a module: its work per pixel, or nearly."""
+def num_parameters(module: nn.Module | None) -> int:
+    """Return how many numbers a module has: its work per pixel, or nearly."""
     return 0 if module is None else sum(p.numel() for p in module.parameters())
 
 
 def conv_stage(name: str, conv: CausalConv3d, pixels: float, norm: Norm | None = None) -> Stage:
     """A causal convolution as a stage, behind norm and SiLU where a norm is given."""
 
-    def run(carry: Carry, cache: StreamCache, moments: Moments | None) -> Carry:
+    def run(carry: Carry, cache: StreamCache, stats: NormStatistics | None) -> Carry:
         padded = conv.buffer(carry.x, cache)
         if norm is None:
             conv.body(padded).copy_(carry.x)
         else:
-            _write_norm(norm, carry.x, conv.body(padded), carry.zq, cache, moments, silu=True)
+            _write_norm(norm, carry.x, conv.body(padded), carry.zq, cache, stats, silu=True)
         carry.x = None  # type: ignore[assignment]  # freed before the convolution makes its output
         return Carry(conv.run(padded, cache), zq=carry.zq)
 
-    return Stage(name, None if norm is None else _group_norm(norm), run, weights(conv) * pixels)
+    return Stage(name, None if norm is None else _group_norm(norm), run, num_parameters(conv) * pixels)
 
 
 def _group_norm(norm: Norm) -> GroupNorm:
@@ -234,11 +236,18 @@ def _group_norm(norm: Norm) -> GroupNorm:
 
 
 def _write_norm(
-    norm: Norm, x: Tensor, out: Tensor, zq: Tensor | None, cache: StreamCache, moments: Moments | None, *, silu: bool
+    norm: Norm,
+    x: Tensor,
+    out: Tensor,
+    zq: Tensor | None,
+    cache: StreamCache,
+    stats: NormStatistics | None,
+    *,
+    silu: bool,
 ) -> None:
     if isinstance(norm, GroupNorm):
-        norm.write(x, out, moments, silu=silu)
+        norm.write(x, out, stats, silu=silu)
         return
     if zq is None:
         raise ValueError("a SpatialNorm3D needs zq, the latents")
-    norm.write(x, out, zq, moments, silu=silu, first=cache.first)
+    norm.write(x, out, zq, stats, silu=silu, first=cache.first)

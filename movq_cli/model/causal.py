@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from .config import PAD_MODES
@@ -82,7 +83,7 @@ class StreamCache:
             with torch.inference_mode(False):  # or it could not be written to outside of that mode
                 self._room = torch.empty(size, dtype=like.dtype, device=like.device)
         b, c, t, h, w = shape
-        return self._room[:size].view(b, t, h, w, c).permute(0, 4, 1, 2, 3)
+        return rearrange(self._room[:size].view(b, t, h, w, c), "b t h w c -> b c t h w")
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -194,14 +195,13 @@ def unfilled(shape: tuple[int, int, int, int, int], like: Tensor, cache: StreamC
 
 
 def fold_frames(x: Tensor) -> Tensor:
-    """(B, C, T, H, W) to (B * T, C, H, W): a view, in this project's layout."""
-    b, c, t, h, w = x.shape
-    return x.transpose(1, 2).reshape(b * t, c, h, w)
+    """Return (B, C, T, H, W) as (B * T, C, H, W): a view, in this project's layout."""
+    return rearrange(x, "b c t h w -> (b t) c h w")
 
 
 def unfold_frames(x: Tensor, batch: int) -> Tensor:
-    """(B * T, C, H, W) back to (B, C, T, H, W)."""
-    return x.reshape(batch, -1, *x.shape[1:]).transpose(1, 2)
+    """Return (B * T, C, H, W) as (B, C, T, H, W), a view."""
+    return rearrange(x, "(b t) c h w -> b c t h w", b=batch)
 
 
 def upsample_space(x: Tensor) -> Tensor:

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .blocks import AttnBlock2D, Level, Middle, ResnetBlock3D, Upsample3D, conv_stage, weights
+from .blocks import AttnBlock2D, Level, Middle, ResnetBlock3D, Upsample3D, conv_stage, num_parameters
 from .causal import CausalConv3d, StreamCache
 from .config import AutoencoderConfig
 from .convolution import lay_out
 from .norms import SpatialNorm3D
-from .stages import Carry, Place, Stage, Worked, run_window
+from .stages import Carry, ChunkPosition, Stage, Worked, run_window
 from .store import Store
 
 
@@ -101,7 +101,7 @@ class Decoder3D(nn.Module):
                 cache.take(z.shape[2], factor=1, first_chunk_frames=config.latent_frames(config.first_chunk_frames))
                 frames = config.latents_to_frames(cache.frames) - before
                 z, zq = map(lay_out, (z, zq))
-                yield Carry(z, zq=zq, place=Place(before, frames, cache.ends))
+                yield Carry(z, zq=zq, position=ChunkPosition(before, frames, cache.ends))
 
         yield from run_window(self.stages(), admitted(), cache, store=store, worked=worked)
 
@@ -124,7 +124,7 @@ class Decoder3D(nn.Module):
                 if attn is not None:
                     stages += attn.stages(f"up.{i}.attn.{j}", pixels(i))
             if i > 0:
-                stages[-1] = stages[-1].then(level.upsample, weights(level.upsample) * pixels(i - 1))
+                stages[-1] = stages[-1].then(level.upsample, num_parameters(level.upsample) * pixels(i - 1))
         if config.give_pre_end:
             return stages
         return [*stages, conv_stage("conv_out", self.conv_out, 1.0, self.norm_out)]

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .blocks import AttnBlock2D, DownSample3D, Level, Middle, ResnetBlock3D, conv_stage, weights
+from .blocks import AttnBlock2D, DownSample3D, Level, Middle, ResnetBlock3D, conv_stage, num_parameters
 from .causal import CausalConv3d, StreamCache
 from .config import AutoencoderConfig
 from .convolution import lay_out
 from .norms import GroupNorm
-from .stages import Carry, Place, Stage, Worked, run_window
+from .stages import Carry, ChunkPosition, Stage, Worked, run_window
 from .store import Store
 
 
@@ -108,7 +108,7 @@ class Encoder3D(nn.Module):
                     raise ValueError(f"height and width must be multiples of {s}, got {h}x{w}")
                 before = cache.frames
                 if cache.take(t, factor=config.temporal_factor, first_chunk_frames=config.first_chunk_frames):
-                    yield Carry(lay_out(x), place=Place(before, t, cache.ends))
+                    yield Carry(lay_out(x), position=ChunkPosition(before, t, cache.ends))
                 else:  # fewer frames than a latent needs, at the end of a stream
                     short.append(x.new_empty(b, config.moment_channels, 0, h // s, w // s))
 
@@ -128,7 +128,7 @@ class Encoder3D(nn.Module):
                     stages += attn.stages(f"down.{i}.attn.{j}", pixels)
             if i < self.config.levels - 1:
                 area = self.config.level_area(i + 1) * self.config.level_time(i + 1)
-                stages[-1] = stages[-1].then(level.downsample, weights(level.downsample) / area)
+                stages[-1] = stages[-1].then(level.downsample, num_parameters(level.downsample) / area)
         for name in ("block_1", "block_2"):
             stages += getattr(self.mid, name).stages(f"mid.{name}", pixels)
         return [*stages, conv_stage("conv_out", self.conv_out, pixels, self.norm_out)]

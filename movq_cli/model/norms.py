@@ -26,8 +26,8 @@ _DEVICE_BLOCK = 2**24
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Count, mean and M2 (sum of squared distances from the mean) of what one GroupNorm sees, in float64.
+class NormStatistics:
+    """Sufficient statistics of one GroupNorm, in float64: count, mean, and M2, the sum of squared distances from the mean.
 
     mean and m2 have shape (B, N, groups): N is T for statistics of each frame, 1 for those of a window.
     """
@@ -36,11 +36,11 @@ class Moments:
     mean: Tensor
     m2: Tensor
 
-    def merge(self, later: Moments) -> Moments:
-        """Of both sets together (Chan, Golub and LeVeque 1979)."""
+    def merge(self, later: NormStatistics) -> NormStatistics:
+        """Return the statistics of both sets together (Chan, Golub and LeVeque 1979)."""
         count = self.count + later.count
         delta = later.mean - self.mean
-        return Moments(
+        return NormStatistics(
             count,
             self.mean + delta * (later.count / count),
             self.m2 + later.m2 + delta**2 * (self.count * later.count / count),
@@ -51,7 +51,7 @@ class GroupNorm(nn.GroupNorm):
     """GroupNorm(32, eps 1e-6, affine) over (C / 32, T, H, W), or with scope "frame" over (C / 32, H, W) of each frame.
 
     "whole" is the published norm: over all the frames it is given, so it sees the future, and a chunk needs the
-    `Moments` of its whole window.
+    statistics of its whole window.
     """
 
     def __init__(self, num_channels: int, scope: str = "whole") -> None:
@@ -60,13 +60,13 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(NORM_GROUPS, num_channels, eps=NORM_EPS)
         self.scope = scope
 
-    def forward(self, x: Tensor, moments: Moments | None = None) -> Tensor:
-        """x (B, C, T, H, W), normalised. Without moments, by its own."""
+    def forward(self, x: Tensor, stats: NormStatistics | None = None) -> Tensor:
+        """Return x (B, C, T, H, W) normalised by these statistics, or by its own."""
         out = torch.empty_like(x, memory_format=LAYOUT)
-        self.write(x, out, moments, silu=False)
+        self.write(x, out, stats, silu=False)
         return out
 
-    def measure(self, x: Tensor) -> Moments:
+    def measure(self, x: Tensor) -> NormStatistics:
         """The statistics of a chunk (B, C, T, H, W)."""
         x = lay_out(x)
         b, c, t, h, w = x.shape
@@ -92,18 +92,18 @@ class GroupNorm(nn.GroupNorm):
         center = (mean * weight).sum((2, 4), keepdim=True) / weight.sum((2, 4), keepdim=True)
         m2 = ((var + (mean - center) ** 2) * weight).sum((2, 4))
         count = h * w * (c // self.num_groups) * (1 if each else t)
-        return Moments(count, center[:, :, 0, :, 0], m2)
+        return NormStatistics(count, center[:, :, 0, :, 0], m2)
 
     def write(
         self,
         x: Tensor,
         out: Tensor,
-        moments: Moments | None = None,
+        stats: NormStatistics | None = None,
         *,
         silu: bool,
         modulate: Callable[[Tensor, int, slice, slice], Tensor] | None = None,
     ) -> None:
-        """Normalises x (B, C, T, H, W), by its own moments if none are given, applies SiLU if asked, into `out`.
+        """Normalise x (B, C, T, H, W) by `stats` or by its own, apply SiLU if asked, and write the result into `out`.
 
         `modulate` is given each normalised block (frames, C, rows, W) with its place (batch, frames, rows) before SiLU; no
         gradient passes it.
@@ -113,11 +113,11 @@ class GroupNorm(nn.GroupNorm):
             out.copy_(F.silu(y) if silu else y)
             return
         x = lay_out(x)
-        moments = moments or self.measure(x)
+        stats = stats or self.measure(x)
         per_group = x.shape[1] // self.num_groups
         dtype = _sum_dtype(x)
-        mean = moments.mean.to(dtype).repeat_interleave(per_group, dim=2)
-        var = (moments.m2 / moments.count).to(dtype).repeat_interleave(per_group, dim=2)
+        mean = stats.mean.to(dtype).repeat_interleave(per_group, dim=2)
+        var = (stats.m2 / stats.count).to(dtype).repeat_interleave(per_group, dim=2)
         weight, bias = self.weight.to(dtype), self.bias.to(dtype)
         for i, frames, rows in _blocks(x):
             block = _fold(x, i, frames, rows)
@@ -139,7 +139,7 @@ class GroupNorm(nn.GroupNorm):
                 target.copy_(block)
 
     def differentiable(self, x: Tensor) -> Tensor:
-        """What `forward` gives by x's own moments, by functions that autograd knows."""
+        """Return what `forward` gives by x's own statistics, computed by functions that autograd knows."""
         y = fold_frames(x) if self.scope == "frame" else x
         # In channels-last, torch's group_norm on a CPU sums plainly in fp32 and loses three digits.
         y = F.group_norm(y.contiguous(), self.num_groups, self.weight, self.bias, self.eps)
@@ -159,13 +159,13 @@ class SpatialNorm3D(nn.Module):
         self.conv_y = CausalConv3d(zq_channels, f_channels, kernel_size=1)
         self.conv_b = CausalConv3d(zq_channels, f_channels, kernel_size=1)
 
-    def forward(self, f: Tensor, zq: Tensor, moments: Moments | None = None, *, first: bool = True) -> Tensor:
+    def forward(self, f: Tensor, zq: Tensor, stats: NormStatistics | None = None, *, first: bool = True) -> Tensor:
         out = torch.empty_like(f, memory_format=LAYOUT)
-        self.write(f, out, zq, moments, silu=False, first=first)
+        self.write(f, out, zq, stats, silu=False, first=first)
         return out
 
     def write(
-        self, f: Tensor, out: Tensor, zq: Tensor, moments: Moments | None = None, *, silu: bool, first: bool
+        self, f: Tensor, out: Tensor, zq: Tensor, stats: NormStatistics | None = None, *, silu: bool, first: bool
     ) -> None:
         """As GroupNorm's. `first`: whether the chunk is its stream's first, whose first latent is one frame."""
         y, b = self.conv_y(zq), self.conv_b(zq)
@@ -188,7 +188,7 @@ class SpatialNorm3D(nn.Module):
             scale, shift = ready[place]
             return torch.addcmul(shift[:, :, rows], block, scale[:, :, rows], out=block)
 
-        self.norm_layer.write(f, out, moments, silu=silu, modulate=modulate)
+        self.norm_layer.write(f, out, stats, silu=silu, modulate=modulate)
 
 
 def _frame_to_latent(frames: int, latents: int, first: bool) -> list[int]:

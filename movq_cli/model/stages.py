@@ -16,27 +16,27 @@ import torch
 from torch import Tensor
 
 from .causal import StreamCache
-from .norms import GroupNorm, Moments
-from .store import Claim, Store
+from .norms import GroupNorm, NormStatistics
+from .store import Store
 
 Worked = Callable[[float], None]
 """Told, after each stage of each chunk, how many of the window's frames that work amounts to."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Which chunk of its stream a carry is of. Frames are pixels in time, before an encoder and behind a decoder."""
+class ChunkPosition:
+    """Where a chunk is in its stream, in frames of video: `start` is its first, `length` how many it has.
 
-    before: int
-    """Frames of the stream in front of it."""
-    frames: int
-    """Its own: its share of the work."""
-    last: bool
-    """Whether it is known to be the stream's last."""
+    `is_last`: whether it is known to be the stream's last.
+    """
+
+    start: int
+    length: int
+    is_last: bool
 
     @property
-    def first(self) -> bool:
-        return self.before == 0
+    def is_first(self) -> bool:
+        return self.start == 0
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Carry:
     """The second branch of a residual block that is cut in two, if inside one."""
     zq: Tensor | None = None
     """Decoder only: the latents the chunk is made from, which every norm reads."""
-    place: Place = Place(0, 0, False)
+    position: ChunkPosition = ChunkPosition(0, 0, False)
     """Kept by the loop: stages need not pass it on."""
 
     @property
@@ -67,7 +67,7 @@ class NotFinite(Exception):
 
 
 class _Run(Protocol):
-    def __call__(self, carry: Carry, cache: StreamCache, moments: Moments | None) -> Carry: ...
+    def __call__(self, carry: Carry, cache: StreamCache, stats: NormStatistics | None) -> Carry: ...
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class Stage:
     def then(self, layer: Callable[[Tensor, StreamCache], Tensor], work: float) -> Stage:
         """This stage with a layer behind it that is not a barrier."""
 
-        def run(carry: Carry, cache: StreamCache, moments: Moments | None) -> Carry:
-            carry = self.run(carry, cache, moments)
+        def run(carry: Carry, cache: StreamCache, stats: NormStatistics | None) -> Carry:
+            carry = self.run(carry, cache, stats)
             carry.x = layer(carry.x, cache)
             return carry
 
@@ -111,23 +111,23 @@ def run_window(
     """
     store = store or Store()
     total = sum(stage.work for stage in stages)
-    moments: Moments | None = None
+    stats: NormStatistics | None = None
     carries: Iterable[Carry] = window
 
     def run(stage: Stage, carry: Carry) -> Carry:
-        place = carry.place
-        cache.first, cache.last = place.first, place.last
-        carry = stage.run(carry, cache, moments)
-        carry.place = place
+        position = carry.position
+        cache.first, cache.last = position.is_first, position.is_last
+        carry = stage.run(carry, cache, stats)
+        carry.position = position
         if check:
             _require_finite(stage, carry)
-        worked(place.frames * stage.work / total)
+        worked(position.length * stage.work / total)
         return carry
 
     with cache.guard():
         for stage, following in pairwise(stages):
-            waiting: deque[_Waiting] = deque()
-            gathered: Moments | None = None
+            waiting = deque[Callable[[], Carry]]()
+            gathered: NormStatistics | None = None
             for carry in carries:
                 if waiting and torch.is_grad_enabled():
                     raise ValueError("a window of several chunks has no gradient: use torch.no_grad()")
@@ -135,8 +135,8 @@ def run_window(
                 if following.norm is not None and following.norm.scope == "whole" and not torch.is_grad_enabled():
                     own = following.norm.measure(carry.head)
                     gathered = own if gathered is None else gathered.merge(own)
-                waiting.append(_Waiting.put(carry, store))
-            carries, moments = _taken(waiting), gathered
+                waiting.append(_park(carry, store))
+            carries, stats = _taken(waiting), gathered
         for carry in carries:
             yield run(stages[-1], carry).x
 
@@ -145,7 +145,7 @@ def _require_finite(stage: Stage, carry: Carry) -> None:
     finite = carry.head.isfinite().all(dim=4).all(dim=3).all(dim=1).all(dim=0)
     if not bool(finite.all()):
         step, steps = finite.tolist().index(False), len(finite)
-        raise NotFinite(stage.name, carry.place.before + first_frame(step, steps, carry.place.frames))
+        raise NotFinite(stage.name, carry.position.start + first_frame(step, steps, carry.position.length))
 
 
 def first_frame(step: int, steps: int, frames: int) -> int:
@@ -155,27 +155,14 @@ def first_frame(step: int, steps: int, frames: int) -> int:
     return step * ratio if not alone or step == 0 else alone + (step - alone) * ratio
 
 
-@dataclass(frozen=True)
-class _Waiting:
-    """A carry whose tensors are in a store."""
-
-    claim: Claim
-    has_h: bool
-    has_zq: bool
-    place: Place
-
-    @classmethod
-    def put(cls, carry: Carry, store: Store) -> _Waiting:
-        claim = store.put([t for t in (carry.x, carry.h, carry.zq) if t is not None])
-        return cls(claim, carry.h is not None, carry.zq is not None, carry.place)
-
-    def take(self) -> Carry:
-        tensors = iter(self.claim())
-        x, h, zq = next(tensors), next(tensors) if self.has_h else None, next(tensors) if self.has_zq else None
-        return Carry(x, h, zq, self.place)
+def _park(carry: Carry, store: Store) -> Callable[[], Carry]:
+    """Put a carry's tensors into a store. Return what gives the carry back, once."""
+    names = [name for name in ("x", "h", "zq") if getattr(carry, name) is not None]
+    claim, position = store.put([getattr(carry, name) for name in names]), carry.position
+    return lambda: Carry(**dict(zip(names, claim(), strict=True)), position=position)
 
 
-def _taken(waiting: deque[_Waiting]) -> Iterator[Carry]:
-    """Gives carries away one by one, keeping no reference."""
+def _taken(waiting: deque[Callable[[], Carry]]) -> Iterator[Carry]:
+    """Give carries back one by one, keeping no reference."""
     while waiting:
-        yield waiting.popleft().take()
+        yield waiting.popleft()()

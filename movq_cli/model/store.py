@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ..errors import MovqDiskError, MovqOutputError, option
@@ -108,7 +109,7 @@ class Store:
     def _write(self, tensors: list[Tensor], spill: SpillFile) -> Claim:
         shapes = []
         for tensor in tensors:
-            flat = tensor.permute(0, 2, 3, 4, 1).contiguous()  # the order it has in memory
+            flat = rearrange(tensor, "b c t h w -> b t h w c").contiguous()  # the order it has in memory
             spill.push(_bytes(flat.cpu()))
             shapes.append((flat.shape, flat.dtype, flat.device))
 
@@ -117,7 +118,7 @@ class Store:
             for shape, dtype, device in shapes:
                 flat = torch.empty(shape, dtype=dtype)
                 spill.pop(_bytes(flat))
-                taken.append(flat.to(device).permute(0, 4, 1, 2, 3))
+                taken.append(rearrange(flat.to(device), "b t h w c -> b c t h w"))
             return taken
 
         return take
