@@ -233,6 +233,14 @@ def test_paths_come_before_ids(saved, tmp_path, monkeypatch):
     assert open_checkpoint("org/file").name == "file"
 
 
+@pytest.fixture(params=["hub", "no hub"])
+def with_and_without_the_hub(request, monkeypatch):
+    """With huggingface_hub, which finds files in its cache itself, and as if it were not installed."""
+    if request.param == "no hub":
+        monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+
+
+@pytest.mark.usefixtures("with_and_without_the_hub")
 @pytest.mark.parametrize(
     ("variables", "place"),
     [
@@ -257,6 +265,7 @@ def test_where_the_cache_is(saved, tmp_path, monkeypatch, variables, place):
     assert open_checkpoint(MODEL).path == str(snapshot)
 
 
+@pytest.mark.usefixtures("with_and_without_the_hub")
 @pytest.mark.parametrize("what", ["nothing", "ref", "snapshot", "weights", "commit"])
 def test_an_id_that_is_not_all_there(saved, tmp_path, monkeypatch, what):
     """Also after a download of something else, or one cut short: what fetches it is the same."""

@@ -95,7 +95,7 @@ def refuse_pytorch(path: str) -> None:
 
 
 def hub_cache() -> str:
-    """The folder of the Hugging Face cache, found as huggingface_hub finds it."""
+    """Return the folder of the Hugging Face cache, found as huggingface_hub finds it."""
     environment = os.environ
     home = environment.get("HF_HOME") or os.path.join(environment.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     cache = environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
@@ -103,14 +103,31 @@ def hub_cache() -> str:
 
 
 def _in_cache(model: str) -> str | None:
-    """The folder with the autoencoder's weights in the cached main revision of a model."""
-    stored = os.path.join(hub_cache(), f"models--{model.replace('/', '--')}")
+    """Return the folder with the autoencoder's weights in the cached main revision of a model; None without one."""
+    for name in (INDEX, SINGLE, f"{_VAE}/{INDEX}", f"{_VAE}/{SINGLE}"):
+        path = _cached_file(model, name)
+        if path is not None:
+            return os.path.dirname(path)
+    return None
+
+
+def _cached_file(model: str, name: str) -> str | None:
+    """Return the path of a model's file in the cache: as huggingface_hub tells, or if that is missing, as it would."""
     try:
-        with open(os.path.join(stored, "refs", "main"), encoding="ascii") as file:
-            commit = file.read(100).strip()
-    except (OSError, ValueError):
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        stored = Path(hub_cache(), f"models--{model.replace('/', '--')}")
+        try:
+            commit = (stored / "refs" / "main").read_text(encoding="ascii").strip()
+        except (OSError, ValueError):
+            return None
+        path = stored / "snapshots" / commit / name
+        return str(path) if _is_base_name(commit) and path.is_file() else None
+    try:
+        found = try_to_load_from_cache(model, name, cache_dir=hub_cache())
+    except ValueError:  # an id that no model can have
         return None
-    return _folder_of_weights(os.path.join(stored, "snapshots", commit)) if _is_base_name(commit) else None
+    return found if isinstance(found, str) else None
 
 
 def _folder_of_weights(folder: str) -> str | None:
