@@ -6,7 +6,7 @@ Decoding runs in a process of its own.
 from .geometry import Geometry, plan_geometry
 from .info import SUFFIXES, VideoFacts, VideoInfo
 from .reader import AHEAD_BYTES, Frame, FrameReader, count_frames, probe, read_frames, survey, warm_decoders
-from .write import FrameWriter, encode_png, open_writer, write_png
+from .write import FrameWriter, open_writer, write_png
 
 __all__ = [
     "AHEAD_BYTES",
@@ -18,7 +18,6 @@ __all__ = [
     "VideoFacts",
     "VideoInfo",
     "count_frames",
-    "encode_png",
     "open_writer",
     "plan_geometry",
     "probe",

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import struct
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -133,18 +131,16 @@ def write_png(path: str | os.PathLike[str], image: np.ndarray, *, force: bool = 
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """The PNG file of an RGB uint8 (H, W, 3) picture."""
-    height, width, _ = image.shape
-    nearby = np.zeros((height, width, 3), np.uint16)
-    nearby[:, 1:] += image[:, :-1]
-    nearby[1:] += image[:-1]
-    rows = np.full((height, 1 + width * 3), 3, np.uint8)  # filter 3: less the mean of the pixels to the left and above
-    rows[:, 1:] = (image - (nearby >> 1)).astype(np.uint8).reshape(height, width * 3)
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
-    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows.data)), (b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )
+    """Return the PNG file of an RGB uint8 (H, W, 3) picture."""
+    import av
+
+    codec = av.CodecContext.create("png", "w")
+    codec.height, codec.width, _ = image.shape
+    codec.pix_fmt, codec.time_base, codec.sample_aspect_ratio = "rgb24", Fraction(1), Fraction(1)
+    codec.options = {"pred": "avg"}
+    codec.thread_count = 1
+    frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+    return b"".join(map(bytes, (*codec.encode(frame), *codec.encode(None))))
 
 
 class _FolderWriter(FrameWriter):
