@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .batch import BatchPlan, BatchResult, encode_batch, merge_shards, plan_batch
     from .dataset import BucketBatchSampler, LatentDataset, collate
     from .decode import DecodeResult, decode_video
+    from .describe import VideoDescription, describe_video
     from .encode import EncodeResult, encode_video
     from .errors import MovqError, MovqUsageError, MovqWarning
     from .evaluate import Evaluation, evaluate_video
@@ -40,6 +41,8 @@ _HOMES = {
     "DecodeOptions": "options",
     "DecodeResult": "decode",
     "decode_video": "decode",
+    "VideoDescription": "describe",
+    "describe_video": "describe",
     "Evaluation": "evaluate",
     "evaluate_video": "evaluate",
     "EncodeOptions": "options",
@@ -77,9 +80,11 @@ __all__ = [
     "Picture",
     "Plan",
     "Selection",
+    "VideoDescription",
     "VideoInfo",
     "collate",
     "decode_video",
+    "describe_video",
     "encode_batch",
     "encode_video",
     "evaluate_video",

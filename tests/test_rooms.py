@@ -10,6 +10,7 @@ ROOMS = [
     "__main__",
     "cli",
     "dataset",
+    "describe",
     "batch",
     "evaluate",
     "decode",

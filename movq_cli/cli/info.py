@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
-from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,6 +21,7 @@ from .show import complain, duration, name_of, plural, ratio, shape, size
 
 if TYPE_CHECKING:
     from ..checkpoints.checkpoint import Checkpoint
+    from ..describe import BatchDescription, VideoDescription
     from ..latents import Latents
 
 
@@ -61,21 +61,15 @@ _Described = tuple[dict[str, Any], Callable[[], None]]
 
 
 def _describe(path: str, stats: bool, weights: str | None) -> _Described:
-    """What JSON says of a path, and what prints it for people."""
-    from ..checkpoints.locate import is_model_id, refuse_pytorch
-    from ..files import require_file
-    from ..headers import looks_like_safetensors, read_header
-    from ..metadata import FORMAT
+    """Return what JSON says of a path, and what prints it for people."""
+    from ..describe import kind_of
 
-    if os.path.isdir(path):
-        return _folder(path)
-    if is_model_id(path):
-        return _weights(path)
-    require_file(path)
-    refuse_pytorch(path)
-    if not looks_like_safetensors(path):
+    kind = kind_of(path)
+    if kind == "latents":
+        return _latents(path, stats)
+    if kind == "video":
         return _video(path, weights)
-    return _latents(path, stats) if read_header(path).metadata.get("format") == FORMAT else _weights(path)
+    return {"weights": _weights, "batch": _batch, "folder": _folder}[kind](path)
 
 
 def _latents(path: str, stats: bool) -> _Described:
@@ -139,55 +133,49 @@ def _show_latents(latents: Latents, values: dict[str, Any]) -> None:
 
 
 def _batch(path: str) -> _Described:
-    from ..batch import compare_outputs, note_places, read_batch, summarise
+    from ..describe import describe_batch
 
-    places: dict[str, bool] = {}
-    summary = summarise(note_places(read_batch(path), places))
-    orphans, missing = compare_outputs(places, path)
-    values = {"kind": "batch", "path": path, **asdict(summary), "orphaned_outputs": orphans, "missing_outputs": missing}
+    batch = describe_batch(path)
+    values = {
+        "kind": "batch",
+        "path": path,
+        **asdict(batch.summary),
+        "orphaned_outputs": batch.orphans,
+        "missing_outputs": batch.missing,
+    }
+    return values, lambda: _show_batch(path, batch)
 
-    def show() -> None:
-        from .batch import show_failures
-        from .tables import print_pairs
 
-        counts = ", ".join(f"{count:,} {status}" for status, count in summary.counts.items() if count)
-        weights = ", ".join(f"{short(digest)}…" for digest in summary.weights)
-        print_pairs(
-            {
-                "kind": f"batch of {plural(summary.items, 'item')}: {counts}",
-                "video": f"{duration(summary.video_seconds)}, {plural(summary.frames, 'frame')}",
-                "size": f"{size(summary.bytes)}, {ratio(summary.raw_bytes, summary.bytes)} of RGB, "
-                f"{ratio(summary.source_bytes, summary.bytes)} of the source files",
-                "speed": f"{summary.frames_per_second:.1f} frames/s of each worker",
-                "padded": f"{plural(summary.padded, 'clip')}, by repeating the last frame" if summary.padded else "",
-                "dropped": f"frames of {plural(summary.dropped, 'clip')}" if summary.dropped else "",
-                "shapes": _shapes(summary.shapes),
-                "captions": f"{summary.captions:,} of {plural(summary.counts['done'], 'item')}",
-                "tars": f"{summary.tars:,}" if summary.tars else "",
-                "shards": _shards(path),
-                "computed": f"by weights {weights} in {', '.join(summary.precisions)}" if weights else "",
-                "orphans": _named(orphans, "of no such video, an older state of one, or cut otherwise"),
-                "missing": _named(missing, "that the manifest has"),
-            },
-            title=path,
-        )
-        show_failures(summary)
+def _show_batch(path: str, batch: BatchDescription) -> None:
+    from .batch import show_failures
+    from .tables import print_pairs
 
-    return values, show
+    whole = batch.summary
+    counts = ", ".join(f"{count:,} {status}" for status, count in whole.counts.items() if count)
+    weights = ", ".join(f"{short(digest)}…" for digest in whole.weights)
+    print_pairs(
+        {
+            "kind": f"batch of {plural(whole.items, 'item')}: {counts}",
+            "video": f"{duration(whole.video_seconds)}, {plural(whole.frames, 'frame')}",
+            "size": f"{size(whole.bytes)}, {ratio(whole.raw_bytes, whole.bytes)} of RGB, "
+            f"{ratio(whole.source_bytes, whole.bytes)} of the source files",
+            "speed": f"{whole.frames_per_second:.1f} frames/s of each worker",
+            "padded": f"{plural(whole.padded, 'clip')}, by repeating the last frame" if whole.padded else "",
+            "dropped": f"frames of {plural(whole.dropped, 'clip')}" if whole.dropped else "",
+            "shapes": _shapes(whole.shapes),
+            "captions": f"{whole.captions:,} of {plural(whole.counts['done'], 'item')}",
+            "tars": f"{whole.tars:,}" if whole.tars else "",
+            "shards": "{} of {} finished; not merged".format(*batch.shards) if batch.shards else "",
+            "computed": f"by weights {weights} in {', '.join(whole.precisions)}" if weights else "",
+            "orphans": _named(batch.orphans, "of no such video, an older state of one, or cut otherwise"),
+            "missing": _named(batch.missing, "that the manifest has"),
+        },
+        title=path,
+    )
+    show_failures(whole)
 
 
 _NAMED = 20
-
-
-def _shards(path: str) -> str:
-    """Which shards there are, where they are not merged yet."""
-    from ..batch.manifest import shard_manifests, unfinished_shards
-
-    there, unfinished = shard_manifests(path), unfinished_shards(path)
-    if not there:
-        return ""
-    finished = len(there.keys() - unfinished.keys())
-    return f"{finished} of {max(count for _, count in there)} finished; not merged"
 
 
 def _shapes(shapes: list[tuple[list[int], int]]) -> list[str]:
@@ -201,110 +189,81 @@ def _named(outputs: list[str], what: str) -> list[str]:
 
 
 def _folder(path: str) -> _Described:
-    """All latents below a folder, hidden folders apart; other safetensors files are passed over.
+    from ..describe import latents_below
 
-    Without any, a folder of weights is described as such; a batch's, by its manifest.
-    """
-    from ..batch.manifest import NAME, shard_manifests
-    from ..checkpoints.locate import holds_weights
-    from ..headers import read_header
-    from ..latents import open_latents
-    from ..metadata import FORMAT
+    opened, refused = latents_below(path)
+    items = [_latents_json(latents) for latents in opened]
+    values = {
+        "kind": "folder",
+        "path": path,
+        "frames": sum(item["frames"] for item in items),
+        "bytes": sum(item["bytes"] for item in items),
+        "latents": items,
+        "refused": [error.with_flags for error in refused],
+    }
+    return values, lambda: _show_folder(opened, values)
+
+
+def _show_folder(opened: list[Latents], values: dict[str, Any]) -> None:
     from .tables import print_rows
 
-    if os.path.isfile(os.path.join(path, NAME)) or shard_manifests(path):
-        return _batch(path)
-    opened, refused = [], []
-    for file in _candidates_below(path):
-        try:
-            if read_header(file).metadata.get("format") == FORMAT:
-                opened.append(open_latents(file))
-        except MovqError as error:
-            refused.append(error)
-    if not opened and holds_weights(path):
-        return _weights(path)
-    if not opened and not refused:
-        raise MovqError("has no latents in it, nor weights", path)
-    items = [_latents_json(latents) for latents in opened]
-    frames = sum(item["frames"] for item in items)
-    total = sum(item["bytes"] for item in items)
-    errors = [error.with_flags for error in refused]
-    values = {"kind": "folder", "path": path, "frames": frames, "bytes": total, "latents": items, "refused": errors}
-
-    def show() -> None:
-        rows = [
-            [
-                os.path.relpath(latents.path, path),
-                shape(latents.shape[1:]),
-                latents.dtype,
-                str(latents.metadata.frames),
-                f"{latents.metadata.width}x{latents.metadata.height}",
-                latents.metadata.representation,
-                size(item["bytes"]),
-            ]
-            for latents, item in zip(opened, items, strict=True)
+    rows = [
+        [
+            os.path.relpath(latents.path, values["path"]),
+            shape(latents.shape[1:]),
+            latents.dtype,
+            str(latents.metadata.frames),
+            f"{latents.metadata.width}x{latents.metadata.height}",
+            latents.metadata.representation,
+            size(item["bytes"]),
         ]
-        print_rows(["latents", "shape", "dtype", "frames", "picture", "saved", "size"], rows)
-        print(f"{plural(len(items), 'file')}, {plural(frames, 'frame')}, {size(total)}")
-
-    return values, show
-
-
-def _candidates_below(path: str) -> Iterator[str]:
-    for folder, subfolders, names in os.walk(path):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield from (os.path.join(folder, name) for name in sorted(names) if name.endswith(".safetensors"))
+        for latents, item in zip(opened, values["latents"], strict=True)
+    ]
+    print_rows(["latents", "shape", "dtype", "frames", "picture", "saved", "size"], rows)
+    print(f"{plural(len(rows), 'file')}, {plural(values['frames'], 'frame')}, {size(values['bytes'])}")
 
 
 def _video(path: str, weights: str | None) -> _Described:
-    from ..checkpoints.checkpoint import open_checkpoint
-    from ..codec import fit_tail
-    from ..options import Picture
-    from ..video import count_frames, plan_geometry, probe
-    from ..video.geometry import Orientation
+    from ..describe import describe_video
+
+    video = describe_video(path, weights)
+    values = {
+        "kind": "picture" if video.info.is_picture else "video",
+        "path": path,
+        **asdict(video.info),
+        "frames": video.frames,
+        "latents": {
+            "model": video.model,
+            "shape": list(video.latents_shape),
+            "frames_padded": video.frames_padded,
+        },
+    }
+    return values, lambda: _show_video(values["kind"], path, video)
+
+
+def _show_video(kind: str, path: str, video: VideoDescription) -> None:
     from .tables import print_pairs
 
-    video = probe(path)
-    frames = video.frames_from_header or count_frames(path)
-    checkpoint = open_checkpoint(weights)
-    config = checkpoint.config
-    shown = video.shown_width, video.shown_height
-    geometry = plan_geometry(*shown, Fraction(1), Orientation(), Picture(), config.spatial_factor)
-    padded, _ = fit_tail(frames, "pad", config.temporal_factor)
-    latents = config.latent_shape(frames + padded, geometry.padded_height, geometry.padded_width)
-    values = {
-        "kind": "picture" if video.is_picture else "video",
-        "path": path,
-        **asdict(video),
-        "frames": frames,
-        "latents": {"model": checkpoint.name, "shape": list(latents), "frames_padded": padded},
-    }
-
-    def show() -> None:
-        numbers = math.prod(latents)
-        turned = f", turned by {video.rotation} degrees" if video.rotation else ""
-        turned += ", mirrored" if video.mirrored else ""
-        turned += f", pixels of {video.pixel_aspect}" if video.pixel_aspect != 1 else ""
-        stored = f", stored as {video.width}x{video.height}{turned}" if turned else ""
-        rate = f" at {float(video.fps):.6g} fps" if video.fps else ""
-        length = f"; {duration(float(video.duration))}" if video.duration else ""
-        raw = frames * shown[0] * shown[1] * 3
-        print_pairs(
-            {
-                "kind": f"{values['kind']}: {video.codec} in {video.container.split(',')[0]}, {video.pixel_format}",
-                "size": f"{size(video.bytes)}, {ratio(raw, video.bytes)} of RGB",
-                "picture": f"{shown[0]}x{shown[1]}{stored}",
-                "frames": f"{frames:,}{rate}{length}",
-                "colour": f"{video.matrix} / {video.color_range} / {video.transfer}",
-                "latents": f"{shape(latents)} by {checkpoint.name}",
-                "": f"{size(2 * numbers)} in 2 bytes each: {ratio(raw, 2 * numbers)} of RGB, "
-                f"{ratio(video.bytes, 2 * numbers)} of the file",
-                "warnings": video.warnings,
-            },
-            title=path,
-        )
-
-    return values, show
+    v, raw, latents = video.info, video.raw_bytes, 2 * math.prod(video.latents_shape)
+    turned = f", turned by {v.rotation} degrees" if v.rotation else ""
+    turned += ", mirrored" if v.mirrored else ""
+    turned += f", pixels of {v.pixel_aspect}" if v.pixel_aspect != 1 else ""
+    stored = f", stored as {v.width}x{v.height}{turned}" if turned else ""
+    rate = f" at {float(v.fps):.6g} fps" if v.fps else ""
+    length = f"; {duration(float(v.duration))}" if v.duration else ""
+    print_pairs(
+        {
+            "kind": f"{kind}: {v.codec} in {v.container.split(',')[0]}, {v.pixel_format}",
+            "size": f"{size(v.bytes)}, {ratio(raw, v.bytes)} of RGB",
+            "picture": f"{v.shown_width}x{v.shown_height}{stored}",
+            "frames": f"{video.frames:,}{rate}{length}",
+            "colour": f"{v.matrix} / {v.color_range} / {v.transfer}",
+            "latents": f"{shape(video.latents_shape)} by {video.model}",
+            "": f"{size(latents)} in 2 bytes each: {ratio(raw, latents)} of RGB, {ratio(v.bytes, latents)} of the file",
+            "warnings": v.warnings,
+        },
+        title=path,
+    )
 
 
 _LAYOUTS = {"movq": "movq weights", "diffusers": "diffusers", "sat": "CogVideo names"}

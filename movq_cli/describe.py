@@ -1,0 +1,130 @@
+"""What a path is: latents, a video, weights, a batch or a folder of latents. `movq info` prints it. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from .checkpoints.checkpoint import open_checkpoint
+from .checkpoints.locate import holds_weights, is_model_id, refuse_pytorch
+from .codec import fit_tail
+from .errors import MovqError
+from .files import require_file
+from .headers import looks_like_safetensors, read_header
+from .latents import Latents, is_latents, open_latents
+from .metadata import FORMAT
+from .options import Picture
+from .video import VideoInfo, count_frames, plan_geometry, probe
+from .video.geometry import Orientation
+
+if TYPE_CHECKING:
+    from .batch import Summary
+
+Kind = Literal["latents", "video", "weights", "batch", "folder"]
+
+
+def kind_of(path: str) -> Kind:
+    """Return what a path, or the id of a model, is. A folder without weights or a manifest is a folder of latents.
+
+    Raises MovqError for a path that is not there, and for a PyTorch file.
+    """
+    if os.path.isdir(path):
+        from .batch.manifest import NAME, shard_manifests
+
+        if os.path.isfile(os.path.join(path, NAME)) or shard_manifests(path):
+            return "batch"
+        return "weights" if holds_weights(path) and not any(map(is_latents, _candidates_below(path))) else "folder"
+    if is_model_id(path):
+        return "weights"
+    require_file(path)
+    refuse_pytorch(path)
+    if not looks_like_safetensors(path):
+        return "video"
+    return "latents" if read_header(path).metadata.get("format") == FORMAT else "weights"
+
+
+@dataclass(frozen=True)
+class VideoDescription:
+    """A video, and the latents that `encode_video` would make of all of it by its defaults.
+
+    `latents_shape` is (1, C, T', H', W') of moments by the weights called `model`; `frames_padded` of its frames repeat the last.
+    """
+
+    info: VideoInfo
+    frames: int
+    model: str
+    latents_shape: tuple[int, int, int, int, int]
+    frames_padded: int
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of the frames as RGB."""
+        return self.frames * self.info.shown_width * self.info.shown_height * 3
+
+
+def describe_video(path: str | os.PathLike[str], weights: str | None = None) -> VideoDescription:
+    """Return what a video is, and the latents that it would become by these weights (default: the embedded ones).
+
+    Its first frame is decoded; the others are counted where the header does not say how many there are. Raises MovqError for
+    a file that is no video and weights that are refused.
+    """
+    info = probe(path)
+    frames = info.frames_from_header or count_frames(path)
+    checkpoint = open_checkpoint(weights)
+    config = checkpoint.config
+    shown = info.shown_width, info.shown_height
+    geometry = plan_geometry(*shown, Fraction(1), Orientation(), Picture(), config.spatial_factor)
+    padded, _ = fit_tail(frames, "pad", config.temporal_factor)
+    shape = config.latent_shape(frames + padded, geometry.padded_height, geometry.padded_width)
+    return VideoDescription(info, frames, checkpoint.name, shape, padded)
+
+
+class BatchDescription(NamedTuple):
+    """A batch by its manifest. `orphans` and `missing` are outputs, as `compare_outputs` has them.
+
+    Where its shards are not merged, `shards` is how many of them are finished, and how many there are in all.
+    """
+
+    summary: Summary
+    orphans: list[str]
+    missing: list[str]
+    shards: tuple[int, int] | None
+
+
+def describe_batch(folder: str) -> BatchDescription:
+    """Return what the manifest of a batch comes to, and how far the folder agrees with it. Raises MovqError."""
+    from .batch import compare_outputs, note_places, read_batch, summarise
+    from .batch.manifest import shard_manifests, unfinished_shards
+
+    places: dict[str, bool] = {}
+    summary = summarise(note_places(read_batch(folder), places))
+    there = shard_manifests(folder)
+    finished = len(there.keys() - unfinished_shards(folder).keys())
+    shards = (finished, max(count for _, count in there)) if there else None
+    return BatchDescription(summary, *compare_outputs(places, folder), shards)
+
+
+def latents_below(folder: str) -> tuple[list[Latents], list[MovqError]]:
+    """Open all latents below a folder, hidden folders apart. Return them, and why others could not be opened.
+
+    Raises MovqError where there are neither.
+    """
+    opened, refused = [], []
+    for path in _candidates_below(folder):
+        try:
+            if read_header(path).metadata.get("format") == FORMAT:
+                opened.append(open_latents(path))
+        except MovqError as error:
+            refused.append(error)
+    if not opened and not refused:
+        raise MovqError("has no latents in it, nor weights", folder)
+    return opened, refused
+
+
+def _candidates_below(folder: str) -> Iterator[str]:
+    for below, subfolders, names in os.walk(folder):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield from (os.path.join(below, name) for name in sorted(names) if name.endswith(".safetensors"))
