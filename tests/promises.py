@@ -84,7 +84,7 @@ PROMISES = {
             Break(
                 "packets and ends are not compared with the header",
                 "video/frames.py",
-                "        check_whole(source, packets, last, end, rate, self._passed)\n",
+                "        check_whole(source, timeline.packets, timeline.last_byte, timeline.end, timeline.rate, self._passed)\n",
                 "",
                 "test_video.py::test_a_cut_video_is_refused_wherever_it_is_cut",
             ),
@@ -105,7 +105,7 @@ PROMISES = {
             Break(
                 "a change of size is taken",
                 "video/frames.py",
-                "if size != (frame.width, frame.height):",
+                "if self._size != (frame.width, frame.height):",
                 "if False:",
                 "test_video.py::test_size_change_in_mid_stream",
             ),
@@ -171,15 +171,15 @@ PROMISES = {
             Break(
                 "frames passed over are not counted",
                 "video/frames.py",
-                "len(passing.before), passing.before[-1].time",
-                "index, passing.before[-1].time",
+                "len(entry.before), entry.before[-1].time",
+                "self.index, entry.before[-1].time",
                 "test_seek.py::test_frames_are_those_of_decoding_everything",
             ),
             Break(
                 "times are counted, not read",
                 "video/frames.py",
-                "time = frame.pts * base",
-                "time = end",
+                "return frame.pts * base",
+                "return self.end",
                 "test_video.py::test_variable_frame_times",
             ),
             Break(

@@ -35,7 +35,7 @@ app = typer.Typer(
 app.command("encode")(encode.encode)
 app.command("batch-encode")(batch.batch_encode)
 app.command("decode")(decode.decode)
-app.command("eval")(eval.eval)
+app.command("eval")(eval.evaluate)
 app.command("info")(info.info)
 app.add_typer(weights.app, name="weights")
 

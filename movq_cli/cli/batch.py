@@ -24,49 +24,53 @@ _CAPTION = 60  # characters of it that a plan shows
 _LEAST_PART = 0.5
 
 
+Output = Annotated[
+    str | None, typer.Option("--output", "-o", metavar="DIR", help="The folder of latents; made if missing.")
+]
+Sources = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="SRC...", help='Folders, with all below them; files; quoted globs; "-": a list on stdin.'),
+]
+MaxFailures = Annotated[
+    str,
+    typer.Option(
+        "--max-failures",
+        rich_help_panel=o.RUN,
+        metavar="N|P%",
+        help="So many failed items are no reason to exit 1.",
+    ),
+]
+Merge = Annotated[
+    str | None,
+    typer.Option(
+        "--merge",
+        rich_help_panel=o.SHARDS,
+        metavar="DIR",
+        help="Nothing else: make one manifest of those of all shards in this folder.",
+    ),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        rich_help_panel=o.RESULT,
+        help="With --dry-run: say why each item that was made before would be made again.",
+    ),
+]
+
+
 @o.takes(options=EncodeOptions, batch=BatchOptions)
 def batch_encode(
-    output: Annotated[
-        str | None,
-        typer.Option("--output", "-o", metavar="DIR", help="The folder of latents; made if missing."),
-    ] = None,
-    sources: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="SRC...", help='Folders, with all below them; files; quoted globs; "-": a list on stdin.'
-        ),
-    ] = None,
+    output: Output = None,
+    sources: Sources = None,
     *,
     options: EncodeOptions,
     batch: BatchOptions,
-    max_failures: Annotated[
-        str,
-        typer.Option(
-            "--max-failures",
-            rich_help_panel=o.RUN,
-            metavar="N|P%",
-            help="So many failed items are no reason to exit 1.",
-        ),
-    ] = "0",
-    merge: Annotated[
-        str | None,
-        typer.Option(
-            "--merge",
-            rich_help_panel=o.SHARDS,
-            metavar="DIR",
-            help="Nothing else: make one manifest of those of all shards in this folder.",
-        ),
-    ] = None,
+    max_failures: MaxFailures = "0",
+    merge: Merge = None,
     dry_run: o.DryRun = False,
-    verbose: Annotated[
-        bool,
-        typer.Option(
-            "--verbose",
-            "-v",
-            rich_help_panel=o.RESULT,
-            help="With --dry-run: say why each item that was made before would be made again.",
-        ),
-    ] = False,
+    verbose: Verbose = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Encode folders, files and lists of videos to a folder of latents. What is there already is not made again.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @o.takes(options=EncodeOptions, without=("save", "seed", "force"))
-def eval(
+def evaluate(
     sources: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Video files.")],
     options: EncodeOptions,
     against: Annotated[
@@ -55,70 +55,91 @@ def eval(
 ) -> None:
     """Encode and decode videos, and measure how near they come back."""
     from ..device import spare_page_faults
-    from ..evaluate import TILED, evaluate_video
-    from ..files import WholeFile, refuse_inputs
+    from ..evaluate import TILED
     from ..metrics import montage
     from ..video import write_png
-    from .tables import print_pairs, print_rows
 
     other = against if against in (None, TILED) else _other_options(options, str(against))
-    if picture_frame and picture is None:
-        raise MovqUsageError(f"needs {option('picture')}, which it is drawn into", option="picture_frame")
-    shown: list[int] | None = picture_frame if picture is not None else []
-    if picture is not None:
-        if len(sources) > 1:
-            raise MovqUsageError("draws one video; name one", option="picture")
-        refuse_inputs(picture, *sources)
-        with WholeFile(picture, force=force):
-            pass  # it can be written
+    frames = _frames_to_draw(sources, picture, picture_frame, force)
     require_torch()
     spare_page_faults()
-    made: list[Evaluation] = []
-    failed: list[tuple[str, MovqError]] = []
-    for source in sources:
-        try:
-            with progress_bar(quiet) as progress:
-                made.append(evaluate_video(source, options, against=other, frames=shown, progress=progress))
-        except MovqUsageError:
-            raise
-        except MovqError as error:
-            complain(error)
-            failed.append((source, error))
-            continue
-        for warning in made[-1].encoded.metadata.warnings:
-            complain(f"warning: {warning}", source)
+    made, failed = _evaluate_all(sources, options, other, frames, quiet)
     if picture is not None and made:
         write_png(picture, montage(list(made[0].pairs.values())), force=force)
     if as_json:
-        problems = [{"source": source, "reason": error.with_flags} for source, error in failed]
-        print(json.dumps({"videos": [evaluation.to_dict() for evaluation in made], "failed": problems}, indent=2))
+        print(json.dumps({"videos": [evaluation.to_dict() for evaluation in made], "failed": failed}, indent=2))
     elif made:
-        print_rows(list(_COLUMNS), (row for evaluation in made for row in _rows(evaluation, str(against))))
-        for evaluation in made:
-            if evaluation.other is not None and evaluation.difference is None:
-                print(f"{name_of(evaluation.source)}: latents by {against} have another shape")
-            if evaluation.difference is not None:
-                print_pairs(_differ(evaluation), title=f"{name_of(evaluation.source)}: what {against} changes")
-        if picture is not None:
-            drawn = ", ".join(map(str, made[0].pairs))
-            print(f"{name_of(picture)}: frames {drawn}: source, reconstruction, 4 times their difference")
+        _print_tables(made, str(against), picture)
     if failed:
         raise typer.Exit(1)
 
 
-_COLUMNS = {
-    "video": "",
-    "frames": "frames",
-    "PSNR dB": "psnr_mean",
-    "worst": "psnr_worst",
-    "at frame": "frame",
-    "first": "psnr_first",
-    "borders": "psnr_borders",
-    "inside": "psnr_inside",
-    "SSIM": "ssim_mean",
-    "worst SSIM": "ssim_worst",
-    "flicker": "flicker",
-}
+def _frames_to_draw(
+    sources: list[str], picture: str | None, picture_frame: list[int] | None, force: bool
+) -> list[int] | None:
+    """Return the frames to draw; None for the usual ones, none where nothing is drawn.
+
+    Raises MovqUsageError for options that do not go together, MovqError for a picture that cannot be written.
+    """
+    from ..files import WholeFile, refuse_inputs
+
+    if picture is None:
+        if picture_frame:
+            raise MovqUsageError(f"needs {option('picture')}, which it is drawn into", option="picture_frame")
+        return []
+    if len(sources) > 1:
+        raise MovqUsageError("draws one video; name one", option="picture")
+    refuse_inputs(picture, *sources)
+    with WholeFile(picture, force=force):
+        pass  # it can be written
+    return picture_frame
+
+
+def _evaluate_all(
+    sources: list[str],
+    options: EncodeOptions,
+    against: EncodeOptions | str | None,
+    frames: list[int] | None,
+    quiet: bool,
+) -> tuple[list[Evaluation], list[dict[str, str]]]:
+    """Evaluate videos one after the other. Return the evaluations, and of those that failed the source and the reason."""
+    from ..evaluate import evaluate_video
+
+    made: list[Evaluation] = []
+    failed: list[dict[str, str]] = []
+    for source in sources:
+        try:
+            with progress_bar(quiet) as progress:
+                made.append(evaluate_video(source, options, against=against, frames=frames, progress=progress))
+        except MovqUsageError:
+            raise
+        except MovqError as error:
+            complain(error)
+            failed.append({"source": source, "reason": error.with_flags})
+            continue
+        for warning in made[-1].encoded.metadata.warnings:
+            complain(f"warning: {warning}", source)
+    return made, failed
+
+
+def _print_tables(made: list[Evaluation], against: str, picture: str | None) -> None:
+    from .tables import print_pairs, print_rows
+
+    print_rows(_COLUMNS, (row for evaluation in made for row in _rows(evaluation, against)))
+    for evaluation in made:
+        if evaluation.other is not None and evaluation.difference is None:
+            print(f"{name_of(evaluation.source)}: latents by {against} have another shape")
+        if evaluation.difference is not None:
+            print_pairs(_differ(evaluation), title=f"{name_of(evaluation.source)}: what {against} changes")
+    if picture is not None:
+        drawn = ", ".join(map(str, made[0].pairs))
+        print(f"{name_of(picture)}: frames {drawn}: source, reconstruction, 4 times their difference")
+
+
+_COLUMNS = (
+    *("video", "frames", "PSNR dB", "worst", "at frame", "first", "borders", "inside"),
+    *("SSIM", "worst SSIM", "flicker"),
+)
 
 
 def _rows(evaluation: Evaluation, against: str) -> list[list[str]]:

@@ -52,29 +52,39 @@ class AutoencoderConfig:
     give_pre_end: bool = False
 
     def __post_init__(self) -> None:
+        self._check_numbers()
+        self._check_levels()
+        for name, value, known in (
+            ("pad_mode", self.pad_mode, PAD_MODES),
+            ("norm_scope", self.norm_scope, NORM_SCOPES),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        if self.add_conv:
+            raise ValueError("add_conv=True is not supported (no published model has it)")
+
+    def _check_numbers(self) -> None:
         for name in ("attn_resolutions", "ch_mult"):
             value = getattr(self, name)
             if not isinstance(value, (list, tuple)) or not all(type(v) is int for v in value):
                 raise ValueError(f"{name} must be a list of whole numbers, got {value!r}")
             object.__setattr__(self, name, tuple(value))
-        if not 1 <= len(self.ch_mult) <= _MOST_LEVELS:
-            raise ValueError(f"ch_mult has {len(self.ch_mult)} levels; there must be 1 to {_MOST_LEVELS}")
         if self.zq_ch is None:
             object.__setattr__(self, "zq_ch", self.z_channels)
         for name in ("ch", "out_ch", "in_channels", "resolution", "z_channels", "num_res_blocks", "zq_ch"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a whole number above 0, got {value!r}")
+
+    def _check_levels(self) -> None:
+        if not 1 <= len(self.ch_mult) <= _MOST_LEVELS:
+            raise ValueError(f"ch_mult has {len(self.ch_mult)} levels; there must be 1 to {_MOST_LEVELS}")
         for mult in self.ch_mult:
             if mult < 1 or (self.ch * mult) % NORM_GROUPS:
                 raise ValueError(
                     f"every level needs a multiple of {NORM_GROUPS} channels (GroupNorm has {NORM_GROUPS} groups), "
                     f"got ch {self.ch} x {mult}"
                 )
-        if self.pad_mode not in PAD_MODES:
-            raise ValueError(f"pad_mode must be one of {', '.join(PAD_MODES)}, got {self.pad_mode!r}")
-        if self.norm_scope not in NORM_SCOPES:
-            raise ValueError(f"norm_scope must be one of {', '.join(NORM_SCOPES)}, got {self.norm_scope!r}")
         times = self.temporal_compress_times
         if type(times) is not int or times < 1 or times & (times - 1):
             raise ValueError(f"temporal_compress_times must be a power of two, got {times!r}")
@@ -83,8 +93,6 @@ class AutoencoderConfig:
                 f"temporal_compress_times {times} needs {self.temporal_levels} downsampling levels, "
                 f"ch_mult of {self.levels} levels has {self.levels - 1}"
             )
-        if self.add_conv:
-            raise ValueError("add_conv=True is not supported (no published model has it)")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AutoencoderConfig:

@@ -197,65 +197,102 @@ class Decoder:
             self._warn(f"{error.reason_with_flags}: what comes before was taken (--allow-partial)")
 
     def _decode_all(self) -> Iterator[Shown[av.VideoFrame | None]]:
-        source, rate, entry = self.source, self.source.rate, self._entry
-        cuttable = source.container.format.name in _CUTTABLE
-        timed = source.container.format.name not in _TIMELESS
-        before: Fraction | None = None
-        passing: Entry | None = None  # the one that packets are passed over for
-        entered: Fraction | None = None  # when it is shown
-        index, packets, last, end, size = 0, 0, 0, Fraction(0), None
+        """Yield every frame that is shown; without a payload, those that an entry allows to pass over."""
+        source, entry, timeline = self.source, self._entry, _Timeline(self.source, self._warn)
+        passing = False  # over packets in front of the entry
         with av.logging.Capture(local=False) as log:
             demuxed = source.container.demux(source.stream)
             while True:
-                with av_errors(f"cannot be decoded after {index} frames"):
+                with av_errors(f"cannot be decoded after {timeline.index} frames"):
                     packet = next(demuxed, None)
                     if packet is None:
                         break
-                    packets += packet.size > 0
-                    last = max(last, (packet.pos or 0) + packet.size)
-                    if packet.is_corrupt and not cuttable:
-                        raise MovqError(f"is cut off or damaged after {index} frames")
-                    if entry is not None and packets <= entry.packets and index > 0 and entry.agrees(index - 1, before):
-                        passing = entry
+                    timeline.count(packet)
+                    if entry is not None and timeline.may_pass(entry):
+                        passing = True
                         self._passed()
                         continue
-                    if passing is not None:
+                    if passing:
                         source.stream.codec_context.flush_buffers()
                     decoded = self._prepared(packet).decode()
                 if any("ended prematurely" in message for _, _, message in log):
-                    raise MovqError(f"is cut off: the file ends early, after about {index} frames")
+                    raise MovqError(f"is cut off: the file ends early, after about {timeline.index} frames")
                 log.clear()
-                if passing is not None:
-                    yield from passing.before[index:]
-                    index, before, entered, passing = len(passing.before), passing.before[-1].time, passing.time, None
+                if entry is not None and passing:
+                    yield from timeline.enter(entry)
+                    passing = False
                 for frame in decoded:
-                    if frame.is_corrupt:
-                        if not cuttable:
-                            raise MovqError(f"is damaged at frame {index}")
-                        self._warn("has damaged frames")
-                    size = size or (frame.width, frame.height)
-                    if size != (frame.width, frame.height):
-                        raise MovqError(
-                            f"changes its picture size from {size[0]}x{size[1]} to {frame.width}x{frame.height} "
-                            f"at frame {index}"
-                        )
-                    base = Fraction(frame.time_base or 0)
-                    if frame.pts is None or not timed:
-                        if timed and not source.picture:
-                            self._warn(f"has frames without times: taken as {float(rate):g} frames per second")
-                        time = end
-                    else:
-                        time = frame.pts * base
-                    if entered is not None and time < entered:
-                        continue  # it follows the key frame in the file, and was passed over with what is shown before that
-                    entered = None
-                    length = frame.duration * base if frame.duration else 1 / rate
-                    if before is not None and time <= before:
-                        self._warn(f"has frame times that do not grow, first at frame {index}")
-                    before, end = time, time + length
-                    yield Shown(index, time, end, frame)
-                    index += 1
-        check_whole(source, packets, last, end, rate, self._passed)
+                    shown = timeline.place(frame)
+                    if shown is not None:
+                        yield shown
+        check_whole(source, timeline.packets, timeline.last_byte, timeline.end, timeline.rate, self._passed)
+
+
+class _Timeline:
+    """Gives each decoded frame its place, in order: an index, a time and an end. Refuses damage and changes of size.
+
+    `packets` were read so far, the last of them ending at `last_byte`; `index` is that of the next frame, `end` that of the last.
+    """
+
+    def __init__(self, source: Source, warn: Callable[[str], None]) -> None:
+        format = source.container.format.name
+        self._cuttable, self._timed = format in _CUTTABLE, format not in _TIMELESS
+        self._picture, self._warn = source.picture, warn
+        self.rate = source.rate
+        self.packets = self.last_byte = self.index = 0
+        self.end = Fraction(0)
+        self._last: Fraction | None = None  # time of the last frame
+        self._entered: Fraction | None = None  # time of the entry, until its frame is there
+        self._size: tuple[int, int] | None = None
+
+    def count(self, packet: Packet[VideoStream]) -> None:
+        """Count a packet. Raises MovqError for one that is damaged."""
+        self.packets += packet.size > 0
+        self.last_byte = max(self.last_byte, (packet.pos or 0) + packet.size)
+        if packet.is_corrupt and not self._cuttable:
+            raise MovqError(f"is cut off or damaged after {self.index} frames")
+
+    def may_pass(self, entry: Entry) -> bool:
+        """Tell whether the last packet is in front of an entry that was right about the frames so far."""
+        return self.packets <= entry.packets and self.index > 0 and entry.agrees(self.index - 1, self._last)
+
+    def enter(self, entry: Entry) -> list[Shown[None]]:
+        """Go on at an entry. Return the frames in front of it that were not decoded."""
+        passed = entry.before[self.index :]
+        self.index, self._last, self._entered = len(entry.before), entry.before[-1].time, entry.time
+        return passed
+
+    def place(self, frame: av.VideoFrame) -> Shown[av.VideoFrame | None] | None:
+        """Return a decoded frame in its place; None for one that `enter` has passed over."""
+        self._check(frame)
+        base = Fraction(frame.time_base or 0)
+        time = self._time_of(frame, base)
+        if self._entered is not None and time < self._entered:
+            return None  # it follows the entry's packet in the file and is shown before it
+        self._entered = None
+        if self._last is not None and time <= self._last:
+            self._warn(f"has frame times that do not grow, first at frame {self.index}")
+        self._last, self.end = time, time + (frame.duration * base if frame.duration else 1 / self.rate)
+        self.index += 1
+        return Shown(self.index - 1, time, self.end, frame)
+
+    def _check(self, frame: av.VideoFrame) -> None:
+        if frame.is_corrupt:
+            if not self._cuttable:
+                raise MovqError(f"is damaged at frame {self.index}")
+            self._warn("has damaged frames")
+        width, height = self._size = self._size or (frame.width, frame.height)
+        if self._size != (frame.width, frame.height):
+            raise MovqError(
+                f"changes its picture size from {width}x{height} to {frame.width}x{frame.height} at frame {self.index}"
+            )
+
+    def _time_of(self, frame: av.VideoFrame, base: Fraction) -> Fraction:
+        if frame.pts is not None and self._timed:
+            return frame.pts * base
+        if self._timed and not self._picture:
+            self._warn(f"has frames without times: taken as {float(self.rate):g} frames per second")
+        return self.end
 
 
 def _decoded(frame: Shown[av.VideoFrame | None]) -> Shown[av.VideoFrame]:
