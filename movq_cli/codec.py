@@ -11,7 +11,6 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from typing import TYPE_CHECKING, Protocol
@@ -97,7 +96,6 @@ class WrongCount(Exception):
         self.found = found
 
 
-@dataclass
 class Chunker:
     """Collects frames, the tail as told, into windows of chunks (T, H, W, 3). Fewer than `least` frames are made up to it.
 
@@ -105,12 +103,8 @@ class Chunker:
     `padded` or `dropped`, when the first kept one `start`s and the last one `end`s.
     """
 
-    frames: Iterable[TimedImage]
-    tail: str
-    config: AutoencoderConfig
-    least: int = 0
-
-    def __post_init__(self) -> None:
+    def __init__(self, frames: Iterable[TimedImage], tail: str, config: AutoencoderConfig, least: int = 0) -> None:
+        self._frames, self._tail, self._factor, self._least = frames, tail, config.temporal_factor, least
         self.times: array[float] = array("d")
         self.indices: array[int] = array("q")
         self.padded = self.dropped = 0
@@ -169,15 +163,14 @@ class Chunker:
         """The images of 1 + n * factor frames. Frames are held back until they fill a latent."""
         held: list[TimedImage] = []
         room = 1
-        for frame in self.frames:
+        for frame in self._frames:
             held.append(frame)
             if len(held) == room:
                 yield from self._keep(held)
-                room = self.config.temporal_factor
+                room = self._factor
         if not self.times:
             raise MovqError("has no frame in the range asked for")
-        factor = self.config.temporal_factor
-        self.padded, self.dropped = fit_tail(len(self.times) + len(held), self.tail, factor, self.least)
+        self.padded, self.dropped = fit_tail(len(self.times) + len(held), self._tail, self._factor, self._least)
         if self.dropped:
             self.end = held[0].time
             return

@@ -20,7 +20,7 @@ from .files import refuse_inputs, short
 from .latents import Latents, open_latents
 from .model.cost import decode_cost, default_chunk_frames
 from .options import DecodeOptions, ModelOptions
-from .posterior import Draw
+from .posterior import draw_latents
 from .schedule import WHOLE_WINDOW, ChunkSchedule
 from .video import open_writer
 
@@ -179,7 +179,8 @@ class Decoding:
             return stored
         if not self.options.draw:
             return stored[:, : stored.shape[1] // 2]
-        return Draw(self.options.seed, m.source_sha256, int(self.latents.frame_indices[0]))(stored, start)
+        first = int(self.latents.frame_indices[0])
+        return draw_latents(stored, start, seed=self.options.seed, source_sha256=m.source_sha256, first_index=first)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ log variances spread several times as far.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,19 +20,11 @@ _LEAST = 2.0**-64  # what is smaller counts as this
 
 
 @dataclass(frozen=True)
-class MeanDifference:
-    """Differences of posterior means, in standard deviations of the first's: root mean square, 99.9th percentile, largest."""
+class Spread:
+    """Differences of many numbers: root mean square, 99.9th percentile, largest."""
 
     rms: float
     p999: float
-    largest: float
-
-
-@dataclass(frozen=True)
-class LogvarDifference:
-    """Differences of log variances, in nats: root mean square and largest."""
-
-    rms: float
     largest: float
 
 
@@ -49,10 +41,13 @@ class Posterior:
 
 @dataclass(frozen=True)
 class Difference:
-    """The distance of latents from others. `logvar` and `posterior` are None where means alone were saved."""
+    """The distance of latents from others: `mean` in standard deviations of the first's means, `logvar` in nats.
 
-    mean: MeanDifference
-    logvar: LogvarDifference | None
+    `logvar` and `posterior` are None where means alone were saved.
+    """
+
+    mean: Spread
+    logvar: Spread | None
     posterior: Posterior | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,8 +76,8 @@ class _Errors:
     """Sums over numbers and over their differences from others."""
 
     def __init__(self) -> None:
-        self.count, self._sum, self._squares, self._error, self.largest = 0, 0.0, 0.0, 0.0, 0.0
-        self.histogram = _Histogram()
+        self.count, self._sum, self._squares, self._error, self._largest = 0, 0.0, 0.0, 0.0, 0.0
+        self._histogram = _Histogram()
 
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
         error = np.abs(x - y)
@@ -90,12 +85,14 @@ class _Errors:
         self._sum += float(x.sum())
         self._squares += float(np.square(x).sum())
         self._error += float(np.square(error).sum())
-        self.largest = max(self.largest, float(error.max(initial=0.0)))
-        self.histogram.add(error)
+        self._largest = max(self._largest, float(error.max(initial=0.0)))
+        self._histogram.add(error)
 
-    @property
-    def rms(self) -> float:
-        return math.sqrt(self._error / self.count) if self.count else 0.0
+    def spread(self, unit: float = 1.0) -> Spread:
+        """Return how far the differences spread, in this unit."""
+        rms = math.sqrt(self._error / self.count) if self.count else 0.0
+        p999 = min(self._histogram.quantile(0.999), self._largest)
+        return Spread(rms / unit, p999 / unit, self._largest / unit)
 
     @property
     def deviation(self) -> float:
@@ -104,13 +101,11 @@ class _Errors:
         return math.sqrt(max(0.0, self._squares / max(1, self.count) - mean**2))
 
 
-@dataclass
 class Comparison:
     """Compares latents piece by piece: `add` each, then ask for the `difference`. Memory does not grow with their number."""
 
-    _mean: _Errors = field(default_factory=_Errors)
-    _logvar: _Errors = field(default_factory=_Errors)
-    _deviations: _Histogram = field(default_factory=_Histogram)
+    def __init__(self) -> None:
+        self._mean, self._logvar, self._deviations = _Errors(), _Errors(), _Histogram()
 
     def add(self, first: torch.Tensor, second: torch.Tensor, moments: bool) -> None:
         """Compare one piece of latents (1, C, L, H, W); `moments`: the first half of C is means, the other log variances.
@@ -128,13 +123,8 @@ class Comparison:
     @property
     def difference(self) -> Difference:
         scale = self._mean.deviation or 1.0
-        mean = MeanDifference(
-            rms=self._mean.rms / scale,
-            p999=min(self._mean.histogram.quantile(0.999), self._mean.largest) / scale,
-            largest=self._mean.largest / scale,
-        )
+        mean = self._mean.spread(scale)
         if not self._logvar.count:
             return Difference(mean, None, None)
         deviation = self._deviations.quantile(0.5) / scale
-        logvar = LogvarDifference(self._logvar.rms, self._logvar.largest)
-        return Difference(mean, logvar, Posterior(deviation, mean.rms / deviation))
+        return Difference(mean, self._logvar.spread(), Posterior(deviation, mean.rms / deviation))

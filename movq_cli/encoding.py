@@ -22,7 +22,7 @@ from .latents import LatentsWriter
 from .metadata import Metadata
 from .options import EncodeOptions, Selection
 from .plan import Plan, expected_frames, least_frames, make_plan, must_count, shortfall, start_reader
-from .posterior import Draw
+from .posterior import draw_latents
 from .schedule import ChunkSchedule
 from .video import FrameReader, VideoInfo, count_frames
 
@@ -255,8 +255,10 @@ class Encoding:
             chunks = encode(encoder, windows, self.by.device, dtype, store, worked, self._check, cache)
             for latents in self._finite(chunks, plan, chunker):
                 if options.save == "sample":
-                    draw = Draw(options.seed, self._source_sha256.result(), chunker.indices[0])
-                    latents = draw(latents, writer.shape[2])
+                    sha256, first_index = self._source_sha256.result(), chunker.indices[0]
+                    latents = draw_latents(
+                        latents, writer.shape[2], seed=options.seed, source_sha256=sha256, first_index=first_index
+                    )
                 elif options.save == "mean":
                     latents = latents[:, : config.z_channels]
                 writer.append(latents.to(store_dtype))

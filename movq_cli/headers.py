@@ -18,12 +18,13 @@ ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8}
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor of a safetensors file: dtype by its safetensors name, shape, and where its bytes are in the file."""
+    """One tensor of a safetensors file: dtype by its safetensors name, shape, and where its bytes are in which file."""
 
     dtype: str
     shape: tuple[int, ...]
-    start: int
-    end: int
+    start: int = 0
+    end: int = 0
+    file: str = ""
 
     @property
     def numel(self) -> int:
@@ -49,15 +50,15 @@ def read_header(path: str | os.PathLike[str]) -> Header:
             checked.keys()
         with open(name, "rb") as file:
             size = file.read(8)
-            return parse_header(size + file.read(int.from_bytes(size, "little")))
+            return parse_header(size + file.read(int.from_bytes(size, "little")), name)
     except SafetensorError as error:
         raise MovqError(f"is not a safetensors file ({error})", name) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise MovqError(f"is not a readable safetensors file ({error})", name) from None
 
 
-def parse_header(data: bytes | memoryview) -> Header:
-    """The header of a safetensors file that begins with these bytes; whether the rest fits it is not looked at.
+def parse_header(data: bytes | memoryview, file: str = "") -> Header:
+    """Return the header of a safetensors `file` that begins with these bytes; whether the rest fits it is not looked at.
 
     Raises ValueError, KeyError, TypeError or RecursionError for what is none.
     """
@@ -65,10 +66,9 @@ def parse_header(data: bytes | memoryview) -> Header:
     header: dict[str, Any] = json.loads(bytes(data[8:end]))
     metadata = header.pop("__metadata__", None) or {}
     tensors = {
-        key: TensorEntry(
-            entry["dtype"], tuple(entry["shape"]), end + entry["data_offsets"][0], end + entry["data_offsets"][1]
-        )
+        key: TensorEntry(entry["dtype"], tuple(entry["shape"]), end + start, end + stop, file)
         for key, entry in header.items()
+        for start, stop in [entry["data_offsets"]]
     }
     return Header(tensors, metadata)
 
@@ -91,7 +91,7 @@ def header_bytes(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: M
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     at = 0
     for name, (dtype, shape) in tensors.items():
-        size = TensorEntry(dtype, shape, 0, 0).numel * ITEM_SIZES[dtype]
+        size = math.prod(shape) * ITEM_SIZES[dtype]
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()

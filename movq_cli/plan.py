@@ -67,7 +67,7 @@ def plan_encode(source: str | os.PathLike[str], options: EncodeOptions | None = 
     options = options or EncodeOptions()
     checkpoint = open_weights(options)
     with about(checkpoint.path):
-        require_fit(checkpoint.config, {name: stored.entry.shape for name, stored in checkpoint.tensors.items()})
+        require_fit(checkpoint.config, {name: entry.shape for name, entry in checkpoint.tensors.items()})
     with about(os.fspath(source)), start_reader(source, options, checkpoint.config) as reader:
         device = choose_device(options.device)
         precision = choose_precision(options.precision, device)

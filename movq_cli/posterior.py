@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
-class Draw:
-    """Posterior noise that does not depend on chunks, devices, workers or file names, and differs for every clip."""
+def draw_latents(
+    moments: torch.Tensor, first_latent: int, *, seed: int, source_sha256: str, first_index: int
+) -> torch.Tensor:
+    """Draw from moments (1, 2z, n, H', W'), of which the first is the clip's latent `first_latent`: (1, z, n, H', W') in fp32.
 
-    seed: int
-    source_sha256: str
-    first_index: int
+    The noise is keyed by the seed, the clip (the digest of its file and the index of its first frame) and the latent. So it does
+    not depend on chunks, devices, workers or file names, and differs for every clip.
+    """
+    import torch
 
-    def __call__(self, moments: torch.Tensor, first_latent: int) -> torch.Tensor:
-        """mean + exp(logvar / 2) * noise of moments (1, 2z, n, H', W') in fp32; logvar clamped to [-30, 20]."""
-        import torch
+    moments = moments.cpu()
+    c, n, h, w = moments.shape[1] // 2, *moments.shape[2:]
 
-        moments = moments.cpu()
-        c, n, h, w = moments.shape[1] // 2, *moments.shape[2:]
-        noise = [self._noise(first_latent + i, torch.Size((c, h, w))) for i in range(n)]
-        return draw_from(moments[0], torch.stack(noise, dim=1))[None]
-
-    def _noise(self, latent: int, shape: torch.Size) -> torch.Tensor:
-        import torch
-
-        key = f"{self.seed} {self.source_sha256} {self.first_index} {latent}".encode()
+    def noise(latent: int) -> torch.Tensor:
+        key = f"{seed} {source_sha256} {first_index} {latent}".encode()
         number = int.from_bytes(hashlib.sha256(key).digest(), "little") % 2**63  # a seed torch takes
-        return torch.randn(shape, generator=torch.Generator().manual_seed(number))
+        return torch.randn((c, h, w), generator=torch.Generator().manual_seed(number))
+
+    return draw_from(moments[0], torch.stack([noise(first_latent + i) for i in range(n)], dim=1))[None]
 
 
 def draw_from(moments: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:

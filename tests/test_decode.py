@@ -23,7 +23,7 @@ from movq_cli import (
 from movq_cli.checkpoints.checkpoint import FORMER, embedded_weights, open_checkpoint
 from movq_cli.codec import to_pixels
 from movq_cli.model import StreamCache
-from movq_cli.posterior import Draw
+from movq_cli.posterior import draw_latents
 
 from . import clips
 from .tolerance import SAME, off
@@ -104,7 +104,8 @@ def test_chunks_do_not_matter(tmp_path, latents):
 @pytest.mark.slow
 def test_moments_are_decoded_from_the_mean_or_a_draw(tmp_path, latents):
     opened, decoder = open_latents(latents), open_checkpoint().load_decoder(dtype=torch.float32)
-    draw = Draw(7, opened.metadata.source_sha256, 0)(opened.latents, 0)
+    sha256 = opened.metadata.source_sha256
+    draw = draw_latents(opened.latents, 0, seed=7, source_sha256=sha256, first_index=0)
     for name, options, z in (("mean", {}, opened.mean), ("draw", dict(draw=True, seed=7), draw)):
         decode_video(latents, tmp_path / f"{name}.npy", precision="fp32", chunk_frames=4, **options)
         with torch.no_grad():

@@ -26,7 +26,7 @@ from movq_cli import (
 from movq_cli.checkpoints.checkpoint import open_checkpoint
 from movq_cli.codec import Chunker, fit_tail
 from movq_cli.model.cost import encode_cost
-from movq_cli.posterior import Draw
+from movq_cli.posterior import draw_latents
 from movq_cli.video import Frame
 
 from . import clips, published
@@ -154,10 +154,11 @@ def test_mean_and_draws(tmp_path, clip):
 
 def test_draws_are_keyed_by_content_and_place():
     moments = torch.zeros(1, 4, 3, 8, 8)
-    draw = Draw(0, "ab" * 32, 0)
-    assert torch.equal(draw(moments, 0)[:, :, 1:], draw(moments[:, :, 1:], 1))
-    for other in (Draw(1, "ab" * 32, 0), Draw(0, "cd" * 32, 0), Draw(0, "ab" * 32, 8)):
-        assert not torch.equal(other(moments, 0), draw(moments, 0))
+    key = {"seed": 0, "source_sha256": "ab" * 32, "first_index": 0}
+    drawn = draw_latents(moments, 0, **key)
+    assert torch.equal(drawn[:, :, 1:], draw_latents(moments[:, :, 1:], 1, **key))
+    for other in ({"seed": 1}, {"source_sha256": "cd" * 32}, {"first_index": 8}):
+        assert not torch.equal(draw_latents(moments, 0, **key | other), drawn)
 
 
 def test_store_dtype(tmp_path, clip):

@@ -66,15 +66,6 @@ def embedded_weights() -> Path:
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor is: its file, its name there, and what the file's header says of it."""
-
-    file: str
-    key: str
-    entry: TensorEntry
-
-
-@dataclass(frozen=True)
 class Checkpoint:
     """Weights whose headers have been read and found sound. Make one with `open_checkpoint`.
 
@@ -87,7 +78,7 @@ class Checkpoint:
     layout: str
     config: AutoencoderConfig
     metadata: Mapping[str, str]
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, TensorEntry]
 
     @property
     def name(self) -> str:
@@ -106,12 +97,12 @@ class Checkpoint:
         counts: dict[str, int] = {}
         for name, stored in self.tensors.items():
             network = name.split(".", 1)[0]
-            counts[network] = counts.get(network, 0) + stored.entry.numel
+            counts[network] = counts.get(network, 0) + stored.numel
         return counts
 
     @property
     def dtypes(self) -> list[str]:
-        return sorted({stored.entry.dtype for stored in self.tensors.values()})
+        return sorted({stored.dtype for stored in self.tensors.values()})
 
     @cached_property
     def digest(self) -> str:
@@ -124,15 +115,15 @@ class Checkpoint:
             with ExitStack() as stack:
                 files = {stored.file: None for stored in self.tensors.values()}
                 opened = {path: stack.enter_context(open(path, "rb")) for path in files}
-                for name, stored in sorted(self.tensors.items()):
-                    entry, file = stored.entry, opened[stored.file]
+                for name, entry in sorted(self.tensors.items()):
+                    file = opened[entry.file]
                     digest.update(f"\n{name} {entry.dtype} {list(entry.shape)}\n".encode())
                     file.seek(entry.start)
                     left = entry.end - entry.start
                     while left:
                         block = file.read(min(left, BLOCK))
                         if not block:
-                            raise MovqError("the file shrank while it was read", stored.file)
+                            raise MovqError("the file shrank while it was read", entry.file)
                         digest.update(block)
                         left -= len(block)
         except OSError as error:
@@ -151,17 +142,17 @@ class Checkpoint:
             opened: dict[str, BufferedReader] = {}
             for name in names:
                 stored = self.tensors[name]
-                data = bytearray(stored.entry.end - stored.entry.start)
+                data = bytearray(stored.end - stored.start)
                 try:
                     if stored.file not in opened:
                         opened[stored.file] = stack.enter_context(open(stored.file, "rb"))
-                    opened[stored.file].seek(stored.entry.start)
+                    opened[stored.file].seek(stored.start)
                     count = opened[stored.file].readinto(data)
                 except OSError as error:
                     raise MovqError(os_reason(error), stored.file) from None
                 if count < len(data):
                     raise MovqError("the file shrank while it was read", stored.file)
-                tensor = torch.frombuffer(data, dtype=dtypes[stored.entry.dtype]).reshape(stored.entry.shape)
+                tensor = torch.frombuffer(data, dtype=dtypes[stored.dtype]).reshape(stored.shape)
                 require_finite(name, tensor, self.path)
                 yield name, tensor
 
@@ -190,7 +181,7 @@ class Checkpoint:
         from ..model.convolution import lay_out, round_weight
 
         with about(self.path):
-            shapes = {name: stored.entry.shape for name, stored in self.tensors.items()}
+            shapes = {name: stored.shape for name, stored in self.tensors.items()}
             network, names = _fitting(kind, part, self.config, shapes)
         state = {
             name.removeprefix(f"{part}."): lay_out(round_weight(tensor.to(device), dtype or tensor.dtype))
@@ -286,7 +277,7 @@ def _open_movq(located: Located, header: Header) -> Checkpoint:
     said = {key: metadata.get(key, "") for key in SAID}
     said["name"] = said["name"] or located.name
     file = located.weights[0]
-    tensors = {name: StoredTensor(file, name, entry) for name, entry in header.tensors.items()}
+    tensors = header.tensors
     return Checkpoint(located.path, (file,), "movq", config, said, tensors)
 
 
@@ -296,10 +287,10 @@ def _open_foreign(located: Located, headers: Mapping[str, Header]) -> Checkpoint
         for key, entry in header.tensors.items():
             if located.placed is not None and located.placed.get(key) != file:
                 raise MovqError(f"holds {key}, which the index does not place there", file)
-            stored[key] = StoredTensor(file, key, entry)
+            stored[key] = entry
     if located.placed is not None and (absent := sorted(located.placed.keys() - stored.keys())):
         raise MovqError(f"lacks {some(absent)}, which its index places in its files")
-    described = describe({key: where.entry.shape for key, where in stored.items()}, located.config)
+    described = describe({key: entry.shape for key, entry in stored.items()}, located.config)
     read = (located.index, located.config if described.read_config else None)
     said = dict.fromkeys(SAID, "") | {"name": located.name, "source": located.source, **described.scaling}
     return Checkpoint(
@@ -318,8 +309,8 @@ def _check(checkpoint: Checkpoint) -> None:
     for name, stored in tensors.items():
         if not name.startswith(("encoder.", "decoder.")):
             raise MovqError(f"has {name}, which belongs to neither encoder nor decoder")
-        if stored.entry.dtype not in DTYPES:
-            raise MovqError(f"tensor {name} has dtype {stored.entry.dtype}, not one of {', '.join(DTYPES)}")
+        if stored.dtype not in DTYPES:
+            raise MovqError(f"tensor {name} has dtype {stored.dtype}, not one of {', '.join(DTYPES)}")
     if "encoder" not in checkpoint.parameters:
         raise MovqError("has no encoder")
     if config.levels * config.num_res_blocks > len(tensors):

@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +16,12 @@ from torch import Tensor
 
 from ..errors import MovqError, MovqUsageError, about, option
 from ..files import WholeFile, refuse_inputs
-from ..headers import header_bytes
-from ..model.config import AutoencoderConfig
+from ..headers import TensorEntry, header_bytes
 from .checkpoint import (
     DTYPES,
     FORMAT,
     FORMAT_VERSION,
     SAID,
-    SEMANTICS,
     Checkpoint,
     open_checkpoint,
     open_located,
@@ -38,17 +36,6 @@ _WRAPPERS = ("state_dict", "model", "module")
 _EMA = "model_ema."
 _EMA_BOOKKEEPING = {"model_ema.decay", "model_ema.num_updates"}
 _DTYPE_NAMES = {dtype: name for name, dtype in torch_dtypes().items()}
-
-
-@dataclass(frozen=True)
-class _Model:
-    """What is converted: tensors by our names, their dtypes and shapes known, their numbers read one at a time."""
-
-    path: str
-    config: AutoencoderConfig
-    metadata: Mapping[str, str]
-    entries: Mapping[str, tuple[str, tuple[int, ...]]]
-    read: Callable[[list[str]], Iterator[tuple[str, Tensor]]]
 
 
 def convert_checkpoint(
@@ -73,22 +60,24 @@ def convert_checkpoint(
     refuse_inputs(output, *located.weights, *(file for file in (located.index, located.config) if file is not None))
     with WholeFile(output, force=force) as file:
         if len(located.weights) == 1 and is_pytorch(located.weights[0]):
-            model = _open_pytorch(located, ema)
+            model: Checkpoint = _open_pytorch(located, ema)
         elif ema:
             raise MovqError(f"has no averaged weights ({option('ema')}): only PyTorch files do", located.path)
         else:
-            model = _of_checkpoint(open_located(located))
+            model = open_located(located)
         with about(model.path):
-            require_fit(model.config, {ours: shape for ours, (_, shape) in model.entries.items()})
-        names = sorted(model.entries)
+            require_fit(model.config, {name: entry.shape for name, entry in model.tensors.items()})
+        names = sorted(model.tensors)
         metadata = {
             **model.metadata,
+            "semantics": model.semantics,
             **{key: text for key, text in given.items() if text is not None},
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "config": model.config.to_json(),
         }
-        file.write(header_bytes({ours: model.entries[ours] for ours in names}, metadata))
+        entries = {name: (model.tensors[name].dtype, model.tensors[name].shape) for name in names}
+        file.write(header_bytes(entries, metadata))
         for _, tensor in model.read(names):
             file.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         file.commit()
@@ -111,21 +100,23 @@ def _is_positive(text: str) -> bool:
         return False
 
 
-def _of_checkpoint(checkpoint: Checkpoint) -> _Model:
-    return _Model(
-        checkpoint.path,
-        checkpoint.config,
-        {**checkpoint.metadata, "semantics": checkpoint.semantics},
-        {ours: (stored.entry.dtype, stored.entry.shape) for ours, stored in checkpoint.tensors.items()},
-        checkpoint.read,
-    )
+@dataclass(frozen=True)
+class _PyTorchFile(Checkpoint):
+    """The weights in a PyTorch file; `state` has them by our names."""
+
+    state: Mapping[str, Tensor]
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        for name in names:
+            require_finite(name, self.state[name], self.path)
+            yield name, self.state[name]
 
 
 _SHARED = 2
 """How many times larger than the file its tensors may be: some share their numbers."""
 
 
-def _open_pytorch(located: Located, ema: bool) -> _Model:
+def _open_pytorch(located: Located, ema: bool) -> Checkpoint:
     (path,) = located.weights
     with about(path):
         state = _choose(_state(_load(path)), ema)
@@ -135,20 +126,16 @@ def _open_pytorch(located: Located, ema: bool) -> _Model:
         if sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > os.path.getsize(path) * _SHARED:
             raise MovqError("has tensors that are far larger than the file")
         described = describe({key: tuple(tensor.shape) for key, tensor in state.items()}, located.config)
-    tensors = {ours: state[key] for ours, key in described.names.items()}
-
-    def read(names: list[str]) -> Iterator[tuple[str, Tensor]]:
-        for ours in names:
-            require_finite(ours, tensors[ours], path)
-            yield ours, tensors[ours]
-
-    said = {"name": located.name, "source": located.source, "semantics": SEMANTICS[described.layout]}
-    return _Model(
+    named = {ours: state[key] for ours, key in described.names.items()}
+    said = {"name": located.name, "source": located.source}
+    return _PyTorchFile(
         path,
+        located.weights,
+        described.layout,
         described.config,
         dict.fromkeys(SAID, "") | said | dict(described.scaling),
-        {ours: (_DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)) for ours, tensor in tensors.items()},
-        read,
+        {name: TensorEntry(_DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in named.items()},
+        named,
     )
 
 
