@@ -10,10 +10,10 @@ Importing this package imports no torch; using it does.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from ._lazy import lazily
+from ._version import __version__
 
 if TYPE_CHECKING:
     from .batch import BatchPlan, BatchResult, encode_batch, merge_shards, plan_batch
@@ -28,39 +28,22 @@ if TYPE_CHECKING:
     from .plan import Plan, plan_encode
     from .video import VideoInfo, probe, read_frames
 
-_HOMES = {
-    "BatchOptions": "options",
-    "BatchPlan": "batch",
-    "BatchResult": "batch",
-    "encode_batch": "batch",
-    "merge_shards": "batch",
-    "plan_batch": "batch",
-    "BucketBatchSampler": "dataset",
-    "LatentDataset": "dataset",
-    "collate": "dataset",
-    "DecodeOptions": "options",
-    "DecodeResult": "decode",
-    "decode_video": "decode",
-    "VideoDescription": "describe",
-    "describe_video": "describe",
-    "Evaluation": "evaluate",
-    "evaluate_video": "evaluate",
-    "EncodeOptions": "options",
-    "EncodeResult": "encode",
-    "Plan": "plan",
-    "encode_video": "encode",
-    "plan_encode": "plan",
-    "MovqError": "errors",
-    "MovqUsageError": "errors",
-    "MovqWarning": "errors",
-    "Latents": "latents",
-    "open_latents": "latents",
-    "Picture": "options",
-    "Selection": "options",
-    "VideoInfo": "video",
-    "probe": "video",
-    "read_frames": "video",
-}
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "batch": "BatchPlan BatchResult encode_batch merge_shards plan_batch",
+        "dataset": "BucketBatchSampler LatentDataset collate",
+        "decode": "DecodeResult decode_video",
+        "describe": "VideoDescription describe_video",
+        "encode": "EncodeResult encode_video",
+        "errors": "MovqError MovqUsageError MovqWarning",
+        "evaluate": "Evaluation evaluate_video",
+        "latents": "Latents open_latents",
+        "options": "BatchOptions DecodeOptions EncodeOptions Picture Selection",
+        "plan": "Plan plan_encode",
+        "video": "VideoInfo probe read_frames",
+    },
+)
 
 __all__ = [
     "BatchOptions",
@@ -82,6 +65,7 @@ __all__ = [
     "Selection",
     "VideoDescription",
     "VideoInfo",
+    "__version__",
     "collate",
     "decode_video",
     "describe_video",
@@ -95,9 +79,3 @@ __all__ = [
     "probe",
     "read_frames",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

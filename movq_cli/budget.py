@@ -70,14 +70,16 @@ class Task:
         return base + self.parameters * ITEM_SIZE[precision] + computing + self.beside(longest)
 
     def indexable(self, chunk: int) -> bool:
+        """Tell whether no tensor of such a chunk has too many elements."""
         return self.cost(self.longest(chunk)).largest <= MAX_ELEMENTS
 
 
 @dataclass(frozen=True)
 class Budget:
-    """`chunk_frames` (0: each window in one chunk); predicted `memory_bytes` of the process at its peak, or of a CUDA
-    device's own memory; and where activations wait between stages: up to `device_bytes`, `host_bytes`, then `spill_bytes`
-    of a file in `spill_dir`.
+    """How large chunks are (`chunk_frames`; 0: each window in one chunk), and what that takes.
+
+    `memory_bytes` are predicted, of the process at its peak, or of a CUDA device's own memory. Activations wait between stages in
+    up to `device_bytes`, `host_bytes`, then `spill_bytes` of a file in `spill_dir`.
     """
 
     chunk_frames: int

@@ -54,6 +54,7 @@ class WorkDone:
         progress(0, total)
 
     def __call__(self, frames: float) -> None:
+        """Add work, in frames."""
         self._done += frames
         self._progress(min(round(self._done), self._most()), self._total)
 
@@ -62,13 +63,20 @@ class TimedImage(Protocol):
     """A frame: image RGB uint8 (H, W, 3), time and end in seconds, index in the source."""
 
     @property
-    def image(self) -> np.ndarray: ...
+    def image(self) -> np.ndarray:
+        """RGB uint8 (H, W, 3)."""
+
     @property
-    def time(self) -> Fraction: ...
+    def time(self) -> Fraction:
+        """When it is shown, in seconds."""
+
     @property
-    def end(self) -> Fraction: ...
+    def end(self) -> Fraction:
+        """When the next one is, in seconds."""
+
     @property
-    def index(self) -> int: ...
+    def index(self) -> int:
+        """Its place among the source's frames."""
 
 
 def fit_tail(frames: int, tail: str, factor: int, least: int = 0) -> tuple[int, int]:
@@ -88,7 +96,7 @@ def fit_tail(frames: int, tail: str, factor: int, least: int = 0) -> tuple[int, 
     return max(0, wanted - frames), max(0, frames - wanted)
 
 
-class WrongCount(Exception):
+class WrongCountError(Exception):
     """A clip gave another number of frames, tail included, than its windows were planned for."""
 
     def __init__(self, planned: int, found: int) -> None:
@@ -122,7 +130,7 @@ class Chunker:
         """Yield windows by a schedule (ChunkSchedule.windows), each to be taken to its end before the next.
 
         A chunk is a view of a buffer that the next chunk overwrites; `ending` is called before the last one is given. Raises
-        WrongCount after it if frames, tail included, are not as many as `planned`.
+        WrongCountError after it if frames, tail included, are not as many as `planned`.
         """
         images = self._kept()
         self._next = next(images, None)
@@ -138,7 +146,7 @@ class Chunker:
             deque(images, maxlen=0)  # so that all are counted
             found = len(self.times) + self.padded
             if left or found != planned:
-                raise WrongCount(planned, found)
+                raise WrongCountError(planned, found)
 
     def _chunks(
         self, images: Iterator[np.ndarray], lengths: Iterable[int], ending: Callable[[], None]
@@ -220,7 +228,7 @@ def encode(
     """The latents of a stream of windows of chunks uint8 (T, H, W, 3): for each chunk, (1, C, T', H', W') on the CPU.
 
     Chunks wait in the `store` between stages; `worked` hears of the work done, in frames. With `check`, raises
-    NotFinite, which names stage and frame, where numbers are not finite. `cache` is the stream's, for who knows its end.
+    NotFiniteError, which names stage and frame, where numbers are not finite. `cache` is the stream's, for who knows its end.
     """
     from .model.causal import StreamCache
 

@@ -187,8 +187,9 @@ class Decoding:
 def decoding(
     latents: Latents, checkpoint: Checkpoint, options: DecodeOptions, progress: Progress = silent
 ) -> Iterator[Decoding]:
-    """Loads the decoder and plans its chunks; torch is set up for it while this lasts. Raises MovqError where they do not
-    belong together or do not fit into memory.
+    """Load the decoder and plan its chunks; torch is set up for it while this lasts.
+
+    Raises MovqError where latents and weights do not belong together, or do not fit into memory.
     """
     _check(latents, checkpoint, options)
     config, count = checkpoint.config, latents.shape[2]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from .errors import MovqError, MovqOutOfMemory, MovqUsageError, option, require_torch
+from .errors import MovqError, MovqOutOfMemoryError, MovqUsageError, option, require_torch
 from .options import PRECISIONS
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def computed_size(precision: str, device: torch.device) -> int:
 
 
 def dtype_of(precision: str) -> torch.dtype:
+    """Return the dtype that a precision computes in."""
     import torch
 
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
@@ -134,7 +135,9 @@ def memory_errors() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         words = str(error)
         if isinstance(error, MemoryError) or any(sign in words for sign in _OUT_OF_MEMORY):
-            raise MovqOutOfMemory(f"ran out of memory; try a smaller {option('chunk_frames')} or picture") from error
+            raise MovqOutOfMemoryError(
+                f"ran out of memory; try a smaller {option('chunk_frames')} or picture"
+            ) from error
         raise
 
 
@@ -188,11 +191,11 @@ def usable_cores() -> int:
 
 
 def spare_page_faults() -> None:
-    """Has glibc keep what is freed for the next chunk, and torch take large tensors in huge pages: getting memory from Linux
-    4 kB at a time costs more than filling it.
+    """Have glibc keep what is freed for the next chunk, and torch take large tensors in huge pages.
 
-    For a process of our own, before torch is imported: it holds for everything in the process, and cannot be undone. Peak
-    memory becomes steadier too. Does nothing where the C library is another, or huge pages are off.
+    Getting memory from Linux 4 kB at a time costs more than filling it. For a process of our own, before torch is imported: it
+    holds for everything in the process, and cannot be undone. Peak memory becomes steadier too. Does nothing where the C library
+    is another, or huge pages are off.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's own; for tensors of 2 MB and more
     mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h

@@ -122,6 +122,7 @@ class Comparison:
 
     @property
     def difference(self) -> Difference:
+        """The difference of everything added so far."""
         scale = self._mean.deviation or 1.0
         mean = self._mean.spread(scale)
         if not self._logvar.count:

@@ -66,14 +66,17 @@ class VideoEncoder:
 
     @cached_property
     def device(self) -> torch.device:
+        """The device that computes."""
         return choose_device(self.options.device)
 
     @cached_property
     def precision(self) -> str:
+        """The precision that is computed in; auto is settled."""
         return choose_precision(self.options.precision, self.device)
 
     @cached_property
     def network(self) -> Encoder3D:
+        """The encoder, loaded when it is first asked for."""
         return self.checkpoint.load_encoder(self.device, dtype_of(self.precision))
 
     def encode(

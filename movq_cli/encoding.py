@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from . import __version__
+from ._version import __version__
 from .checkpoints.checkpoint import Checkpoint
-from .codec import Chunker, Progress, WorkDone, WrongCount, encode, silent
+from .codec import Chunker, Progress, WorkDone, WrongCountError, encode, silent
 from .device import computing, dtype_of, free_memory, memory_errors
-from .errors import MovqError, MovqOutOfMemory, about, option
+from .errors import MovqError, MovqOutOfMemoryError, about, option
 from .files import FileIdentity, file_name, refuse_inputs, require_file
 from .latents import LatentsWriter
 from .metadata import Metadata
@@ -62,7 +62,7 @@ class EncodeResult:
     seconds: float
 
 
-class _TooLarge(Exception):
+class _TooLargeError(Exception):
     """Memory ran out, though the plan was that it would not. The longest chunk there was, in frames."""
 
     def __init__(self, plan: Plan) -> None:
@@ -84,7 +84,7 @@ class _Computed(NamedTuple):
     warnings: tuple[str, ...]
 
 
-class _NotFinite(Exception):
+class _NotFiniteError(Exception):
     """Latents have numbers that are not finite. The same again, checked, finds out where they come from."""
 
 
@@ -96,11 +96,16 @@ class Encoder(Protocol):
     weights_digest: Future[str]
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """The device that computes."""
+
     @property
-    def precision(self) -> str: ...
+    def precision(self) -> str:
+        """The precision that is computed in."""
+
     @property
-    def network(self) -> Encoder3D: ...
+    def network(self) -> Encoder3D:
+        """The encoder, loaded."""
 
     def digest_of(self, source: str | os.PathLike[str], identity: FileIdentity) -> Future[str]:
         """A source's sha256."""
@@ -135,6 +140,7 @@ class Encoding:
 
     @property
     def checkpoint(self) -> Checkpoint:
+        """The weights it is encoded with."""
         return self.by.checkpoint
 
     def _start_reader(self) -> FrameReader:
@@ -154,17 +160,17 @@ class Encoding:
                 smaller: int | None = None
                 try:
                     return self._compute(progress)
-                except WrongCount as wrong:
+                except WrongCountError as wrong:
                     # Packets promised other frames than decoding gave, and windows depend on them.
                     if self._recounted:
                         raise MovqError(f"gave {self._frames} frames at first, then {wrong.found}") from None
                     self._frames, self._recounted = wrong.found, True
-                except _NotFinite:
+                except _NotFiniteError:
                     self._check = True
-                except _TooLarge as large:
+                except _TooLargeError as large:
                     smaller = large.smaller(self.checkpoint.config.temporal_factor)
                     if smaller is None:
-                        raise MovqOutOfMemory(
+                        raise MovqOutOfMemoryError(
                             "ran out of memory even in the smallest chunks; take a smaller picture"
                         ) from None
                 # Here, where the error holds on to nothing any more.
@@ -174,8 +180,10 @@ class Encoding:
                     free_memory(self.by.device)
 
     def _compute(self, progress: Progress) -> None:
-        """Raises WrongCount if windows depend on a wrong number, _TooLarge where memory runs out while it computes,
-        _NotFinite unless it checks every stage.
+        """Compute all latents by one plan.
+
+        Raises WrongCountError if windows depend on a wrong number, _TooLargeError where memory runs out, _NotFiniteError unless
+        it checks every stage.
         """
         options, checkpoint = self.options, self.checkpoint
         with ExitStack() as stack:
@@ -191,8 +199,8 @@ class Encoding:
                     try:
                         with memory_errors():
                             self._append(encoder, plan, chunker, writer, progress)
-                    except MovqOutOfMemory:
-                        raise _TooLarge(plan) from None
+                    except MovqOutOfMemoryError:
+                        raise _TooLargeError(plan) from None
             noted = [
                 *self.by.notes,
                 *self._notes,
@@ -264,17 +272,17 @@ class Encoding:
                 writer.append(latents.to(store_dtype))
 
     def _finite(self, chunks: Iterator[torch.Tensor], plan: Plan, chunker: Chunker) -> Iterator[torch.Tensor]:
-        """The same latents. Raises _NotFinite, or MovqError naming stage and frame where every stage is checked."""
+        """The same latents. Raises _NotFiniteError, or MovqError naming stage and frame where every stage is checked."""
         import torch
 
-        from .model.stages import NotFinite
+        from .model.stages import NotFiniteError
 
         try:
             for latents in chunks:
                 if not bool(torch.isfinite(latents).all()):
-                    raise _NotFinite
+                    raise _NotFiniteError
                 yield latents
-        except NotFinite as found:
+        except NotFiniteError as found:
             frame = min(found.frame, len(chunker.times) - 1)  # where the tail is repeated, its last one
             raise MovqError(
                 f"gives numbers that are not finite in {plan.precision}, first in {found.stage} at frame "

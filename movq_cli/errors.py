@@ -1,6 +1,19 @@
-"""The one exception whose text is for the user, and what the process exits with.
+"""The exceptions whose text is for the user, and what the process exits with.
 
-Everything else that escapes is a bug of movq (exit 3). Nothing here prints.
+    MovqError                      refused; the same again will fail again; exit code 1
+    ├── MovqUsageError             options that cannot be, or not together; exit code 2
+    ├── MovqTooShortError          a video has fewer frames than were asked for
+    ├── MovqCrashError      *      a process of movq died
+    ├── MovqHangError       *      a process of movq gave no sign of life
+    ├── MovqMemoryError     *      there was not enough memory
+    │   └── MovqOutOfMemoryError   it ran out while something was computed that was thought to fit
+    └── MovqOutputError     *      an output cannot be written where it should go
+        └── MovqDiskError   *      no output can be written there: no space, or the disk failed
+
+    MovqWarning                    a result was made all the same
+
+* may go better another time, with the same input and options. Everything else that escapes is a bug of movq (exit code 3).
+Nothing here prints.
 """
 
 from __future__ import annotations
@@ -60,6 +73,7 @@ class MovqError(Exception):
 
     @property
     def reason_with_flags(self) -> str:
+        """The reason, with options named as on the command line."""
         return show_flags(self.marked)
 
     @property
@@ -82,7 +96,7 @@ class MovqError(Exception):
     @staticmethod
     def from_dict(values: Mapping[str, str]) -> MovqError:
         """Return the error of `to_dict`."""
-        kinds = {kind.cause: kind for kind in (MovqUsageError, MovqShort, *PASSING)}
+        kinds = {kind.cause: kind for kind in (MovqUsageError, MovqTooShortError, *PASSING)}
         return kinds.get(values["cause"], MovqError)(values["reason"], values["about"], option=values["option"])
 
 
@@ -98,19 +112,19 @@ class MovqUsageError(MovqError):
     cause = "usage"
 
 
-class MovqShort(MovqError):
+class MovqTooShortError(MovqError):
     """A video has fewer frames than were asked for, where that was not to be taken."""
 
     cause = "short"
 
 
-class MovqCrash(MovqError):
+class MovqCrashError(MovqError):
     """A process of movq died of what it was doing."""
 
     cause = "crash"
 
 
-class MovqHang(MovqError):
+class MovqHangError(MovqError):
     """A process of movq gave no sign of life for too long."""
 
     cause = "hang"
@@ -122,7 +136,7 @@ class MovqMemoryError(MovqError):
     cause = "memory"
 
 
-class MovqOutOfMemory(MovqMemoryError):
+class MovqOutOfMemoryError(MovqMemoryError):
     """Memory ran out while something was computed that was thought to fit."""
 
 
@@ -138,7 +152,7 @@ class MovqDiskError(MovqOutputError):
     cause = "disk"
 
 
-PASSING = (MovqCrash, MovqHang, MovqMemoryError, MovqOutputError, MovqDiskError)
+PASSING = (MovqCrashError, MovqHangError, MovqMemoryError, MovqOutputError, MovqDiskError)
 """What may go better another time, with the same input and options."""
 
 

@@ -35,6 +35,7 @@ class FileIdentity(NamedTuple):
 
     @classmethod
     def of(cls, found: os.stat_result) -> FileIdentity:
+        """Return the identity of a file, of what `os.stat` says."""
         return cls(found.st_size, found.st_mtime_ns, found.st_ino)
 
 
@@ -128,6 +129,7 @@ class WholeFile:
         return os.open(name, os.O_CREAT | os.O_EXCL | flags, mode), True
 
     def write(self, data: bytes | memoryview) -> None:
+        """Write more of the file. Raises MovqError."""
         with _errors_about(self.path):
             write_all(self._fd, data)
 
@@ -138,6 +140,7 @@ class WholeFile:
 
     @property
     def size(self) -> int:
+        """Bytes written so far."""
         return os.fstat(self._fd).st_size
 
     def commit(self) -> None:
@@ -357,7 +360,7 @@ def file_name(path: str | os.PathLike[str]) -> str:
 
 
 def text_of(path: str) -> str:
-    """A path as text that can stand in JSON: bytes that are no UTF-8 are written \\xff."""
+    r"""Return a path as text that can stand in JSON: bytes that are not UTF-8 are written \xff."""
     try:
         path.encode()
         return path

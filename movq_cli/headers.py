@@ -28,6 +28,7 @@ class TensorEntry:
 
     @property
     def numel(self) -> int:
+        """How many numbers it has."""
         return math.prod(self.shape)
 
 

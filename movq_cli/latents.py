@@ -57,7 +57,7 @@ class LatentsWriter:
         return 1, c, sum(self._frames), h, w
 
     def append(self, latents: torch.Tensor) -> None:
-        """latents (1, C, n, H', W') on the CPU; every chunk in the same dtype. Raises MovqError if they are not finite."""
+        """Write latents (1, C, n, H', W') on the CPU, every chunk in the same dtype. Raises MovqError if they are not finite."""
         import torch
 
         _, c, n, h, w = latents.shape

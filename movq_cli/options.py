@@ -123,7 +123,7 @@ class EncodeOptions(ModelOptions):
     """Options of encoding.
 
     `short`: a video with fewer frames than `selection.frames` is encoded, with a warning, or first made as long by repeating its
-    last frame (pad), or refused (MovqShort). `seed` is of draws (save "sample", and a batch's pick "random").
+    last frame (pad), or refused (MovqTooShortError). `seed` is of draws (save "sample", and a batch's pick "random").
     """
 
     selection: Selection = Selection()

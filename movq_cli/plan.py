@@ -16,7 +16,7 @@ from .budget import Budget, Task, check_weights, make_budget
 from .checkpoints.checkpoint import Checkpoint, open_checkpoint, require_fit
 from .codec import RGB, Chunker, fit_tail
 from .device import ITEM_SIZE, choose_device, choose_precision
-from .errors import MovqError, MovqShort, MovqUsageError, about, option, require_torch
+from .errors import MovqError, MovqTooShortError, MovqUsageError, about, option, require_torch
 from .headers import ITEM_SIZES
 from .latents import DTYPES
 from .model.config import AutoencoderConfig
@@ -56,6 +56,7 @@ class Plan:
 
     @property
     def padded_frames(self) -> int | None:
+        """The frames to encode, repeated ones included; None if they are not counted."""
         return None if self.frames is None else self.frames + self.frames_padded
 
 
@@ -76,6 +77,7 @@ def plan_encode(source: str | os.PathLike[str], options: EncodeOptions | None = 
 
 
 def open_weights(options: EncodeOptions) -> Checkpoint:
+    """Open the weights of these options. Raises MovqError and MovqUsageError where they cannot encode video so."""
     require_torch()  # torch itself is imported later, while other work is under way
     checkpoint = open_checkpoint(options.weights)
     check_weights(options, checkpoint)
@@ -92,6 +94,7 @@ def start_reader(
     config: AutoencoderConfig,
     alive: Callable[[], None] = lambda: None,
 ) -> FrameReader:
+    """Begin to decode a video as these options ask, padded for the network."""
     return read_frames(
         source,
         options.selection,
@@ -103,8 +106,9 @@ def start_reader(
     )
 
 
-def too_short(found: int, wanted: int) -> MovqShort:
-    return MovqShort(f"has {found} of the {wanted} frames asked for")
+def too_short(found: int, wanted: int) -> MovqTooShortError:
+    """Return the error of a video with too few frames."""
+    return MovqTooShortError(f"has {found} of the {wanted} frames asked for")
 
 
 def least_frames(options: EncodeOptions) -> int:
@@ -245,7 +249,7 @@ def expected_frames(info: VideoInfo, selection: Selection) -> int | None:
 
 
 def shortfall(chunker: Chunker, options: EncodeOptions) -> Iterator[str]:
-    """What to say of frames that there are not, and of those left out. Raises MovqShort where they were to be there."""
+    """What to say of frames that there are not, and of those left out. Raises MovqTooShortError where they were to be there."""
     wanted, found = options.selection.frames, len(chunker.times) + chunker.dropped
     if wanted is not None and found < wanted:
         if options.short == "refuse":

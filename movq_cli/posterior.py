@@ -31,7 +31,7 @@ def draw_latents(
 
 
 def draw_from(moments: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-    """mean + exp(logvar / 2) * noise of moments (2z, T, H, W): (z, T, H, W) in fp32; logvar clamped to [-30, 20].
+    """Return mean + exp(logvar / 2) * noise of moments (2z, T, H, W): (z, T, H, W) in fp32; logvar clamped to [-30, 20].
 
     `noise` is torch's own where none is given.
     """

@@ -90,6 +90,7 @@ class Spoken:
         self._messages.extend(map(json.loads, lines))
 
     def hang_up(self) -> None:
+        """Close the pipes."""
         self._to.close()
         self._out.close()
 
@@ -107,6 +108,7 @@ class Child(Spoken):
 
     @property
     def pid(self) -> int:
+        """The process's number."""
         return self._process.pid
 
     def death(self) -> str:

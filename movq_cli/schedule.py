@@ -94,6 +94,7 @@ class ChunkSchedule:
 
     @property
     def chunks(self) -> int:
+        """How many chunks there are."""
         return sum(1 for _ in self.lengths())
 
     def _chunks(self, window: int | None, begun: bool = False) -> Iterator[int]:

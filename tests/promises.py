@@ -370,7 +370,7 @@ PROMISES = {
             Break(
                 "a decoder that crashes is a bug",
                 "video/reader.py",
-                "raise MovqCrash(",
+                "raise MovqCrashError(",
                 "raise RuntimeError(",
                 "test_video.py::test_a_crash_of_the_decoder_is_an_error_of_its_file",
             ),

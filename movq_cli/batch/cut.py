@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 from ..codec import fit_tail
-from ..errors import MovqError, MovqShort, MovqUsageError, MovqWarning, option
+from ..errors import MovqError, MovqTooShortError, MovqUsageError, MovqWarning, option
 from ..model.config import AutoencoderConfig
 from ..options import BatchOptions, EncodeOptions, Picture
 from ..plan import too_short
@@ -105,7 +105,7 @@ def _bucket(facts: VideoFacts, frames: int, batch: BatchOptions, upscale: bool) 
     shortest = min(bucket.frames for bucket in batch.buckets)
     if shortest > frames:
         if batch.short != "pad":
-            raise MovqShort(f"has {frames} frames, the shortest bucket {shortest}")
+            raise MovqTooShortError(f"has {frames} frames, the shortest bucket {shortest}")
         frames = shortest
     fitting = [bucket for bucket in batch.buckets if bucket.frames <= frames]
     fitting = [bucket for bucket in fitting if upscale or not bucket.enlarges(facts.width, facts.height)]

@@ -20,8 +20,9 @@ WORKER = "movq_cli.batch.worker"
 
 @dataclass(frozen=True)
 class Ready:
-    """A worker that has loaded its weights: their digest, its precision and device, and the CUDA devices, free bytes and
-    cores of its machine.
+    """A worker that has loaded its weights, of this digest.
+
+    `precision` and `device` are its own; CUDA `devices`, free bytes of `memory` and `cores` are its machine's.
     """
 
     precision: str
@@ -52,15 +53,18 @@ class Handle(Protocol):
     def death(self) -> str:
         """How it ended."""
 
-    def kill(self) -> None: ...
+    def kill(self) -> None:
+        """End it, and wait for nothing."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End it, for certain."""
 
 
 class Engine(Protocol):
     """Starts workers and hears of them."""
 
-    def start(self) -> Handle: ...
+    def start(self) -> Handle:
+        """Start a worker."""
 
     def wait(self, handles: Sequence[Any], seconds: float) -> Sequence[Any]:
         """Those that have something to say; waits for one at most so long."""
@@ -71,7 +75,8 @@ class Engine(Protocol):
     def on_one_machine(self, count: int, ready: Ready) -> int:
         """How many of so many share the memory of one."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End the engine; its workers are closed before."""
 
 
 class LocalEngine:
@@ -81,19 +86,24 @@ class LocalEngine:
         self._options = options
 
     def start(self) -> Child:
+        """Start a process."""
         return Child(WORKER)
 
     def wait(self, handles: Sequence[Child], seconds: float) -> Sequence[Child]:
+        """Return the processes that have something to say."""
         return select.select(handles, [], [], seconds)[0]
 
     def suitable(self, ready: Ready) -> int:
+        """Return one for each CUDA device, or for each core as far as memory allows."""
         if ready.devices:
             return ready.devices if self._options.device in ("auto", "cuda") else 1
         memory = self._options.memory_budget or ready.memory
         return max(1, min(ready.cores // (self._options.threads or 1), memory // WORKER_BYTES))
 
     def on_one_machine(self, count: int, ready: Ready) -> int:
+        """Return all of them."""
         return count
 
     def close(self) -> None:
+        """Do nothing: processes are closed one by one."""
         pass

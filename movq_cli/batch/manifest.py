@@ -221,6 +221,7 @@ class Manifest:
         self._taken_over = []
 
     def close(self) -> None:
+        """Close the file; another line opens it again."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

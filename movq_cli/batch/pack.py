@@ -156,7 +156,7 @@ class Packer:
         while parts and not members:
             try:
                 members = self._write_whole(path, parts, new)
-            except _Damaged as damaged:  # it is left out, and made again by the next batch
+            except _DamagedError as damaged:  # it is left out, and made again by the next batch
                 line = parts.pop(damaged.number).line
                 if line is not None:
                     reason = "its latents were damaged before they were packed"
@@ -200,16 +200,16 @@ class Packer:
                 else:
                     assert line is not None
                     if not self._holds(line["output"], line):
-                        raise _Damaged(number)
+                        raise _DamagedError(number)
                     id, name, size, expected = line["id"], member_name(line["id"]), line["bytes"], line["sha256"]
                     data = blocks(os.path.join(self._folder, line["output"]), 0, size)
                 try:
                     offset, sha256 = add(name, size, data)
                     if sha256 != expected:
-                        raise _Damaged(number)
+                        raise _DamagedError(number)
                     said = _said(line) if line is not None else _said_before(path, member)
                 except CutError:
-                    raise _Damaged(number) from None
+                    raise _DamagedError(number) from None
                 json_offset, json_sha256 = add(json_name(name), len(said), [said])
                 members.append(Member(id, name, offset, size, sha256, json_offset, len(said), json_sha256))
             file.write(_END)
@@ -231,7 +231,7 @@ class _Part(NamedTuple):
     member: Member | None
 
 
-class _Damaged(Exception):
+class _DamagedError(Exception):
     """What was to be packed is not what it was; its place among the others."""
 
     def __init__(self, number: int) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import MovqCrash, MovqError, MovqHang, MovqMemoryError, MovqWarning
+from ..errors import MovqCrashError, MovqError, MovqHangError, MovqMemoryError, MovqWarning
 from ..options import BatchOptions, EncodeOptions
 from ..records import from_values, to_values
 from .engines import Engine, Handle, LocalEngine, Ready
@@ -128,6 +128,7 @@ class Pool:
         self._later.clear()
 
     def close(self) -> None:
+        """End all workers."""
         for worker in self.workers:
             worker.child.kill()
         for worker in self.workers:
@@ -199,7 +200,7 @@ class Pool:
             elif not worker.child.started:
                 worker.heard = now  # it waits for a machine
             elif (worker.tasks or not worker.ready) and now - worker.heard > self._patience(worker):
-                error = MovqHang(f"no progress for {self._patience(worker):g} s")
+                error = MovqHangError(f"no progress for {self._patience(worker):g} s")
             if error is not None:
                 yield from self._lost(worker, error)
 
@@ -244,7 +245,7 @@ class Pool:
         if not worker.ready:
             self._deaths += 1
             if self._deaths > 2:
-                self._do_without(worker, MovqCrash(f"a worker cannot start: {error.marked}"))
+                self._do_without(worker, MovqCrashError(f"a worker cannot start: {error.marked}"))
                 return
         if worker.tasks and not worker.begun:  # it died of opening it
             worker.tasks[0].attempts += 1
@@ -257,7 +258,7 @@ class Pool:
             if worker.child.lost:
                 task.allowed = min(task.allowed + 1, _MOST_ATTEMPTS)
             written = worker.task is not None and task is not worker.task  # it was that already, which takes no memory
-            yield from self._outcome(task, unmade(MovqCrash(error.marked) if written else error), died=True)
+            yield from self._outcome(task, unmade(MovqCrashError(error.marked) if written else error), died=True)
 
     def _take_back(self, worker: Worker) -> None:
         """Put the tasks that a worker will not do in front of the others again; they were not attempted."""
@@ -288,7 +289,7 @@ class Pool:
             if last or died:
                 task.overrides["chunk_frames"] = self._smallest_chunk
             self._later.append(task)
-        elif again and cause in (MovqCrash.cause, MovqHang.cause) and task.attempts < task.allowed:
+        elif again and cause in (MovqCrashError.cause, MovqHangError.cause) and task.attempts < task.allowed:
             self._tasks.append(task)
         else:
             if task.first and outcome["status"] == "done":
@@ -334,4 +335,4 @@ def _absolute(options: EncodeOptions) -> EncodeOptions:
 def _death(how: str) -> MovqError:
     if how == "SIGKILL":
         return MovqMemoryError("its process was killed (SIGKILL), as the system does where memory runs out")
-    return MovqCrash(f"its process died ({how})")
+    return MovqCrashError(f"its process died ({how})")

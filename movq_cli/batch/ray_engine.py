@@ -57,24 +57,29 @@ class RayHandle:
         self._death: str | None = None
 
     def send(self, data: dict[str, Any]) -> None:
+        """Send a message with the next exchange."""
         self._unsent.append(data)
 
     def messages(self) -> list[dict[str, Any]]:
+        """Return what it has said since. Raises EOFError where it is over and has said all."""
         if not self._said and self._death is not None:
             raise EOFError
         said, self._said = self._said, []
         return said
 
     def death(self) -> str:
+        """Return how it ended."""
         return self._death or "it was ended"
 
     def kill(self) -> None:
+        """End the actor, and wait for nothing."""
         import ray
 
         with suppress(Exception):  # it is dead already, or all of Ray is
             ray.kill(self._actor)
 
     def close(self) -> None:
+        """End the actor."""
         self.kill()
 
     @property
@@ -134,9 +139,11 @@ class RayEngine:
         self._actor = ray.remote(Relay).options(num_cpus=self._threads, num_gpus=self._gpus, max_restarts=0)
 
     def start(self) -> RayHandle:
+        """Ask the cluster for an actor."""
         return RayHandle(self._actor.remote())
 
     def wait(self, handles: Sequence[RayHandle], seconds: float) -> Sequence[RayHandle]:
+        """Return the actors that have something to say; warn once where none gets a machine."""
         import ray
 
         if not any(handle.heard for handle in handles):
@@ -155,6 +162,7 @@ class RayEngine:
         return [handle for handle in handles if handle.heard]
 
     def suitable(self, ready: Ready) -> int:
+        """Return as many as the cluster's GPUs, or its CPUs and memory, allow."""
         import ray
 
         resources = _resources()
@@ -165,9 +173,11 @@ class RayEngine:
         return max(1, min(int(resources.get("CPU", 1)) // self._threads, most))
 
     def on_one_machine(self, count: int, ready: Ready) -> int:
+        """Return how many of them may be on one machine, by its cores."""
         return min(count, max(1, ready.cores // self._threads))
 
     def close(self) -> None:
+        """Leave the cluster; end it if it was started here."""
         import ray
 
         if self._ours:

@@ -49,6 +49,7 @@ def member_name(id: str) -> str:
 
 
 def index_path(tar: str) -> str:
+    """Return the path of a tar's index."""
     return tar.removesuffix(".tar") + ".index.json"
 
 
@@ -85,6 +86,7 @@ class Tars:
             self._scanned.remove(tar)
 
     def forget(self, tar: str) -> None:
+        """Read a tar again when it is asked for next: it was written anew, or is gone."""
         self._known.pop(tar, None)
         self._scanned.discard(tar)
 
@@ -115,10 +117,12 @@ class CutError(MovqError):
 
 
 def digest_of(data: bytes) -> str:
+    """Return the sha256 of bytes in hex."""
     return hashlib.sha256(data).hexdigest()
 
 
 def json_name(name: str) -> str:
+    """Return what the JSON of latents of this name is called in a tar."""
     return name.removesuffix(_LATENTS) + _JSON
 
 
@@ -140,6 +144,7 @@ def blocks(path: str, offset: int, size: int) -> Iterator[bytes]:
 
 
 def write_index(tar: str, size: int, members: Sequence[Member]) -> None:
+    """Write the index of a tar of `size` bytes."""
     values = {
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,

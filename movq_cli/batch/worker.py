@@ -20,7 +20,7 @@ from ..codec import Progress
 from ..device import available_memory, memory_errors, spare_page_faults, usable_cores
 from ..encode import VideoEncoder
 from ..encoding import EncodeResult, Encoding
-from ..errors import MovqCrash, MovqError, printable
+from ..errors import MovqCrashError, MovqError, printable
 from ..files import FileIdentity, require_file, write_error
 from ..latents import is_latents
 from ..options import EncodeOptions
@@ -134,7 +134,7 @@ def _serve(talk: Talk) -> None:
             encoder = VideoEncoder(from_values(EncodeOptions, first["options"]))
             ready = describe(encoder)
     except Exception as error:
-        known = error if isinstance(error, MovqError) else MovqCrash(f"{type(error).__name__}: {error}")
+        known = error if isinstance(error, MovqError) else MovqCrashError(f"{type(error).__name__}: {error}")
         talk.say("unusable", **known.to_dict())
         return
     talk.say("ready", ready=to_values(ready))
@@ -152,7 +152,7 @@ def _last_words(talk: Talk) -> Iterator[None]:
     except Exception as error:
         reason = f"a bug of movq: {type(error).__name__}: {error} (movq --debug encode shows where)"
         with suppress(BrokenPipeError):
-            talk.say("end", outcome=unmade(MovqCrash(reason)), resident=0, over=True)
+            talk.say("end", outcome=unmade(MovqCrashError(reason)), resident=0, over=True)
         os._exit(0)
 
 

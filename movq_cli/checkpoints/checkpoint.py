@@ -82,6 +82,7 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
+        """What the model is called."""
         return self.metadata["name"]
 
     @property
@@ -102,6 +103,7 @@ class Checkpoint:
 
     @property
     def dtypes(self) -> list[str]:
+        """The dtypes of its tensors, by their safetensors names."""
         return sorted({stored.dtype for stored in self.tensors.values()})
 
     @cached_property

@@ -73,7 +73,7 @@ _OURS = [_pattern(ours) for ours, _ in _PAIRS] + [_pattern(ours) for ours in _OU
 
 
 def to_diffusers(name: str, config: AutoencoderConfig) -> str:
-    """diffusers' name of a tensor of ours. Raises MovqError where it has none: its autoencoder has no attention."""
+    """Return diffusers' name of a tensor of ours. Raises MovqError where it has none: its autoencoder has no attention."""
     theirs = _rename(name, _TO_DIFFUSERS, config.levels)
     if theirs is None:
         raise MovqError(f"{name} has no counterpart in diffusers' AutoencoderKLCogVideoX")
@@ -95,8 +95,11 @@ def _rename(name: str, rules: list[tuple[re.Pattern[str], str]], levels: int) ->
 
 @dataclass(frozen=True)
 class Description:
-    """What tensors without movq's metadata are: layout "diffusers" or "sat", our name of each to the stored one, config,
-    scaling_factor, shift_factor and invert_scale_latents as text ("" unknown), and whether config.json was read."""
+    """What tensors without movq's metadata are.
+
+    `layout` is "diffusers" or "sat"; `names` leads from our name of each tensor to the stored one; `scaling` has scaling_factor,
+    shift_factor and invert_scale_latents as text ("" unknown); `read_config`: whether config.json was read.
+    """
 
     layout: str
     names: Mapping[str, str]

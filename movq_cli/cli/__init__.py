@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from .. import __version__
+from .._version import __version__
 from ..errors import MovqError, MovqWarning
 from ..files import os_reason
 from . import batch, decode, encode, eval, info, weights

@@ -211,6 +211,7 @@ def show_failures(summary: Summary, file: TextIO | None = None) -> None:
 
 
 def say_orphans(orphans: list[str], output: str) -> None:
+    """Say which outputs belong to no item."""
     complain(
         f"{plural(len(orphans), 'output')} that this command does not ask for (no such video, an older state of one, or cut "
         f"otherwise): {_some(orphans)}",

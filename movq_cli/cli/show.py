@@ -33,6 +33,7 @@ def say_whose_weights(options: EncodeOptions) -> None:
 
 
 def name_of(path: str | os.PathLike[str]) -> str:
+    """Return a path as it can be printed."""
     return printable(os.fspath(path))
 
 
@@ -62,10 +63,12 @@ def ratio(bytes_before: float, bytes_after: float) -> str:
 
 
 def shape(sizes: Sequence[int]) -> str:
+    """Return sizes as `1 x 32 x 5`."""
     return " x ".join(str(n) for n in sizes)
 
 
 def plural(count: int, word: str) -> str:
+    """Return a count and its word: `1 item`, `1,200 items`."""
     return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 

@@ -5,9 +5,9 @@ Importing this imports no torch; naming a class does. `config` is free of torch 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .._lazy import lazily
 from .config import AutoencoderConfig
 
 if TYPE_CHECKING:
@@ -17,19 +17,16 @@ if TYPE_CHECKING:
     from .encoder import Encoder3D
     from .norms import GroupNorm, SpatialNorm3D
 
-_HOMES = {
-    "AttnBlock2D": "blocks",
-    "DownSample3D": "blocks",
-    "ResnetBlock3D": "blocks",
-    "Upsample3D": "blocks",
-    "CausalConv3d": "causal",
-    "StreamCache": "causal",
-    "Decoder3D": "decoder",
-    "MOVQDecoder3D": "decoder",
-    "Encoder3D": "encoder",
-    "GroupNorm": "norms",
-    "SpatialNorm3D": "norms",
-}
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "blocks": "AttnBlock2D DownSample3D ResnetBlock3D Upsample3D",
+        "causal": "CausalConv3d StreamCache",
+        "decoder": "Decoder3D MOVQDecoder3D",
+        "encoder": "Encoder3D",
+        "norms": "GroupNorm SpatialNorm3D",
+    },
+)
 
 __all__ = [
     "AttnBlock2D",
@@ -45,9 +42,3 @@ __all__ = [
     "StreamCache",
     "Upsample3D",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -31,6 +31,7 @@ class DownSample3D(nn.Module):
         self.conv = Conv2d(in_channels, in_channels, kernel_size=3, stride=2) if with_conv else None
 
     def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
+        """Return x (B, C, T, H, W) at half the size."""
         b, c, t, h, w = x.shape
         alone = 1 if self.compress_time and (cache is None or cache.first) else 0
         pairs = (t - alone) // 2 if self.compress_time else t
@@ -67,6 +68,7 @@ class Upsample3D(nn.Module):
         self.conv = Conv2d(in_channels, in_channels, kernel_size=3, padding=1) if with_conv else None
 
     def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
+        """Return x (B, C, T, H, W) at twice the size."""
         y = upsample_space(fold_frames(x))
         if not self.compress_time:
             return unfold_frames(y if self.conv is None else self.conv(y), x.shape[0])
@@ -119,6 +121,7 @@ class ResnetBlock3D(nn.Module):
     def forward(
         self, x: Tensor, temb: Tensor | None = None, cache: StreamCache | None = None, *, zq: Tensor | None = None
     ) -> Tensor:
+        """Return (B, out_channels, T, H, W) of x (B, in_channels, T, H, W)."""
         cache = cache or StreamCache()
         return self._second(self._first(Carry(x, zq=zq), cache, None, temb), cache, None).x
 
@@ -170,9 +173,11 @@ class AttnBlock2D(nn.Module):
         self.q, self.k, self.v, self.proj_out = (Conv2d(in_channels, in_channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor, cache: StreamCache | None = None, *, zq: Tensor | None = None) -> Tensor:
+        """Return x (B, C, T, H, W) with what its pixels attend to added."""
         return self._run(Carry(x, zq=zq), cache or StreamCache(), None).x
 
     def stages(self, name: str, pixels: float) -> list[Stage]:
+        """Return its one stage. `pixels` per frame, against other layers'."""
         return [Stage(name, _group_norm(self.norm), self._run, num_parameters(self) * pixels)]
 
     def _run(self, carry: Carry, cache: StreamCache, stats: NormStatistics | None) -> Carry:

@@ -140,7 +140,7 @@ class CausalConv3d(nn.Module):
         )
 
     def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
-        """x (B, chan_in, T, H, W). With a cache, T is a multiple of the stride."""
+        """Convolve x (B, chan_in, T, H, W). With a cache, T is a multiple of the stride."""
         if cache is not None and x.shape[2] % self.stride:
             raise ValueError(f"a chunk of {x.shape[2]} frames is not a multiple of the stride {self.stride}")
         if self.time_pad == 0:

@@ -120,6 +120,7 @@ class AutoencoderConfig:
 
     @property
     def levels(self) -> int:
+        """How many resolutions there are."""
         return len(self.ch_mult)
 
     @property
@@ -148,6 +149,7 @@ class AutoencoderConfig:
         return 1 + 2 * self.temporal_factor if self.pad_mode == "reflect" else 1
 
     def level_channels(self, level: int) -> int:
+        """Return the channels of a level."""
         return self.ch * self.ch_mult[level]
 
     def level_area(self, level: int) -> int:

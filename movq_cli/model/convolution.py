@@ -22,9 +22,9 @@ _ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-
 
 
 def cpu_computes_bf16() -> bool:
-    """Return True if this CPU has instructions for bf16. (oneDNN's own check also passes where bf16 is emulated.)
+    """Return True if this CPU has instructions for bf16.
 
-    torch's checks are private. Without them, bf16 counts as emulated.
+    oneDNN's own check also passes where bf16 is emulated. torch's checks are private; without them, bf16 counts as emulated.
     """
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name)() for name in checks if hasattr(torch.cpu, name))

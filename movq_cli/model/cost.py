@@ -23,8 +23,10 @@ _PAST = 2
 
 @dataclass(frozen=True)
 class ChunkCost:
-    """Elements, for one chunk: `activations` alive at the worst moment, `caches` kept for the next one, `largest` tensor,
-    and those `waiting` between two stages at the worst barrier, which a window of several chunks has to keep.
+    """What one chunk costs, in elements.
+
+    `activations` are alive at the worst moment, `caches` are kept for the next chunk, `largest` is the largest tensor, and
+    `waiting` are kept between two stages at the worst barrier by a window of several chunks.
     """
 
     activations: int

@@ -77,7 +77,7 @@ class Decoder3D(nn.Module):
         self.conv_out = CausalConv3d(channels, out_ch, 3, pad_mode)
 
     def forward(self, z: Tensor, zq: Tensor | None = None, cache: StreamCache | None = None) -> Tensor:
-        """z (B, z_channels, L, H, W); zq (B, zq_ch, L, H, W), what the norms read, is z unless given.
+        """Decode z (B, z_channels, L, H, W); zq (B, zq_ch, L, H, W), what the norms read, is z unless given.
 
         Without a cache, z is a whole clip. With one it is the stream's next chunk, of any length, which gives 4 frames per
         latent, the stream's first latent 1; with norm_scope "frame" the outputs, joined, are those of the whole clip.

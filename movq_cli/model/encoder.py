@@ -76,7 +76,7 @@ class Encoder3D(nn.Module):
         self.conv_out = CausalConv3d(channels, config.moment_channels, 3, pad_mode)
 
     def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
-        """x (B, in_channels, T, H, W), H and W multiples of the spatial factor, to (B, moments, T', H / 8, W / 8).
+        """Encode x (B, in_channels, T, H, W), H and W multiples of the spatial factor, to (B, moments, T', H / 8, W / 8).
 
         Without a cache, x is a whole clip. With one it is the stream's next chunk: 1 + n * factor frames, then n * factor
         (see `StreamCache.take`), and with norm_scope "frame" the outputs, joined, are those of the whole clip.
@@ -96,7 +96,7 @@ class Encoder3D(nn.Module):
 
         With norm_scope "whole" a stream is one window if its outputs are to be those of the whole clip; with "frame" the
         windows make no difference. Chunks wait in the `store` between stages; `worked` hears of the work done, in frames;
-        with `check`, NotFinite names the first stage that gives numbers that are not.
+        with `check`, NotFiniteError names the first stage that gives numbers that are not.
         """
         config, s = self.config, self.config.spatial_factor
         short: list[Tensor] = []

@@ -160,6 +160,7 @@ class SpatialNorm3D(nn.Module):
         self.conv_b = CausalConv3d(zq_channels, f_channels, kernel_size=1)
 
     def forward(self, f: Tensor, zq: Tensor, stats: NormStatistics | None = None, *, first: bool = True) -> Tensor:
+        """Return f (B, f_channels, T, H, W) normalised, scaled and shifted by zq."""
         out = torch.empty_like(f, memory_format=LAYOUT)
         self.write(f, out, zq, stats, silu=False, first=first)
         return out

@@ -36,6 +36,7 @@ class ChunkPosition:
 
     @property
     def is_first(self) -> bool:
+        """Whether it is the stream's first."""
         return self.start == 0
 
 
@@ -58,7 +59,7 @@ class Carry:
         return self.x if self.h is None else self.h
 
 
-class NotFinite(Exception):
+class NotFiniteError(Exception):
     """A stage gave numbers that are not finite: which one, and the first frame of the stream that has to do with them."""
 
     def __init__(self, stage: str, frame: int) -> None:
@@ -107,7 +108,7 @@ def run_window(
     Statistics live within the window, the cache's past across windows.
     Between two stages chunks wait in the `store` (default: the device's memory). With gradients on, a window has one
     chunk: its norms then measure that chunk themselves, differentiably. With `check`, which costs a pass over memory per stage,
-    raises NotFinite for the first stage that gives such numbers.
+    raises NotFiniteError for the first stage that gives such numbers.
     """
     store = store or Store()
     total = sum(stage.work for stage in stages)
@@ -145,7 +146,7 @@ def _require_finite(stage: Stage, carry: Carry) -> None:
     finite = carry.head.isfinite().all(dim=4).all(dim=3).all(dim=1).all(dim=0)
     if not bool(finite.all()):
         step, steps = finite.tolist().index(False), len(finite)
-        raise NotFinite(stage.name, carry.position.start + first_frame(step, steps, carry.position.length))
+        raise NotFiniteError(stage.name, carry.position.start + first_frame(step, steps, carry.position.length))
 
 
 def first_frame(step: int, steps: int, frames: int) -> int:

@@ -41,12 +41,14 @@ class SpillFile:
             ) from None
 
     def push(self, data: memoryview) -> None:
+        """Write bytes behind the last."""
         if self._held + len(data) > self.capacity:
             raise RuntimeError(f"{self._held + len(data)} bytes for a spill file planned for {self.capacity}")
         self._move(data, self._start + self._held, os.pwrite)
         self._held += len(data)
 
     def pop(self, into: memoryview) -> None:
+        """Read the oldest bytes, and make room for others."""
         self._move(into, self._start, lambda fd, view, at: os.preadv(fd, [view], at))
         self._start = (self._start + len(into)) % self.capacity
         self._held -= len(into)
@@ -73,8 +75,10 @@ class SpillFile:
 
 
 class Store:
-    """Tensors (B, C, T, H, W) in three tiers: the device's own memory up to `device_bytes`, host memory up to `host_bytes`
-    (pinned, for a CUDA device), then `spill`. None is no limit. On a CPU, device and host are one: `host_bytes` is unused.
+    """Keeps tensors (B, C, T, H, W) in three tiers.
+
+    The device's own memory up to `device_bytes`, host memory up to `host_bytes` (pinned, for a CUDA device), then `spill`. None
+    is no limit. On a CPU, device and host are one: `host_bytes` is unused.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Store:
         self._spill = spill
 
     def put(self, tensors: list[Tensor]) -> Claim:
+        """Keep tensors in the first tier that has room. Return what gives them back."""
         size = sum(t.numel() * t.element_size() for t in tensors)
         device = tensors[0].device
         for tier in range(1 if device.type == "cpu" else 2):

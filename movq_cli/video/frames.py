@@ -68,6 +68,7 @@ class Decoder:
 
     @property
     def info(self) -> VideoInfo:
+        """What the file says of itself and its first frame shows."""
         source, stream, frame = self.source, self.source.stream, self._first.payload
         aspect = stream.sample_aspect_ratio or Fraction(1)
         shown = plan_geometry(frame.width, frame.height, aspect, self.orientation, Picture(), 1).shown
@@ -96,6 +97,7 @@ class Decoder:
         )
 
     def geometry(self, picture: Picture, multiple: int) -> Geometry:
+        """Return how frames become the picture asked for, padded to a multiple."""
         frame, aspect = self._first.payload, self.source.stream.sample_aspect_ratio or Fraction(1)
         return plan_geometry(frame.width, frame.height, aspect, self.orientation, picture, multiple)
 

@@ -29,6 +29,7 @@ class Orientation:
 
     @property
     def mirrored(self) -> bool:
+        """Whether the picture is mirrored, turning apart."""
         return self.transpose ^ self.mirror_columns ^ self.mirror_rows
 
     def apply(self, image: np.ndarray) -> np.ndarray:
@@ -61,22 +62,27 @@ class Geometry:
 
     @property
     def height(self) -> int:
+        """Height of the picture, without padding."""
         return self.crop[3]
 
     @property
     def padded_width(self) -> int:
+        """Width with padding."""
         return self.width + self.pad_right
 
     @property
     def padded_height(self) -> int:
+        """Height with padding."""
         return self.height + self.pad_bottom
 
     @property
     def resamples(self) -> bool:
+        """Whether the picture is scaled."""
         return self.scaled != self.stored
 
     @property
     def crops(self) -> bool:
+        """Whether a part of the scaled picture is cut away."""
         turned = self.scaled[::-1] if self.orientation.transpose else self.scaled
         return (self.width, self.height) != turned
 
@@ -146,4 +152,5 @@ def smaller_pictures(size: tuple[int, int], multiple: int) -> Iterator[tuple[int
 
 
 def round_up(value: int, multiple: int) -> int:
+    """Return the next multiple that is not below a value."""
     return -(-value // multiple) * multiple

@@ -57,7 +57,7 @@ class _Key:
     time: Fraction
 
 
-class _Unclear(Exception):
+class _UnclearError(Exception):
     """Packets do not tell which frames there are, and in which order."""
 
 
@@ -73,7 +73,7 @@ def find_entry(path: str, selection: Selection, passed: Callable[[], None] = lam
     def promised(source: Source) -> Iterator[Shown[_Key]]:
         for time, end, key in _promised(source, passed):
             if before and time <= before[-1].time:
-                raise _Unclear
+                raise _UnclearError
             before.append(Shown(len(before), time, end, None))
             yield Shown(before[-1].index, time, end, key)
 
@@ -88,7 +88,7 @@ def find_entry(path: str, selection: Selection, passed: Callable[[], None] = lam
                 first = next(select(promised(source), selection), None)
                 if first is None or first.payload.packets == 0 or not _decodes_alone(source, first.payload):
                     return None
-        except (_Unclear, MovqError):
+        except (_UnclearError, MovqError):
             return None
     key = first.payload
     return Entry(key.packets, key.time, before[: bisect_left(before, key.time, key=lambda frame: frame.time)])
@@ -97,7 +97,7 @@ def find_entry(path: str, selection: Selection, passed: Callable[[], None] = lam
 def _promised(source: Source, passed: Callable[[], None]) -> Iterator[tuple[Fraction, Fraction, _Key]]:
     """Time and end of the frames that packets promise, as they are shown, each with the last key frame that is not behind it.
 
-    What is shown before a key frame and yet follows it in the file does so before the next key frame. Raises _Unclear.
+    What is shown before a key frame and yet follows it in the file does so before the next key frame. Raises _UnclearError.
     """
     units, usual = _Units(source), 1 / source.rate
     key: _Key | None = None  # frames from here
@@ -111,11 +111,11 @@ def _promised(source: Source, passed: Callable[[], None]) -> Iterator[tuple[Frac
             continue
         span = packet_span(packet, usual)
         if span is None or packet.is_corrupt or len(waiting) > _MOST_WAITING:
-            raise _Unclear
+            raise _UnclearError
         time = span[0]
         if units.is_key(packet):
             if latest is not None and time <= latest:
-                raise _Unclear
+                raise _UnclearError
             yield from _taken(waiting, key, following)
             key, following = following, _Key(packet, packets, time)
         if not packet.is_discard:
@@ -135,7 +135,7 @@ def _taken(
     if not count:
         return []
     if key is None:  # frames that no key frame is in front of
-        raise _Unclear
+        raise _UnclearError
     taken = [(time, end, key) for time, end in waiting[:count]]
     del waiting[:count]
     return taken
@@ -150,25 +150,25 @@ class _Units:
         if self._codec in _LENGTH_SIZE_AT:
             record, place = context.extradata or b"", _LENGTH_SIZE_AT[self._codec]
             if len(record) <= place or record[0] != 1:
-                raise _Unclear
+                raise _UnclearError
             self._length_size = (record[place] & 3) + 1
 
     def is_key(self, packet: Packet[VideoStream]) -> bool:
-        """Whether what is shown after this packet's frame needs none of those before it. Raises _Unclear.
+        """Whether what is shown after this packet's frame needs none of those before it. Raises _UnclearError.
 
         H.264 marks recovery points as key frames too, which do.
         """
         if packet.has_sidedata("new_extradata"):  # it would be passed over
-            raise _Unclear
+            raise _UnclearError
         if self._codec == "h264":
             types = {head[0] & 31 for head in self._heads(packet)}
             if types.isdisjoint(_H264_PICTURE):
-                raise _Unclear
+                raise _UnclearError
             return packet.is_keyframe and _H264_IDR in types
         if self._codec == "hevc":
             heads = [head for head in self._heads(packet) if head[0] >> 1 & 63 in _HEVC_PICTURE or _ends(head)]
             if not heads or any(map(_ends, heads)):
-                raise _Unclear
+                raise _UnclearError
             return packet.is_keyframe and any(head[0] >> 1 & 63 in _HEVC_KEY for head in heads)
         return packet.is_keyframe
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MovqCrash, MovqError, MovqHang
+from ..errors import MovqCrashError, MovqError, MovqHangError
 from ..forks import Forker
 from ..options import Picture, Selection
 from ..records import from_values, to_values
@@ -82,10 +82,12 @@ class FrameReader:
 
     @property
     def info(self) -> VideoInfo:
+        """What the video is; waits until it is open."""
         return self._open().info
 
     @property
     def geometry(self) -> Geometry:
+        """How its frames become the picture asked for; waits until it is open."""
         return self._open().geometry
 
     @property
@@ -187,7 +189,7 @@ def survey(wanted: Iterable[tuple[str, Selection]]) -> Iterator[VideoFacts | Mov
             try:
                 yield from_values(VideoFacts, worker.receive()["facts"])
             except MovqError as error:
-                if isinstance(error, MovqCrash | MovqHang):
+                if isinstance(error, MovqCrashError | MovqHangError):
                     worker.close()
                     worker = None
                 yield error
@@ -233,12 +235,12 @@ class _Worker:
                 message = self._child.receive(HANG_SECONDS)
             except TimeoutError:
                 self.close()
-                raise MovqHang(f"the decoder hung: nothing came for {HANG_SECONDS:.0f} s", self._path) from None
+                raise MovqHangError(f"the decoder hung: nothing came for {HANG_SECONDS:.0f} s", self._path) from None
             except EOFError:
                 how = self._child.death()
                 if how == "SIGKILL":
                     how += ", as the system does where memory runs out"
-                raise MovqCrash(f"the decoder crashed on it ({how})", self._path) from None
+                raise MovqCrashError(f"the decoder crashed on it ({how})", self._path) from None
             if message["kind"] == "error":
                 raise MovqError.from_dict(message).named(self._path)
             if message["kind"] == "bug":
