@@ -38,9 +38,9 @@ test-all: test test-slow
 # Minutes, with strace: faults at every system call, kills, files of strangers, fuzzing, promises broken to see their tests go red.
 test-faults: .venv/test-installed
 	$(PYTEST) -rP -m faults -n 2
-	$(BIN)/python -m tests.inputs
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.test_fuzz 120 $$(date +%s)
-	$(BIN)/python -m tests.promises
+	$(BIN)/python -m tests.faults.inputs
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.test_fuzz 120 $$(date +%s)
+	$(BIN)/python -m tests.faults.promises
 
 test-gpu: .venv/test-installed
 	$(BIN)/python -m pytest -q -s -m gpu

@@ -5,7 +5,7 @@
     python benchmarks/batch.py throughput [--clips 16] [--frames 49] [--size 256x256] [--runs 3]
     python benchmarks/batch.py tiny [--clips 2000] [--against CHECKOUT]
 
-`tree` encodes a tree of tests/nasty.py, runs again, then once more into another folder, killing the whole process group
+`tree` encodes a tree of tests/faults/nasty.py, runs again, then once more into another folder, killing the whole process group
 that many times on the way, and compares the results byte for byte. `tiny` is what clips of 10 frames of 64x48 cost by one worker
 of one thread: the CPU of the whole machine, so leave it alone; with another checkout of movq, by that too. Prints Markdown.
 """
@@ -28,7 +28,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import common  # noqa: E402
 from benchmarks.common import Table, ratio  # noqa: E402
-from tests import clips, nasty  # noqa: E402
+from tests.faults import nasty  # noqa: E402
+from tests.helpers import clips  # noqa: E402
 
 MOVQ = [sys.executable, "-m", "movq_cli"]
 

@@ -42,7 +42,7 @@ def main():
     import torch
 
     from movq_cli import open_latents
-    from tests.tolerance import difference
+    from tests.helpers.tolerance import difference
 
     precise = ["--precision", args.precision or native_precision()]
     print(f"{precise[1]}, channels {args.channels}, medians of {args.runs} runs in turn\n")

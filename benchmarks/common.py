@@ -97,7 +97,7 @@ def synthetic(path, frames, width, height):
     import av
     import numpy as np
 
-    from tests.clips import picture
+    from tests.helpers.clips import picture
 
     wide = picture(width + 64, height)
     with av.open(path, "w") as container:

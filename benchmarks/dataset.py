@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.batch import MOVQ, contents, run  # noqa: E402
-from tests import clips  # noqa: E402
+from tests.helpers import clips  # noqa: E402
 
 BUCKETS = ["--bucket", "17x48x80", "--bucket", "1x64x64"]
 
@@ -98,7 +98,7 @@ def items(folder, options):
 
 def relay():
     """A process of Ray's that has a worker at work."""
-    from tests.test_ray import relays
+    from tests.helpers.processes import relays
 
     while not (found := relays()):
         time.sleep(0.05)

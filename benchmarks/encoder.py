@@ -3,7 +3,7 @@
     python benchmarks/encoder.py [--size published|tiny] [--precision bf16 fp32] [--shape 17x128x128 ...] [--runs 3] [--json FILE]
 
 All take turns in one run, each in a process of its own, so that a busy machine hits all and peaks are their own. "naive" is
-tests/published.py in one chunk: torch.cat and F.pad, x * sigmoid(x), every stage's output kept; "convolutions" is every
+tests/helpers/published.py in one chunk: torch.cat and F.pad, x * sigmoid(x), every stage's output kept; "convolutions" is every
 convolution that movq runs, on inputs of the same shapes and layout, and nothing else. Of the published size movq runs
 diffusers' windows, as diffusers does without tiling; movq-tiny norms per frame, in its default chunks. The precision is what
 `auto` is here unless given (a CPU without native bf16 takes minutes for what fp32 does in one). "in ..." compares with movq in
@@ -41,7 +41,7 @@ def measure(which, size, precision, shape):
     from movq_cli.codec import encode
     from movq_cli.device import spare_page_faults
     from movq_cli.model import Encoder3D
-    from tests import published
+    from tests.helpers import published
 
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     torch.manual_seed(0)

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 def main():
     from movq_cli import open_latents
-    from tests.tolerance import difference, said
+    from tests.helpers.tolerance import difference, said
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--frames", type=int, default=49)

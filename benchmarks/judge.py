@@ -34,8 +34,8 @@ def main():
     from movq_cli.checkpoints.layouts import to_diffusers
     from movq_cli.codec import to_pixels
     from movq_cli.model import StreamCache
-    from tests import clips
-    from tests.tolerance import difference, said
+    from tests.helpers import clips
+    from tests.helpers.tolerance import difference, said
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--channels", nargs="+", type=int, default=[128, 256, 256, 512])

@@ -22,7 +22,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.batch import contents  # noqa: E402
 from benchmarks.dataset import BUCKETS, make_list, write_list  # noqa: E402
 from movq_cli.checkpoints.checkpoint import embedded_weights  # noqa: E402
-from tests import clips, nasty  # noqa: E402
+from tests.faults import nasty  # noqa: E402
+from tests.helpers import clips  # noqa: E402
 
 OPTIONS = [
     {},

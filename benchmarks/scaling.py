@@ -72,7 +72,7 @@ def main():
     from movq_cli.model import Encoder3D
     from movq_cli.model.causal import StreamCache
     from movq_cli.model.cost import default_chunk_frames, encode_cost
-    from tests import published
+    from tests.helpers import published
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--shape", default="17x128x128")

@@ -21,7 +21,7 @@ SPAN = 17
 
 def main():
     from movq_cli import Selection, read_frames
-    from tests.clips import copy_packets
+    from tests.helpers.clips import copy_packets
 
     parser = options(__doc__)
     parser.add_argument("--frames", type=int, default=1800)

@@ -43,7 +43,7 @@ def main():
                 started = time.perf_counter()
                 results[name].append((peak(command), time.perf_counter() - started))
         from movq_cli import open_latents
-        from tests.tolerance import moments_off
+        from tests.helpers.tolerance import moments_off
 
         print(f"{args.frames} frames of {args.size}, {precision}, medians of {args.runs} runs in turn\n")
         table = Table(

@@ -13,19 +13,8 @@ from safetensors.torch import save_file
 from movq_cli.checkpoints.checkpoint import embedded_weights
 from movq_cli.model import AutoencoderConfig, Encoder3D
 
+from .helpers.models import SMALL
 from .helpers.zygote import Zygote
-
-SMALL = dict(
-    ch=32,
-    out_ch=3,
-    ch_mult=(1, 1, 2, 2),
-    num_res_blocks=1,
-    attn_resolutions=(),
-    in_channels=3,
-    resolution=64,
-    z_channels=4,
-    norm_scope="frame",
-)
 
 
 @pytest.fixture(scope="session")
@@ -100,3 +89,12 @@ def vae(tmp_path_factory):
 @pytest.fixture
 def embedded():
     return embedded_weights()
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Tensors here are small: on a busy machine threads that wait for each other take most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

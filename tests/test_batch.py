@@ -3,30 +3,15 @@
 import json
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 
 from movq_cli import MovqError, MovqWarning, Selection, decode_video, encode_batch, encode_video, open_latents
 from movq_cli.batch import read_batch, read_folder, read_lines
 
-from . import clips, nasty
-
-
-def manifest(folder):
-    return {line["id"]: line for line in map(json.loads, (Path(folder) / "manifest.jsonl").open())}
-
-
-def tree(folder):
-    """Every file and its bytes, the manifest's without seconds."""
-    found = {}
-    for path in sorted(Path(folder).rglob("*")):
-        if path.name == "manifest.jsonl":
-            lines = [json.loads(text) for text in path.open()]
-            found["manifest"] = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
-        elif path.is_file():
-            found[os.path.relpath(path, folder)] = path.read_bytes()
-    return found
+from .faults import nasty
+from .helpers import clips
+from .helpers.batches import manifest, tree
 
 
 @pytest.fixture(scope="module")

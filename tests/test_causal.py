@@ -7,8 +7,8 @@ from movq_cli.codec import to_input, to_pixels
 from movq_cli.model import CausalConv3d, DownSample3D, Encoder3D, ResnetBlock3D, StreamCache, Upsample3D
 from movq_cli.model.causal import fold_frames, unfold_frames
 
-from .test_config import GOOD
-from .tolerance import AGREE, SAME, off
+from .helpers.models import GOOD
+from .helpers.tolerance import AGREE, SAME, off
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from movq_cli import MovqError
 from movq_cli.checkpoints.checkpoint import EMBEDDED, FORMER, open_checkpoint
 
-from .tolerance import off
+from .helpers.tolerance import off
 
 
 def test_the_embedded_weights(embedded):

@@ -15,9 +15,10 @@ from movq_cli import __version__, open_latents
 from movq_cli.checkpoints.checkpoint import EMBEDDED
 from movq_cli.cli import run
 
-from . import clips
-from .test_video import CITY, bad_files
-from .test_workers import wait_for
+from .faults.nasty import bad_files
+from .helpers import clips
+from .helpers.clips import CITY
+from .helpers.processes import wait_for
 
 
 @pytest.fixture

@@ -7,16 +7,7 @@ import pytest
 from movq_cli import MovqWarning
 from movq_cli.model import AutoencoderConfig, Decoder3D, Encoder3D
 
-GOOD = dict(
-    ch=32,
-    out_ch=3,
-    ch_mult=(1, 2, 2),
-    num_res_blocks=1,
-    attn_resolutions=[],
-    in_channels=3,
-    resolution=32,
-    z_channels=4,
-)
+from .helpers.models import GOOD
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,9 @@ from movq_cli import MovqError, MovqUsageError
 from movq_cli.checkpoints.checkpoint import open_checkpoint
 from movq_cli.checkpoints.convert import convert_checkpoint
 
-from .test_layouts import MODEL, SMALL, cached, one_thread, sat_state, small_vae  # noqa: F401
+from .helpers.models import MODEL, VAE, cached, sat_state, small_vae
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 HINT = "the scaling factor is unknown: 1.15258426 for CogVideoX-2B, 0.7 for 5B and 1.5; --scaling-factor records it"
 
@@ -59,7 +61,7 @@ def test_every_wrapper_of_a_pytorch_file(tmp_path, wrapper):
     tensors = load_file(made.path)
     assert tensors.keys() == sat_state().keys()
     assert all(torch.equal(tensors[name], tensor) for name, tensor in sat_state().items())
-    assert (made.layout, made.semantics, made.name, made.config) == ("movq", "whole", "3d-vae", SMALL)
+    assert (made.layout, made.semantics, made.name, made.config) == ("movq", "whole", "3d-vae", VAE)
     assert made.metadata["source"] == "3d-vae.pt"
 
 

@@ -1,7 +1,5 @@
 """Convolutions by oneDNN give torch's numbers, whatever the size of a chunk, and in bf16 also where a CPU has none."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,9 +7,7 @@ import torch.nn.functional as F
 from movq_cli.checkpoints.checkpoint import open_checkpoint
 from movq_cli.model.convolution import Conv2d, Conv3d, cpu_computes_bf16, lay_out, round_weight
 
-from .tolerance import AGREE, off
-
-CITY = Path(__file__).parent / "data" / "city.mp4"
+from .helpers.tolerance import AGREE, off
 
 CASES = {
     "pixels": (Conv3d(3, 32, 3, padding=(0, 1, 1)), (1, 3, 6, 40, 36)),

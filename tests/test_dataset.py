@@ -29,8 +29,8 @@ from movq_cli.checkpoints.checkpoint import EMBEDDED, embedded_weights
 from movq_cli.dataset import SCALES
 from movq_cli.headers import parse_header
 
-from . import clips
-from .test_batch import tree
+from .helpers import clips
+from .helpers.batches import tree
 
 # Latents here have no scaling factor; tests of that catch warnings themselves.
 pytestmark = pytest.mark.filterwarnings("ignore:.*no scaling factor:movq_cli.errors.MovqWarning")

@@ -25,8 +25,8 @@ from movq_cli.codec import to_pixels
 from movq_cli.model import StreamCache
 from movq_cli.posterior import draw_latents
 
-from . import clips
-from .tolerance import SAME, off
+from .helpers import clips
+from .helpers.tolerance import SAME, off
 
 
 @pytest.fixture

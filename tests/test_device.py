@@ -20,7 +20,7 @@ from movq_cli.device import choose_precision, computing
 from movq_cli.errors import OLDEST_TORCH, require_torch
 from movq_cli.model import convolution
 
-from . import clips
+from .helpers import clips
 
 BACKENDS = torch.backends
 

@@ -29,8 +29,8 @@ from movq_cli.model.cost import encode_cost
 from movq_cli.posterior import draw_latents
 from movq_cli.video import Frame
 
-from . import clips, published
-from .tolerance import AGREE, moments_off, moments_rms_off, off
+from .helpers import clips, published
+from .helpers.tolerance import AGREE, moments_off, moments_rms_off, off
 
 FP32 = EncodeOptions(precision="fp32")
 

@@ -19,8 +19,8 @@ from movq_cli import (
 )
 from movq_cli.metrics import psnr, ssim
 
-from . import clips
-from .tolerance import AGREE, off, rms_off
+from .helpers import clips
+from .helpers.tolerance import AGREE, off, rms_off
 
 FP32 = EncodeOptions(precision="fp32")
 

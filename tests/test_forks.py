@@ -12,11 +12,9 @@ import pytest
 from movq_cli import MovqError, read_frames
 from movq_cli.video import reader as reader_module
 
-from . import clips
-from .helpers.processes import command, decoders, forkers
-from .test_workers import wait_for
-
-CITY = Path(__file__).parent / "data" / "city.mp4"
+from .helpers import clips
+from .helpers.clips import CITY
+from .helpers.processes import command, decoders, forkers, wait_for
 
 
 @pytest.fixture

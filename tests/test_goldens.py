@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 import movq_cli.model as model
 
-from . import published
-from .tolerance import AGREE, SAME, off, rms_off
+from .helpers import published
+from .helpers.tolerance import AGREE, SAME, off, rms_off
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))

@@ -9,8 +9,8 @@ import torch
 from movq_cli import EncodeOptions, decode_video, encode_video, open_latents
 from movq_cli.model.store import SpillFile, Store
 
-from . import clips
-from .tolerance import AGREE, difference, moments_off, moments_rms_off, said
+from .helpers import clips
+from .helpers.tolerance import AGREE, difference, moments_off, moments_rms_off, said
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,8 +7,8 @@ import pytest
 from movq_cli import encode_batch
 from movq_cli.encode import VideoEncoder
 
-from . import clips
-from .test_batch import tree
+from .helpers import clips
+from .helpers.batches import tree
 
 
 @pytest.fixture

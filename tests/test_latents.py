@@ -1,8 +1,6 @@
 """The latents file: written in chunks, whole or not at all, read lazily, refused when it lies."""
 
 import os
-from array import array
-from fractions import Fraction
 
 import pytest
 import torch
@@ -10,60 +8,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from movq_cli import MovqError, open_latents
-from movq_cli.latents import LatentsWriter
-from movq_cli.metadata import Metadata
 
-
-def metadata(**changes):
-    values = dict(
-        representation="moments",
-        semantics="frame",
-        model="small",
-        config={"ch": 32},
-        weights_digest="ab" * 32,
-        weights_licence="",
-        scaling_factor="",
-        shift_factor="",
-        invert_scale_latents="",
-        temporal_factor=4,
-        spatial_factor=8,
-        precision="fp32",
-        width=45,
-        height=30,
-        pad_right=3,
-        pad_bottom=2,
-        crop=None,
-        frames=11,
-        frames_padded=2,
-        frames_dropped=0,
-        fps=Fraction(30000, 1001),
-        duration=0.367,
-        preprocessing={"filter": "none", "warnings": ["é\n"]},
-        source_name="a.mp4",
-        source_sha256="cd" * 32,
-        movq_version="0.1.0",
-    )
-    return Metadata(**values | changes)
-
-
-def write(path, latents, chunks=(1, 2, 1), force=False, **changes):
-    with LatentsWriter(path, force=force) as writer:
-        for piece in latents.split(chunks, dim=2):
-            writer.append(piece)
-        times, indices = array("d", [i / 30 for i in range(11)]), array("q", range(11))
-        size = writer.finish(metadata(**changes), times, indices)
-    assert size == os.path.getsize(path)
-    return path
-
-
-LATENTS = torch.randn(1, 8, 4, 4, 6, generator=torch.Generator().manual_seed(0))
+from .helpers.latents import LATENTS, metadata, write_latents
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("chunks", [(4,), (1, 2, 1), (1, 1, 1, 1)], ids=str)
 def test_safetensors_reads_what_was_appended(tmp_path, dtype, chunks):
     latents = LATENTS.to(dtype)
-    path = write(tmp_path / "a.safetensors", latents, chunks)
+    path = write_latents(tmp_path / "a.safetensors", latents, chunks)
     tensors = load_file(path)
     assert torch.equal(tensors["latents"], latents)
     assert tensors["frame_indices"].tolist() == list(range(11))
@@ -75,12 +28,12 @@ def test_safetensors_reads_what_was_appended(tmp_path, dtype, chunks):
 
 
 def test_same_bytes_whatever_the_chunks(tmp_path):
-    files = [write(tmp_path / f"{c}", LATENTS, c).read_bytes() for c in ((4,), (1, 2, 1), (3, 1))]
+    files = [write_latents(tmp_path / f"{c}", LATENTS, c).read_bytes() for c in ((4,), (1, 2, 1), (3, 1))]
     assert files[0] == files[1] == files[2]
 
 
 def test_stats(tmp_path):
-    path = write(tmp_path / "a.safetensors", LATENTS)
+    path = write_latents(tmp_path / "a.safetensors", LATENTS)
     for channel, (mean, std, low, high) in enumerate(open_latents(path).channel_stats()):
         x = LATENTS[:, channel].double()
         assert (mean, low, high) == pytest.approx((x.mean().item(), x.min().item(), x.max().item()))
@@ -92,7 +45,7 @@ def test_values_that_are_not_finite_are_not_written(tmp_path, value):
     bad = LATENTS.clone()
     bad[0, 3, 2, 1, 1] = value
     with pytest.raises(MovqError, match=r"latents 1 to 2 are not finite in F32: nothing was written"):
-        write(tmp_path / "a.safetensors", bad)
+        write_latents(tmp_path / "a.safetensors", bad)
     assert os.listdir(tmp_path) == []
 
 
@@ -106,7 +59,7 @@ def test_memory_does_not_hold_what_was_appended(tmp_path):
 import torch
 from array import array
 from movq_cli.latents import LatentsWriter
-from tests.test_latents import metadata
+from tests.helpers.latents import metadata
 def peak():
     return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 chunk = torch.zeros(1, 8, 1, 128, 256)
@@ -124,7 +77,7 @@ print(peak() - before)
 
 def rewritten(tmp_path, change):
     """A whole file with one thing changed in its strings or tensors."""
-    path = write(tmp_path / "good.safetensors", LATENTS)
+    path = write_latents(tmp_path / "good.safetensors", LATENTS)
     with safe_open(path, "pt") as file:
         strings, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
     change(strings, tensors)

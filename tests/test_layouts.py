@@ -1,7 +1,6 @@
 """Other people's checkpoints, read in place. The judges are diffusers itself and the renaming of CogVideo's own script."""
 
 import dataclasses
-import functools
 import json
 import os
 import re
@@ -17,87 +16,12 @@ from movq_cli import MovqError
 from movq_cli.checkpoints.checkpoint import open_checkpoint
 from movq_cli.checkpoints.layouts import describe, diffusers_config, to_diffusers
 from movq_cli.checkpoints.locate import INDEX, SINGLE
-from movq_cli.model import AutoencoderConfig, Decoder3D, Encoder3D
 
-from .test_latents import LATENTS
-from .test_latents import write as write_latents
-from .tolerance import AGREE, off
+from .helpers.latents import LATENTS, write_latents
+from .helpers.models import MODEL, VAE, cached, of_diffusers, published_name, sat_state, shapes_of, small_vae
+from .helpers.tolerance import AGREE, off
 
-SMALL = AutoencoderConfig(
-    ch=32,
-    out_ch=3,
-    ch_mult=(1, 2, 2, 4),
-    num_res_blocks=1,
-    attn_resolutions=(),
-    in_channels=3,
-    resolution=256,
-    z_channels=4,
-)
-MODEL = "zai-org/CogVideoX-2b"
-
-
-def of_diffusers(**config):
-    """An AutoencoderKLCogVideoX whose every number is random: default norms are all alike."""
-    from diffusers import AutoencoderKLCogVideoX
-
-    torch.manual_seed(0)
-    vae = AutoencoderKLCogVideoX(**config)
-    for parameter in vae.parameters():
-        if not parameter.is_meta:
-            torch.nn.init.normal_(parameter, std=0.1)
-    return vae.eval()
-
-
-@functools.cache
-def small_vae():
-    return of_diffusers(block_out_channels=(32, 64, 64, 128), layers_per_block=1, latent_channels=4, scaling_factor=0.7)
-
-
-def published_name(name, levels=4):
-    """CogVideo's scripts/convert_cogvideox_to_diffusers.py: substrings in this order, then the decoder's levels."""
-    for old, new in {
-        "block.": "resnets.",
-        "down.": "down_blocks.",
-        "downsample": "downsamplers.0",
-        "upsample": "upsamplers.0",
-        "nin_shortcut": "conv_shortcut",
-        "encoder.mid.block_1": "encoder.mid_block.resnets.0",
-        "encoder.mid.block_2": "encoder.mid_block.resnets.1",
-        "decoder.mid.block_1": "decoder.mid_block.resnets.0",
-        "decoder.mid.block_2": "decoder.mid_block.resnets.1",
-    }.items():
-        name = name.replace(old, new)
-    parts = name.split(".")
-    if parts[1] == "up":
-        parts[1:3] = ["up_blocks", str(levels - 1 - int(parts[2]))]
-    return ".".join(parts)
-
-
-def shapes_of(config):
-    """Every tensor of our two networks, with its shape."""
-    with torch.device("meta"):
-        networks = {"encoder": Encoder3D, "decoder": Decoder3D}
-        return {
-            f"{part}.{name}": tuple(tensor.shape)
-            for part, network in networks.items()
-            for name, tensor in network(**dataclasses.asdict(config)).state_dict().items()
-        }
-
-
-@functools.cache
-def sat_state():
-    """The small autoencoder under CogVideo's names."""
-    theirs = small_vae().state_dict()
-    return {name: theirs[published_name(name)] for name in shapes_of(SMALL)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tensors here are small: on a busy machine threads that wait for each other take most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -129,20 +53,6 @@ def rewrite(path, **changes):
     path.write_text(json.dumps({k: v for k, v in values.items() if v is not ...}))
 
 
-def cached(folder, source, model=MODEL, commit="0123abc"):
-    """`source`, a whole model, as `hf download` leaves it in the cache: blobs, and links to them."""
-    stored = folder / f"models--{model.replace('/', '--')}"
-    (stored / "refs").mkdir(parents=True)
-    (stored / "refs" / "main").write_text(commit)
-    (stored / "blobs").mkdir()
-    snapshot = stored / "snapshots" / commit / "vae"
-    snapshot.mkdir(parents=True)
-    for number, file in enumerate(sorted((source / "vae").iterdir())):
-        shutil.copy(file, stored / "blobs" / str(number))
-        (snapshot / file.name).symlink_to(f"../../../blobs/{number}")
-    return snapshot
-
-
 @pytest.mark.parametrize("levels", [3, 4])
 def test_every_name_both_ways(levels):
     """At the published size, and with a level less, where the decoder's levels count from another end."""
@@ -157,7 +67,7 @@ def test_every_name_both_ways(levels):
     described = describe(shapes, None)
     assert described.layout == "diffusers"
     assert described.config == dataclasses.replace(
-        SMALL, ch=128, ch_mult=(1, 2, 2, 4)[:levels], num_res_blocks=3, z_channels=16, zq_ch=16
+        VAE, ch=128, ch_mult=(1, 2, 2, 4)[:levels], num_res_blocks=3, z_channels=16, zq_ch=16
     )
     ours = shapes_of(described.config)
     assert len(ours) == len(shapes)
@@ -194,7 +104,7 @@ def test_what_each_kind_of_checkpoint_says(saved, tmp_path, monkeypatch):
         checkpoint = open_checkpoint(opened)
         assert checkpoint.name == name
         assert checkpoint.files == tuple(map(str, files))
-        assert checkpoint.config == SMALL
+        assert checkpoint.config == VAE
         sat = name == "3d-vae"
         assert (checkpoint.layout, checkpoint.semantics) == (("sat", "whole") if sat else ("diffusers", "diffusers"))
         said = ("", "", "") if len(files) == 1 else ("0.7", "", "false")
@@ -425,19 +335,17 @@ def test_unknown_names_of_cogvideo_are_named(tmp_path, name):
 
 
 def test_attention_has_no_counterpart():
-    assert to_diffusers("decoder.up.3.block.0.norm1.conv_y.conv.bias", SMALL).startswith(
-        "decoder.up_blocks.0.resnets.0"
-    )
+    assert to_diffusers("decoder.up.3.block.0.norm1.conv_y.conv.bias", VAE).startswith("decoder.up_blocks.0.resnets.0")
     for name in ("encoder.down.0.attn.0.q.weight", "decoder.up.4.upsample.conv.bias", "loss"):
         with pytest.raises(MovqError, match=f"{name} has no counterpart"):
-            to_diffusers(name, SMALL)
+            to_diffusers(name, VAE)
 
 
 def test_diffusers_builds_the_same_network():
     from diffusers import AutoencoderKLCogVideoX
 
     config = dataclasses.replace(
-        SMALL, ch_mult=(1, 3, 2), num_res_blocks=2, in_channels=1, out_ch=2, z_channels=6, zq_ch=6
+        VAE, ch_mult=(1, 3, 2), num_res_blocks=2, in_channels=1, out_ch=2, z_channels=6, zq_ch=6
     )
     with torch.device("meta"):
         vae = AutoencoderKLCogVideoX.from_config(diffusers_config(config))
@@ -452,7 +360,7 @@ def test_diffusers_builds_the_same_network():
 def test_attention_and_other_sizes_are_inferred():
     """Resolutions as if the picture had 256 pixels; the encoder alone says nothing of a decoder."""
     config = dataclasses.replace(
-        SMALL,
+        VAE,
         ch_mult=(1, 1, 3),
         num_res_blocks=2,
         attn_resolutions=(256, 64),
@@ -499,7 +407,7 @@ def becomes(name, *shape):
     ],
 )
 def test_shapes_that_make_no_network(change, reason):
-    shapes = shapes_of(SMALL)
+    shapes = shapes_of(VAE)
     change(shapes)
     with pytest.raises(MovqError, match=reason):
         describe(shapes, None)

@@ -9,7 +9,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from movq_cli.metrics import FrameScores, montage, psnr, ssim
 
-from . import clips
+from .helpers import clips
 
 
 def pair(width, height, strength, seed=0):

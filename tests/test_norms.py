@@ -7,8 +7,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from movq_cli.model import Decoder3D, Encoder3D, GroupNorm, SpatialNorm3D, norms
 
-from .conftest import SMALL
-from .tolerance import AGREE, SAME, off
+from .helpers.models import SMALL
+from .helpers.tolerance import AGREE, SAME, off
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 5, 8, 8), (2, 64, 3, 16, 12), (1, 128, 2, 100, 128)], ids=str)

@@ -15,7 +15,7 @@ from PIL import Image, ImageCms, ImageOps
 from movq_cli import Selection, probe, read_frames
 from movq_cli.video import VideoFacts, container, exif, frames, geometry, survey
 
-from . import clips
+from .helpers import clips
 
 FIELD = os.path.join(os.path.dirname(__file__), "data", "field")
 PICTURE = clips.picture(64, 48)

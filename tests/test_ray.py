@@ -11,11 +11,10 @@ import pytest
 
 from movq_cli import encode_batch
 
-from . import clips
-from .helpers.processes import children, decoders
+from .helpers import clips
+from .helpers.batches import manifest, tree
+from .helpers.processes import children, relays, wait_for
 from .helpers.processes import command as command_of
-from .test_batch import manifest, tree
-from .test_workers import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -29,14 +28,6 @@ def folder(tmp_path_factory):
     (made / "in" / "bad.mp4").write_text("no video")
     encode_batch([made / "in"], made / "local", workers=2)
     return made
-
-
-def relays():
-    """Processes of Ray that pass messages on to a worker which is encoding, and that worker."""
-    found = [
-        int(name) for name in os.listdir("/proc") if name.isdigit() and b"ray::Relay" in b"".join(command_of(name))
-    ]
-    return [(relay, worker) for relay in found for worker in children(relay) if decoders(worker)]
 
 
 def held(count):

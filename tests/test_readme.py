@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from . import clips
+from .helpers import clips
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -19,7 +19,7 @@ from movq_cli.errors import MovqHangError
 from movq_cli.files import FileIdentity
 from movq_cli.video import VideoFacts
 
-from . import clips
+from .helpers import clips
 
 
 @pytest.fixture

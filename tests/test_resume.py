@@ -11,7 +11,7 @@ import pytest
 from movq_cli import Selection, encode_batch, plan_batch
 from movq_cli.cli import run
 
-from . import clips
+from .helpers import clips
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from movq_cli import LatentDataset, MovqError, MovqWarning, encode_batch, encode
 from movq_cli.batch import read_folder
 from movq_cli.cli import run
 
-from . import clips
+from .helpers import clips
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from movq_cli.video import read_frames
 from movq_cli.video.keyframes import find_entry
 from movq_cli.video.selection import Shown, select
 
-from . import clips, hostile
+from .faults import hostile
+from .helpers import clips
 
 FRAMES, GOP = 100, 12
 X264 = {"g": str(GOP), "bf": "2", "sc_threshold": "0"}

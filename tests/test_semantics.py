@@ -21,8 +21,8 @@ from movq_cli.model.stages import first_frame
 from movq_cli.model.store import SpillFile, Store
 from movq_cli.schedule import ChunkSchedule
 
-from . import clips
-from .tolerance import AGREE, moments_off
+from .helpers import clips
+from .helpers.tolerance import AGREE, moments_off
 
 FP32 = EncodeOptions(precision="fp32")
 LENGTHS = (1, 5, 9, 13, 17, pytest.param(49, marks=pytest.mark.slow))

@@ -13,9 +13,9 @@ from movq_cli import MovqError, MovqUsageError, Picture, Selection, encode_batch
 from movq_cli.batch import read_folder
 from movq_cli.values import Shard
 
-from . import clips
-from .test_batch import manifest, tree
-from .test_workers import wait_for
+from .helpers import clips
+from .helpers.batches import manifest, tree
+from .helpers.processes import wait_for
 
 ITEMS = 10
 TINY = Picture(short_side=16)

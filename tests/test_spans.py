@@ -19,9 +19,9 @@ from movq_cli.values import Bucket, Pick
 from movq_cli.video import VideoFacts, read_frames
 from movq_cli.video.selection import Shown, select
 
-from . import clips
-from .conftest import SMALL
-from .test_batch import manifest, tree
+from .helpers import clips
+from .helpers.batches import manifest, tree
+from .helpers.models import SMALL
 
 CONFIG = AutoencoderConfig(**SMALL)
 

@@ -13,9 +13,9 @@ from safetensors.torch import load, load_file
 from movq_cli import MovqWarning, encode_batch
 from movq_cli.batch.tars import member_name
 
-from . import clips
-from .test_batch import manifest, tree
-from .test_workers import encoding, group, wait_for
+from .helpers import clips
+from .helpers.batches import manifest, tree
+from .helpers.processes import encoding, group, wait_for
 
 SIZE = 60_000  # of a tar; an item takes about 15,000 in bf16
 

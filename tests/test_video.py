@@ -17,10 +17,11 @@ import pytest
 from movq_cli import MovqError, Picture, Selection, probe, read_frames
 from movq_cli.video import count_frames
 
-from . import clips, hostile
+from .faults import hostile
+from .faults.nasty import bad_files
+from .helpers import clips
+from .helpers.clips import CITY
 from .helpers.processes import decoders
-
-CITY = os.path.join(os.path.dirname(__file__), "data", "city.mp4")
 
 
 def read(path, selection=None, picture=None, **more):
@@ -286,36 +287,6 @@ def test_enlarging_is_refused(tmp_path):
 
 
 # -- what is refused
-
-
-def bad_files(folder):
-    """Name, what the reason says."""
-    clip = clips.write(folder / "clip.mp4", clips.pictures(30))
-    (folder / "folder").mkdir()
-    (folder / "empty.mp4").write_bytes(b"")
-    (folder / "text.mp4").write_text("not a video\n" * 100)
-    (folder / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
-    clips.sound_only(folder / "sound.mp4")
-    clips.gif_bomb(folder / "bomb.gif")
-    (folder / "list.m3u8").write_text(f"#EXTM3U\n#EXTINF:1,\n{clip}\n#EXT-X-ENDLIST\n")
-    (folder / "list.mp4").write_text("ffconcat version 1.0\nfile clip.mp4\n")
-    (folder / "noindex.mp4").write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
-    os.mkfifo(folder / "pipe.mp4")
-    (folder / "link.mp4").symlink_to(folder / "nothing.mp4")
-    return {
-        "missing.mp4": "no such file",
-        "folder": "is a folder",
-        "empty.mp4": "is empty",
-        "text.mp4": "not a video",
-        "noise.mp4": "not a video",
-        "sound.mp4": "no video stream",
-        "bomb.gif": "8192x4320",
-        "list.m3u8": "not a video",
-        "list.mp4": "not a video",
-        "noindex.mp4": "not a video",
-        "pipe.mp4": "not a regular file",
-        "link.mp4": "no such file",
-    }
 
 
 @pytest.mark.slow

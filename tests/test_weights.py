@@ -17,8 +17,8 @@ import torch
 from movq_cli.checkpoints.checkpoint import open_checkpoint
 from movq_cli.model import AutoencoderConfig, Decoder3D, Encoder3D
 
-from . import clips
-from .conftest import SMALL
+from .helpers import clips
+from .helpers.models import SMALL
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "weights"))

@@ -18,10 +18,10 @@ import pytest
 
 from movq_cli import MovqError, encode_batch, open_latents
 
-from . import clips
-from .helpers.processes import children, decoders, forkers
-from .test_batch import manifest, tree
-from .tolerance import AGREE, moments_off
+from .helpers import clips
+from .helpers.batches import manifest, tree
+from .helpers.processes import children, decoders, encoding, forkers, group, wait_for
+from .helpers.tolerance import AGREE, moments_off
 
 
 @pytest.fixture(scope="session")
@@ -41,40 +41,12 @@ def start_fresh(cwd, *arguments, **more):
     )
 
 
-def wait_for(what, seconds=60):
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if result := what():
-            return result
-        time.sleep(0.01)
-    raise AssertionError("waited in vain")
-
-
-def encoding(pid):
-    """The workers that are at a video: those with a decoding process."""
-    return [worker for worker in children(pid) if decoders(worker)]
-
-
 def opened(pid):
     """The files a process has open."""
     try:
         return [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
     except OSError:
         return []
-
-
-def group(pgid):
-    """The processes of a group that are alive."""
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{name}/stat") as file:
-                state, _, of = file.read().rpartition(")")[2].split()[:3]
-        except OSError:
-            continue
-        if int(of) == pgid and state != "Z":
-            found.append(int(name))
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 from movq_cli import MovqError, MovqUsageError, read_frames
 from movq_cli.video import open_writer, write_png
 
-from . import clips
+from .helpers import clips
 
 RATES = [Fraction(30000, 1001), Fraction(24000, 1001), Fraction(25), Fraction(23)]
 UNEVEN = [0, 0.1, 0.15, 0.5, 0.52, 1.7]

@@ -1,6 +1,7 @@
-"""What processes there are, by /proc."""
+"""What processes there are, by /proc, and waiting for them."""
 
 import os
+import time
 
 
 def children(pid):
@@ -29,3 +30,37 @@ def forkers(pid=None):
 def decoders(pid=None):
     """The decoding processes of a process (this one)."""
     return [decoder for forker in forkers(pid) for decoder in children(forker)]
+
+
+def wait_for(what, seconds=60):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if result := what():
+            return result
+        time.sleep(0.01)
+    raise AssertionError("waited in vain")
+
+
+def encoding(pid):
+    """The workers that are at a video: those with a decoding process."""
+    return [worker for worker in children(pid) if decoders(worker)]
+
+
+def group(pgid):
+    """The processes of a group that are alive."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat") as file:
+                state, _, of = file.read().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(of) == pgid and state != "Z":
+            found.append(int(name))
+    return found
+
+
+def relays():
+    """Processes of Ray that pass messages on to a worker which is encoding, and that worker."""
+    found = [int(name) for name in os.listdir("/proc") if name.isdigit() and b"ray::Relay" in b"".join(command(name))]
+    return [(relay, worker) for relay in found for worker in children(relay) if decoders(worker)]

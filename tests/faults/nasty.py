@@ -4,11 +4,12 @@ import os
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
+
 from movq_cli import Picture, Selection, read_frames
 
-from . import clips
-
-CITY = Path(__file__).parent / "data" / "city.mp4"
+from ..helpers import clips
+from ..helpers.clips import CITY
 
 NAMES = ["Straße 東京.mp4", "two\nlines.mp4", "-dash.mp4", "http:x.mp4", "a b.mp4", "[1].mp4", "é" * 125 + ".mp4"]
 PLACES = ["", "sub", "sub/deep", "Sub2"]
@@ -103,3 +104,33 @@ def build(folder, good, bad):
     (folder / "part.mp4.part").write_bytes(b"x")
     (folder / "notes.txt").write_text("x")
     return reasons
+
+
+def bad_files(folder):
+    """Name, what the reason says."""
+    clip = clips.write(folder / "clip.mp4", clips.pictures(30))
+    (folder / "folder").mkdir()
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mp4").write_text("not a video\n" * 100)
+    (folder / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    clips.sound_only(folder / "sound.mp4")
+    clips.gif_bomb(folder / "bomb.gif")
+    (folder / "list.m3u8").write_text(f"#EXTM3U\n#EXTINF:1,\n{clip}\n#EXT-X-ENDLIST\n")
+    (folder / "list.mp4").write_text("ffconcat version 1.0\nfile clip.mp4\n")
+    (folder / "noindex.mp4").write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+    os.mkfifo(folder / "pipe.mp4")
+    (folder / "link.mp4").symlink_to(folder / "nothing.mp4")
+    return {
+        "missing.mp4": "no such file",
+        "folder": "is a folder",
+        "empty.mp4": "is empty",
+        "text.mp4": "not a video",
+        "noise.mp4": "not a video",
+        "sound.mp4": "no video stream",
+        "bomb.gif": "8192x4320",
+        "list.m3u8": "not a video",
+        "list.mp4": "not a video",
+        "noindex.mp4": "not a video",
+        "pipe.mp4": "not a regular file",
+        "link.mp4": "no such file",
+    }

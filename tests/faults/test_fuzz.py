@@ -1,7 +1,7 @@
 """Files that lie: videos and movq's own formats, edited at random, never end in anything but a MovqError. A short run, by
 fixed seeds.
 
-python -m tests.test_fuzz SECONDS SEED [KIND]     (a long one: every surprise is printed, with what was edited)
+python -m tests.faults.test_fuzz SECONDS SEED [KIND]     (a long one: every surprise is printed, with what was edited)
 """
 
 import contextlib
@@ -38,7 +38,7 @@ from movq_cli.checkpoints.checkpoint import embedded_weights, open_checkpoint
 from movq_cli.cli.info import _describe
 from movq_cli.video import count_frames
 
-from . import clips
+from ..helpers import clips
 
 VALUES = [
     *(

@@ -26,9 +26,10 @@ import torch
 
 from movq_cli import encode_batch, open_latents, read_frames
 
-from . import clips, hostile
-from .test_batch import tree
-from .test_workers import group, wait_for
+from ..helpers import clips
+from ..helpers.batches import tree
+from ..helpers.processes import group, wait_for
+from . import hostile
 
 pytestmark = pytest.mark.faults
 

@@ -1,6 +1,6 @@
 """Files from strangers, one by one through the real command, under strace: good ones, bad ones, and ones that lie.
 
-python -m tests.inputs [--jobs 2] [--only PART OF A KIND OR NAME]
+python -m tests.faults.inputs [--jobs 2] [--only PART OF A KIND OR NAME]
 
 Each lies in a folder of its own, with decoys beside it where it names some, and has its expectation by what movq promises. Of
 each run are checked the exit code, what is said and where, that the folder is as before but for the output, that nothing but

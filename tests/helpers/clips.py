@@ -7,6 +7,9 @@ from pathlib import Path
 import av
 import numpy as np
 
+DATA = Path(__file__).parents[1] / "data"
+CITY = DATA / "city.mp4"
+
 
 def picture(width, height, shift=0):
     """A smooth RGB picture, different in every corner, moved by `shift` pixels."""

@@ -1,6 +1,6 @@
 """What movq promises, the tests that hold it, and whether they go red when it is broken.
 
-    python -m tests.promises [NUMBER ...]
+    python -m tests.faults.promises [NUMBER ...]
 
 Of each promise one line or more of movq is broken in a copy of the tree, and its tests must fail there. Prints a table.
 """
@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Break(NamedTuple):

@@ -18,7 +18,7 @@ import av
 import numpy as np
 from av.stream import Disposition
 
-from . import clips
+from ..helpers import clips
 
 ENCODE, INFO, DECODE = "encode -q -o out.safetensors --", "info --", "decode -q -o back.mkv --"
 WEIGHTS, CONVERT = "encode -q -o out.safetensors clip.mp4 --weights", "weights convert -o out.safetensors"

@@ -1,0 +1,1 @@
+"""Faults: bad files of every kind, promises broken on purpose, and failing system calls."""

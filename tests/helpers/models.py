@@ -1,0 +1,115 @@
+"""Small networks: arguments for ours, and models of diffusers and CogVideo that stand for other people's."""
+
+import dataclasses
+import functools
+import shutil
+
+import torch
+
+from movq_cli.model import AutoencoderConfig, Decoder3D, Encoder3D
+
+GOOD = dict(
+    ch=32,
+    out_ch=3,
+    ch_mult=(1, 2, 2),
+    num_res_blocks=1,
+    attn_resolutions=[],
+    in_channels=3,
+    resolution=32,
+    z_channels=4,
+)
+"""Arguments that both networks take."""
+
+SMALL = dict(
+    ch=32,
+    out_ch=3,
+    ch_mult=(1, 1, 2, 2),
+    num_res_blocks=1,
+    attn_resolutions=(),
+    in_channels=3,
+    resolution=64,
+    z_channels=4,
+    norm_scope="frame",
+)
+"""An encoder with norms per frame."""
+
+VAE = AutoencoderConfig(
+    ch=32,
+    out_ch=3,
+    ch_mult=(1, 2, 2, 4),
+    num_res_blocks=1,
+    attn_resolutions=(),
+    in_channels=3,
+    resolution=256,
+    z_channels=4,
+)
+MODEL = "zai-org/CogVideoX-2b"
+
+
+def of_diffusers(**config):
+    """An AutoencoderKLCogVideoX whose every number is random: default norms are all alike."""
+    from diffusers import AutoencoderKLCogVideoX
+
+    torch.manual_seed(0)
+    vae = AutoencoderKLCogVideoX(**config)
+    for parameter in vae.parameters():
+        if not parameter.is_meta:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return vae.eval()
+
+
+@functools.cache
+def small_vae():
+    return of_diffusers(block_out_channels=(32, 64, 64, 128), layers_per_block=1, latent_channels=4, scaling_factor=0.7)
+
+
+def published_name(name, levels=4):
+    """CogVideo's scripts/convert_cogvideox_to_diffusers.py: substrings in this order, then the decoder's levels."""
+    for old, new in {
+        "block.": "resnets.",
+        "down.": "down_blocks.",
+        "downsample": "downsamplers.0",
+        "upsample": "upsamplers.0",
+        "nin_shortcut": "conv_shortcut",
+        "encoder.mid.block_1": "encoder.mid_block.resnets.0",
+        "encoder.mid.block_2": "encoder.mid_block.resnets.1",
+        "decoder.mid.block_1": "decoder.mid_block.resnets.0",
+        "decoder.mid.block_2": "decoder.mid_block.resnets.1",
+    }.items():
+        name = name.replace(old, new)
+    parts = name.split(".")
+    if parts[1] == "up":
+        parts[1:3] = ["up_blocks", str(levels - 1 - int(parts[2]))]
+    return ".".join(parts)
+
+
+def shapes_of(config):
+    """Every tensor of our two networks, with its shape."""
+    with torch.device("meta"):
+        networks = {"encoder": Encoder3D, "decoder": Decoder3D}
+        return {
+            f"{part}.{name}": tuple(tensor.shape)
+            for part, network in networks.items()
+            for name, tensor in network(**dataclasses.asdict(config)).state_dict().items()
+        }
+
+
+@functools.cache
+def sat_state():
+    """The small autoencoder under CogVideo's names."""
+    theirs = small_vae().state_dict()
+    return {name: theirs[published_name(name)] for name in shapes_of(VAE)}
+
+
+def cached(folder, source, model=MODEL, commit="0123abc"):
+    """`source`, a whole model, as `hf download` leaves it in the cache: blobs, and links to them."""
+    stored = folder / f"models--{model.replace('/', '--')}"
+    (stored / "refs").mkdir(parents=True)
+    (stored / "refs" / "main").write_text(commit)
+    (stored / "blobs").mkdir()
+    snapshot = stored / "snapshots" / commit / "vae"
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted((source / "vae").iterdir())):
+        shutil.copy(file, stored / "blobs" / str(number))
+        (snapshot / file.name).symlink_to(f"../../../blobs/{number}")
+    return snapshot
