@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shutil
 import subprocess
 import sys
 from typing import NamedTuple
@@ -10,9 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from movq_cli import encode_batch
 from movq_cli.checkpoints.checkpoint import embedded_weights
 from movq_cli.model import AutoencoderConfig, Encoder3D
 
+from .helpers import clips
 from .helpers.models import SMALL
 from .helpers.zygote import Zygote
 
@@ -98,3 +101,30 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with three clips and a bad one in `in`, and the batch of them in `out`."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "in").mkdir()
+    for name, count in (("a.mp4", 5), ("b.mp4", 6), ("c.mp4", 7)):
+        clips.write(folder / "in" / name, clips.pictures(count))
+    (folder / "in" / "bad.mp4").write_text("no video")
+    result = encode_batch([folder / "in"], folder / "out", workers=1)  # what is made again without workers is the same
+    assert {line["id"] for line in result.made} == {"a.mp4", "b.mp4", "c.mp4", "bad.mp4"}
+    return folder
+
+
+@pytest.fixture
+def small(finished, tmp_path):
+    """Three clips and a bad one, encoded: (folder, run), where run() resumes and tells which items were made."""
+
+    def run(*sources, **options):
+        result = encode_batch(sources or [tmp_path / "in"], tmp_path / "out", **{"workers": 0} | options)
+        return {line["id"] for line in result.made}
+
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    assert run() == {"bad.mp4"}  # another inode; of videos the contents are known
+    assert run() == set()
+    return tmp_path, run

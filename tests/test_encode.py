@@ -25,7 +25,6 @@ from movq_cli import (
 )
 from movq_cli.checkpoints.checkpoint import open_checkpoint
 from movq_cli.codec import Chunker, fit_tail
-from movq_cli.model.cost import encode_cost
 from movq_cli.posterior import draw_latents
 from movq_cli.video import Frame
 
@@ -168,56 +167,6 @@ def test_store_dtype(tmp_path, clip):
     assert open_latents(tmp_path / "a").metadata.precision == "fp32"
 
 
-def test_a_plan_keeps_its_word(tmp_path, clip):
-    options = EncodeOptions(chunk_frames=8, save="mean", store_dtype="fp32")
-    plan = plan_encode(clip, options)
-    counted = []
-    result = encode_video(clip, tmp_path / "a", options, progress=lambda done, total: counted.append((done, total)))
-    assert plan.latent_shape == result.shape
-    assert (plan.frames, plan.frames_padded) == (result.metadata.frames, result.metadata.frames_padded)
-    assert plan.chunks == 3
-    assert counted[0] == (0, 23)
-    assert counted[-1] == (23, 23)
-    assert counted == sorted(counted)
-    assert abs(result.output_bytes - plan.output_bytes) < 8192
-
-
-@pytest.mark.slow
-def test_what_does_not_fit_is_lowered_or_refused(tmp_path, clip, make_weights):
-    small, large = (
-        plan_encode(clip, EncodeOptions(chunk_frames=n, precision="fp32")).budget.memory_bytes for n in (4, 64)
-    )
-    assert small < large
-    lowered = plan_encode(clip, EncodeOptions(precision="fp32", memory_budget=small + 1000))
-    assert lowered.budget.chunk_frames == 4
-    assert any("instead of" in w for w in lowered.budget.warnings)
-    with pytest.raises(MovqError, match=r"needs about .* GB where .* chunk_frames=4 fits"):
-        plan_encode(clip, EncodeOptions(precision="fp32", chunk_frames=64, memory_budget=small + 1000))
-    with pytest.raises(MovqError, match=r"smaller picture: short_side$"):
-        plan_encode(clip, EncodeOptions(memory_budget=1000))
-
-
-def test_where_no_chunk_fits_the_largest_picture_that_does_is_named(tmp_path):
-    """The one named is planned with the same budget, and the next larger one is not."""
-    clip = clips.write(tmp_path / "a.mp4", clips.pictures(5, 640, 400), options={"preset": "ultrafast"})
-    options = EncodeOptions(precision="fp32", memory_budget=700_000_000)
-    with pytest.raises(MovqError, match=r"4 frames of 640x400 needs about .*; the largest that fits is ") as caught:
-        plan_encode(clip, options)
-    width, height = map(int, caught.value.reason.rpartition(" ")[2].split("x"))
-    assert height % 8 == 0
-    fits = plan_encode(clip, dataclasses.replace(options, picture=Picture(short_side=height)))
-    assert (fits.geometry.width, fits.geometry.height, fits.budget.chunk_frames) == (width, height, 4)
-    with pytest.raises(MovqError, match=f"the largest that fits is {width}x{height}"):
-        plan_encode(clip, dataclasses.replace(options, picture=Picture(short_side=height + 8)))
-
-
-@pytest.mark.parametrize("chunk", [0, 3, 10])
-def test_chunks_that_split_a_latent_name_their_neighbours(clip, chunk):
-    near = {0: "use 4", 3: "use 4", 10: "use 8 or 12"}[chunk]
-    with pytest.raises(MovqUsageError, match=near):
-        plan_encode(clip, EncodeOptions(chunk_frames=chunk))
-
-
 def test_options_that_cannot_be(clip):
     with pytest.raises(MovqUsageError, match="tail"):
         EncodeOptions(tail="loop")
@@ -269,16 +218,6 @@ def test_one_pixel_of_latents(tmp_path):
     assert result.shape == (1, 32, 3, 1, 1)
 
 
-@pytest.mark.slow
-def test_a_large_picture_is_planned_as_one_frame(tmp_path):
-    path = clips.still(tmp_path / "a.png", clips.picture(3000, 2000), "png")
-    plan = plan_encode(path, EncodeOptions(memory_budget=10**12))
-    assert plan.chunks == 1
-    clip = clips.write(tmp_path / "a.mp4", clips.pictures(2, 3840, 2160))
-    with pytest.raises(MovqError, match=r"has a tensor of more than 1,073,741,824 numbers.*short_side"):
-        plan_encode(clip, EncodeOptions(memory_budget=10**12))
-
-
 def test_any_thread_may_encode(tmp_path, clip):
     """No signal handlers, no main-module tricks: a library call."""
     results = []
@@ -286,18 +225,6 @@ def test_any_thread_may_encode(tmp_path, clip):
     thread.start()
     thread.join()
     assert results[0].metadata.frames == 23
-
-
-def test_predicted_cost_counts_every_convolution():
-    """The caches of a real run, element for element."""
-    from movq_cli.model import StreamCache
-
-    checkpoint = open_checkpoint()
-    encoder, cache = checkpoint.load_encoder(dtype=torch.float32), StreamCache()
-    with torch.inference_mode():
-        encoder(torch.zeros(1, 3, 9, 64, 48), cache)
-    held = sum(past.numel() for past in cache.past.values())
-    assert encode_cost(checkpoint.config, 9, 64, 48).caches == held
 
 
 @pytest.mark.parametrize("tail", ["pad", "drop"])
@@ -317,17 +244,6 @@ def test_the_last_chunk_is_known_before_it_is_given(frames, plan, tail):
     cut = wanted > sum(given)  # by a plan for fewer frames
     assert [n for n, _ in told] == given
     assert [so_far for _, so_far in told] == [0] * (len(given) - 1) + [0 if cut else 1]
-
-
-@pytest.mark.slow
-def test_a_clip_of_one_chunk_is_planned_without_what_another_would_need(tmp_path, vae):
-    """The same 9 frames as the only window, and as the first of two."""
-    config = open_checkpoint(vae.folder).config
-    one, two = (clips.lossless(tmp_path / f"{n}.mkv", clips.pictures(n, 256, 192)) for n in (9, 17))
-    options = dataclasses.replace(FP32, weights=vae.folder)
-    plans = [plan_encode(clip, options) for clip in (one, two)]
-    spared = plans[1].budget.memory_bytes - plans[0].budget.memory_bytes
-    assert spared == encode_cost(config, 9, 192, 256).caches * 4
 
 
 def test_results_are_plain_values(tmp_path, clip):

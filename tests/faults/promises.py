@@ -365,7 +365,7 @@ PROMISES = {
                 "batch/pool.py",
                 "                    error = _death(worker.child.death())",
                 "                    raise",
-                "test_workers.py::test_a_worker_that_dies_or_hangs_costs_one_attempt_at_one_file",
+                "test_pool.py::test_a_worker_that_dies_or_hangs_costs_one_attempt_at_one_file",
             ),
             Break(
                 "a decoder that crashes is a bug",
@@ -384,14 +384,14 @@ PROMISES = {
                 "batch/resume.py",
                 'self.digests.of(path, identity) != line["source_sha256"]',
                 "False",
-                "test_batch.py::test_changed_inputs_are_encoded_again_whatever_their_times_say",
+                "test_resume.py::test_changed_inputs_are_encoded_again_whatever_their_times_say",
             ),
             Break(
                 "a damaged output is taken to be whole",
                 "batch/resume.py",
                 "if _is_whole(case.tars, case.line, case.verify) else",
                 "if True else",
-                "test_batch.py::test_damaged_outputs_are_found_and_made_again",
+                "test_resume.py::test_damaged_outputs_are_found_and_made_again",
             ),
             Break(
                 "a refusal is kept when what caused it is gone",
@@ -434,7 +434,7 @@ PROMISES = {
                 "batch/manifest.py",
                 "        fcntl.flock(fd, how | fcntl.LOCK_NB)\n",
                 "        pass\n",
-                "test_workers.py::test_two_batches_on_one_folder_the_second_is_refused",
+                "test_pool.py::test_two_batches_on_one_folder_the_second_is_refused",
             )
         ],
     ),

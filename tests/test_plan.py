@@ -1,0 +1,190 @@
+"""What an encoding will take: chunks, memory and disk, planned before the work."""
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+
+from movq_cli import (
+    EncodeOptions,
+    MovqError,
+    MovqUsageError,
+    Picture,
+    encode_video,
+    plan_encode,
+)
+from movq_cli.budget import Budget
+from movq_cli.checkpoints.checkpoint import open_checkpoint
+from movq_cli.model import StreamCache
+from movq_cli.model.cost import decode_cost, encode_cost
+from movq_cli.model.store import Store
+
+from .helpers import clips
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """23 frames of 64x48, kept bit for bit."""
+    return clips.lossless(tmp_path / "clip.mkv", clips.pictures(23))
+
+
+def test_a_plan_keeps_its_word(tmp_path, clip):
+    options = EncodeOptions(chunk_frames=8, save="mean", store_dtype="fp32")
+    plan = plan_encode(clip, options)
+    counted = []
+    result = encode_video(clip, tmp_path / "a", options, progress=lambda done, total: counted.append((done, total)))
+    assert plan.latent_shape == result.shape
+    assert (plan.frames, plan.frames_padded) == (result.metadata.frames, result.metadata.frames_padded)
+    assert plan.chunks == 3
+    assert counted[0] == (0, 23)
+    assert counted[-1] == (23, 23)
+    assert counted == sorted(counted)
+    assert abs(result.output_bytes - plan.output_bytes) < 8192
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_is_lowered_or_refused(tmp_path, clip, make_weights):
+    small, large = (
+        plan_encode(clip, EncodeOptions(chunk_frames=n, precision="fp32")).budget.memory_bytes for n in (4, 64)
+    )
+    assert small < large
+    lowered = plan_encode(clip, EncodeOptions(precision="fp32", memory_budget=small + 1000))
+    assert lowered.budget.chunk_frames == 4
+    assert any("instead of" in w for w in lowered.budget.warnings)
+    with pytest.raises(MovqError, match=r"needs about .* GB where .* chunk_frames=4 fits"):
+        plan_encode(clip, EncodeOptions(precision="fp32", chunk_frames=64, memory_budget=small + 1000))
+    with pytest.raises(MovqError, match=r"smaller picture: short_side$"):
+        plan_encode(clip, EncodeOptions(memory_budget=1000))
+
+
+def test_where_no_chunk_fits_the_largest_picture_that_does_is_named(tmp_path):
+    """The one named is planned with the same budget, and the next larger one is not."""
+    clip = clips.write(tmp_path / "a.mp4", clips.pictures(5, 640, 400), options={"preset": "ultrafast"})
+    options = EncodeOptions(precision="fp32", memory_budget=700_000_000)
+    with pytest.raises(MovqError, match=r"4 frames of 640x400 needs about .*; the largest that fits is ") as caught:
+        plan_encode(clip, options)
+    width, height = map(int, caught.value.reason.rpartition(" ")[2].split("x"))
+    assert height % 8 == 0
+    fits = plan_encode(clip, dataclasses.replace(options, picture=Picture(short_side=height)))
+    assert (fits.geometry.width, fits.geometry.height, fits.budget.chunk_frames) == (width, height, 4)
+    with pytest.raises(MovqError, match=f"the largest that fits is {width}x{height}"):
+        plan_encode(clip, dataclasses.replace(options, picture=Picture(short_side=height + 8)))
+
+
+@pytest.mark.parametrize("chunk", [0, 3, 10])
+def test_chunks_that_split_a_latent_name_their_neighbours(clip, chunk):
+    near = {0: "use 4", 3: "use 4", 10: "use 8 or 12"}[chunk]
+    with pytest.raises(MovqUsageError, match=near):
+        plan_encode(clip, EncodeOptions(chunk_frames=chunk))
+
+
+@pytest.mark.slow
+def test_a_large_picture_is_planned_as_one_frame(tmp_path):
+    path = clips.still(tmp_path / "a.png", clips.picture(3000, 2000), "png")
+    plan = plan_encode(path, EncodeOptions(memory_budget=10**12))
+    assert plan.chunks == 1
+    clip = clips.write(tmp_path / "a.mp4", clips.pictures(2, 3840, 2160))
+    with pytest.raises(MovqError, match=r"has a tensor of more than 1,073,741,824 numbers.*short_side"):
+        plan_encode(clip, EncodeOptions(memory_budget=10**12))
+
+
+def test_predicted_cost_counts_every_convolution():
+    """The caches of a real run, element for element."""
+    from movq_cli.model import StreamCache
+
+    checkpoint = open_checkpoint()
+    encoder, cache = checkpoint.load_encoder(dtype=torch.float32), StreamCache()
+    with torch.inference_mode():
+        encoder(torch.zeros(1, 3, 9, 64, 48), cache)
+    held = sum(past.numel() for past in cache.past.values())
+    assert encode_cost(checkpoint.config, 9, 64, 48).caches == held
+
+
+@pytest.mark.slow
+def test_a_clip_of_one_chunk_is_planned_without_what_another_would_need(tmp_path, vae):
+    """The same 9 frames as the only window, and as the first of two."""
+    config = open_checkpoint(vae.folder).config
+    one, two = (clips.lossless(tmp_path / f"{n}.mkv", clips.pictures(n, 256, 192)) for n in (9, 17))
+    options = dataclasses.replace(EncodeOptions(precision="fp32"), weights=vae.folder)
+    plans = [plan_encode(clip, options) for clip in (one, two)]
+    spared = plans[1].budget.memory_bytes - plans[0].budget.memory_bytes
+    assert spared == encode_cost(config, 9, 192, 256).caches * 4
+
+
+def test_predicted_waiting_is_what_waits(vae):
+    """Element for element, at the worst barrier, for encoder and decoder."""
+
+    class Watched(Store):
+        held = most = 0
+
+        def put(self, tensors):
+            size = sum(t.numel() for t in tensors)
+            Watched.held += size
+            Watched.most = max(Watched.most, Watched.held)
+            claim = super().put(tensors)
+
+            def take():
+                Watched.held -= size
+                return claim()
+
+            return take
+
+    checkpoint = open_checkpoint(vae.folder)
+    with torch.inference_mode():
+        encoder = checkpoint.load_encoder()
+        list(encoder.encode_window([torch.zeros(1, 3, 9, 32, 48)], StreamCache(), Watched()))
+        assert Watched.most == encode_cost(checkpoint.config, 9, 32, 48).waiting
+        Watched.most = 0
+        decoder = checkpoint.load_decoder()
+        z = torch.zeros(1, 16, 3, 4, 6)
+        list(decoder.decode_window([(z, z)], StreamCache(), Watched()))
+        assert Watched.most == decode_cost(checkpoint.config, 9, 32, 48).waiting
+        Watched.most, cache = 0, StreamCache()
+        z = z[:, :, :2]
+        list(decoder.decode_window([(z, z)], cache, Watched()))
+        assert Watched.most == decode_cost(checkpoint.config, 5, 32, 48).waiting
+        Watched.most = 0
+        list(decoder.decode_window([(z, z)], cache, Watched()))  # a later window: no frame stands alone
+        assert Watched.most == decode_cost(checkpoint.config, 8, 32, 48).waiting
+
+
+@pytest.mark.parametrize("sizes", [(5, 7, 0), (5, 0, 3), (0, 0, 3), (5, 0, 0)])
+def test_a_budget_gives_its_tiers_their_limits(tmp_path, sizes):
+    device, host, spill = sizes
+    with Budget(4, 0, device, host, spill, str(tmp_path), ()).store() as store:
+        assert store._limits == [device, host]
+        assert (store._spill is None) == (spill == 0)
+    with Budget(0, 0, 0, 0, 0, "", ()).store() as store:
+        assert store._limits == [None, None]
+
+
+def test_a_disk_too_small_is_refused_before_the_work(tmp_path, vae, monkeypatch):
+    clip = clips.lossless(tmp_path / "clip.mkv", clips.pictures(17, 48, 32))
+    options = EncodeOptions(weights=vae.folder, semantics="whole", chunk_frames=4, memory_budget=1000)
+    plan = plan_encode(clip, options)
+    assert plan.budget.spill_bytes > 1e6
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
+    with pytest.raises(MovqError, match=r"GB of activations have to wait on disk.*spill_dir"):
+        encode_video(clip, tmp_path / "a", options)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["17.mkv"]
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path, vae):
+    clip = clips.lossless(tmp_path / "clip.mkv", clips.pictures(17, 48, 32))
+    options = EncodeOptions(
+        weights=vae.folder, semantics="whole", chunk_frames=4, memory_budget=1000, spill_dir=str(tmp_path / "none")
+    )
+    with pytest.raises(MovqError, match="spill_dir"):
+        encode_video(clip, tmp_path / "a", options)
+
+
+def test_a_plan_says_what_it_will_do(tmp_path, movq, vae):
+    clip = clips.lossless(tmp_path / "clip.mkv", clips.pictures(21, 48, 32))
+    result = movq("encode", clip, "-o", "a.safetensors", "--weights", vae.folder, "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "1 of 13, 1 of 8" in result.stdout
+    assert "semantics diffusers" in result.stdout
+    whole = movq("encode", clip, "-o", "a.safetensors", "--weights", vae.folder, "--dry-run", "--semantics", "whole",
+                 "--chunk-frames", "4", "--memory-budget", "64MB")  # fmt: skip
+    assert "spilled" in whole.stdout
