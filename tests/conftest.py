@@ -103,7 +103,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A folder with three clips and a bad one in `in`, and the batch of them in `out`."""
     folder = tmp_path_factory.mktemp("small")

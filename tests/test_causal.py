@@ -222,7 +222,7 @@ def test_documented_example():
 
 
 def test_gradients_are_those_of_the_published_operations():
-    from . import published
+    from .helpers import published
 
     encoder = tiny(norm_scope="whole", attn_resolutions=[16])
     x = torch.randn(1, 3, 5, 16, 16, dtype=torch.float64)

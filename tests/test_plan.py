@@ -167,7 +167,7 @@ def test_a_disk_too_small_is_refused_before_the_work(tmp_path, vae, monkeypatch)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
     with pytest.raises(MovqError, match=r"GB of activations have to wait on disk.*spill_dir"):
         encode_video(clip, tmp_path / "a", options)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["17.mkv"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["clip.mkv"]
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path, vae):

@@ -5,41 +5,27 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "movq_cli"
 
-# Each room may import from itself and from those after it.
-ROOMS = [
-    "__main__",
-    "cli",
-    "dataset",
-    "describe",
-    "batch",
-    "evaluate",
-    "decode",
-    "encode",
-    "encoding",
-    "plan",
-    "budget",
-    "codec",
-    "schedule",
-    "transfers",
-    "posterior",
-    "device",
-    "video",
-    "latents",
-    "metadata",
-    "checkpoints",
-    "model",
-    "headers",
-    "options",
-    "values",
-    "files",
-    "difference",
-    "metrics",
-    "forks",
-    "processes",
-    "threads",
-    "records",
-    "errors",
-]
+# Each may import from those after it, rooms also from themselves.
+_ROOMS = """
+    __main__ cli dataset describe batch evaluate decode encode encoding plan budget codec schedule transfers posterior device
+    video latents metadata checkpoints model headers options values files difference metrics forks processes threads records
+    errors _lazy _version
+"""
+ROOMS = _ROOMS.split()
+
+INSIDE = {
+    "cli": "__init__ info batch decode encode eval weights options watch tables show",
+    "batch": """
+        __init__ run dry_run prepare state
+        discover folders lists captions probe cut names replace resume choices settings
+        inline pool worker ray_engine engines pack summary orphans tars merge manifest item paths
+    """,
+    "video": """
+        __init__ reader child write frames keyframes integrity sidedata container exif messages selection colour geometry info
+    """,
+    "checkpoints": "__init__ convert checkpoint locate layouts",
+    "model": "__init__ encoder decoder blocks stages norms causal store convolution cost config",
+}
 
 
 def modules():
@@ -48,26 +34,56 @@ def modules():
 
 
 def imported(path, tree):
-    """The rooms that a module's own imports name."""
-    package = ["movq_cli", *path.parts[:-1]]
+    """The modules that a module's own imports name, as parts of their paths in the package."""
+    package = path.parts[:-1]
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
-            base = package[: len(package) - node.level + 1]
-            full = [*base, *(node.module or "").split(".")] if node.module else base
-            if len(full) > 1:
-                yield full[1]
-            else:
-                yield from (alias.name for alias in node.names)
+            base = (*package[: len(package) - node.level + 1], *(node.module.split(".") if node.module else ()))
+            for alias in node.names:
+                inner = (*base, alias.name)
+                yield inner if node.module is None or PACKAGE.joinpath(*inner).with_suffix(".py").exists() else base
+
+
+def name(path):
+    return path.with_suffix("").parts
 
 
 def test_imports_point_down():
+    """Between rooms and inside them; a new file needs a place in the lists above."""
     for path, tree in modules():
-        room = path.parts[0].removesuffix(".py")
-        if room == "__init__":
+        own = name(path)
+        if own == ("__init__",):
             continue
         for other in imported(path, tree):
-            if other in ROOMS:
-                assert ROOMS.index(room) <= ROOMS.index(other), f"{path} imports {other}"
+            assert ROOMS.index(own[0]) <= ROOMS.index(other[0]), f"{path} imports {'.'.join(other)}"
+            if own[0] == other[0] and len(own) > 1:
+                order = INSIDE[own[0]].split()
+                assert order.index(own[1]) < order.index((*other, "__init__")[1]), f"{path} imports {'.'.join(other)}"
+
+
+def test_every_file_has_its_place():
+    there = {name(path) for path, _ in modules()} - {("__init__",)}
+    assert {own[0] for own in there} == set(ROOMS)
+    assert {own for own in there if len(own) > 1} == {(room, file) for room in INSIDE for file in INSIDE[room].split()}
+
+
+def test_no_test_imports_another():
+    for path in PACKAGE.parent.joinpath("tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+                assert not any(part.startswith("test_") for part in names), f"{path} imports {names}"
+
+
+def test_functions_are_short_and_commands_thin():
+    """At most 60 lines, and 25 in the body of a command: options in, one call of the library, print."""
+    for path, tree in modules():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
+                if path.parts[0] == "cli" and any("takes" in ast.unparse(d) for d in node.decorator_list):
+                    start = node.body[1 if len(node.body) > 1 else 0].lineno
+                    assert node.end_lineno - start < 25, f"{path}: {node.name}"
 
 
 def test_only_video_imports_pyav_and_only_the_decoding_process_and_the_writer_at_that():
