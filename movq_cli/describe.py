@@ -1,4 +1,7 @@
-"""What a path is: latents, a video, weights, a batch or a folder of latents. `movq info` prints it. No torch."""
+"""What a path is: latents, a video, weights, a batch or a folder of latents. `movq info` prints it.
+
+No torch. What one kind of path needs is imported when there is one: `info` of latents is to be quick.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,16 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from .checkpoints.checkpoint import open_checkpoint
 from .checkpoints.locate import holds_weights, is_model_id, refuse_pytorch
-from .codec import fit_tail
 from .errors import MovqError
 from .files import require_file
 from .headers import looks_like_safetensors, read_header
 from .latents import Latents, is_latents, open_latents
 from .metadata import FORMAT
-from .options import Picture
-from .video import VideoInfo, count_frames, plan_geometry, probe
-from .video.geometry import Orientation
 
 if TYPE_CHECKING:
     from .batch import Summary
+    from .video import VideoInfo
 
 Kind = Literal["latents", "video", "weights", "batch", "folder"]
 
@@ -71,6 +70,12 @@ def describe_video(path: str | os.PathLike[str], weights: str | None = None) -> 
     Its first frame is decoded; the others are counted where the header does not say how many there are. Raises MovqError for
     a file that is no video and weights that are refused.
     """
+    from .checkpoints.checkpoint import open_checkpoint
+    from .codec import fit_tail
+    from .options import Picture
+    from .video import count_frames, plan_geometry, probe
+    from .video.geometry import Orientation
+
     info = probe(path)
     frames = info.frames_from_header or count_frames(path)
     checkpoint = open_checkpoint(weights)
