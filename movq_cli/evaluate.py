@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any
@@ -115,17 +115,17 @@ def evaluate_video(
     with tempfile.TemporaryDirectory(prefix="movq-eval-") as folder:
         sides: list[_Side] = []
         for i, chosen in enumerate(settings):
-            side = _Side.encode(source, os.path.join(folder, str(i)), chosen, frames, next(passes))
-            side.compare(source, sides, next(passes))
+            side = _Side(os.fspath(source), os.path.join(folder, str(i)), chosen, frames, next(passes))
+            side.compare(sides, next(passes))
             sides.append(side)
         first = sides[0].latents
-        made = sides[0].evaluation(source)
+        made = sides[0].evaluation()
         if against is None:
             return made
         if len(sides) > 1:
             other = sides[1]
             difference = _difference(first, other.latents.shape, other.latents.read)
-            return replace(made, difference=difference, picture_psnr=other.picture_psnr, other=other.evaluation(source))
+            return replace(made, difference=difference, picture_psnr=other.picture_psnr, other=other.evaluation())
         with about(os.fspath(source)):
             latents = _tiled(source, options, open_checkpoint(options.weights))
         return replace(made, difference=_difference(first, latents.shape, lambda i, j: latents[:, :, i:j]))
@@ -153,20 +153,20 @@ def _part(progress: Progress, part: int, parts: int) -> Progress:
     return of_part
 
 
-@dataclass
 class _Compared:
-    """Scores so far, and the pairs to keep: those wanted, or the first, the worst and the last."""
+    """The scores so far, and the pairs to keep: those `wanted`, or the first, the worst and the last."""
 
-    wanted: Sequence[int] | None
-    scores: FrameScores = field(default_factory=FrameScores)
-    _kept: dict[int, Pair] = field(default_factory=dict)
-    _worst: int = 0
+    def __init__(self, wanted: Sequence[int] | None) -> None:
+        self._wanted = wanted
+        self.scores = FrameScores()
+        self._kept: dict[int, Pair] = {}
+        self._worst = 0
 
     def add(self, source: np.ndarray, reconstruction: np.ndarray) -> None:
         index = len(self.scores.psnr)
         self.scores.add(source, reconstruction)
-        if self.wanted is not None:
-            if index in self.wanted:
+        if self._wanted is not None:
+            if index in self._wanted:
                 self._kept[index] = source, reconstruction.copy()
             return
         if self.scores.psnr[index] < self.scores.psnr[self._worst]:
@@ -178,82 +178,73 @@ class _Compared:
         return dict(sorted(self._kept.items()))
 
 
-@dataclass
 class _Side:
-    """One setting: what it made of the video, and how that compares."""
+    """One setting: what it makes of the video, and how that compares. Encodes to a file at `path` when it is made.
 
-    options: EncodeOptions
-    encoded: EncodeResult
-    latents: Latents
-    checkpoint: Checkpoint
-    compared: _Compared
-    decode_seconds: float = 0.0
-    picture_psnr: float | None = None
+    Raises MovqError as `encode_video` does, and for `frames` that there are not.
+    """
 
-    @classmethod
-    def encode(
-        cls,
-        source: str | os.PathLike[str],
-        path: str,
-        options: EncodeOptions,
-        frames: Sequence[int] | None,
-        progress: Progress,
-    ) -> _Side:
-        """Encode the video to a file. Raises MovqError, also for `frames` that there are not."""
-        encoded = encode_video(source, path, options, progress=progress)
-        latents = open_latents(path)
+    def __init__(
+        self, source: str, path: str, options: EncodeOptions, frames: Sequence[int] | None, progress: Progress
+    ) -> None:
+        self._source, self._options = source, options
+        self.encoded = encode_video(source, path, options, progress=progress)
+        self.latents = open_latents(path)
         for frame in frames or ():
-            if not 0 <= frame < latents.metadata.frames:
-                raise MovqError(f"has no frame {frame}: {latents.metadata.frames} were encoded", os.fspath(source))
-        return cls(options, encoded, latents, find_weights(latents, options), _Compared(wanted=frames))
+            if not 0 <= frame < self.latents.metadata.frames:
+                raise MovqError(f"has no frame {frame}: {self.latents.metadata.frames} were encoded", source)
+        self._checkpoint = find_weights(self.latents, options)
+        self._compared = _Compared(frames)
+        self._decode_seconds = 0.0
+        self.picture_psnr: float | None = None
 
-    def compare(self, source: str | os.PathLike[str], others: Sequence[_Side], progress: Progress) -> None:
+    def compare(self, others: Sequence[_Side], progress: Progress) -> None:
         """Decode, and compare frame by frame with the source, and with what came back of another side.
 
         Decoded frames go to a file beside the latents, so that memory does not grow with their number.
         """
         started, m = time.perf_counter(), self.latents.metadata
         chosen = DecodeOptions(
-            weights=self.options.weights,
-            device=self.options.device,
-            precision=self.options.precision,
-            memory_budget=self.options.memory_budget,
-            spill_dir=self.options.spill_dir,
-            threads=self.options.threads,
+            weights=self._options.weights,
+            device=self._options.device,
+            precision=self._options.precision,
+            memory_budget=self._options.memory_budget,
+            spill_dir=self._options.spill_dir,
+            threads=self._options.threads,
         )
         between: list[float] = []
         with (
-            start_reader(source, self.options, self.checkpoint.config) as reader,
-            decoding(self.latents, self.checkpoint, chosen, progress) as run,
+            start_reader(self._source, self._options, self._checkpoint.config) as reader,
+            decoding(self.latents, self._checkpoint, chosen, progress) as run,
             open(self._frames, "wb") as kept,
             open(others[0]._frames if others else os.devnull, "rb") as other,
         ):
             for image in chain.from_iterable(run.frames()):
                 frame = next(reader, None)
-                if frame is None or _changed(frame.index, self.latents, len(self.compared.scores.psnr)):
-                    raise MovqError("changed while it was read", os.fspath(source))
-                self.compared.add(frame.image[: m.height, : m.width], image)
+                if frame is None or _changed(frame.index, self.latents, len(self._compared.scores.psnr)):
+                    raise MovqError("changed while it was read", self._source)
+                self._compared.add(frame.image[: m.height, : m.width], image)
                 kept.write(image.tobytes())
                 if others:
                     between.append(psnr(np.frombuffer(other.read(image.nbytes), np.uint8).reshape(image.shape), image))
         self.picture_psnr = float(np.mean(between)) if between else None
-        self.decode_seconds = time.perf_counter() - started
+        self._decode_seconds = time.perf_counter() - started
 
     @property
     def _frames(self) -> str:
         return f"{self.latents.path}.frames"
 
-    def evaluation(self, source: str | os.PathLike[str]) -> Evaluation:
+    def evaluation(self) -> Evaluation:
         m = self.latents.metadata
         count = m.frames + m.frames_padded
-        schedule = ChunkSchedule.of_frames(m.semantics, count, self.encoded.chunk_frames, self.checkpoint.config)
+        schedule = ChunkSchedule.of_frames(m.semantics, count, self.encoded.chunk_frames, self._checkpoint.config)
         borders = [border for border in accumulate(schedule.lengths()) if border < m.frames]
         return Evaluation(
-            source=os.fspath(source),
+            source=self._source,
             encoded=self.encoded,
-            scores=self.compared.scores.report(self.latents.frame_times.tolist(), borders),
-            decode_seconds=self.decode_seconds,
-            pairs=self.compared.pairs(),
+            scores=self._compared.scores.report(self.latents.frame_times.tolist(), borders),
+            decode_seconds=self._decode_seconds,
+            pairs=self._compared.pairs(),
         )
 
 
