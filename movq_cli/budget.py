@@ -19,6 +19,7 @@ from .model.config import AutoencoderConfig
 from .model.cost import MAX_ELEMENTS, ChunkCost
 from .options import ModelOptions
 from .schedule import WHOLE_WINDOW, check_chunk_frames
+from .values import format_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -125,8 +126,8 @@ def make_budget(task: Task, options: ModelOptions, device: torch.device, precisi
         what = f"a chunk of {chunk} frames of {task.picture}"
         if not task.indexable(chunk):
             return MovqError(f"{what} has a tensor of more than {MAX_ELEMENTS:,} numbers; {advice}")
-        needed, allowed = memory(chunk) / 1e9, most / 1e9
-        return MovqMemoryError(f"{what} needs about {needed:.1f} GB where {allowed:.1f} GB may be used; {advice}")
+        needed, allowed = format_bytes(memory(chunk)), format_bytes(most)
+        return MovqMemoryError(f"{what} needs about {needed} where {allowed} may be used; {advice}")
 
     if task.window and options.chunk_frames is None and memory(WHOLE_WINDOW) <= budget and task.indexable(WHOLE_WINDOW):
         return Budget(WHOLE_WINDOW, memory(WHOLE_WINDOW), 0, 0, 0, "", ())
@@ -164,7 +165,7 @@ def _require_disk(folder: str, needed: int) -> None:
         raise MovqOutputError(f"{folder} cannot be used ({error.strerror})", option="spill_dir") from None
     if free < needed:
         raise MovqMemoryError(
-            f"{needed / 1e9:.1f} GB of activations have to wait on disk, where {free / 1e9:.1f} GB are free; "
+            f"{format_bytes(needed)} of activations have to wait on disk, where {format_bytes(free)} are free; "
             f"{option('spill_dir')} names another folder, {option('memory_budget')} allows more memory",
             folder,
         )

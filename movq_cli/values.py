@@ -1,4 +1,4 @@
-"""Option values that are written as text and mean something: sizes in bytes, shards, buckets, picks."""
+"""Values that are written as text and mean something: sizes in bytes, shards, buckets, picks."""
 
 from __future__ import annotations
 
@@ -27,6 +27,16 @@ def parse_bytes(text: str, option: str) -> int:
     if not 0 < value < float("inf"):
         raise MovqUsageError("must be above 0", option=option)
     return int(value)
+
+
+def format_bytes(count: float) -> str:
+    """Return a number of bytes as people read it: 912 kB, 7.1 MB."""
+    *units, largest = "B", "kB", "MB", "GB", "TB"
+    for unit in units:
+        if count < 999.5:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.5 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} {largest}"
 
 
 _SETS = (

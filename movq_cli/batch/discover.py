@@ -19,6 +19,7 @@ from .captions import caption_path, read_caption, read_captions
 from .folders import Walk
 from .item import Item
 from .lists import Row, RowList, absolute
+from .manifest import DESCRIBED
 from .names import Places
 
 
@@ -158,7 +159,8 @@ def _of_row(row: Row, caption: str | None) -> Item:
         name = "/".join(part for part in row.written.split("/") if part not in ("", ".", ".."))
         if row.start is not None or row.duration is not None:
             name += f"_{_seconds(row.start or Fraction(0))}-{'' if row.duration is None else _seconds(row.duration)}"
-    return Item(name, row.path, "", row.start, row.duration, caption, row.extra)
+    described = {column: getattr(row, column) for column in DESCRIBED} | {"caption": caption}
+    return Item(name, row.path, "", row.start, row.duration, **described)
 
 
 def _seconds(value: Fraction) -> str:

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 from ..errors import MovqError
 from ..files import os_reason
 from ..records import parse_json
+from .manifest import DESCRIBED
 from .paths import is_plain
 
-_OWN = ("path", "id", "start", "duration", "caption")
+_OWN = {"path", "id", "start", "duration", *DESCRIBED} - {"extra"}
 
 
 class Row(NamedTuple):

@@ -83,6 +83,9 @@ class Line(TypedDict, total=False):
     orphan: bool
 
 
+DESCRIBED = ("caption", "extra")
+"""Fields that describe an item and change nothing of its latents: columns of lists, by the names that rows and items have too."""
+
 _KEYS = tuple(Line.__annotations__)
 _UNMADE = {"id", "path", "status", "reason"}
 _MADE = {"output", "bytes", "sha256", "shape", "width", "height", "frames", "padded", "dropped", "duration", "seconds"}

@@ -20,13 +20,13 @@ from ..files import WholeFile, sha256_file, sync
 from ..latents import is_latents
 from ..values import Shard
 from .item import Item
-from .manifest import Line, Manifest
+from .manifest import DESCRIBED, Line, Manifest
 from .paths import refuse_links
 from .tars import TAR, CutError, Member, Tars, blocks, digest_of, index_path, json_name, member_name, write_index
 
 _END = bytes(2 * tarfile.BLOCKSIZE)
 _SAID = (
-    *("id", "of", "caption", "extra", "shape", "dtype", "width", "height", "frames", "padded", "dropped", "duration"),
+    *("id", "of", *DESCRIBED, "shape", "dtype", "width", "height", "frames", "padded", "dropped", "duration"),
     *("bytes", "sha256", "source_sha256", "weights_digest", "semantics", "precision", "options", "format_version"),
 )
 """Of an item's line, what is in its JSON: what is true wherever the tar is taken."""

@@ -247,7 +247,8 @@ class Pool:
             if self._deaths > 2:
                 self._do_without(worker, MovqCrashError(f"a worker cannot start: {error.marked}"))
                 return
-        if worker.tasks and not worker.begun:  # it died of opening it
+        opening = bool(worker.tasks) and not worker.begun
+        if opening:
             worker.tasks[0].attempts += 1
             worker.begun = 1
         begun = [worker.tasks.popleft() for _ in range(worker.begun)]
@@ -257,7 +258,7 @@ class Pool:
         for task in begun:
             if worker.child.lost:
                 task.allowed = min(task.allowed + 1, _MOST_ATTEMPTS)
-            written = worker.task is not None and task is not worker.task  # it was that already, which takes no memory
+            written = not opening and task is not worker.task  # it was being written, which takes no memory
             yield from self._outcome(task, unmade(MovqCrashError(error.marked) if written else error), died=True)
 
     def _take_back(self, worker: Worker) -> None:

@@ -84,9 +84,7 @@ def prepare(
         manifest = Manifest(folder, batch.shard)
         stack.callback(manifest.close)
         settings = _settle(options, checkpoint, manifest, found, batch)
-        items = (
-            found.items if not is_cut(batch) else in_order(_cut(found, manifest, settings, batch, checkpoint, state))
-        )
+        items = _cut(found, manifest, settings, batch, checkpoint, state)
         tars = Tars(folder)
         resume = _compare(items, manifest, settings, tars, batch, state)
         refuse_to_replace(resume, manifest, settings, tars, batch.replace)

@@ -12,7 +12,7 @@ from ..errors import MovqDiskError, MovqError
 from ..options import TAR_BYTES, BatchOptions, EncodeOptions
 from .discover import Found
 from .item import Item
-from .manifest import Line, finish_shard, unmade
+from .manifest import DESCRIBED, Line, finish_shard, unmade
 from .orphans import find_orphans, mark_orphans
 from .pack import Packer
 from .pool import Pool, Task
@@ -197,4 +197,4 @@ class _Run:
 
 
 def _description(line: Line) -> tuple[Any, ...]:
-    return line.get("caption"), line.get("extra")
+    return tuple(line.get(name) for name in DESCRIBED)

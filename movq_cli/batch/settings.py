@@ -9,7 +9,7 @@ from ..files import text_of
 from ..metadata import FORMAT_VERSION
 from ..options import EncodeOptions
 from .item import Item
-from .manifest import Line
+from .manifest import DESCRIBED, Line
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,9 @@ class Settings:
     def described(self, item: Item) -> Line:
         """Return the part of a line that says which item it is."""
         line = Line(id=item.id, path=text_of(item.source_path))
-        if item.caption is not None:
-            line["caption"] = item.caption
-        if item.extra:
-            line["extra"] = item.extra
+        for name in DESCRIBED:
+            if (value := getattr(item, name)) not in (None, {}):
+                line[name] = value  # type: ignore[literal-required]
         if item.of:
             line["of"] = item.of
         if item.facts is not None:
@@ -58,6 +57,6 @@ class Settings:
     def refreshed(self, item: Item, line: Line) -> Line:
         """Return the line of an item that is up to date, with its description as it is now."""
         fresh = line.copy()
-        for name in ("caption", "extra", "of", "cut", "seen", "orphan"):
+        for name in (*DESCRIBED, "of", "cut", "seen", "orphan"):
             fresh.pop(name, None)  # type: ignore[misc]
         return fresh | self.described(item)

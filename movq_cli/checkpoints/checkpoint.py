@@ -22,7 +22,7 @@ from ..errors import MovqError, about
 from ..files import BLOCK, os_reason
 from ..headers import Header, TensorEntry, read_header
 from ..model.config import AutoencoderConfig
-from .layouts import describe, parse_object, some
+from .layouts import LAYOUTS, describe, parse_object, some
 from .locate import Located, locate, refuse_pytorch
 
 if TYPE_CHECKING:
@@ -36,9 +36,6 @@ Network = TypeVar("Network", bound="nn.Module")
 
 FORMAT = "movq-weights"
 FORMAT_VERSION = "1"
-SEMANTICS = {"movq": "whole", "sat": "whole", "diffusers": "diffusers"}
-"""How weights with whole-clip norms are run where their file does not say, by layout."""
-
 SAID = ("name", "licence", "source", "semantics", "scaling_factor", "shift_factor", "invert_scale_latents")
 """What a checkpoint's metadata holds, "" where it is unknown."""
 
@@ -90,7 +87,7 @@ class Checkpoint:
         """How they are meant to be run: "frame" for frame norms, else "whole" or "diffusers"."""
         if self.config.norm_scope == "frame":
             return "frame"
-        return self.metadata["semantics"] or SEMANTICS[self.layout]
+        return self.metadata["semantics"] or LAYOUTS[self.layout][1]
 
     @property
     def parameters(self) -> dict[str, int]:

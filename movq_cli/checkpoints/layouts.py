@@ -17,6 +17,13 @@ from ..errors import MovqError, about
 from ..files import os_reason
 from ..model.config import NORM_EPS, NORM_GROUPS, AutoencoderConfig
 
+LAYOUTS = {
+    "movq": ("movq weights", "whole"),
+    "diffusers": ("diffusers", "diffusers"),
+    "sat": ("CogVideo names", "whole"),
+}
+"""By layout: what it is called, and how weights with whole-clip norms are run if their file does not say."""
+
 JSON_BYTES = 1 << 20
 """The longest config or index that is read."""
 

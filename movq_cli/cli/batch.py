@@ -13,8 +13,9 @@ import typer
 
 from ..errors import MovqUsageError, option
 from ..options import BatchOptions, EncodeOptions
+from ..values import format_bytes
 from . import options as o
-from .show import complain, duration, name_of, plural, ratio, say_whose_weights, size
+from .show import complain, duration, name_of, plural, ratio, say_whose_weights
 
 if TYPE_CHECKING:
     from ..batch import BatchPlan, BatchResult, Found, Item, Line, Summary
@@ -192,7 +193,7 @@ def _result_line(result: BatchResult, whole: Summary, new: Summary) -> str:
     before = f", {whole.items - new.items:,} of them before" if whole.items > new.items else ""
     workers = plural(result.workers, "worker") if result.workers else "this process"
     return (
-        f"{counts} of {items}{before}; {duration(new.video_seconds)} of video to {size(new.bytes)} "
+        f"{counts} of {items}{before}; {duration(new.video_seconds)} of video to {format_bytes(new.bytes)} "
         f"({ratio(new.raw_bytes, new.bytes)} of RGB, {ratio(new.source_bytes, new.bytes)} of the sources) "
         f"in {took} by {workers}, {new.frames / result.seconds:.1f} frames/s"
     )
@@ -278,7 +279,8 @@ def _print_plan(plan: BatchPlan, output: str, quiet: bool, verbose: bool) -> Non
             "would fail": f"{len(plan.planned) - len(good) - short:,}" if len(good) + short < len(plan.planned) else "",
             "to encode": f"{len(good):,}, of {plural(plan.frames, 'frame')}",
             "again": f"{again:,} of these{'' if verbose else '; --verbose says why'}" if again else "",
-            "output size": f"{size(plan.moments_bytes)} for moments, {size(plan.mean_bytes)} for mean, in {plan.store_dtype}",
+            "output size": f"{format_bytes(plan.moments_bytes)} for moments, {format_bytes(plan.mean_bytes)} for mean, "
+            f"in {plan.store_dtype}",
         },
         title=output,
     )

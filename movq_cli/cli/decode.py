@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..options import DecodeOptions
+from ..values import format_bytes
 from . import options as o
-from .show import complain, duration, name_of, plural, progress_bar, size
+from .show import complain, duration, name_of, plural, progress_bar
 
 if TYPE_CHECKING:
     from ..decode import DecodeResult
@@ -44,6 +45,6 @@ def decode(
 def _result_line(result: DecodeResult) -> str:
     return (
         f"{name_of(result.output_path)}: {plural(result.frames, 'frame')} of {result.width}x{result.height}, "
-        f"{result.description}, {size(result.output_bytes)}; "
+        f"{result.description}, {format_bytes(result.output_bytes)}; "
         f"in {duration(result.seconds)}, {result.frames / result.seconds:.1f} frames/s"
     )

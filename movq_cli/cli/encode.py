@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..options import EncodeOptions
+from ..values import format_bytes
 from . import options as o
-from .show import complain, duration, name_of, plural, progress_bar, ratio, say_whose_weights, shape, size
+from .show import complain, duration, name_of, plural, progress_bar, ratio, say_whose_weights, shape
 
 if TYPE_CHECKING:
     from ..encode import EncodeResult
@@ -51,7 +52,7 @@ def _result_line(result: EncodeResult) -> str:
     repeated = f" + {m.frames_padded} repeated" if m.frames_padded else ""
     dropped = f", {m.frames_dropped} dropped" if m.frames_dropped else ""
     return (
-        f"{name_of(result.output_path)}: {shape(result.shape[1:])} {result.dtype}, {size(written)} "
+        f"{name_of(result.output_path)}: {shape(result.shape[1:])} {result.dtype}, {format_bytes(written)} "
         f"({ratio(m.raw_bytes, written)} of RGB, {ratio(m.source_bytes, written)} of the source); "
         f"{plural(m.frames, 'frame')}{repeated}{dropped} of {m.width}x{m.height} "
         f"in {duration(result.seconds)}, {m.frames / result.seconds:.1f} frames/s"
@@ -75,9 +76,11 @@ def _print_plan(plan: Plan, output: str) -> None:
             "windows": ", ".join(f"{n} of {k}" for k, n in Counter(plan.windows or ()).items()),
             "chunks": chunks,
             "computed": f"in {plan.precision} on {plan.device}, semantics {plan.semantics}",
-            "peak memory": f"about {size(budget.memory_bytes)}",
-            "spilled": f"up to {size(budget.spill_bytes)} to {name_of(budget.spill_dir)}" if budget.spill_bytes else "",
-            "output size": f"about {size(plan.output_bytes or 0)}",
+            "peak memory": f"about {format_bytes(budget.memory_bytes)}",
+            "spilled": f"up to {format_bytes(budget.spill_bytes)} to {name_of(budget.spill_dir)}"
+            if budget.spill_bytes
+            else "",
+            "output size": f"about {format_bytes(plan.output_bytes or 0)}",
         }
     )
     for warning in (*budget.warnings, *plan.info.warnings):

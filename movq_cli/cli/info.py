@@ -16,8 +16,9 @@ import typer
 
 from ..errors import MovqError
 from ..files import short
+from ..values import format_bytes
 from . import options as o
-from .show import complain, duration, name_of, plural, ratio, shape, size
+from .show import complain, duration, name_of, plural, ratio, shape
 
 if TYPE_CHECKING:
     from ..checkpoints.checkpoint import Checkpoint
@@ -118,7 +119,7 @@ def _show_latents(latents: Latents, values: dict[str, Any]) -> None:
         {
             "kind": f"latents: {m.representation}{seed}",
             "shape": f"{shape(latents.shape)} {latents.dtype}",
-            "size": f"{size(values['bytes'])}, {ratio(m.raw_bytes, values['bytes'])} of RGB{against}",
+            "size": f"{format_bytes(values['bytes'])}, {ratio(m.raw_bytes, values['bytes'])} of RGB{against}",
             "source": f"{m.source_name}, sha256 {short(m.source_sha256)}…",
             "picture": f"{m.width}x{m.height}{padding}" + (f", cropped at {m.crop[:2]}" if m.crop else ""),
             "frames": f"{', '.join(counts)}; {duration(m.duration)}{rate}",
@@ -157,7 +158,7 @@ def _show_batch(path: str, batch: BatchDescription) -> None:
         {
             "kind": f"batch of {plural(whole.items, 'item')}: {counts}",
             "video": f"{duration(whole.video_seconds)}, {plural(whole.frames, 'frame')}",
-            "size": f"{size(whole.bytes)}, {ratio(whole.raw_bytes, whole.bytes)} of RGB, "
+            "size": f"{format_bytes(whole.bytes)}, {ratio(whole.raw_bytes, whole.bytes)} of RGB, "
             f"{ratio(whole.source_bytes, whole.bytes)} of the source files",
             "speed": f"{whole.frames_per_second:.1f} frames/s of each worker",
             "padded": f"{plural(whole.padded, 'clip')}, by repeating the last frame" if whole.padded else "",
@@ -215,12 +216,12 @@ def _show_folder(opened: list[Latents], values: dict[str, Any]) -> None:
             str(latents.metadata.frames),
             f"{latents.metadata.width}x{latents.metadata.height}",
             latents.metadata.representation,
-            size(item["bytes"]),
+            format_bytes(item["bytes"]),
         ]
         for latents, item in zip(opened, values["latents"], strict=True)
     ]
     print_rows(["latents", "shape", "dtype", "frames", "picture", "saved", "size"], rows)
-    print(f"{plural(len(rows), 'file')}, {plural(values['frames'], 'frame')}, {size(values['bytes'])}")
+    print(f"{plural(len(rows), 'file')}, {plural(values['frames'], 'frame')}, {format_bytes(values['bytes'])}")
 
 
 def _video(path: str, weights: str | None) -> _Described:
@@ -254,19 +255,16 @@ def _show_video(kind: str, path: str, video: VideoDescription) -> None:
     print_pairs(
         {
             "kind": f"{kind}: {v.codec} in {v.container.split(',')[0]}, {v.pixel_format}",
-            "size": f"{size(v.bytes)}, {ratio(raw, v.bytes)} of RGB",
+            "size": f"{format_bytes(v.bytes)}, {ratio(raw, v.bytes)} of RGB",
             "picture": f"{v.shown_width}x{v.shown_height}{stored}",
             "frames": f"{video.frames:,}{rate}{length}",
             "colour": f"{v.matrix} / {v.color_range} / {v.transfer}",
             "latents": f"{shape(video.latents_shape)} by {video.model}",
-            "": f"{size(latents)} in 2 bytes each: {ratio(raw, latents)} of RGB, {ratio(v.bytes, latents)} of the file",
+            "": f"{format_bytes(latents)} in 2 bytes each: {ratio(raw, latents)} of RGB, {ratio(v.bytes, latents)} of the file",
             "warnings": v.warnings,
         },
         title=path,
     )
-
-
-_LAYOUTS = {"movq": "movq weights", "diffusers": "diffusers", "sat": "CogVideo names"}
 
 
 def _weights(path: str) -> _Described:
@@ -290,6 +288,7 @@ def _weights(path: str) -> _Described:
 
 
 def _show_weights(checkpoint: Checkpoint, values: dict[str, Any]) -> None:
+    from ..checkpoints.layouts import LAYOUTS
     from .tables import print_pairs
     from .weights import scaling
 
@@ -297,8 +296,8 @@ def _show_weights(checkpoint: Checkpoint, values: dict[str, Any]) -> None:
     print_pairs(
         {
             "kind": f"weights: {checkpoint.name}",
-            "format": _LAYOUTS[checkpoint.layout],
-            "size": f"{size(values['bytes'])}, {values['tensors']} tensors, {', '.join(checkpoint.dtypes)}",
+            "format": LAYOUTS[checkpoint.layout][0],
+            "size": f"{format_bytes(values['bytes'])}, {values['tensors']} tensors, {', '.join(checkpoint.dtypes)}",
             "parameters": ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in checkpoint.parameters.items()),
             "factors": f"{config.temporal_factor} in time, {config.spatial_factor} in height and width; "
             f"{config.z_channels} channels",

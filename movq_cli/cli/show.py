@@ -37,15 +37,6 @@ def name_of(path: str | os.PathLike[str]) -> str:
     return printable(os.fspath(path))
 
 
-def size(count: float) -> str:
-    """Bytes: 912 kB, 7.1 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.5 else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
-
-
 def duration(seconds: float) -> str:
     """4.8 s, 2 min 05 s, 1 h 02 min."""
     if seconds < 99.5:

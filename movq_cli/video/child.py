@@ -20,6 +20,7 @@ import numpy as np
 from ..errors import MovqError
 from ..processes import Talk
 from ..records import from_values, to_values
+from ..values import format_bytes
 from .container import open_video
 from .frames import FILTER_NAME, Decoder, count_frames
 from .info import VideoFacts
@@ -50,7 +51,7 @@ def _answer(talk: Talk, values: dict[str, Any], memory: int | None) -> None:
         try:
             _serve(talk, request, memory)
         except MemoryError:
-            most = f"{request.memory_limit / 1e9:.1f} GB"
+            most = format_bytes(request.memory_limit)
             raise MovqError(f"needs more memory to decode than the {most} there are for that") from None
     except BrokenPipeError:
         raise
