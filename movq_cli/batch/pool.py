@@ -318,9 +318,11 @@ class Pool:
 def _engine(batch: BatchOptions, options: EncodeOptions) -> Engine:
     if batch.engine == "local":
         return LocalEngine(options)
-    from .ray_engine import RayEngine
+    if batch.engine == "ray":
+        from .ray_engine import RayEngine
 
-    return RayEngine(options, batch.ray_address, batch.ray_gpus)
+        return RayEngine(options, batch.ray_address, batch.ray_gpus)
+    raise NotImplementedError(batch.engine)
 
 
 def _absolute(options: EncodeOptions) -> EncodeOptions:

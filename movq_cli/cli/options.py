@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from fractions import Fraction
 from functools import partial, wraps
@@ -13,6 +13,17 @@ import typer
 
 from ..checkpoints.checkpoint import EMBEDDED
 from ..errors import MovqUsageError, flag
+from ..options import (
+    ENGINES,
+    FITS,
+    LAYOUTS,
+    PRECISIONS,
+    REPRESENTATIONS,
+    SEMANTICS,
+    SHORT_IN_BATCH,
+    STORE_DTYPES,
+    TAILS,
+)
 from ..values import Bucket, Pick, Shard, parse_bytes
 
 MODEL, PICTURE, RESULT = "Model", "Picture", "Result"
@@ -38,6 +49,10 @@ def fraction(text: str) -> Fraction:
         raise typer.BadParameter(f"{text!r} is not a number like 25, 29.97 or 30000/1001") from None
 
 
+def _choices(values: Iterable[str]) -> str:
+    return "|".join(values)
+
+
 def _auto(name: str, what: str, text: str) -> int | None:
     """Read auto, which is None, or a number. Raises MovqUsageError about the option of this name."""
     if text == "auto":
@@ -61,15 +76,15 @@ WORDS: Mapping[str, Words] = {
     "semantics": Words(
         MODEL,
         "Of weights whose norms span frames: over the whole clip, or over diffusers' windows. (auto: as they come)",
-        "auto|whole|diffusers",
+        _choices(SEMANTICS),
     ),
     "DecodeOptions.semantics": Words(
         MODEL,
         "Of weights whose norms span frames: over windows of 2 latents, as published decoders do, or the whole clip.",
-        "auto|whole|diffusers",
+        _choices(SEMANTICS),
     ),
     "device": Words(MODEL, "Where to compute.", "auto|cpu|cuda[:N]"),
-    "precision": Words(MODEL, "auto is bf16 on CUDA devices that have it, else fp32.", "auto|fp32|tf32|bf16|fp16"),
+    "precision": Words(MODEL, "auto is bf16 on CUDA devices that have it, else fp32.", _choices(("auto", *PRECISIONS))),
     "chunk_frames": Words(
         MODEL,
         "Frames computed at once: costs memory, never quality. (default: auto)",
@@ -93,15 +108,15 @@ WORDS: Mapping[str, Words] = {
     "every": Words(FRAMES, "Each N-th of these frames, from the first on.", "N"),
     "frames": Words(FRAMES, "The first N frames; with --pick, of each span.", "N"),
     "allow_partial": Words(FRAMES, "Of a video that is cut off or damaged, take what comes before, with a warning."),
-    "tail": Words(FRAMES, "Frames that fill no latent: repeat the last, drop them, or refuse.", "pad|drop|error"),
+    "tail": Words(FRAMES, "Frames that fill no latent: repeat the last, drop them, or refuse.", _choices(TAILS)),
     "height": Words(PICTURE, "Scale to this height.", "H"),
     "width": Words(PICTURE, "Scale to this width.", "W"),
     "short_side": Words(PICTURE, "Scale the shorter side to N.", "N"),
-    "fit": Words(PICTURE, "With height and width: crop the middle, pad, or distort.", "cover|contain|stretch"),
+    "fit": Words(PICTURE, "With height and width: crop the middle, pad, or distort.", _choices(FITS)),
     "upscale": Words(PICTURE, "Allow enlarging."),
-    "save": Words(RESULT, "Mean and log variance, the mean, or a draw.", "moments|mean|sample"),
+    "save": Words(RESULT, "Mean and log variance, the mean, or a draw.", _choices(REPRESENTATIONS)),
     "seed": Words(RESULT, "Of --save sample, and of --pick random.", "N"),
-    "store_dtype": Words(RESULT, "Of the latents; auto is as computed.", "auto|fp32|fp16|bf16"),
+    "store_dtype": Words(RESULT, "Of the latents; auto is as computed.", _choices(("auto", *STORE_DTYPES))),
     "force": Words(RESULT, "Overwrite the output; of a batch, make everything again."),
     "DecodeOptions.force": Words(RESULT, "Overwrite the output."),
     "draw": Words(RESULT, "Decode a draw of the moments instead of their mean."),
@@ -129,7 +144,9 @@ WORDS: Mapping[str, Words] = {
         "head|uniform:K|slide:S|random:K",
         Pick.parse,
     ),
-    "short": Words(ITEMS, "Videos with too few frames: only say so, or repeat their last frame.", "skip|pad"),
+    "short": Words(
+        ITEMS, "Videos with too few frames: only say so, or repeat their last frame.", _choices(SHORT_IN_BATCH)
+    ),
     "shard": Words(
         SHARDS,
         "Only this part of the videos: 0/8 to 7/8, or 1/8 to 8/8. auto: as SLURM or torchrun number this process.",
@@ -150,13 +167,13 @@ WORDS: Mapping[str, Words] = {
         "Make finished outputs again that were made with other weights or options, or of another video of that name.",
     ),
     "verify": Words(RUN, "Read all videos and outputs that are there; try refused ones again."),
-    "engine": Words(RUN, "Workers on this machine, or on a Ray cluster with shared storage.", "local|ray"),
+    "engine": Words(RUN, "Workers on this machine, or on a Ray cluster with shared storage.", _choices(ENGINES)),
     "ray_address": Words(RUN, "Of the cluster. (default: the one of this machine, or a new one on it)", "ADDRESS"),
     "ray_gpus": Words(RUN, "GPUs of each worker, where there are any; 0.5: two share one.", "F"),
     "layout": Words(
         OUTPUT,
         "A file for each item, or tars as WebDataset reads them. (default: as DIR has it, files in a new one)",
-        "files|tar",
+        _choices(LAYOUTS),
     ),
     "shard_size": Words(OUTPUT, "Of a tar, at most. (default: 1GB)", "SIZE", _bytes("shard_size")),
 }
