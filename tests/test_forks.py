@@ -41,7 +41,7 @@ def test_decoders_have_none_of_each_others_descriptors(forker):
     with read_frames(CITY, ahead=2) as first, read_frames(CITY, ahead=2) as second:
         next(first), next(second)
         both = []
-        for decoder in filter(command, decoders()):  # a zombie of an earlier test has no command line
+        for decoder in (pid for pid in decoders() if any(command(pid))):  # a zombie of an earlier test has none
             paths = [f"/proc/{decoder}/fd/{fd}" for fd in os.listdir(f"/proc/{decoder}/fd")]
             both.append({os.stat(path).st_ino: os.readlink(path) for path in paths})
         kinds = [sorted(name.split(":")[0] for name in opened.values()) for opened in both]
