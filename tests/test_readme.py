@@ -1,4 +1,4 @@
-"""Every command and example of the README, run as it stands there, in an empty folder with a clip in it."""
+"""Every command and example of the README and the docs, run as it stands there, in an empty folder with a clip in it."""
 
 import re
 import shlex
@@ -12,11 +12,16 @@ import pytest
 from .helpers import clips
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    """The blocks of a language in all pages. `console` shows what was printed and is not run: it may need the network."""
+    return [found for page in PAGES for found in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)]
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 @pytest.fixture
@@ -71,6 +76,6 @@ def test_map_of_the_source():
 
 
 def test_links_lead_somewhere():
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for page in (*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"):
         for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), (page, link)
