@@ -5,7 +5,7 @@
     result = encode_video("clip.mp4", "clip.safetensors")
     latents = open_latents("clip.safetensors")
 
-Importing this package imports no torch; using it does.
+Importing this package does not import torch; calls that need it do.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m movq_cli` is `movq`."""
+"""Run `movq` as `python -m movq_cli`."""
 
 from .cli import main
 

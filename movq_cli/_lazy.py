@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used, so that importing the package imports no torch."""
+"""Lazy imports: names of a package are imported on first use, so that importing the package does not import torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def lazily(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return the `__getattr__` and `__dir__` of a package: by module, `names` lists what comes from it, words apart."""
+    """Return `__getattr__` and `__dir__` for a package. `names` maps modules to their names, separated by spaces."""
     homes = {name: module for module, listed in names.items() for name in listed.split()}
 
     def getattr_(name: str) -> Any:

@@ -1,3 +1,3 @@
-"""The version of movq, which files that it writes name."""
+"""The version of movq, which is recorded in the files that it writes."""
 
 __version__ = "0.1.0"

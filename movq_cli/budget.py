@@ -1,4 +1,4 @@
-"""How large chunks may be and where activations wait between stages: what fits into memory, for encoding and decoding.
+"""Choose the size of chunks and where activations wait, so that encoding and decoding fit into memory.
 
 Everything that does not fit is refused here, with the estimate, before the work.
 """
@@ -31,7 +31,7 @@ PROCESS_BYTES = 330 << 20
 
 
 def check_weights(options: ModelOptions, checkpoint: Checkpoint) -> None:
-    """Raise MovqUsageError for options that these weights have no use for."""
+    """Raise MovqUsageError if an option does not suit these weights."""
     if options.chunk_frames is not None:
         check_chunk_frames(options.chunk_frames, checkpoint.config)
     if options.semantics != "auto" and checkpoint.semantics == "frame":
@@ -43,12 +43,13 @@ def check_weights(options: ModelOptions, checkpoint: Checkpoint) -> None:
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be computed, as far as memory goes. Sizes are in frames.
+    """The memory needs of an encoding or a decoding. Lengths are in frames.
 
-    `total`: all there are, or at most are, if that is known. `window`: the largest window (0: norms per frame, each chunk is
-    one). `longest`: the longest chunk for a `chunk_frames`. `cost` of a chunk; `beside`: bytes besides activations that a
-    chunk takes. `default`: the chunk_frames to take where nothing else is said; `picture`: WxH; `advice`: what to do where
-    not even the smallest chunk fits; `smaller`: the same for smaller pictures, from large to small.
+    `total`: the number of frames, or an upper bound, if known. `window`: the largest window (0: norms per frame, so
+    each chunk is a window). `longest`: the longest chunk for a `chunk_frames`. `cost`: the cost of a chunk. `beside`:
+    the bytes that a chunk takes besides activations. `default`: the `chunk_frames` to use if none is given. `picture`:
+    WxH. `advice`: what to do if not even the smallest chunk fits. `smaller`: the tasks for smaller pictures, from large
+    to small.
     """
 
     config: AutoencoderConfig
@@ -64,23 +65,23 @@ class Task:
     smaller: Callable[[], Iterable[Task]] = tuple
 
     def memory(self, chunk: int, precision: str, device: torch.device) -> int:
-        """Bytes at the peak with chunks of so many frames."""
+        """Return the predicted bytes at the peak, with chunks of `chunk` frames."""
         longest = self.longest(chunk)
         base = 0 if device.type == "cuda" else PROCESS_BYTES
         computing = self.cost(longest).bytes(computed_size(precision, device), alone=longest == self.total)
         return base + self.parameters * ITEM_SIZE[precision] + computing + self.beside(longest)
 
     def indexable(self, chunk: int) -> bool:
-        """Tell whether no tensor of such a chunk has too many elements."""
+        """Return True if no tensor of such a chunk has more than MAX_ELEMENTS elements."""
         return self.cost(self.longest(chunk)).largest <= MAX_ELEMENTS
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How large chunks are (`chunk_frames`; 0: each window in one chunk), and what that takes.
+    """The size of chunks (`chunk_frames`; 0: each window in one chunk), and what that takes.
 
-    `memory_bytes` are predicted, of the process at its peak, or of a CUDA device's own memory. Activations wait between stages in
-    up to `device_bytes`, `host_bytes`, then `spill_bytes` of a file in `spill_dir`.
+    `memory_bytes` is the predicted peak of the process, or of a CUDA device's own memory. Between stages, activations
+    wait in up to `device_bytes`, then `host_bytes`, then `spill_bytes` of a file in `spill_dir`.
     """
 
     chunk_frames: int
@@ -93,11 +94,11 @@ class Budget:
 
     @contextmanager
     def store(self) -> Iterator[Store]:
-        """What run_window keeps its chunks in. The spill file is gone when this ends, and had no name before."""
+        """Yield the store in which run_window keeps chunks. Its spill file has no name and is gone after the `with`."""
         from .model.store import SpillFile, Store
 
         if not (self.device_bytes or self.host_bytes or self.spill_bytes):
-            yield Store()  # nothing waits but the chunk on its way
+            yield Store()  # no chunk waits, except the one in progress
         elif not self.spill_bytes:
             yield Store(self.device_bytes, self.host_bytes)
         else:
@@ -106,15 +107,17 @@ class Budget:
 
 
 def make_budget(task: Task, options: ModelOptions, device: torch.device, precision: str) -> Budget:
-    """Chooses the chunk and where activations wait. Raises MovqError with the estimate where nothing fits.
+    """Choose the size of chunks and where activations wait. Raises MovqError with the estimate if nothing fits.
 
-    Norms per frame: the default chunk, lowered where it exceeds the budget. Windows: one chunk each where that fits the
-    budget; else the default chunk, whose activations wait in what the budget leaves, and past it in a file.
+    With norms per frame, this is the default chunk, or a shorter one if it exceeds the budget. With windows, it is one
+    chunk per window if that fits the budget; if not, the default chunk, and activations wait in what the budget leaves,
+    then in a file.
     """
     item = ITEM_SIZE[precision]
     free = available_memory(device)
     budget = options.memory_budget or free
-    most = max(budget, free) if task.window else budget  # what is spilled makes the rest fit
+    # With windows, the budget is kept by spilling what waits; one chunk may need more than it.
+    most = max(budget, free) if task.window else budget
 
     def memory(chunk: int) -> int:
         return task.memory(chunk, precision, device)
@@ -146,11 +149,11 @@ def make_budget(task: Task, options: ModelOptions, device: torch.device, precisi
     waiting = task.cost(task.window).waiting * item
     on_device, on_host = max(0, budget - memory(chunk)), 0
     if device.type == "cuda":
-        # Pinned memory comes in powers of two, and torch keeps it: what is asked for may take twice as much.
+        # torch rounds pinned memory up to powers of two and keeps it: a request may take twice its size.
         on_device = max(0, free - memory(chunk))
         on_host = options.memory_budget or available_memory(choose_device("cpu")) // 3
     predicted = memory(chunk) + min(on_device, waiting)
-    # A chunk more while it passes from stage to stage, and one that each tier cannot take whole.
+    # Three chunks more: one passes between stages, and each of the two tiers may have room left, but not for a chunk.
     spill = max(0, waiting + 3 * task.cost(longest).waiting * item - on_device - on_host)
     folder = options.spill_dir or tempfile.gettempdir()
     if spill:

@@ -1,9 +1,9 @@
-"""Frames to latents and back: windows of chunks, the tail, the one loop. Tensors in, tensors out; no files, no video.
+"""Frames to latents and back: windows of chunks, the tail, the one loop. Only tensors here, no files and no videos.
 
     for window: for stage: for chunk of the window        (the inner two are model/stages.py)
 
-A window is the frames that share norm statistics: with norms per frame, each chunk is one; with norms over the whole clip
-there is one; in diffusers' way they are of 8 frames or 2 latents.
+A window is the frames that share norm statistics. With norms per frame, each chunk is a window; with norms over the
+whole clip, the clip is one window; with diffusers' semantics, windows have 8 frames or 2 latents.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
     from .model.store import Store
 
 RGB = 3
-"""Channels of a picture."""
+"""The number of channels of a picture."""
 
-_WHOLE_STEP = 64  # frames that a buffer for all of them begins with
+_WHOLE_STEP = 64  # frames for which a buffer of unknown length has room at first
 
 
 Progress = Callable[[int, int | None], None]
-"""Called with frames done so far and in all (None: unknown). Frames half way through the network count half."""
+"""Called with the frames done so far and the total (None: unknown). A frame halfway through the network counts half."""
 
 
 def silent(done: int, total: int | None) -> None:
-    """A Progress that tells nobody."""
+    """Do nothing; a Progress that reports to nobody."""
 
 
 class WorkDone:
-    """A `Worked` that adds up what it hears and reports it as frames, never more than `most` there are so far."""
+    """A `Worked` that adds up the work done and reports it in frames, never more than `most()` returns at that time."""
 
     def __init__(self, progress: Progress, total: int | None, most: Callable[[], int]) -> None:
         self._progress, self._total, self._most = progress, total, most
@@ -60,29 +60,29 @@ class WorkDone:
 
 
 class TimedImage(Protocol):
-    """A frame: image RGB uint8 (H, W, 3), time and end in seconds, index in the source."""
+    """A frame: an image, its time and end, and its index in the source."""
 
     @property
     def image(self) -> np.ndarray:
-        """RGB uint8 (H, W, 3)."""
+        """The picture, RGB uint8 (H, W, 3)."""
 
     @property
     def time(self) -> Fraction:
-        """When it is shown, in seconds."""
+        """The time at which it is shown, in seconds."""
 
     @property
     def end(self) -> Fraction:
-        """When the next one is, in seconds."""
+        """The time at which the next frame is shown, in seconds."""
 
     @property
     def index(self) -> int:
-        """Its place among the source's frames."""
+        """The frame's index in the source."""
 
 
 def fit_tail(frames: int, tail: str, factor: int, least: int = 0) -> tuple[int, int]:
-    """(frames to repeat at the end, frames to drop) so that 1 + n * factor remain, of `least` frames at least.
+    """Return (frames to repeat at the end, frames to drop) so that 1 + n * factor frames remain.
 
-    Raises MovqError for tail 'error'.
+    Fewer than `least` frames are first made up to `least`. Raises MovqError for tail 'error' if frames do not fit.
     """
     wanted = max(frames, least)
     over = (wanted - 1) % factor
@@ -97,7 +97,7 @@ def fit_tail(frames: int, tail: str, factor: int, least: int = 0) -> tuple[int, 
 
 
 class WrongCountError(Exception):
-    """A clip gave another number of frames, tail included, than its windows were planned for."""
+    """Raised if a clip has another number of frames, tail included, than its windows were planned for."""
 
     def __init__(self, planned: int, found: int) -> None:
         super().__init__(f"{found} frames where {planned} were counted")
@@ -105,10 +105,10 @@ class WrongCountError(Exception):
 
 
 class Chunker:
-    """Collects frames, the tail as told, into windows of chunks (T, H, W, 3). Fewer than `least` frames are made up to it.
+    """Collects frames into windows of chunks (T, H, W, 3), treating the tail as `tail` says (see `fit_tail`).
 
-    While its chunks are taken it records what happened to the frames: `times` and `indices` of those kept, how many were
-    `padded` or `dropped`, when the first kept one `start`s and the last one `end`s.
+    While chunks are taken, it records `times` and `indices` of the frames that are kept, how many are `padded` or
+    `dropped`, the `start` of the first kept frame and the `end` of the last one.
     """
 
     def __init__(self, frames: Iterable[TimedImage], tail: str, config: AutoencoderConfig, least: int = 0) -> None:
@@ -127,10 +127,10 @@ class Chunker:
         planned: int | None = None,
         ending: Callable[[], None] = lambda: None,
     ) -> Iterator[Iterator[np.ndarray]]:
-        """Yield windows by a schedule (ChunkSchedule.windows), each to be taken to its end before the next.
+        """Yield windows by a schedule (ChunkSchedule.windows). Take all chunks of a window before the next window.
 
-        A chunk is a view of a buffer that the next chunk overwrites; `ending` is called before the last one is given. Raises
-        WrongCountError after it if frames, tail included, are not as many as `planned`.
+        A chunk is a view of a buffer that the next chunk overwrites. `ending` is called just before the last chunk is
+        given. Raises WrongCountError at the end if the number of frames, tail included, is not `planned`.
         """
         images = self._kept()
         self._next = next(images, None)
@@ -140,10 +140,10 @@ class Chunker:
             if opening is None:
                 break
             yield chain([opening], chunks)
-        self._buffer = None  # as large as a chunk, and who records outlives it
+        self._buffer = None  # It is as large as a chunk, and this object lives longer for what it recorded.
         if planned is not None:
             left = self._next is not None
-            deque(images, maxlen=0)  # so that all are counted
+            deque(images, maxlen=0)  # takes the remaining frames, so that all are counted
             found = len(self.times) + self.padded
             if left or found != planned:
                 raise WrongCountError(planned, found)
@@ -168,7 +168,10 @@ class Chunker:
             yield self._buffer[:count]
 
     def _kept(self) -> Iterator[np.ndarray]:
-        """The images of 1 + n * factor frames. Frames are held back until they fill a latent."""
+        """Yield the images of 1 + n * factor frames. Frames are held back until they fill a latent.
+
+        Raises MovqError if there is no frame, or for tail 'error' as `fit_tail` does.
+        """
         held: list[TimedImage] = []
         room = 1
         for frame in self._frames:
@@ -199,7 +202,7 @@ class Chunker:
 
 
 def to_input(frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """uint8 (T, H, W, 3) to what the network sees: (1, 3, T, H, W) in [-1, 1], x / 127.5 - 1, rounded once."""
+    """Convert uint8 (T, H, W, 3) to the network's input (1, 3, T, H, W) in [-1, 1]: x / 127.5 - 1, rounded once."""
     import torch
     from einops import rearrange
 
@@ -207,7 +210,7 @@ def to_input(frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def to_pixels(x: torch.Tensor) -> torch.Tensor:
-    """Round what the decoder gives, (1, 3, T, H, W) in about [-1, 1], to uint8 (T, H, W, 3)."""
+    """Convert the decoder's output, (1, 3, T, H, W) in about [-1, 1], to uint8 (T, H, W, 3), rounded and clamped."""
     import torch
     from einops import rearrange
 
@@ -225,10 +228,11 @@ def encode(
     check: bool = False,
     cache: StreamCache | None = None,
 ) -> Iterator[torch.Tensor]:
-    """The latents of a stream of windows of chunks uint8 (T, H, W, 3): for each chunk, (1, C, T', H', W') on the CPU.
+    """Encode windows of chunks uint8 (T, H, W, 3), and yield the moments (1, C, T', H', W') of each chunk on the CPU.
 
-    Chunks wait in the `store` between stages; `worked` hears of the work done, in frames. With `check`, raises
-    NotFiniteError, which names stage and frame, where numbers are not finite. `cache` is the stream's, for who knows its end.
+    Chunks wait in the `store` between stages. `worked` is called with the work done, in frames. With `check`, raises
+    NotFiniteError, which names stage and frame, if numbers are not finite. Pass the stream's `cache` to be able to
+    `end` it.
     """
     from .model.causal import StreamCache
 
@@ -253,9 +257,9 @@ def decode(
     worked: Worked = lambda frames: None,
     cache: StreamCache | None = None,
 ) -> Iterator[np.ndarray]:
-    """The frames of a stream of windows of chunks of latents (1, z, L, H', W'): for each chunk, uint8 (T, H, W, 3).
+    """Decode windows of chunks of latents (1, z, L, H', W'), and yield the frames of each chunk, uint8 (T, H, W, 3).
 
-    Raises MovqError for values that are not finite.
+    `store`, `worked` and `cache` are as for `encode`. Raises MovqError for values that are not finite.
     """
     from .model.causal import StreamCache
 
@@ -274,7 +278,7 @@ def decode(
 
 
 def _inferred(results: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """The same results; inference mode is on while they are computed, and not while they are used."""
+    """Yield the results, with inference mode on while they are computed but not while they are used."""
     import torch
 
     while True:

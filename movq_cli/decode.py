@@ -1,4 +1,7 @@
-"""One latents file back to frames, and to one video: where latents, codec, weights and the video writer meet."""
+"""Decode one latents file to frames, or to one video.
+
+Latents, codec, weights and the video writer meet here.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DecodeResult:
-    """What was written. `seconds` of wall time from the call to the file in its place."""
+    """The video that was written. `seconds` is the wall time from the call until the file is in its place."""
 
     output_path: str
     output_bytes: int
@@ -55,17 +58,17 @@ def decode_video(
     progress: Progress = silent,
     **overrides: Any,
 ) -> DecodeResult:
-    """Decodes a latents file to a video of its frames, size and times: .mp4, .mov, .mkv, .npy or a folder of .png.
+    """Decode a latents file to a video of its frames, size and times: .mp4, .mov, .mkv, .npy or a folder of .png.
 
-    Options come as a DecodeOptions, or by name: `decode_video("a.safetensors", "a.mp4", crf=12)`. Raises MovqError for
-    latents, weights or output that are refused, before any work where that can be known.
+    Options come as a DecodeOptions, or by name: `decode_video("a.safetensors", "a.mp4", crf=12)`. Raises MovqError if
+    latents, weights or output are refused, before any work if possible.
     """
     started = time.perf_counter()
     options = replace(options or DecodeOptions(), **overrides).beside(output)
     opened = open_latents(latents)
     m = opened.metadata
     refuse_inputs(output, latents)
-    with open_writer(  # before anything slow: an output that cannot be is refused at once
+    with open_writer(  # before anything slow, to refuse a bad output at once
         output,
         width=m.width,
         height=m.height,
@@ -98,7 +101,7 @@ def decode_video(
 
 
 def find_weights(latents: Latents, options: ModelOptions) -> Checkpoint:
-    """The weights that latents were made with: those of the options, or the embedded ones. Raises MovqError for others."""
+    """Return the weights of the options, or the embedded ones. Raises MovqError if they did not make the latents."""
     checkpoint = open_checkpoint(options.weights)
     check_weights(options, checkpoint)
     m = latents.metadata
@@ -124,7 +127,7 @@ def find_weights(latents: Latents, options: ModelOptions) -> Checkpoint:
 
 @dataclass(frozen=True)
 class Decoding:
-    """A decoding under way; made by `decoding`."""
+    """A decoding in progress, made by `decoding`."""
 
     latents: Latents
     checkpoint: Checkpoint
@@ -137,7 +140,7 @@ class Decoding:
     progress: Progress
 
     def frames(self) -> Iterator[np.ndarray]:
-        """The frames that were encoded, uint8 (n, H, W, 3) chunk by chunk: without padding in time or space."""
+        """Yield the frames that were encoded, chunk by chunk, uint8 (n, H, W, 3), without padding in time or space."""
         from .model.causal import StreamCache
 
         m, config = self.latents.metadata, self.checkpoint.config
@@ -187,9 +190,9 @@ class Decoding:
 def decoding(
     latents: Latents, checkpoint: Checkpoint, options: DecodeOptions, progress: Progress = silent
 ) -> Iterator[Decoding]:
-    """Load the decoder and plan its chunks; torch is set up for it while this lasts.
+    """Load the decoder, plan its chunks, and yield the Decoding. torch is set up for it inside the `with`.
 
-    Raises MovqError where latents and weights do not belong together, or do not fit into memory.
+    Raises MovqError if latents and weights do not belong together, or do not fit into memory.
     """
     _check(latents, checkpoint, options)
     config, count = checkpoint.config, latents.shape[2]
@@ -209,7 +212,7 @@ def decoding(
         )
 
     def most_frames(latents: Iterable[int]) -> int:
-        """That one of these becomes; the stream's first latent is one frame."""
+        """Return the frames of the longest of these chunks or windows. The stream's first latent is one frame."""
         return max(
             (n * config.temporal_factor if i else config.latents_to_frames(n) for i, n in enumerate(latents)), default=0
         )
@@ -218,7 +221,7 @@ def decoding(
         return most_frames(ChunkSchedule.of_latents(semantics, count, chunk, config).lengths())
 
     def beside(frames: int) -> int:
-        """Pixels as they come, in fp32 and in bytes."""
+        """Return the bytes of the pixels as the decoder gives them, in fp32, and twice as uint8."""
         return frames * height * width * config.out_ch * (ITEM_SIZE[precision] + ITEM_SIZE["fp32"] + 2)
 
     task = Task(

@@ -1,6 +1,6 @@
-"""Where and how exactly to compute: device, precision, threads, and how much memory there is.
+"""The device, precision and threads to compute with, and the memory that is free.
 
-What `auto` becomes is decided here and recorded in every file.
+The meaning of `auto` is decided here; the choice is recorded in every file.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 ITEM_SIZE = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "could not create a primitive")  # the last is oneDNN's
 MEMORY_MARGIN = 0.9
-"""Of the memory that is free, the part a run may plan with."""
+"""The part of the free memory that a run may plan with."""
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N`. Raises MovqUsageError for another name, MovqError for one that is not there."""
+    """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises MovqUsageError for another name, MovqError if torch does not see the device.
+    """
     require_torch()
     import torch
 
@@ -44,9 +47,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """`auto` is bf16 on a CUDA device that computes it natively, else fp32. Raises MovqUsageError for what it cannot do.
+    """Return the precision to compute in. `auto` is bf16 on a CUDA device that computes it natively, otherwise fp32.
 
-    On a CPU bf16 is faster where it is native, but may lose more than a decibel (docs/precision.md).
+    Raises MovqUsageError for an unknown precision, or one that the device cannot compute. On a CPU with native bf16,
+    bf16 is faster but may lose more than a decibel (docs/precision.md).
     """
     import torch
 
@@ -61,7 +65,7 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 def computed_size(precision: str, device: torch.device) -> int:
-    """Bytes of a number that is being computed: a CPU that does not compute bf16 does it in fp32."""
+    """Return the bytes of a number during computing. A CPU without native bf16 computes bf16 in fp32."""
     from .model.convolution import cpu_computes_bf16
 
     emulated = precision == "bf16" and device.type == "cpu" and not cpu_computes_bf16()
@@ -69,7 +73,7 @@ def computed_size(precision: str, device: torch.device) -> int:
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """Return the dtype that a precision computes in."""
+    """Return the torch dtype of a precision."""
     import torch
 
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
@@ -77,9 +81,9 @@ def dtype_of(precision: str) -> torch.dtype:
 
 @contextmanager
 def computing(precision: str, threads: int | None) -> Iterator[None]:
-    """Set torch up for a run and put it back after: threads, deterministic cuDNN choices, and how fp32 is computed.
+    """Set torch up for a run and restore it afterwards: threads, deterministic cuDNN choices, and how fp32 is computed.
 
-    fp32 is computed in full (IEEE), or as TF32 for the precision `tf32`, whatever the caller has set.
+    fp32 is computed in full (IEEE), or as TF32 for the precision `tf32`, regardless of the caller's settings.
     """
     import torch
 
@@ -98,24 +102,24 @@ def computing(precision: str, threads: int | None) -> Iterator[None]:
 
 
 def _has_fp32_precision() -> bool:
-    """Return True where torch has `fp32_precision` (2.9 and newer). Reading the older settings may then raise."""
+    """Return True if torch has `fp32_precision` (2.9 and newer). Reading the older settings may then raise."""
     import torch
 
     return hasattr(torch.backends, "fp32_precision")
 
 
 def _set_fp32_precision(kind: str, undo: ExitStack) -> None:
-    """Have fp32 computed as `kind`, ieee or tf32, until `undo` ends."""
+    """Make torch compute fp32 as `kind`, ieee or tf32, until `undo` ends."""
     import torch
 
     backends: Any = torch.backends
     onednn, cudnn = backends.mkldnn, backends.cudnn
     settings = [backends, cudnn, backends.cuda.matmul, cudnn.conv, onednn.matmul, onednn.conv]
-    # A private class: from 2.9 to 2.13 onednn.fp32_precision, once written to, is that of all backends.
+    # A private class is used, as from torch 2.9 to 2.13 writing to onednn.fp32_precision sets it for all backends.
     with suppress(TypeError):
         settings.insert(2, type(onednn.conv)("mkldnn", "all"))
-    # A setting without a value of its own follows one to the left, and reading it does not tell which of them has the value.
-    # So each is written to only where it does not follow: then what was read is its own, and can be put back.
+    # A setting without its own value takes that of one to its left, and reading it does not tell which one has the
+    # value. So a setting is written only if it still differs: the value read is then its own, and can be restored.
     for setting in settings:
         if setting.fp32_precision != kind:
             _set(setting, "fp32_precision", kind, undo)
@@ -129,7 +133,7 @@ def _set(owner: Any, name: str, value: Any, undo: ExitStack) -> None:
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turns out-of-memory errors, torch's own among them, into a line that says what to try."""
+    """Turn out-of-memory errors, torch's included, into MovqOutOfMemoryError, which says what to try."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -142,7 +146,7 @@ def memory_errors() -> Iterator[None]:
 
 
 def free_memory(device: torch.device) -> None:
-    """Gives back what is held for no use any more, after memory ran out."""
+    """Free memory that is no longer used, after memory ran out."""
     import torch
 
     gc.collect()
@@ -151,11 +155,11 @@ def free_memory(device: torch.device) -> None:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes a run may plan with: what the device has free, less a margin; for a CPU within its control group's limit."""
+    """Return the bytes a run may plan with: the device's free memory, for a CPU within its cgroup, less a margin."""
     import torch
 
     if device.type == "cuda":
-        # What torch holds and does not use is free too, or else a plan would depend on what was computed before.
+        # Memory that torch caches counts as free, so that a plan does not depend on what was computed before.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int((torch.cuda.mem_get_info(device)[0] + kept) * MEMORY_MARGIN)
     return int(_host_memory() * MEMORY_MARGIN)
@@ -171,35 +175,35 @@ def _host_memory() -> int:
         with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
             most = int(limit.read())
             taken = int(used.read())
-        with open("/sys/fs/cgroup/memory.stat") as file:  # files read lately count as used, and are given up at need
+        with open("/sys/fs/cgroup/memory.stat") as file:  # file cache counts as used, but is freed when needed
             taken -= sum(int(line.split()[1]) for line in file if line.startswith("inactive_file "))
             free = min(free, most - taken)
     except (OSError, ValueError):
-        pass  # no control group, or no limit in it ("max")
+        pass  # no cgroup, or no limit in it ("max")
     return free
 
 
 def usable_cores() -> int:
-    """CPU cores this process may use, within its control group's limit."""
+    """Return the number of CPU cores this process may use, within its cgroup's limit."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         with open("/sys/fs/cgroup/cpu.max") as file:
             quota, period = map(int, file.read().split())
         return max(1, min(cores, quota // period))
     except (OSError, ValueError):
-        return cores  # no control group, or no limit in it ("max")
+        return cores  # no cgroup, or no limit in it ("max")
 
 
 def spare_page_faults() -> None:
-    """Have glibc keep what is freed for the next chunk, and torch take large tensors in huge pages.
+    """Make glibc keep freed memory for the next chunk, and torch allocate large tensors in huge pages.
 
-    Getting memory from Linux 4 kB at a time costs more than filling it. For a process of our own, before torch is imported: it
-    holds for everything in the process, and cannot be undone. Peak memory becomes steadier too. Does nothing where the C library
-    is another, or huge pages are off.
+    Getting memory from Linux in pages of 4 kB costs more than filling it. Peak memory becomes steadier too. Call it
+    only in a process of movq's own, and before torch is imported: it affects the whole process and cannot be undone.
+    The parts have no effect with another C library, or if huge pages are off.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's own; for tensors of 2 MB and more
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch, for tensors of 2 MB and more
     mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(mmap_threshold, 24 << 20)  # larger ones come in huge pages, soon enough not to be kept
+        mallopt(mmap_threshold, 24 << 20)  # larger ones get huge pages, fast enough without being kept
         mallopt(trim_threshold, (1 << 31) - 1)

@@ -1,7 +1,7 @@
-"""Differences between the latents of two settings, in units that say what they mean.
+"""Differences between the latents of two settings, in meaningful units.
 
-Means are compared in their own standard deviations, log variances in nats. One number over both would hide the means' error:
-log variances spread several times as far.
+Means are compared in units of their own standard deviation, log variances in nats. A single number for both would hide
+the error of the means, as log variances spread several times as far.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-_STEPS = 64  # bins of a histogram for each doubling: a quantile is within 1.1 percent
-_LEAST = 2.0**-64  # what is smaller counts as this
+_STEPS = 64  # histogram bins per doubling, so that a quantile is exact to 1.1 percent
+_LEAST = 2.0**-64  # smaller numbers count as this
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Differences of many numbers: root mean square, 99.9th percentile, largest."""
+    """The size of many differences: root mean square, 99.9th percentile and largest."""
 
     rms: float
     p999: float
@@ -30,9 +30,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Posterior:
-    """The first's posterior: the median of its `deviation`, in standard deviations of the means, and the `error_share`.
+    """The posterior of the first latents: its median `deviation`, and the `error_share`.
 
-    `error_share` is the means' root mean square difference divided by that median: how much it is beside a draw's own noise.
+    `deviation` is in standard deviations of the means. `error_share` is the root mean square difference of the means
+    divided by that median: its size relative to a draw's noise.
     """
 
     deviation: float
@@ -41,9 +42,9 @@ class Posterior:
 
 @dataclass(frozen=True)
 class Difference:
-    """The distance of latents from others: `mean` in standard deviations of the first's means, `logvar` in nats.
+    """The differences of two sets of latents: `mean` in standard deviations of the first set's means, `logvar` in nats.
 
-    `logvar` and `posterior` are None where means alone were saved.
+    `logvar` and `posterior` are None if only means were compared.
     """
 
     mean: Spread
@@ -51,12 +52,12 @@ class Difference:
     posterior: Posterior | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return the values as a dict for JSON."""
         return asdict(self)
 
 
 class _Histogram:
-    """Counts of positive numbers in bins of equal ratio."""
+    """Counts of positive numbers in bins whose edges have a constant ratio."""
 
     def __init__(self) -> None:
         self._counts = np.zeros(2 * 64 * _STEPS, np.int64)
@@ -67,13 +68,13 @@ class _Histogram:
         self._counts += np.bincount(bins.reshape(-1), minlength=len(self._counts))
 
     def quantile(self, part: float) -> float:
-        """Return the upper end of the bin in which this part of the numbers is reached."""
+        """Return the upper edge of the bin that contains this quantile, from 0 to 1."""
         place = int(np.searchsorted(np.cumsum(self._counts), part * self._counts.sum()))
         return float(_LEAST * 2.0 ** ((place + 1) / _STEPS))
 
 
 class _Errors:
-    """Sums over numbers and over their differences from others."""
+    """Sums over numbers and over their differences from other numbers."""
 
     def __init__(self) -> None:
         self.count, self._sum, self._squares, self._error, self._largest = 0, 0.0, 0.0, 0.0, 0.0
@@ -89,7 +90,7 @@ class _Errors:
         self._histogram.add(error)
 
     def spread(self, unit: float = 1.0) -> Spread:
-        """Return how far the differences spread, in this unit."""
+        """Return the size of the differences, in this unit."""
         rms = math.sqrt(self._error / self.count) if self.count else 0.0
         p999 = min(self._histogram.quantile(0.999), self._largest)
         return Spread(rms / unit, p999 / unit, self._largest / unit)
@@ -102,15 +103,15 @@ class _Errors:
 
 
 class Comparison:
-    """Compares latents piece by piece: `add` each, then ask for the `difference`. Memory does not grow with their number."""
+    """Compares latents piece by piece: `add` each, then read the `difference`. Memory use is constant."""
 
     def __init__(self) -> None:
         self._mean, self._logvar, self._deviations = _Errors(), _Errors(), _Histogram()
 
     def add(self, first: torch.Tensor, second: torch.Tensor, moments: bool) -> None:
-        """Compare one piece of latents (1, C, L, H, W); `moments`: the first half of C is means, the other log variances.
+        """Compare one piece of latents (1, C, L, H, W). With `moments`, half of C is means, then half is log variances.
 
-        Raises ValueError where shapes differ.
+        Raises ValueError if shapes differ.
         """
         if first.shape != second.shape:
             raise ValueError(f"cannot compare {first.shape = } with {second.shape = }")

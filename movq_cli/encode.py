@@ -1,4 +1,7 @@
-"""One video to one latents file: where video, codec, weights and the file format meet. plan.py decides, encoding.py does."""
+"""Encode one video to one latents file. plan.py makes the plan; encoding.py carries it out.
+
+Video, codec, weights and the file format meet here.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +39,11 @@ def encode_video(
     progress: Progress = silent,
     **overrides: Any,
 ) -> EncodeResult:
-    """Encodes a video file to a latents file, which appears whole or not at all.
+    """Encode a video file to a latents file, which appears whole or not at all.
 
     Options come as an EncodeOptions, or by name: `encode_video("a.mp4", "a.safetensors", chunk_frames=8, save="mean")`.
-    Raises MovqError for an input, weights or output that is refused, before any work where that can be known, and
-    MovqUsageError for options that cannot be.
+    Raises MovqError if the input, the weights or the output is refused, before any work if possible, and MovqUsageError
+    if options are invalid.
     """
     started = time.perf_counter()
     require_file(source)
@@ -50,9 +53,9 @@ def encode_video(
 
 
 class VideoEncoder:
-    """Encodes one video after another with weights that are opened once, and loaded when the first needs them.
+    """Encodes one video after another. The weights are opened once, and loaded when the first video needs them.
 
-    Raises MovqError for weights that are refused and MovqUsageError for options that cannot be.
+    Raises MovqError if the weights are refused, and MovqUsageError if options are invalid.
     """
 
     def __init__(self, options: EncodeOptions) -> None:
@@ -71,12 +74,12 @@ class VideoEncoder:
 
     @cached_property
     def precision(self) -> str:
-        """The precision that is computed in; auto is settled."""
+        """The precision of the computation, never "auto"."""
         return choose_precision(self.options.precision, self.device)
 
     @cached_property
     def network(self) -> Encoder3D:
-        """The encoder, loaded when it is first asked for."""
+        """The encoder, loaded on first use."""
         return self.checkpoint.load_encoder(self.device, dtype_of(self.precision))
 
     def encode(
@@ -88,9 +91,10 @@ class VideoEncoder:
         alive: Callable[[], None] = lambda: None,
         **overrides: Any,
     ) -> EncodeResult:
-        """As `encode_video`; `overrides` are of this video alone, and not of its weights, device or precision.
+        """Encode one video, as `encode_video` does.
 
-        `alive` is called while decoding goes on and gives nothing to encode, as on the way to a far start.
+        `overrides` are options for this video only; weights, device and precision cannot be among them. `alive` is
+        called while the decoder is at work but has no frame to encode yet, for example on the way to a late start.
         """
         with self.begin(source, output, alive=alive, **overrides) as encoding:
             encoding.compute(progress)
@@ -105,14 +109,14 @@ class VideoEncoder:
         open_at_once: int = 1,
         **overrides: Any,
     ) -> Encoding:
-        """The first of the three steps of `encode`, which may be in other threads than the others: decoding begins.
+        """Start to decode a video: the first of the three steps of `encode`, each of which may be in its own thread.
 
-        `open_at_once`: how many videos are, for which there has to be memory.
+        `open_at_once` is the number of videos that are open at the same time, which all need memory.
         """
         return Encoding(self, source, output, replace(self.options, **overrides).beside(output), alive, open_at_once)
 
     def digest_of(self, source: str | os.PathLike[str], identity: FileIdentity) -> Future[str]:
-        """Return a source's sha256, which is read once for several spans of it."""
+        """Return the sha256 of a source. It is computed once for consecutive spans of the same file."""
         if self._digested is not None:
             before, digest = self._digested
             if before == identity and not (digest.done() and digest.exception()):

@@ -1,4 +1,4 @@
-"""The steps of encoding one video: its decoder begins, frames become latents, and these get their name."""
+"""The three steps of encoding one video: start its decoder, compute its latents, and give their file its name."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ _WAY_OUT["tf32"] = _WAY_OUT["fp32"]
 
 @dataclass(frozen=True)
 class EncodeResult:
-    """The latents file that was written, and its `metadata`: what the file says of itself.
+    """The latents file that was written, and its `metadata`.
 
-    `shape` (1, C, T', H', W') and `dtype` (F32, F16 or BF16) are of the latents, `sha256` is the digest of the whole file;
-    `chunk_frames` is 0 for a whole window at a time, `seconds` wall time.
+    `shape` (1, C, T', H', W') and `dtype` (F32, F16 or BF16) are those of the latents, `sha256` is the digest of the
+    whole file, `chunk_frames` is 0 if each window was one chunk, and `seconds` is wall time.
     """
 
     metadata: Metadata
@@ -63,19 +63,22 @@ class EncodeResult:
 
 
 class _TooLargeError(Exception):
-    """Memory ran out, though the plan was that it would not. The longest chunk there was, in frames."""
+    """Memory ran out although the plan should have fitted.
+
+    `frames` is the plan's `chunk_frames`, or, if each window was one chunk, the length of the longest window less 1.
+    """
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan.budget.chunk_frames)
         self.frames = plan.budget.chunk_frames or max(plan.windows or (plan.padded_frames or 0,)) - 1
 
     def smaller(self, factor: int) -> int | None:
-        """A chunk of half as many frames; None if there is no smaller one."""
+        """Return about half as many frames, as a multiple of `factor`; None if no smaller chunk exists."""
         return None if self.frames <= factor else max(factor, self.frames // 2 // factor * factor)
 
 
 class _Computed(NamedTuple):
-    """The results of computing that finishing needs: the latents in a file without a name, and what its header says."""
+    """The results of `compute` that `finish` needs: the latents, in a file without a name, and data for its header."""
 
     writer: LatentsWriter
     reader: FrameReader
@@ -85,7 +88,7 @@ class _Computed(NamedTuple):
 
 
 class _NotFiniteError(Exception):
-    """Latents have numbers that are not finite. The same again, checked, finds out where they come from."""
+    """Latents have values that are not finite. A second run, which checks every stage, finds out where they arise."""
 
 
 class Encoder(Protocol):
@@ -101,20 +104,20 @@ class Encoder(Protocol):
 
     @property
     def precision(self) -> str:
-        """The precision that is computed in."""
+        """The precision of the computation."""
 
     @property
     def network(self) -> Encoder3D:
         """The encoder, loaded."""
 
     def digest_of(self, source: str | os.PathLike[str], identity: FileIdentity) -> Future[str]:
-        """A source's sha256."""
+        """Return the sha256 of a source."""
 
 
 class Encoding:
-    """One video on its way to its file. `compute` and then `finish` it, and close it; VideoEncoder.begin makes one.
+    """One video on its way to its file, made by VideoEncoder.begin. Call `compute`, then `finish`, then close it.
 
-    Computing is begun again where it turns out that its plan was wrong. Raises MovqError for what is refused.
+    Computing starts again if its plan turns out to be wrong. Raises MovqError if something is refused.
     """
 
     def __init__(
@@ -136,24 +139,24 @@ class Encoding:
         self._frames: int | None = None
         self._recounted = False
         self._computed: _Computed | None = None
-        self._reader: FrameReader | None = self._start_reader()  # its process starts while torch is imported
+        self._reader: FrameReader | None = self._start_reader()  # the decoding process starts while torch is imported
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The weights it is encoded with."""
+        """The weights that the video is encoded with."""
         return self.by.checkpoint
 
     def _start_reader(self) -> FrameReader:
         return start_reader(self.source, self.options, self.checkpoint.config, self._alive)
 
     def count(self) -> None:
-        """Count the frames, where the plan will need their number. `compute` does so if nobody has."""
+        """Count the frames, if the plan will need their number. `compute` does so if they are not counted yet."""
         if self._frames is None and must_count(self.options, self.checkpoint):
             with about(os.fspath(self.source)):
                 self._frames = count_frames(self.source, self.options.selection, self._alive)
 
     def compute(self, progress: Progress = silent) -> None:
-        """Encode all frames; the latents are then on disk, and without a name."""
+        """Encode all frames. The latents are then on disk, in a file without a name."""
         self._started = time.perf_counter()
         with about(os.fspath(self.source)):
             while True:
@@ -161,7 +164,7 @@ class Encoding:
                 try:
                     return self._compute(progress)
                 except WrongCountError as wrong:
-                    # Packets promised other frames than decoding gave, and windows depend on them.
+                    # The packets promised another number of frames than decoding gave, and the windows depend on it.
                     if self._recounted:
                         raise MovqError(f"gave {self._frames} frames at first, then {wrong.found}") from None
                     self._frames, self._recounted = wrong.found, True
@@ -173,7 +176,7 @@ class Encoding:
                         raise MovqOutOfMemoryError(
                             "ran out of memory even in the smallest chunks; take a smaller picture"
                         ) from None
-                # Here, where the error holds on to nothing any more.
+                # Outside the except block: the traceback would keep the failed run's tensors alive.
                 if smaller is not None:
                     self.options = replace(self.options, chunk_frames=smaller)
                     self._notes = (f"ran out of memory, and was begun again in chunks of {smaller} frames",)
@@ -182,8 +185,8 @@ class Encoding:
     def _compute(self, progress: Progress) -> None:
         """Compute all latents by one plan.
 
-        Raises WrongCountError if windows depend on a wrong number, _TooLargeError where memory runs out, _NotFiniteError unless
-        it checks every stage.
+        Raises WrongCountError if windows were planned for a wrong number of frames, _TooLargeError if memory runs out,
+        and _NotFiniteError if latents are not finite, or, if every stage is checked, MovqError.
         """
         options, checkpoint = self.options, self.checkpoint
         with ExitStack() as stack:
@@ -212,7 +215,7 @@ class Encoding:
             stack.pop_all()
 
     def finish(self) -> EncodeResult:
-        """Give the file its name, synced."""
+        """Write the header, sync the file, and give it its name. Raises MovqError if the source has changed."""
         assert self._computed is not None
         writer, reader, plan, chunker, warnings = self._computed
         with about(os.fspath(self.source)):
@@ -233,7 +236,7 @@ class Encoding:
         )
 
     def close(self) -> None:
-        """End what has begun; without `finish`, nothing is left of it."""
+        """Stop the decoder and close the output. Without `finish`, nothing is left of it."""
         reader, self._reader = self._reader, None
         computed, self._computed = self._computed, None
         if reader is not None:
@@ -272,7 +275,7 @@ class Encoding:
                 writer.append(latents.to(store_dtype))
 
     def _finite(self, chunks: Iterator[torch.Tensor], plan: Plan, chunker: Chunker) -> Iterator[torch.Tensor]:
-        """The same latents. Raises _NotFiniteError, or MovqError naming stage and frame where every stage is checked."""
+        """Yield the same latents. Raises _NotFiniteError, or, if stages are checked, MovqError with stage and frame."""
         import torch
 
         from .model.stages import NotFiniteError
@@ -283,7 +286,7 @@ class Encoding:
                     raise _NotFiniteError
                 yield latents
         except NotFiniteError as found:
-            frame = min(found.frame, len(chunker.times) - 1)  # where the tail is repeated, its last one
+            frame = min(found.frame, len(chunker.times) - 1)  # a repeated frame counts as the last one
             raise MovqError(
                 f"gives numbers that are not finite in {plan.precision}, first in {found.stage} at frame "
                 f"{chunker.indices[frame]} ({chunker.times[frame]:.3f} s): nothing was written; {_WAY_OUT[plan.precision]}"

@@ -1,7 +1,7 @@
-"""The exceptions whose text is for the user, and what the process exits with.
+"""The exceptions whose text is for the user, and their exit codes.
 
     MovqError                      refused; the same again will fail again; exit code 1
-    ├── MovqUsageError             options that cannot be, or not together; exit code 2
+    ├── MovqUsageError             options that are invalid or do not go together; exit code 2
     ├── MovqTooShortError          a video has fewer frames than were asked for
     ├── MovqCrashError      *      a process of movq died
     ├── MovqHangError       *      a process of movq gave no sign of life
@@ -12,8 +12,8 @@
 
     MovqWarning                    a result was made all the same
 
-* may go better another time, with the same input and options. Everything else that escapes is a bug of movq (exit code 3).
-Nothing here prints.
+* may not happen another time, with the same input and options. Any other exception that escapes is a bug of movq (exit
+code 3), except OSError (exit code 1). Nothing here prints.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _FLAGS = {"lists": "--list", "buckets": "--bucket"}
 
 
 def option(name: str, value: object = "") -> str:
-    """Return how a message names an option.
+    """Return an option's name, marked, for use in a message.
 
-    Python reads `tail`, `tail=drop` or `force=True`, the command line `--tail`, `--tail drop` or `--force`.
+    In Python it reads `tail`, `tail=drop` or `force=True`; on the command line `--tail`, `--tail drop` or `--force`.
     """
     return f"\x0e{name} {value}\x0f" if value != "" else f"\x0e{name}\x0f"
 
 
 def flag(name: str) -> str:
-    """Return the flag of the command line that sets the option of this name."""
+    """Return the command-line flag of the option with this name."""
     return _FLAGS.get(name, "--" + name.replace("_", "-"))
 
 
@@ -53,16 +53,16 @@ def show_names(text: str) -> str:
 
 
 class MovqError(Exception):
-    """Something the user gave was refused or failed: one line, naming what it is about and what to do.
+    """Something the user gave was refused or failed. The text is one line that names it and says what to do.
 
-    `about` is the file that the reason is about, `option` the name of the option if it is about one. Reasons name other options
-    by the function `option`: `reason` has their names in Python, `reason_with_flags` those of the command line, which prints
-    `movq: ABOUT: REASON`.
+    `about` is the file that the reason is about; `option` is the name of the option, if it is about one. Reasons name
+    other options by the function `option`: `reason` has their names in Python, `reason_with_flags` those of the command
+    line, which prints `movq: ABOUT: REASON`.
     """
 
     exit_code = 1
     cause = "refused"
-    """Refused: the same again will fail again. Of the subclasses below: it may have been the moment."""
+    """The kind of error, for `to_dict`. Unless its class is in PASSING, the same again will fail again."""
 
     def __init__(self, reason: str, about: str = "", *, option: str = "") -> None:
         self.marked = reason
@@ -82,44 +82,44 @@ class MovqError(Exception):
         return _joined(self.about, flag(self.option) if self.option else "", self.reason_with_flags)
 
     def named(self, about: str) -> MovqError:
-        """Return the same error, about a file if it names nothing itself."""
+        """Return the same error; if it names neither file nor option, it is about the file `about`."""
         return self if self.about or self.option else type(self)(self.marked, about)
 
     def bare(self) -> MovqError:
-        """Return the same error, to keep: it names no file, and has no traceback, which holds on to all that led to it."""
+        """Return a copy to keep, without a file, and without a traceback, which would keep local variables alive."""
         return type(self)(self.marked, option=self.option)
 
     def to_dict(self) -> dict[str, str]:
-        """Return what another process makes the same error of, by `from_dict`."""
+        """Return values from which `from_dict` makes the same error in another process."""
         return {"reason": self.marked, "about": self.about, "option": self.option, "cause": self.cause}
 
     @staticmethod
     def from_dict(values: Mapping[str, str]) -> MovqError:
-        """Return the error of `to_dict`."""
+        """Return the error that `to_dict` was called on."""
         kinds = {kind.cause: kind for kind in (MovqUsageError, MovqTooShortError, *PASSING)}
         return kinds.get(values["cause"], MovqError)(values["reason"], values["about"], option=values["option"])
 
 
 def _joined(about: str, option: str, reason: str) -> str:
-    """An option of a file, or whatever else there is of them: `FILE: REASON`, `--tail: REASON`."""
+    """Return `FILE: REASON`, or else `--tail: REASON`, or else `REASON`, depending on what is known."""
     return ": ".join(filter(None, (about or option, reason)))
 
 
 class MovqUsageError(MovqError):
-    """The options cannot go together or cannot have these values, whatever the input is."""
+    """The options do not go together or have invalid values, for any input."""
 
     exit_code = 2
     cause = "usage"
 
 
 class MovqTooShortError(MovqError):
-    """A video has fewer frames than were asked for, where that was not to be taken."""
+    """A video has fewer frames than were asked for, and the options do not accept that."""
 
     cause = "short"
 
 
 class MovqCrashError(MovqError):
-    """A process of movq died of what it was doing."""
+    """A process of movq died while it was at work."""
 
     cause = "crash"
 
@@ -141,7 +141,7 @@ class MovqOutOfMemoryError(MovqMemoryError):
 
 
 class MovqOutputError(MovqError):
-    """An output, or what it needs beside it, cannot be written where it should go."""
+    """An output, or another file needed to make it, cannot be written where it should go."""
 
     cause = "output"
 
@@ -153,7 +153,7 @@ class MovqDiskError(MovqOutputError):
 
 
 PASSING = (MovqCrashError, MovqHangError, MovqMemoryError, MovqOutputError, MovqDiskError)
-"""What may go better another time, with the same input and options."""
+"""The errors that may not happen another time, with the same input and options."""
 
 
 class MovqWarning(UserWarning):
@@ -164,8 +164,8 @@ OLDEST_TORCH = 2, 6
 
 
 def require_torch() -> None:
-    """Raise MovqError where torch is missing or older than OLDEST_TORCH. Imports nothing of it."""
-    from importlib import metadata, util  # 20 ms that commands without tensors need not spend
+    """Raise MovqError if torch is missing or older than OLDEST_TORCH, without importing it."""
+    from importlib import metadata, util  # takes 20 ms, which commands without tensors save
 
     oldest = ".".join(map(str, OLDEST_TORCH))
     if util.find_spec("torch") is None:
@@ -181,7 +181,7 @@ def require_torch() -> None:
 
 @contextmanager
 def about(name: str) -> Iterator[None]:
-    """Inside, a MovqError that names nothing is about `name`."""
+    """Inside the `with`, make errors that name neither file nor option be about `name`."""
     try:
         yield
     except MovqError as error:
@@ -191,7 +191,7 @@ def about(name: str) -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """`text` with control characters and undecodable bytes escaped, so that no file name can write to a terminal."""
+    """Return `text` with control characters and undecodable bytes escaped: no file name can control a terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -1,7 +1,7 @@
-"""How near a video comes back: encoded, decoded and compared with itself, and two settings compared with each other.
+"""Encode a video, decode it, and measure how near it is to the source; and compare two settings with each other.
 
-Latents and decoded frames go through files of a temporary folder, and the video is read a second time beside the decoder, so
-memory grows with length no more than encoding and decoding do; but for tiling by diffusers, which holds the clip.
+Latents and decoded frames go through files in a temporary folder, and the video is read a second time while latents are
+decoded. So memory grows with length no more than in encoding and decoding. Only diffusers' tiling holds the whole clip.
 """
 
 from __future__ import annotations
@@ -35,21 +35,23 @@ if TYPE_CHECKING:
     import torch
 
 TILED = "tiled"
-"""What `against` may be besides options: AutoencoderKLCogVideoX of diffusers with tiling on."""
+"""The value of `against` for AutoencoderKLCogVideoX of diffusers with tiling on."""
 
 _SLICE = 32  # latents compared at a time
 
 Pair = tuple[np.ndarray, np.ndarray]
-"""A frame of the source and what became of it, uint8 (H, W, 3)."""
+"""A frame of the source and its reconstruction, uint8 (H, W, 3)."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came back. `scores` are those of `metrics.FrameScores.report`; `pairs` the frames that were asked for.
+    """The result of an evaluation.
 
-    Where there was something to compare with: `difference` is how far the other latents are from these, None if their shapes
-    differ; `picture_psnr` is that of the other's pictures against these, in dB, the mean over frames; `other` is the other
-    setting's own evaluation. TILED has latents alone.
+    `scores` are those of `metrics.FrameScores.report`; `pairs` are the frames that were kept, by index.
+
+    If two settings were compared: `difference` is how far the other latents are from these, None if their shapes
+    differ; `picture_psnr` is the PSNR of the other reconstruction against this one, in dB, the mean over frames;
+    `other` is the evaluation of the other setting. With TILED, only latents are compared.
     """
 
     source: str
@@ -62,7 +64,7 @@ class Evaluation:
     other: Evaluation | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
+        """Return all but the `pairs`, ready for JSON."""
         encoded, m = self.encoded, self.encoded.metadata
         values: dict[str, Any] = {
             "source": self.source,
@@ -96,11 +98,11 @@ def evaluate_video(
     frames: Sequence[int] | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Encodes and decodes a video and compares it with itself; with `against`, also what two settings make of it.
+    """Encode and decode a video, and compare it with the source; with `against`, also compare two settings.
 
-    `against`: other options, or TILED. `frames`: whose pairs to keep, by their place among those encoded (default: the
-    first, the worst and the last). Raises MovqError as `encode_video` and `decode_video` do, and for TILED where diffusers
-    is not installed.
+    `against`: other options, or TILED. `frames`: the frames whose pairs are kept, by their index among those encoded
+    (default: the first, the worst and the last). Raises MovqError as `encode_video` and `decode_video` do, and for
+    TILED if diffusers is not installed.
     """
     options = replace(options or EncodeOptions(), save="moments")
     if isinstance(against, str) and against != TILED:
@@ -132,7 +134,7 @@ def evaluate_video(
 
 
 def _check(options: EncodeOptions) -> None:
-    """Raises, before any work, what the settings would be refused for later."""
+    """Raise, before any work, the errors of these weights, device or precision that would come up later."""
     open_weights(options).require_decoder()
     choose_precision(options.precision, choose_device(options.device))
 
@@ -145,7 +147,7 @@ def _require_diffusers(checkpoint: Checkpoint) -> None:
 
 
 def _part(progress: Progress, part: int, parts: int) -> Progress:
-    """The progress of one of several passes over the same frames."""
+    """Return the progress of one of several passes over the same frames."""
 
     def of_part(done: int, total: int | None) -> None:
         progress(done if total is None else (part * total + done) // parts, total)
@@ -154,7 +156,7 @@ def _part(progress: Progress, part: int, parts: int) -> Progress:
 
 
 class _Compared:
-    """The scores so far, and the pairs to keep: those `wanted`, or the first, the worst and the last."""
+    """The scores so far, and the pairs to keep: those `wanted`, or else the first, the worst and the last."""
 
     def __init__(self, wanted: Sequence[int] | None) -> None:
         self._wanted = wanted
@@ -179,9 +181,9 @@ class _Compared:
 
 
 class _Side:
-    """One setting: what it makes of the video, and how that compares. Encodes to a file at `path` when it is made.
+    """One setting, with its latents and its scores. The constructor encodes the video to a file at `path`.
 
-    Raises MovqError as `encode_video` does, and for `frames` that there are not.
+    Raises MovqError as `encode_video` does, and if one of `frames` was not encoded.
     """
 
     def __init__(
@@ -199,9 +201,9 @@ class _Side:
         self.picture_psnr: float | None = None
 
     def compare(self, others: Sequence[_Side], progress: Progress) -> None:
-        """Decode, and compare frame by frame with the source, and with what came back of another side.
+        """Decode, and compare each frame with the source, and with that of another side if there is one.
 
-        Decoded frames go to a file beside the latents, so that memory does not grow with their number.
+        Decoded frames go to a file next to the latents, so that memory does not grow with their number.
         """
         started, m = time.perf_counter(), self.latents.metadata
         chosen = DecodeOptions(
@@ -253,7 +255,7 @@ def _changed(index: int, latents: Latents, frame: int) -> bool:
 
 
 def _difference(first: Latents, shape: Sequence[int], second: Callable[[int, int], torch.Tensor]) -> Difference | None:
-    """Compare latents with others of this shape, some at a time; None if their shapes differ, as those of other weights may."""
+    """Return the difference from other latents, or None if these have another shape, as they may by other weights."""
     if tuple(shape) != tuple(first.shape):
         return None
     comparison = Comparison()
@@ -264,7 +266,7 @@ def _difference(first: Latents, shape: Sequence[int], second: Callable[[int, int
 
 
 def _tiled(source: str | os.PathLike[str], options: EncodeOptions, checkpoint: Checkpoint) -> torch.Tensor:
-    """The moments that diffusers makes of the same frames with tiling on, (1, 2z, T', H', W'): all of them in memory."""
+    """Return the moments (1, 2z, T', H', W') by diffusers with tiling on, from the same frames, all in memory."""
     import torch
     from diffusers import AutoencoderKLCogVideoX
 

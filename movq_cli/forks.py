@@ -1,7 +1,8 @@
-"""Processes of which there are many: a process that has imported what they need forks them, each in milliseconds.
+"""Start many processes, each in milliseconds: a process that has imported what they need forks them.
 
-`Forker` is the side that asks, `main` the process that forks. It has one thread and never imports torch, so that a fork is a
-whole copy of it. It does one thing at a time, and ends with the process that asks; its children end with it.
+`Forker` is the side that asks; `main` runs in the process that forks. That one has a single thread and never imports
+torch, so that a fork is a complete copy of it. It serves one request at a time and ends with the process that asks; its
+children end with it.
 """
 
 from __future__ import annotations
@@ -25,27 +26,27 @@ from io import FileIO
 from .processes import Spoken, Talk, name_of, settle, spawn
 
 _REQUEST = struct.Struct("!ci")
-"""_FORK, with the descriptors that the child gets, or _END and the number of the process to end."""
+"""_FORK and 0, sent with the descriptors for the child, or _END and the ID of the process to end."""
 _REPLY = struct.Struct("!i")
-"""The number of the new process, or the error below zero; or how the process ended."""
+"""The ID of the new process or a negative errno; for _END, the exit code as in `subprocess`."""
 _FORK, _END = b"f", b"e"
 _MOST_DESCRIPTORS = 3
 _PATIENCE_SECONDS = 120.0
-"""For an answer; the first comes when the module has been imported."""
+"""The time limit for an answer. The first answer comes when the module has been imported."""
 _GRACE_SECONDS = 1.0
 
 
 class Forked(Spoken):
-    """A process that a Forker has forked, or is about to. Close it."""
+    """A process that a Forker has forked, or is about to fork. Close it after use."""
 
     def __init__(self, forker: Forker, to: int, out: int) -> None:
         super().__init__(FileIO(to, "w"), FileIO(out))
         self._forker = forker
         self.line: socket.socket | None = None
-        """Whom it was asked of."""
+        """The connection on which it was requested."""
         self.pid = 0
         self.how = ""
-        """The name of a signal, an exit code, or why it could not begin; empty until it is known."""
+        """The name of a signal, an exit code, or why it could not start; empty until it is known."""
 
     def death(self) -> str:
         """End the process, if it has not ended, and return `how` it did."""
@@ -54,15 +55,15 @@ class Forked(Spoken):
         return self.how
 
     def close(self) -> None:
-        """Ends it, at once and for certain."""
+        """End the process and close the pipes."""
         self.death()
         self.hang_up()
 
 
 class Forker:
-    """Starts processes that run `main` of a module, by one that has imported it. Any thread may ask.
+    """Starts processes that run `main` of a module, by forking one that has imported it. Any thread may ask.
 
-    That one starts with the first of them, or with `warm`, and again if it is gone.
+    The forking process starts with the first request, or with `warm`, and again if it is gone.
     """
 
     def __init__(self, module: str) -> None:
@@ -74,7 +75,7 @@ class Forker:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._line: socket.socket | None = None
-        self._asked: deque[Forked] = deque()  # whose numbers are on the way
+        self._asked: deque[Forked] = deque()  # those whose process IDs have not arrived yet
 
     def warm(self) -> None:
         """Start the process that forks, without waiting for it."""
@@ -82,7 +83,7 @@ class Forker:
             self._connected()
 
     def start(self, *descriptors: int) -> Forked:
-        """Fork a process, without waiting for it; its `main` is given its parent's number and the descriptors."""
+        """Fork a process, without waiting for it. Its `main` receives its parent's process ID and the descriptors."""
         child_in, to = os.pipe()
         out, child_out = os.pipe()
         forked = Forked(self, to, out)
@@ -102,7 +103,7 @@ class Forker:
         return forked
 
     def end(self, forked: Forked) -> None:
-        """End a process and say in it how it ended."""
+        """End a process and set its `how`."""
         with self._lock, self._unspoiled():
             try:
                 if forked.line is self._line and self._line is not None:
@@ -114,13 +115,13 @@ class Forker:
                         return
                     self._line.sendall(_REQUEST.pack(_END, forked.pid))
                     forked.how = name_of(self._answer())
-            except (EOFError, OSError):  # a hang is one of them, by the line's time limit
+            except (EOFError, OSError):  # a hang too, by the time limit of the connection
                 self._disconnect()
-            forked.how = forked.how or "SIGKILL"  # it ended with the one that forked it
+            forked.how = forked.how or "SIGKILL"  # it ended with the process that forked it
 
     @contextmanager
     def _unspoiled(self) -> Iterator[None]:
-        """An interruption may leave an answer unread, and then no answer would be to its question."""
+        """Disconnect if the body is interrupted: an unread answer would be taken for the answer to the next request."""
         try:
             yield
         except BaseException:
@@ -146,7 +147,7 @@ class Forker:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(),),
-                    env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # or numpy starts threads
+                    env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # without it, numpy starts threads
                 )
             self._line = ours
             atexit.register(self.close)
@@ -176,15 +177,15 @@ class Forker:
             self._disconnect()
 
     def _forget(self) -> None:
-        """In a fork of this process: what there is belongs to the other."""
+        """Start afresh in a fork of this process: the connection belongs to the parent."""
         if self._line is not None and self._process is not None:
             self._line.close()
-            self._process.returncode = 0  # or it complains that it was not waited for
+            self._process.returncode = 0  # or Popen warns that it was not waited for
         self._begin()
 
 
 def main() -> None:
-    """Fork when asked, until nobody is left to ask."""
+    """Fork when asked, until the process that asks is gone."""
     parent, descriptor, module = sys.argv[-3:]
     settle(int(parent))
     line = socket.socket(fileno=int(descriptor))
@@ -216,7 +217,7 @@ def main() -> None:
 
 
 def _tell(trace: str) -> Callable[..., None]:
-    """Return a stand-in for a `main` that could not be imported: it says why."""
+    """Return a replacement for a `main` that could not be imported, which reports the traceback."""
 
     def run(parent: int, *descriptors: int) -> None:
         Talk(parent).say("bug", trace=trace)
@@ -225,9 +226,9 @@ def _tell(trace: str) -> Callable[..., None]:
 
 
 def _fork(run: Callable[..., None], line: socket.socket, descriptors: list[int]) -> int:
-    """Fork a process that runs `run(parent, *descriptors)`; the first two are its standard input and output.
+    """Fork a process; return its ID, or a negative errno.
 
-    Return its number, or the error below zero.
+    The first two descriptors become its standard input and output. It calls `run` with its parent's ID and the others.
     """
     parent = os.getpid()
     try:

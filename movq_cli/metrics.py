@@ -1,6 +1,6 @@
-"""How near a reconstruction is to its source: PSNR, SSIM, flicker, and a picture that shows the difference.
+"""Scores that compare a reconstruction with its source: PSNR, SSIM, flicker, and a picture that shows the difference.
 
-Pictures are RGB uint8 (H, W, 3), source and reconstruction of equal size.
+Pictures are RGB uint8 (H, W, 3); source and reconstruction have the same size.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from typing import Any
 import numpy as np
 
 PSNR_CAP = 100.0
-"""dB; what equal pictures get, and the most that others do."""
+"""The PSNR of equal pictures, in dB, and the most that other pictures get."""
 
 WINDOW = 11
-"""Pixels that SSIM's Gaussian window is wide and high."""
+"""The width and height of SSIM's Gaussian window, in pixels."""
 
 _SIGMA = 1.5
-_STRIP = 32  # rows taken at a time, so that they stay in the cache
+_STRIP = 32  # rows computed at a time, so that they stay in the cache
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 _GAP = 2  # white pixels between the pictures of a montage
 
 
 def psnr(source: np.ndarray, reconstruction: np.ndarray) -> float:
-    """Peak signal to noise ratio over all values, in dB; PSNR_CAP where they are equal."""
+    """Return the peak signal-to-noise ratio over all values, in dB; PSNR_CAP if the pictures are equal."""
     error = _error(source, reconstruction).astype(np.float64)
     mean = float(np.square(error).mean())
     return PSNR_CAP if mean == 0 else min(PSNR_CAP, 10 * math.log10(255**2 / mean))
 
 
 def ssim(source: np.ndarray, reconstruction: np.ndarray) -> float | None:
-    """Structural similarity (Wang et al. 2004): the mean over channels and all places where the whole window fits.
+    """Return the structural similarity (Wang et al. 2004), or None for pictures smaller than the window.
 
-    None for pictures smaller than the window.
+    It is the mean over channels and over all positions where the whole window fits.
     """
     places = len(source) - WINDOW + 1
     if min(source.shape[:2]) < WINDOW:
@@ -46,7 +46,10 @@ def ssim(source: np.ndarray, reconstruction: np.ndarray) -> float | None:
 
 
 def _similarity(x: np.ndarray, y: np.ndarray) -> float:
-    """Sum of the similarities of two float64 (H, W, 3); by sum and difference, which is four blurs instead of five."""
+    """Return the sum of the similarities of two float64 (H, W, 3).
+
+    It is computed from their sum and difference, which takes four blurs instead of five.
+    """
     plus, minus = x + y, x - y
     mean_plus, mean_minus = _blur(plus) ** 2, _blur(minus) ** 2
     var_plus, var_minus = _blur(plus**2) - mean_plus, _blur(minus**2) - mean_minus
@@ -56,7 +59,7 @@ def _similarity(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _blur(picture: np.ndarray) -> np.ndarray:
-    """(H, W, 3) to (H - 10, W - 10, 3): the Gaussian mean at every place where the window fits."""
+    """Return the Gaussian mean at every position where the window fits: (H, W, 3) to (H - 10, W - 10, 3)."""
     middle = WINDOW // 2
     weights = [math.exp(-((k - middle) ** 2) / (2 * _SIGMA**2)) for k in range(WINDOW)]
     for axis in (0, 1):
@@ -76,7 +79,7 @@ def _error(source: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
 
 
 class FrameScores:
-    """Scores of a video, frame by frame in order; of the pictures it holds on to one difference alone."""
+    """Collects the scores of a video frame by frame, in order. The only picture it keeps is the last difference."""
 
     def __init__(self) -> None:
         self.psnr: list[float] = []
@@ -85,7 +88,7 @@ class FrameScores:
         self._before: np.ndarray | None = None
 
     def add(self, source: np.ndarray, reconstruction: np.ndarray) -> None:
-        """The next frame and what became of it."""
+        """Add the next frame and its reconstruction."""
         self.psnr.append(psnr(source, reconstruction))
         self.ssim.append(ssim(source, reconstruction))
         error = _error(source, reconstruction)
@@ -94,11 +97,12 @@ class FrameScores:
         self._before = error
 
     def report(self, times: Sequence[float], borders: Iterable[int]) -> dict[str, Any]:
-        """All scores, ready for JSON. `times`: seconds of every frame; `borders`: frames that begin a chunk but the first.
+        """Return all scores, ready for JSON.
 
-        PSNR in dB, its mean that of the frames' own. `psnr_borders` is the mean over the frames on both sides of every
-        border, `psnr_inside` over the others. `flicker`: the mean absolute difference between the reconstruction's change
-        from frame to frame and the source's, in levels of 255. None where there is nothing to take a mean of.
+        `times` are the frames' times in seconds. `borders` are the first frames of all chunks but the first. PSNR is in
+        dB, and its mean is the mean of the frames' PSNR. `psnr_borders` is the mean over the frames on both sides of
+        every border, `psnr_inside` over the others. `flicker` is the mean absolute difference between the
+        reconstruction's change from frame to frame and the source's, in levels of 255. A mean over nothing is None.
         """
         near = {frame for border in borders for frame in (border - 1, border)}
         at_borders = [value for frame, value in enumerate(self.psnr) if frame in near]
@@ -130,7 +134,7 @@ def _worst(name: str, values: Sequence[float], times: Sequence[float]) -> dict[s
 
 
 def montage(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """One picture of several: in every row source | reconstruction | four times their absolute difference."""
+    """Return one picture with a row per pair: source | reconstruction | four times their absolute difference."""
     height, width, _ = rows[0][0].shape
     down, right = height + _GAP, width + _GAP
     sheet = np.full((down * len(rows) - _GAP, right * 3 - _GAP, 3), 255, np.uint8)

@@ -1,7 +1,7 @@
 """The options of encoding, decoding and batches, each declared once, with its type and its default.
 
-The command line makes its flags of these fields (cli/options.py), Python takes them by name. Nothing here imports torch, numpy
-or av. Values that cannot be are refused when an option is set: MovqUsageError names the field.
+The command line makes its flags from these fields (cli/options.py); Python takes them by name. Nothing here imports
+torch, numpy or av. Most invalid values are refused when an option is set, with a MovqUsageError that names the field.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ STORE_DTYPES = ("fp32", "fp16", "bf16")
 SHORT = ("encode", "pad", "refuse")
 """Ways to treat a video with fewer frames than `Selection.frames` asks for."""
 SHORT_IN_BATCH = ("skip", "pad")
-"""The same in a batch: nothing but a line that says so, or its last frame is repeated."""
+"""The same in a batch: only note it in the manifest, or repeat the last frame."""
 ENGINES = ("local", "ray")
 LAYOUTS = ("files", "tar")
 TAR_BYTES = 10**9
-"""Bytes of a tar that no further item is added to, if it would exceed them."""
+"""The default size limit of a tar in bytes. An item that would exceed it starts the next tar."""
 TIMEOUT = 600.0
 """Seconds without progress after which a worker is taken to hang."""
 
@@ -42,11 +42,11 @@ def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which frames of a video are taken, in the order of the fields.
+    """The frames of a video that are taken. The fields apply in their order.
 
-    `start` and `duration` are seconds, from the first frame shown; `fps` frames per second; then each `every`-th of these. Of
-    what is left, `skip` frames are passed over and at most `frames` taken. `allow_partial`: of a video that is cut off or
-    damaged, what comes before is taken, instead of nothing.
+    `start` and `duration` are in seconds, from the first frame shown. `fps` is in frames per second; of these frames,
+    each `every`-th is kept. Then `skip` frames are left out and at most `frames` are taken. With `allow_partial`, a
+    video that is cut off or damaged gives the frames before that, instead of none.
     """
 
     stream: int | None = None
@@ -72,7 +72,10 @@ class Selection:
 
 @dataclass(frozen=True)
 class Picture:
-    """Which size is asked for, in pixels: `height`, `width` or `short_side` keeps the aspect; height and width go with `fit`."""
+    """The size that is asked for, in pixels.
+
+    One of `height`, `width` and `short_side` keeps the aspect; height and width together go with `fit`.
+    """
 
     height: int | None = None
     width: int | None = None
@@ -94,9 +97,9 @@ class Picture:
 class ModelOptions:
     """Options of running a network, to encode or to decode.
 
-    `weights`: a file, folder or model id (None: the embedded ones). `chunk_frames`: frames computed at once (None: as many as
-    suit). `memory_budget`: bytes to stay within (None: what is free). `spill_dir`: where activations go that do not fit (None:
-    beside the output). `threads` of the CPU (None: all cores; in a batch one for each worker).
+    `weights`: a file, folder or model id (None: the embedded ones). `chunk_frames`: frames computed at once (None: as
+    many as suit). `memory_budget`: bytes to stay within (None: what is free). `spill_dir`: the folder for activations
+    that do not fit (None: that of the output). `threads`: CPU threads (None: all cores; in a batch, one per worker).
     """
 
     weights: str | None = None
@@ -114,7 +117,7 @@ class ModelOptions:
             raise MovqUsageError(f"must be above 0, got {self.threads}", option="threads")
 
     def beside(self, output: str | os.PathLike[str]) -> Self:
-        """Return the same options with a spill_dir: the output's folder where none was given."""
+        """Return the same options with a `spill_dir`: the output's folder if none was given."""
         return self if self.spill_dir else replace(self, spill_dir=os.path.dirname(os.fspath(output)) or ".")
 
 
@@ -122,8 +125,9 @@ class ModelOptions:
 class EncodeOptions(ModelOptions):
     """Options of encoding.
 
-    `short`: a video with fewer frames than `selection.frames` is encoded, with a warning, or first made as long by repeating its
-    last frame (pad), or refused (MovqTooShortError). `seed` is of draws (save "sample", and a batch's pick "random").
+    `short`: a video with fewer frames than `selection.frames` is encoded with a warning ("encode"), padded to that
+    length by repeating its last frame ("pad"), or refused with MovqTooShortError ("refuse"). `seed` is for draws: save
+    "sample", and a batch's pick "random".
     """
 
     selection: Selection = Selection()
@@ -143,8 +147,8 @@ class EncodeOptions(ModelOptions):
         one_of("short", self.short, SHORT)
 
     def flat(self) -> dict[str, Any]:
-        """Return all options by name, those of the selection and the picture among them, as JSON can hold them."""
-        from .records import to_values  # which --help need not wait for
+        """Return all options by name, including those of the selection and the picture, as values for JSON."""
+        from .records import to_values  # imported here so that --help need not wait for it
 
         values: dict[str, Any] = to_values(self)
         for part in ("selection", "picture"):
@@ -153,26 +157,26 @@ class EncodeOptions(ModelOptions):
 
     @cached_property
     def choices(self) -> dict[str, Any]:
-        """Options that are not at their default and change latents by more than rounding; without weights and precision."""
+        """Options other than the default that change latents by more than rounding, without those in `_KNOBS`."""
         usual, chosen = EncodeOptions().flat(), self.flat()
         if self.save != "sample":
             del chosen["seed"]
-        if self.short != "pad":  # else there is what all options give, or nothing
+        if self.short != "pad":  # "encode" does not change latents, and "refuse" gives none
             del chosen["short"]
         return {name: value for name, value in chosen.items() if name not in _KNOBS and value != usual[name]}
 
 
 _KNOBS = {field.name for field in fields(ModelOptions)} | {"force"}
-"""Options that change no latent by more than rounding, and weights and precision, which are recorded apart."""
+"""Options that change latents by no more than rounding; and weights, semantics and precision, recorded separately."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeOptions(ModelOptions):
     """Options of decoding.
 
-    `semantics`, of weights whose norms span frames: "diffusers" (and "auto") is windows of 2 latents, the first of 3 where
-    their number is odd, as both published decoders do; or "whole". Moments are decoded from their mean, or with `draw` from
-    a draw by `seed`; `crf` is H.264's.
+    `semantics` is for weights whose norms span frames: "diffusers" (and "auto") decodes windows of 2 latents, the first
+    of 3 if their number is odd, as both published decoders do; "whole" decodes the clip as one window. Moments are
+    decoded from their mean, or with `draw` from a draw by `seed`. `crf` is that of H.264.
     """
 
     draw: bool = False
@@ -185,14 +189,14 @@ class DecodeOptions(ModelOptions):
 class BatchOptions:
     """Options of a batch, besides those of encoding each video.
 
-    Items: `lists` of them; `captions`, a file with one line for each; `buckets`, `pick` and `short` cut items out of videos
-    (batch/cut.py); `shard` is the part of the videos that is made here.
-    Running: `workers` are processes (None: as many as suit; 0: this process itself); `timeout` is seconds without progress;
-    `verify` reads all videos and outputs that are there; `retry_failed` tries again what was refused; `replace` makes again
-    what was made with other options or of another video of the same name; `engine` with `ray_address` and `ray_gpus`, of each
-    worker.
-    Output: `layout` (None: as the folder has it, files in a new one), and `shard_size`, the bytes of a tar at most (None:
-    TAR_BYTES).
+    Items: `lists` are files that list them; `captions` is a file with one line for each; `buckets`, `pick` and `short`
+    cut items out of videos (batch/cut.py); `shard` is the part of the videos that is made here.
+    Running: `workers` is the number of processes (None: as many as suit; 0: only this process); `timeout` is in seconds
+    without progress; `verify` reads all existing videos and outputs; `retry_failed` tries again what was refused;
+    `replace` makes outputs again that were made with other options or from another video of the same name; `engine`
+    starts the workers, "ray" on the cluster at `ray_address` with `ray_gpus` for each.
+    Output: `layout` (None: that of the folder, files in a new one); `shard_size` is the size limit of a tar in bytes
+    (None: TAR_BYTES).
     """
 
     lists: tuple[str, ...] = ()
@@ -235,7 +239,7 @@ class BatchOptions:
 def with_overrides(
     options: EncodeOptions | None, batch: BatchOptions | None, overrides: dict[str, Any]
 ) -> tuple[EncodeOptions, BatchOptions]:
-    """Return both options with what is overridden by name; texts are read as on the command line."""
+    """Return both options with the overrides, which come by name. Texts are parsed as on the command line."""
     own = {field.name: overrides.pop(field.name) for field in fields(BatchOptions) if field.name in overrides}
     for name, read in (("pick", Pick.parse), ("shard", Shard.parse), ("shard_size", _tar_bytes)):
         if isinstance(own.get(name), str):

@@ -1,4 +1,4 @@
-"""What encoding a video will take: its options, declared once, and the plan made of them before the work.
+"""Plan the encoding of a video: everything that is decided before the first chunk.
 
 Everything that can be refused without decoding is refused here.
 """
@@ -30,14 +30,16 @@ if TYPE_CHECKING:
     import torch
 
 AHEAD_FRAMES = 32
-"""How far decoding may run ahead of encoding, within AHEAD_BYTES of shared memory."""
+"""The number of frames that decoding may run ahead of encoding, within AHEAD_BYTES of shared memory."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do. `frames` is how many will be encoded before padding; None, and `chunks` too, if not counted.
+    """What an encoding will do.
 
-    `windows` are the frames that share norm statistics, where `semantics` is "diffusers".
+    `frames` is the number to encode, without padding. `frames`, `chunks`, `latent_shape` and `output_bytes` are None if
+    frames are not counted. `windows` are the lengths of the windows that share norm statistics, in frames, if
+    `semantics` is "diffusers"; if not, None.
     """
 
     info: VideoInfo
@@ -56,12 +58,12 @@ class Plan:
 
     @property
     def padded_frames(self) -> int | None:
-        """The frames to encode, repeated ones included; None if they are not counted."""
+        """The number of frames to encode, repeated ones included; None if frames are not counted."""
         return None if self.frames is None else self.frames + self.frames_padded
 
 
 def plan_encode(source: str | os.PathLike[str], options: EncodeOptions | None = None) -> Plan:
-    """What `encode_video` would do, without doing it: frames are counted from packet times, not decoded.
+    """Return what `encode_video` would do, without doing it. Frames are counted from packet times, not decoded.
 
     Raises MovqError and MovqUsageError as `encode_video` would before its first chunk.
     """
@@ -77,8 +79,8 @@ def plan_encode(source: str | os.PathLike[str], options: EncodeOptions | None = 
 
 
 def open_weights(options: EncodeOptions) -> Checkpoint:
-    """Open the weights of these options. Raises MovqError and MovqUsageError where they cannot encode video so."""
-    require_torch()  # torch itself is imported later, while other work is under way
+    """Open the weights of these options. Raises MovqError or MovqUsageError if they cannot encode video with them."""
+    require_torch()  # torch itself is imported later, while other work goes on
     checkpoint = open_checkpoint(options.weights)
     check_weights(options, checkpoint)
     if checkpoint.config.in_channels != RGB:
@@ -94,7 +96,7 @@ def start_reader(
     config: AutoencoderConfig,
     alive: Callable[[], None] = lambda: None,
 ) -> FrameReader:
-    """Begin to decode a video as these options ask, padded for the network."""
+    """Start to decode a video as these options ask, with frames padded to a size that the network takes."""
     return read_frames(
         source,
         options.selection,
@@ -112,12 +114,12 @@ def too_short(found: int, wanted: int) -> MovqTooShortError:
 
 
 def least_frames(options: EncodeOptions) -> int:
-    """How many frames a video is made to have where it has fewer."""
+    """Return the number of frames to which a shorter video is padded; 0 if short videos are not padded."""
     return options.selection.frames or 0 if options.short == "pad" else 0
 
 
 def must_count(options: EncodeOptions, checkpoint: Checkpoint) -> bool:
-    """Whether a plan needs the number of frames: to place windows, to weigh one chunk, or to refuse a tail early."""
+    """Return True if a plan needs the number of frames: for windows, the cost of one chunk, or to refuse a tail."""
     return options.tail == "error" or checkpoint.semantics != "frame"
 
 
@@ -130,12 +132,13 @@ def make_plan(
     precision: str,
     open_at_once: int = 1,
 ) -> Plan:
-    """Plan an encoding, by what its reader tells of the video; so many videos of this size are `open_at_once`."""
+    """Plan an encoding from what its reader knows of the video. `open_at_once` videos of this size need memory."""
     config, geometry = checkpoint.config, reader.geometry
     semantics = checkpoint.semantics if options.semantics == "auto" else options.semantics
     frames, padded, dropped = _with_tail(frames, options, config)
     total = None if frames is None else frames + padded
-    # For norms per frame, as much as is known without counting, so that a plan and a run choose alike.
+    # With norms per frame, only what is known without counting: plan_encode counts, encode_video may not, and both must
+    # choose the same chunk.
     most = _most_frames(reader.info, options, config) if semantics == "frame" else total
     whole = ChunkSchedule.of_frames(semantics, most, WHOLE_WINDOW, config)
     task = _task(geometry, options, checkpoint, device, whole, open_at_once)
@@ -172,7 +175,7 @@ def _with_tail(frames: int | None, options: EncodeOptions, config: AutoencoderCo
 
 
 def _most_frames(info: VideoInfo, options: EncodeOptions, config: AutoencoderConfig) -> int | None:
-    """Return the most frames that there can be, the tail included, as far as that is known without counting."""
+    """Return the largest possible number of frames, with padding; None if it is not known without counting."""
     most = 1 if info.is_picture and options.short != "pad" else options.selection.frames
     return most and most + fit_tail(most, "pad", config.temporal_factor)[0]
 
@@ -185,7 +188,7 @@ def _task(
     whole: ChunkSchedule,
     open_at_once: int,
 ) -> Task:
-    """Return what an encoding asks of memory; `whole` is its schedule with each window in one chunk."""
+    """Return the memory needs of an encoding. `whole` is its schedule with each window in one chunk."""
     config, picture = checkpoint.config, options.picture
     boxed = picture.width is not None or picture.height is not None
 
@@ -227,13 +230,16 @@ def _saved_shape(
 
 
 def stored_bytes(options: EncodeOptions, precision: str) -> tuple[str, int]:
-    """By what --store-dtype calls it, the dtype latents are stored in, and the bytes of one number."""
+    """Return the dtype that latents are stored in, by its name in --store-dtype, and the bytes of one number."""
     name = {"tf32": "fp32"}.get(precision, precision) if options.store_dtype == "auto" else options.store_dtype
     return name, ITEM_SIZES[DTYPES[name]]
 
 
 def expected_frames(info: VideoInfo, selection: Selection) -> int | None:
-    """How many frames the header promises of a selection; for a progress bar."""
+    """Return the number of frames that the file's header promises of a selection, for a progress bar.
+
+    Without such a number, return `selection.frames`.
+    """
     count, fps = info.frames_from_header, info.fps
     if count is None and fps and info.duration:
         count = round(fps * info.duration)
@@ -249,7 +255,7 @@ def expected_frames(info: VideoInfo, selection: Selection) -> int | None:
 
 
 def shortfall(chunker: Chunker, options: EncodeOptions) -> Iterator[str]:
-    """What to say of frames that there are not, and of those left out. Raises MovqTooShortError where they were to be there."""
+    """Yield warnings of missing and dropped frames. Raises MovqTooShortError if the options refuse a short video."""
     wanted, found = options.selection.frames, len(chunker.times) + chunker.dropped
     if wanted is not None and found < wanted:
         if options.short == "refuse":

@@ -1,4 +1,4 @@
-"""Draws from the posterior that moments (mean, then log variance) describe. Tensors in, tensors out."""
+"""Draws from the posterior that moments (mean, then log variance) describe. It works on tensors, not on files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 def draw_latents(
     moments: torch.Tensor, first_latent: int, *, seed: int, source_sha256: str, first_index: int
 ) -> torch.Tensor:
-    """Draw from moments (1, 2z, n, H', W'), of which the first is the clip's latent `first_latent`: (1, z, n, H', W') in fp32.
+    """Draw a sample (1, z, n, H', W') in fp32 on the CPU from moments (1, 2z, n, H', W').
 
-    The noise is keyed by the seed, the clip (the digest of its file and the index of its first frame) and the latent. So it does
-    not depend on chunks, devices, workers or file names, and differs for every clip.
+    The first of the n latents is number `first_latent` of the clip. The noise is keyed by the seed, the clip (the
+    digest of its file and the index of its first frame) and the latent's number. So it does not depend on chunks,
+    devices, workers or file names, and differs for every clip.
     """
     import torch
 
@@ -24,16 +25,16 @@ def draw_latents(
 
     def noise(latent: int) -> torch.Tensor:
         key = f"{seed} {source_sha256} {first_index} {latent}".encode()
-        number = int.from_bytes(hashlib.sha256(key).digest(), "little") % 2**63  # a seed torch takes
+        number = int.from_bytes(hashlib.sha256(key).digest(), "little") % 2**63  # the range of torch's seeds
         return torch.randn((c, h, w), generator=torch.Generator().manual_seed(number))
 
     return draw_from(moments[0], torch.stack([noise(first_latent + i) for i in range(n)], dim=1))[None]
 
 
 def draw_from(moments: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-    """Return mean + exp(logvar / 2) * noise of moments (2z, T, H, W): (z, T, H, W) in fp32; logvar clamped to [-30, 20].
+    """Return mean + exp(logvar / 2) * noise, (z, T, H, W) in fp32, for moments (2z, T, H, W).
 
-    `noise` is torch's own where none is given.
+    logvar is clamped to [-30, 20]. Without `noise`, it is drawn by torch's default generator.
     """
     import torch
 

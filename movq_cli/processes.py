@@ -1,7 +1,7 @@
-"""Processes of movq's own: each runs one module's `main`, speaks in JSON lines, and ends with the process that made it.
+"""Processes of movq's own. Each runs `main` of a module, speaks JSON lines, and ends with the process that started it.
 
-What a library does to a process, it does to one of these. `Child` is the side that starts it in a new interpreter, `Talk` the
-side started; forks.py starts those of which there are many.
+If a library crashes or hangs, only one of these processes is lost. `Child` is the parent's side of one in a new
+interpreter, `Talk` the side of the process itself. forks.py starts the kind of which many are needed.
 """
 
 from __future__ import annotations
@@ -29,17 +29,18 @@ _PR_SET_PDEATHSIG = 1
 
 
 def spawn(module: str, *arguments: str, **more: Any) -> subprocess.Popen[bytes]:
-    """Start a new interpreter that runs `main` of a module; `sys.argv[3]` there is for `settle`, the arguments follow."""
-    # Linux ties "dies with its parent" to the thread that started it; others may end before the process does.
+    """Start a new interpreter that runs `main` of a module. Its `sys.argv[3]` is for `settle`; the arguments follow."""
+    # Linux ends the child when the thread that started it ends, and only the main thread lasts as long as the process.
     parent = os.getpid() if threading.current_thread() is threading.main_thread() else 0
     command = [sys.executable, "-P", "-c", _START, json.dumps(sys.path), module, str(parent), *arguments]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL, bufsize=0, **more)
 
 
 def settle(parent: int) -> None:
-    """Have this process end with its parent, and not by what a terminal tells a whole group: the parent decides that.
+    """Make this process end with its parent, and ignore signals that a terminal sends to all: the parent decides.
 
-    On Linux the end comes at once, stopped or hung though the process may be; elsewhere a closed pipe has to do.
+    On Linux it ends at once, even if it is stopped or hangs. On other systems, or if `parent` is 0, it ends when it
+    finds a pipe closed.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -51,7 +52,7 @@ def settle(parent: int) -> None:
 
 
 class Spoken:
-    """The conversation with a process that makes a Talk: through the pipes to its standard input and from its output."""
+    """The conversation with a process that has a Talk, by pipes to its standard input and from its standard output."""
 
     def __init__(self, to: IO[bytes] | FileIO, out: IO[bytes] | FileIO) -> None:
         self._to, self._out = to, out
@@ -59,16 +60,16 @@ class Spoken:
         self._messages: deque[dict[str, Any]] = deque()
 
     def fileno(self) -> int:
-        """Becomes readable when it says something or is over."""
+        """Return a descriptor that becomes readable when the process says something or has ended."""
         return self._out.fileno()
 
     def send(self, data: bytes | dict[str, Any]) -> None:
-        """A message, or the bytes that the process reads by itself. Nothing happens if it is over: `receive` tells."""
+        """Send a message, or bytes that the process reads as they are. If it has ended, only `receive` will tell."""
         with suppress(BrokenPipeError):
             self._to.write(data if isinstance(data, bytes) else json.dumps(data).encode() + b"\n")
 
     def receive(self, seconds: float) -> dict[str, Any]:
-        """Its next message. Raises TimeoutError after so many seconds of silence, EOFError where it is over."""
+        """Return its next message. Raises TimeoutError after `seconds` of silence, and EOFError if it has ended."""
         while not self._messages:
             if not select.select([self], [], [], seconds)[0]:
                 raise TimeoutError
@@ -76,7 +77,7 @@ class Spoken:
         return self._messages.popleft()
 
     def messages(self) -> list[dict[str, Any]]:
-        """What it has said since; for when it is readable. Raises EOFError where it is over and has said all."""
+        """Return the messages that have arrived; call it when readable. Raises EOFError if the process has ended."""
         self._read()
         said = list(self._messages)
         self._messages.clear()
@@ -96,7 +97,7 @@ class Spoken:
 
 
 class Child(Spoken):
-    """A process in a new interpreter, which runs `main` of a module. Close it."""
+    """A process in a new interpreter that runs `main` of a module. Close it after use."""
 
     started, lost = True, False
 
@@ -108,32 +109,32 @@ class Child(Spoken):
 
     @property
     def pid(self) -> int:
-        """The process's number."""
+        """The process ID."""
         return self._process.pid
 
     def death(self) -> str:
-        """How it ended: the name of a signal, or its exit code."""
+        """Wait for its end, and return how it ended: the name of a signal, or its exit code."""
         return name_of(self._process.wait())
 
     def kill(self) -> None:
-        """Ends it at once, and waits for nothing."""
+        """Kill the process, without waiting for its end."""
         if self._process.poll() is None:
             self._process.kill()
 
     def close(self) -> None:
-        """Ends it, at once and for certain."""
+        """Kill the process, wait for its end, and close the pipes."""
         self.kill()
         self._process.wait()
         self.hang_up()
 
 
 def name_of(code: int) -> str:
-    """Name an end as `subprocess` numbers it."""
+    """Return how a process ended, from its return code in `subprocess`: the name of a signal, or the exit code."""
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 class Talk:
-    """The child's side: JSON lines to the process that made this one. Whatever else it prints goes nowhere."""
+    """The child's side: JSON lines to the process that started it. Anything else that it prints is discarded."""
 
     def __init__(self, parent: int | None = None) -> None:
         settle(int(sys.argv[3]) if parent is None else parent)
@@ -146,18 +147,18 @@ class Talk:
         self._lock = threading.Lock()
 
     def say(self, kind: str, **values: Any) -> None:
-        """Any thread may. Raises BrokenPipeError where nobody listens any more."""
+        """Send a message, from any thread. Raises BrokenPipeError if nobody reads it any more."""
         with self._lock:
             self._out.write(json.dumps({"kind": kind, **values}).encode() + b"\n")
             self._out.flush()
         self._last = time.monotonic()
 
     def alive(self) -> None:
-        """Called often; says so when nothing else was said for a while."""
+        """Send "alive" if nothing else was sent for _QUIET_SECONDS. Call it often."""
         if time.monotonic() - self._last > _QUIET_SECONDS:
             self.say("alive")
 
     def hear(self) -> dict[str, Any] | None:
-        """The next message; None when there will be none."""
+        """Return the next message, or None if no more will come."""
         line = self.inbox.readline()
         return dict(json.loads(line)) if line else None

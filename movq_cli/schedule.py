@@ -1,4 +1,4 @@
-"""Which frames are computed at once: the windows of a clip, which share norm statistics, and the chunks they are cut into."""
+"""The windows of a clip, whose frames share norm statistics, and the chunks into which each window is cut."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .errors import MovqUsageError
 from .model.config import WINDOW_FRAMES, WINDOW_LATENTS, AutoencoderConfig
 
 WHOLE_WINDOW = 0
-"""A length that means the whole window, or as much as there is of it: of `chunk_frames`, each window in one chunk."""
+"""A chunk length that means the whole window, or as much of it as exists. As `chunk_frames`: one chunk per window."""
 
 
 def check_chunk_frames(chunk_frames: int, config: AutoencoderConfig) -> None:
-    """Raise MovqUsageError, naming the neighbours, unless chunk_frames is a multiple of the temporal factor."""
+    """Raise MovqUsageError, naming the nearest multiples, unless chunk_frames is a multiple of the temporal factor."""
     factor = config.temporal_factor
     if chunk_frames < factor or chunk_frames % factor:
         below = chunk_frames // factor * factor
@@ -29,10 +29,10 @@ def check_chunk_frames(chunk_frames: int, config: AutoencoderConfig) -> None:
 class ChunkSchedule:
     """The windows and chunks of a clip, in frames to encode or in latents to decode.
 
-    With `semantics` "frame" each chunk is a window; with "whole" there is one window; with "diffusers" windows have
-    `window_size` each, and the first also what is over (AutoencoderKLCogVideoX._encode). `count` is how many there are in
-    all, the tail included; None if nobody has counted, which "diffusers" does not allow. The clip's first chunk has the length
-    `first`, all others `later`.
+    With `semantics` "frame" each chunk is a window. With "whole" the clip is one window. With "diffusers" windows have
+    `window_size` each, and the first also has the remainder (AutoencoderKLCogVideoX._encode). `count` is the total,
+    tail included; None if it is unknown, which "diffusers" does not allow. The clip's first chunk has the length
+    `first`, all others have `later`.
     """
 
     semantics: str
@@ -45,19 +45,20 @@ class ChunkSchedule:
     def of_frames(
         cls, semantics: str, count: int | None, chunk_frames: int, config: AutoencoderConfig
     ) -> ChunkSchedule:
-        """Return how frames are encoded. Chunk 0 has one more than the others, or what the padding mode needs."""
+        """Return the schedule for encoding frames. Chunk 0 has one frame more, or as many as the padding mode needs."""
         return cls(semantics, count, WINDOW_FRAMES, _first_chunk(chunk_frames, config), chunk_frames)
 
     @classmethod
     def of_latents(cls, semantics: str, count: int, chunk_frames: int, config: AutoencoderConfig) -> ChunkSchedule:
-        """Return how latents are decoded, so that a chunk is as many frames as in `of_frames`."""
+        """Return the schedule for decoding latents, with chunks of as many frames as in `of_frames`."""
         first = config.latent_frames(_first_chunk(chunk_frames, config))
         return cls(semantics, count, WINDOW_LATENTS, first, chunk_frames // config.temporal_factor)
 
     def windows(self) -> Iterator[Iterator[int]]:
         """Yield the lengths of the chunks of each window.
 
-        They may come to more than there is; where nothing is counted or a window has no end, they never end.
+        Their sum may exceed the clip. With "frame" the windows, and with "whole" the chunks of the window, go on
+        without end, except if a length is WHOLE_WINDOW, which is then the only one.
         """
         if self.semantics == "frame":
             yield from (iter([length]) for length in self._chunks(None))
@@ -68,7 +69,7 @@ class ChunkSchedule:
                 yield self._chunks(window, begun=i > 0)
 
     def window_lengths(self) -> list[int]:
-        """Return how long windows are that norms span; none if they span a frame."""
+        """Return the length of each window; an empty list if norms span one frame. Needs `count` in the other cases."""
         if self.semantics == "frame":
             return []
         assert self.count is not None
@@ -78,7 +79,7 @@ class ChunkSchedule:
         return [self.count - (windows - 1) * self.window_size] + [self.window_size] * (windows - 1)
 
     def lengths(self) -> Iterator[int]:
-        """Yield the lengths of all chunks, which come to `count`."""
+        """Yield the lengths of all chunks. Their sum is `count`, which must be known."""
         assert self.count is not None
         left = self.count
         for length in chain.from_iterable(self.windows()):
@@ -89,16 +90,19 @@ class ChunkSchedule:
 
     @property
     def longest(self) -> int:
-        """The longest chunk, as far as is known."""
+        """The length of the longest chunk; `first` if `count` is None."""
         return self.first if self.count is None else max(self.lengths())
 
     @property
     def chunks(self) -> int:
-        """How many chunks there are."""
+        """The number of chunks, which needs `count`."""
         return sum(1 for _ in self.lengths())
 
     def _chunks(self, window: int | None, begun: bool = False) -> Iterator[int]:
-        """Yield the chunks of a window, which has no end if it is None."""
+        """Yield the lengths of the chunks of a window, without end if `window` is None.
+
+        `begun`: the clip's first chunk was in an earlier window. WHOLE_WINDOW gives a single chunk.
+        """
         length = self.later if begun else self.first
         while window is None or window > 0:
             if length == WHOLE_WINDOW:

@@ -12,11 +12,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _PART = 64
-"""How many things a thread gets at a time."""
+"""The number of things a thread gets at a time."""
 
 
 def in_background(work: Callable[[], str]) -> Future[str]:
-    """Run `work` in a thread. The process does not wait for it at its end: digests of large files take a while."""
+    """Run `work` in a thread. The process does not wait for it when it exits: digests of large files take a while."""
     future: Future[str] = Future()
 
     def run() -> None:
@@ -30,7 +30,7 @@ def in_background(work: Callable[[], str]) -> Future[str]:
 
 
 def in_threads(work: Callable[[Sequence[T]], list[R]], things: Sequence[T], threads: int) -> Iterator[R]:
-    """Yield the results of `work` on parts of `things`, in order; threads are a few parts ahead.
+    """Yield the results of `work` on parts of `things`, in order. The threads work a few parts ahead.
 
     An interrupt does not wait for the parts that are running.
     """

@@ -1,7 +1,7 @@
-"""Chunks up to a CUDA device and results down from it, beside the computing; on a CPU, what is given.
+"""Copying chunks to a CUDA device and results from it while it computes. On a CPU nothing is copied.
 
-By torch's documentation: unmeasured until there is a device (benchmarks/gpu.py). Memory on both sides is torch's to keep: what
-one chunk has freed serves the next.
+Written from torch's documentation, and not measured yet (benchmarks/gpu.py measures it on a device). torch caches the
+memory on both sides, so that the memory of one chunk serves the next.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Uploads:
-    """Takes arrays to the device, from pinned memory, on a stream of its own: a chunk arrives while another is computed."""
+    """Copies arrays to the device from pinned memory, on its own CUDA stream, so that copying overlaps computing."""
 
     def __init__(self, device: torch.device) -> None:
         import torch
@@ -24,7 +24,11 @@ class Uploads:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def __call__(self, chunk: np.ndarray) -> torch.Tensor:
-        """The array as a tensor on the device. It may be overwritten once the tensor has been used, as work is given out."""
+        """Return the array as a tensor on the device.
+
+        On a CPU both share memory, so use the tensor before changing the array. On a CUDA device, use it on the stream
+        that is current now.
+        """
         import torch
 
         if self._stream is None:
@@ -39,7 +43,10 @@ class Uploads:
 
 
 def landed(results: Iterable[tuple[torch.Tensor, ...]], device: torch.device) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Yield the tensors of each result on the CPU, each waited for once the next is under way: one wait for a chunk."""
+    """Yield each result's tensors on the CPU. CUDA results are copied to pinned memory one result behind.
+
+    So the copy of a result overlaps the computing of the next, and there is one wait per result.
+    """
     import torch
 
     if device.type != "cuda":

@@ -1,4 +1,4 @@
-"""Values that are written as text and mean something: sizes in bytes, shards, buckets, picks."""
+"""Values that are parsed from text: sizes in bytes, shards, buckets, picks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .files import text_of
 
 
 def parse_bytes(text: str, option: str) -> int:
-    """Return the bytes of '64MB', '2.5 GB', '512MiB' or a number. Raises MovqUsageError about the option."""
+    """Return the bytes of '64MB', '2.5 GB', '512MiB' or a number. Raises MovqUsageError that names the option."""
     units = {"": 1, "B": 1}
     for i, letter in enumerate("KMGT", 1):
         units |= {letter: 1000**i, f"{letter}B": 1000**i, f"{letter}IB": 1024**i}
@@ -44,7 +44,7 @@ _SETS = (
     ("SLURM_PROCID", "SLURM_NTASKS", "", ""),
     ("RANK", "WORLD_SIZE", "", ""),
 )
-"""Environment variables that `auto` reads, by launcher: index, count, first index and step; "" where there is none."""
+"""Environment variables that `auto` reads, by launcher: index, count, first index and step ("" if it has none)."""
 
 
 @dataclass(frozen=True)
@@ -113,16 +113,16 @@ class Bucket:
         return cls(*map(int, parts))
 
     def enlarges(self, width: int, height: int) -> bool:
-        """Return True if covering the bucket takes a larger picture than this."""
+        """Return True if a picture of this size must be enlarged to cover the bucket."""
         return self.width > width or self.height > height
 
 
 @dataclass(frozen=True)
 class Pick:
-    """Where spans begin.
+    """The rule by which spans are placed in a video.
 
-    `kind` is head (the first frame), uniform (`number` spans, evenly spaced), slide (one every `number` frames) or random
-    (`number` spans, drawn).
+    `kind` is head (at the first frame), uniform (`number` spans, evenly spaced), slide (one every `number` frames) or
+    random (`number` spans, drawn).
     """
 
     kind: str
@@ -142,9 +142,9 @@ class Pick:
         raise MovqUsageError(f"must be head, uniform:K, slide:S or random:K, got {text!r}", option="pick")
 
     def starts(self, frames: int, length: int, key: str) -> list[int]:
-        """Return the first frames of spans of `length` in a video of `frames`, sorted, none twice.
+        """Return the first frames of spans of `length` in a video of `frames`, sorted and without duplicates.
 
-        `key` decides what is drawn.
+        `key` is the seed of random spans.
         """
         last = max(0, frames - length)
         if self.kind == "head":

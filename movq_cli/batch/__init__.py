@@ -1,4 +1,4 @@
-"""Many videos to a folder of latents with a manifest: items, resuming, workers. One item in, one line out."""
+"""Encode many videos into a folder of latents with a manifest: items, resuming, workers. One line per item."""
 
 from .discover import Found, find_items
 from .dry_run import BatchPlan, plan_batch

@@ -1,4 +1,4 @@
-"""Captions that are not in a list: `clip.txt` beside `clip.mp4`, or a file with one line for each item."""
+"""Captions in files: `clip.txt` next to `clip.mp4`, or one file with a line for each item."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _MOST_BYTES = 1 << 20
 
 
 def caption_path(video: str) -> str:
-    """Where the caption of a video in a folder would be."""
+    """Return the path at which the caption of a video in a folder would be."""
     return os.path.splitext(video)[0] + SUFFIX
 
 
 def read_caption(video: str, sources: Sequence[str]) -> str:
     """Return the text of the caption file of a video, without white space around it.
 
-    Nobody named that file. So a link is followed only to a file in its own folder, in one of the source folders, in the same
-    repository of the Hugging Face cache, or beside the file that the video itself links to, under its name. Raises MovqError
-    for another, and for what is not text.
+    The user did not name this file, so a link is followed only into its own folder, a source folder, or the same
+    repository of the Hugging Face cache, or to the caption file of the file that the video itself links to. Raises
+    MovqError for other links, and for a file that is not UTF-8 text or is larger than 1 MiB.
     """
     path = caption_path(video)
     folder, beside = os.path.dirname(path), caption_path(os.path.realpath(video))
@@ -34,10 +34,10 @@ def read_caption(video: str, sources: Sequence[str]) -> str:
 
 
 def read_captions(path: str) -> list[str]:
-    """The lines of a file, each a caption; an empty line is an empty one. Raises MovqError where it is no text."""
+    """Return the lines of a file, each a caption, which may be empty. Raises MovqError if the file is not text."""
     lines = _text(path).split("\n")
     if not lines[-1]:
-        lines.pop()  # the end of the last line, not one more
+        lines.pop()  # the file ends in a newline, which begins no further line
     return [line.strip() for line in lines]
 
 

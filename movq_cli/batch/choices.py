@@ -1,4 +1,4 @@
-"""What a command asked for, as a manifest's line records it, and how two commands differ."""
+"""The options of a command, as a line of the manifest records them, and how two commands differ."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ MADE_BY = ("weights_digest", "semantics", "precision")
 def options_of(line: Line, without: Line | None = None) -> dict[str, Any]:
     """Return the options of a line that matter to its latents.
 
-    An option that only allows more is left out where the line `without` was made without it.
+    `upscale` only allows more, so it is left out if the line `without` was made without it.
     """
     options = {name: value for name, value in line.get("options", {}).items() if name != "allow_partial"}
     if without is not None and "upscale" not in without.get("options", {}):
-        options.pop("upscale", None)  # latents made without it are what they would be with it
+        options.pop("upscale", None)  # it would not have changed those latents
     computed = line.get("precision", "")
     if options.get("store_dtype") == {"tf32": "fp32"}.get(computed, computed):
-        del options["store_dtype"]  # auto gives the same
+        del options["store_dtype"]  # `auto` stores the same
     return options
 
 
 def choices_of(line: Line, item: Item, without: Line | None = None) -> dict[str, Any]:
-    """Return what the command asked for that made a line: options by name, without those of the item's own row.
+    """Return the options of the command that made a line, by name, without those of the item's own row.
 
-    Where items are cut to buckets, their sizes and lengths follow from the buckets and `frames`, which are here instead.
-    `without` is as in options_of.
+    If items are cut to buckets, `buckets` and `frames` stand for the sizes and lengths that follow from them. `without`
+    is as in options_of.
     """
     options, cut = options_of(line, without), line.get("cut", {})
     for name in ("start", "duration"):
         if getattr(item, name) is not None:
             options.pop(name, None)
-    options.pop("skip", None)  # where a span begins
+    options.pop("skip", None)  # the first frame of a span, which differs between items
     if "buckets" in cut:
         for name in ("frames", "height", "width"):
             options.pop(name, None)
@@ -49,9 +49,9 @@ def choices_of(line: Line, item: Item, without: Line | None = None) -> dict[str,
 def describe_difference(
     made: dict[str, Any], wanted: dict[str, Any], models: Mapping[str, str] | None = None
 ) -> tuple[str, str]:
-    """Name the options in which two commands differ, with the values of each: ("--tail pad", "--tail drop").
+    """Return the options in which two commands differ, with the values of each: ("--tail pad", "--tail drop").
 
-    `models` has names of models by the digest of their weights.
+    `models` maps digests of weights to names of models.
     """
     names = [name for name in {"weights": None} | made | wanted if made.get(name) != wanted.get(name)]
     if "weights" in names:  # other weights bring other semantics, and may be computed in another precision
@@ -64,7 +64,7 @@ def describe_difference(
 
 
 def _say(name: str, value: Any, models: Mapping[str, str]) -> str:
-    """Name an option with its value; an option that was not given, by what that means."""
+    """Return an option with its value, as a message shows it; with its default if it was not given."""
     if name == "weights":
         return models.get(value) or f"weights {short(value or '?')}"
     if value is None:

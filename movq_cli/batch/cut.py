@@ -1,6 +1,6 @@
-"""Buckets and spans: which frames of a video, at which size, become an item each.
+"""Buckets and spans: which frames of a video become items, and at which size.
 
-What is decided here is decided from the number of frames and the size of a video, before any of it is encoded.
+All of this follows from the number of frames and the size of a video, before any of it is encoded.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _SIZE = f"{option('height')}, {option('width')}, {option('short_side')} and {opt
 
 
 def is_cut(batch: BatchOptions) -> bool:
-    """Return True if items depend on the frames and sizes of the videos."""
+    """Return True if the items depend on the numbers of frames and the sizes of the videos."""
     return bool(batch.buckets) or batch.pick is not None or batch.short == "pad"
 
 
 def cut_to_dict(batch: BatchOptions, options: EncodeOptions) -> dict[str, Any]:
-    """Return for the manifest how all videos alike are cut; nothing where they are not."""
+    """Return how all videos are cut, for the manifest; empty if they are not cut."""
     if not is_cut(batch):
         return {}
     asked = {
@@ -45,7 +45,7 @@ def cut_to_dict(batch: BatchOptions, options: EncodeOptions) -> dict[str, Any]:
 
 
 def check_cut(batch: BatchOptions, options: EncodeOptions, config: AutoencoderConfig) -> None:
-    """Raise MovqUsageError for options that do not go together; warn of buckets that no latents fill."""
+    """Raise MovqUsageError if options do not go together; warn of buckets whose sizes need padding."""
     frames = options.selection.frames
     if batch.pick is not None and not batch.buckets and frames is None:
         raise MovqUsageError(f"needs {_LENGTH}, which say how long a span is", option="pick")
@@ -63,9 +63,9 @@ def check_cut(batch: BatchOptions, options: EncodeOptions, config: AutoencoderCo
 
 
 def cut_item(item: Item, batch: BatchOptions, options: EncodeOptions, config: AutoencoderConfig) -> list[Item]:
-    """Return what is cut out of a video whose facts are known; or the item itself, with the reason why nothing can be.
+    """Return the items cut out of a video whose facts are known, or the item itself with the reason why none can be.
 
-    Without buckets and picks, a video is one item.
+    Without a pick, a video is one item.
     """
     if item.refusal is not None:
         return [item]
@@ -101,7 +101,11 @@ def _cut_item(item: Item, batch: BatchOptions, options: EncodeOptions, config: A
 
 
 def _bucket(facts: VideoFacts, frames: int, batch: BatchOptions, upscale: bool) -> Bucket:
-    """Return the longest of the buckets that fit, among these the nearest in aspect, and the largest of equal ones."""
+    """Return the longest bucket that fits; of several, the nearest in aspect ratio.
+
+    Of buckets equal in both, one that does not enlarge the picture comes first, then the largest. Raises MovqError if
+    none fits.
+    """
     shortest = min(bucket.frames for bucket in batch.buckets)
     if shortest > frames:
         if batch.short != "pad":
@@ -129,9 +133,9 @@ def _span(item: Item, start: int, length: int) -> Item:
 
 
 def in_order(items: Iterable[Item]) -> list[Item]:
-    """Return items of one shape together, the shapes in order; within one as they were. Each has an id of its own.
+    """Return items sorted by shape, those of one shape in their old order, each with an id of its own.
 
-    A video of which nothing can be cut has its id from before, which may be that of a span of another: it gets a mark.
+    An item that is not a span keeps the id of its video, with a mark added if a span of another video has the same id.
     """
     items = list(items)
     spans = {item.id for item in items if item.of}

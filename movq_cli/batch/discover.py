@@ -1,7 +1,7 @@
-"""`find_items`: what is to be encoded, from folders, files, globs and lists, and where in the output each goes.
+"""`find_items`: the items to encode, from folders, files, globs and lists, and the output of each.
 
-What is named at the prompt goes under its path from the folder that everything named shares; what is in a list under its
-id, or else its path as the list has it.
+An item named on the command line gets its path relative to the folder that all sources share. An item of a list gets
+its id, or without one its path as the list has it.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from .names import Places
 
 @dataclass(frozen=True)
 class Found:
-    """Items by id, and the files that were ignored: (path, why)."""
+    """The items that were found, and the files that were ignored, as (path, reason)."""
 
     items: list[Item]
     ignored: list[tuple[str, str]]
 
     @property
     def extra(self) -> list[str]:
-        """Columns of lists that are not movq's."""
+        """The columns of lists that movq has no use for, sorted."""
         return sorted({name for item in self.items for name in item.extra})
 
 
 def find_items(sources: Sequence[str], lists: Sequence[str], output: str, captions: str | None = None) -> Found:
-    """The items of folders (all below them), files, globs and lists ("-": of standard input), in order of id.
+    """Return the items of folders (recursively), files, globs and lists ("-" is standard input), sorted by key.
 
-    The output folder is left out, unless it is itself a source. `captions`: a file of one line for each row of the list, or
-    each item if there is none. Raises MovqError for a source that is missing, a glob without matches, a list that cannot be
-    understood, and as many captions as there are not items.
+    The output folder is left out, unless it is itself a source. `captions` is a file with one line for each row of the
+    list, or for each item if no list is given. Raises MovqError if a source is missing, a glob matches nothing, a list
+    cannot be read, or the number of captions differs from that of the rows or items.
     """
     lists = [*lists, *(source for source in sources if source == "-")]
     sources = [source for source in sources if source != "-"]
@@ -66,9 +66,9 @@ _key = attrgetter("key")
 
 
 def _listed(names: Sequence[str], captions: str | None, ignored: dict[str, str]) -> list[Item]:
-    """The items of lists, without places, in order of their keys. What is named twice is taken once, and said to be `ignored`.
+    """Return the items of lists, without outputs, sorted by key. An item named twice is taken once and is in `ignored`.
 
-    Raises MovqError where it has other columns the second time.
+    Raises MovqError if its columns differ the second time.
     """
     lists = [RowList(name) for name in names]
 
@@ -93,7 +93,7 @@ def _listed(names: Sequence[str], captions: str | None, ignored: dict[str, str])
 
 
 def _walked(sources: Sequence[str], walk: Walk, captions: bool) -> Iterator[Item]:
-    """The items of folders, files and globs, without places, each once; with the `captions` that lie beside them."""
+    """Yield the items of folders, files and globs, without outputs, each once; with the `captions` next to them."""
     named, matched, roots = _expand(sources)
     shared = [path if os.path.isdir(path) else os.path.dirname(path) for path in named]
     root = os.path.commonpath([*shared, *roots])
@@ -117,7 +117,7 @@ Captioned = TypeVar("Captioned", Item, Row)
 
 
 def _with_captions(things: Iterable[Captioned], path: str | None) -> Iterator[tuple[Captioned, str | None]]:
-    """Items or rows and their captions: their own, unless these are in a file."""
+    """Yield items or rows with their captions: their own, or those of the file `path`."""
     if path is None:
         yield from ((one, one.caption) for one in things)
         return
@@ -132,7 +132,7 @@ def _with_captions(things: Iterable[Captioned], path: str | None) -> Iterator[tu
 
 
 def _expand(sources: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """Absolute paths: of what is named, of what globs match, and of the folders that globs begin at."""
+    """Return absolute paths: those named, those that globs match, and the folders that globs start from."""
     named: list[str] = []
     matched: list[str] = []
     roots: list[str] = []
@@ -153,7 +153,7 @@ def _expand(sources: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
 
 
 def _of_row(row: Row, caption: str | None) -> Item:
-    """An item without a place yet."""
+    """Return the item of a row, without its output."""
     name = row.id
     if name is None:
         name = "/".join(part for part in row.written.split("/") if part not in ("", ".", ".."))

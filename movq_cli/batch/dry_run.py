@@ -1,4 +1,4 @@
-"""`plan_batch`: what `encode_batch` would do, without doing it."""
+"""`plan_batch`: find out what `encode_batch` would do, without doing it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from .state import ignore
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """What a batch would do.
+    """The work that a batch would do.
 
-    `kept` are lines of items that would not be touched; `planned` the other items, cut out of their videos: with a shape, or
-    with the reason why they would be refused. Bytes are of the latents to be made; `frames` are without padding. `reasons` are
-    for the method `reason`.
+    `kept` are the lines of items that would not be touched; `planned` are the other items, cut out of their videos,
+    each with a shape or with the reason why it would be refused. `frames` counts the frames to encode, without padding.
+    `moments_bytes` and `mean_bytes` are the bytes of the latents to be made, for each of the two representations. The
+    method `reason` reads `reasons`.
     """
 
     found: Found
@@ -41,7 +42,7 @@ class BatchPlan:
     def reason(self, item: Item, *, flags: bool = False) -> str:
         """Return why an item would be made again; "" if the manifest does not know it.
 
-        Options have their names in Python, or those of the command line with `flags`.
+        The text names options as in Python, or as on the command line with `flags`.
         """
         return (show_flags if flags else show_names)(self.reasons.get(item.id, ""))
 
@@ -53,10 +54,13 @@ def plan_batch(
     batch: BatchOptions | None = None,
     **overrides: Any,
 ) -> BatchPlan:
-    """Return what `encode_batch` would do: frames are counted from packet times, not decoded. Raises as it would."""
+    """Return the work that `encode_batch` would do. Frames are counted from packet times, not decoded.
+
+    Raises the same errors as `encode_batch`.
+    """
     with prepare(sources, output, options, batch, overrides, ignore, writing=False) as job:
         options, config, planned = job.settings.options, job.checkpoint.config, job.resume.pending
-        if not is_cut(job.batch):  # encoding looks at each video when its turn comes
+        if not is_cut(job.batch):  # `prepare` has not looked at the videos: encoding does that one by one
             planned = list(cut_items(planned, job.batch, options, config))
     shapes = [item.shape for item in planned if item.refusal is None and item.shape is not None]
     numbers = sum(math.prod(config.latent_shape(*shape)) for shape in shapes)

@@ -1,4 +1,4 @@
-"""Where workers run: on this machine. What an engine is; ray_engine.py has another."""
+"""The engine that runs workers on this machine, and the protocol of all engines. ray_engine.py has another."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from ..options import EncodeOptions
 from ..processes import Child
 
 WORKER_BYTES = 3 * PROCESS_BYTES
-"""Memory that is thought to be enough for a worker, where nothing is known of its videos."""
+"""Bytes of memory to reserve for a worker while nothing is known about its videos."""
 
 WORKER = "movq_cli.batch.worker"
-"""The module that every worker runs, whichever engine started it."""
+"""The module that every worker runs, with any engine."""
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A worker that has loaded its weights, of this digest.
+    """A worker's report that its weights are loaded: their digest, its device and precision, and its machine.
 
-    `precision` and `device` are its own; CUDA `devices`, free bytes of `memory` and `cores` are its machine's.
+    `devices` is the number of the machine's CUDA devices (0 if the worker computes on a CPU), `memory` the free bytes
+    of the worker's device less a margin, `cores` the usable CPU cores.
     """
 
     precision: str
@@ -34,53 +35,56 @@ class Ready:
 
 
 class Handle(Protocol):
-    """A worker, as the pool speaks to it."""
+    """A worker, as the pool sees it."""
 
     @property
     def started(self) -> bool:
-        """Whether it has a machine to run on."""
+        """True once the worker has a machine to run on."""
 
     @property
     def lost(self) -> bool:
-        """Whether it is over because its machine is gone, or what else is no fault of its item."""
+        """True if the worker ended for a reason that its item did not cause, such as a lost machine."""
 
     def send(self, data: dict[str, Any]) -> None:
-        """A message to it. Nothing happens if it is over: `messages` tells."""
+        """Send a message. Do nothing if the worker has ended; `messages` reports that."""
 
     def messages(self) -> list[dict[str, Any]]:
-        """What it has said since; after `wait` named it. Raises EOFError where it is over and has said all."""
+        """Return its new messages. Call it after `wait` has returned this worker.
+
+        Raises EOFError if the worker has ended and no messages are left.
+        """
 
     def death(self) -> str:
-        """How it ended."""
+        """Return how the worker ended."""
 
     def kill(self) -> None:
-        """End it, and wait for nothing."""
+        """End the worker without waiting for it."""
 
     def close(self) -> None:
-        """End it, for certain."""
+        """End the worker for good."""
 
 
 class Engine(Protocol):
-    """Starts workers and hears of them."""
+    """Starts workers and waits for their messages."""
 
     def start(self) -> Handle:
         """Start a worker."""
 
     def wait(self, handles: Sequence[Any], seconds: float) -> Sequence[Any]:
-        """Those that have something to say; waits for one at most so long."""
+        """Return the workers that have messages; wait up to `seconds` for the first."""
 
     def suitable(self, ready: Ready) -> int:
-        """How many workers, where nobody says: as many as there are devices or cores, and as memory allows."""
+        """Return the default number of workers: as many as devices, or as cores and memory allow."""
 
     def on_one_machine(self, count: int, ready: Ready) -> int:
-        """How many of so many share the memory of one."""
+        """Return how many of `count` workers may share one machine, and so its memory."""
 
     def close(self) -> None:
-        """End the engine; its workers are closed before."""
+        """End the engine. Its workers have been closed before."""
 
 
 class LocalEngine:
-    """Processes of this machine."""
+    """Runs workers as processes on this machine."""
 
     def __init__(self, options: EncodeOptions) -> None:
         self._options = options
@@ -90,20 +94,23 @@ class LocalEngine:
         return Child(WORKER)
 
     def wait(self, handles: Sequence[Child], seconds: float) -> Sequence[Child]:
-        """Return the processes that have something to say."""
+        """Return the processes that have messages; wait up to `seconds` for the first."""
         return select.select(handles, [], [], seconds)[0]
 
     def suitable(self, ready: Ready) -> int:
-        """Return one for each CUDA device, or for each core as far as memory allows."""
+        """Return one for each CUDA device, or on a CPU as many as cores and memory allow.
+
+        If the options name one CUDA device, return 1.
+        """
         if ready.devices:
             return ready.devices if self._options.device in ("auto", "cuda") else 1
         memory = self._options.memory_budget or ready.memory
         return max(1, min(ready.cores // (self._options.threads or 1), memory // WORKER_BYTES))
 
     def on_one_machine(self, count: int, ready: Ready) -> int:
-        """Return all of them."""
+        """Return `count`: all workers are on this machine."""
         return count
 
     def close(self) -> None:
-        """Do nothing: processes are closed one by one."""
+        """Do nothing: the pool closes each process."""
         pass

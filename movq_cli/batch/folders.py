@@ -1,4 +1,4 @@
-"""What is in folders: videos and pictures by their names, each once, however many links lead there."""
+"""Find videos and pictures in folders by their names, each once, even if several links lead to it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _Identity = tuple[int, int]
 
 
 class Walk:
-    """Collects files. `ignored` are those that it passed over: path and why."""
+    """Collects files. `ignored` maps the paths that were passed over to the reasons."""
 
     def __init__(self, output: str) -> None:
         self.ignored: dict[str, str] = {}
@@ -27,16 +27,16 @@ class Walk:
         self._links = deque[str]()
 
     def files(self, named: Iterable[str], matched: Iterable[str]) -> Iterator[tuple[str, str]]:
-        """(path, problem) of files that were named, of those that globs matched, and of those in folders among both.
+        """Yield (path, problem) of the files named, of those that globs matched, and of those in folders among both.
 
-        Links come last, so that each file and folder is taken where it is rather than where a link to it is. A problem is
-        why a folder could not be read.
+        Links come last, so that each file and folder is taken at its own path instead of a link's. A problem is the
+        reason why a folder could not be read; it is "" for files.
         """
         folders = deque[str]()
         for path in named:
             if os.path.isdir(path):
                 folders.append(path)
-                if _identity(path) == self._output:  # latents go beside their videos
+                if _identity(path) == self._output:  # latents go next to their videos: search it too
                     self._output = None
             elif os.path.islink(path):
                 self._links.append(path)
@@ -57,7 +57,7 @@ class Walk:
                 self.ignored[path] = "a link to a file that is taken already"
             elif identity is not None and not os.path.isfile(path):
                 self.ignored[path] = "not a regular file"
-            else:  # one to nothing is refused when its turn comes
+            else:  # a broken link is refused when its item's turn comes
                 self._files.add(identity)
                 self._linked.add(identity)
                 yield path, ""
@@ -87,7 +87,7 @@ class Walk:
                     yield from self._taken(entry.path, entry.is_symlink(), regular, inode)
 
     def _taken(self, path: str, link: bool, regular: bool, identity: _Identity | None) -> Iterator[tuple[str, str]]:
-        """The file, unless it is passed over or its turn comes later."""
+        """Yield the file, unless it is ignored or is a link, which comes later."""
         name = os.path.basename(path)
         if name.startswith("."):
             self.ignored[path] = "hidden"
@@ -109,7 +109,7 @@ class Walk:
 
 
 def _identity(path: str) -> _Identity | None:
-    """The same for two names of one file or folder; None if there is none."""
+    """Return the same value for all names of one file or folder; None if it does not exist."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
 """A batch without workers (`workers=0`): every item is encoded in this process, one after the other.
 
-A debugger stops in it, a notebook shows it, Ctrl-C ends it, and what is a bug is raised where it is. There is no time limit,
-and nothing is tried a second time. The bytes are those that workers give.
+Debuggers, notebooks and Ctrl-C work as usual, and a bug raises its own exception. Items have no time limit and no
+second attempt. The outputs are the same bytes as those of workers.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class Inline:
         return VideoEncoder(self._options)
 
     def settled(self) -> Ready:
-        """Load the weights. Raises MovqError where no item could be encoded at all."""
+        """Load the weights. Raises MovqError if no item could be encoded with them."""
         with memory_errors():
             ready = describe(self._encoder)
         self.workers[0].ready = True
         return ready
 
     def results(self, tasks: Sequence[Task], tick: Callable[[], None] = lambda: None) -> Iterator[tuple[Task, Line]]:
-        """Yield each task with what became of it. `tick` is called as an item gets on."""
+        """Yield each task with its outcome. `tick` is called as an item makes progress."""
         [state] = self.workers
         self._tasks.extend(tasks)
         while self._tasks:
@@ -60,7 +60,7 @@ class Inline:
             tick()
 
     def stop(self) -> None:
-        """Begin no further task."""
+        """Start no further task."""
         self._tasks.clear()
 
     def __enter__(self) -> Inline:

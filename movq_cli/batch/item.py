@@ -16,20 +16,21 @@ from ..video import VideoFacts
 
 
 def part_kept(width: int, height: int, to_width: int, to_height: int) -> float:
-    """Return the part of a picture that is left when it is scaled to cover another size and cropped to it."""
+    """Return the fraction of a picture that remains when it is scaled to cover another size and cropped to it."""
     ratio = to_width * height / (to_height * width)
     return min(ratio, 1 / ratio)
 
 
 class Item(Struct, frozen=True, gc=False):
-    """One row of a dataset: a video, or a span of it, and what is said of it.
+    """One row of a dataset: a video or a span of it, with its caption and other columns.
 
-    `source_path` is absolute; `output` is relative to the output folder; `id`, unique, is what the manifest knows it by. Times in
-    seconds. `facts` are what was seen of the video, before spans are cut, when its file had this `identity`. What follows them
-    is known of items that were cut out of videos (cut.py): `of` is the id of the video's item where this is one of its spans,
-    which begins `skip` frames in; `frames` how many it takes, repeating the last if `pad`; `size` (height, width) of its bucket.
-    `shape` is (frames, height, width) as encoded, `padded` frames and edges included. `refusal` is why it cannot be encoded,
-    where that is known already.
+    `id` is unique and names the item in the manifest; `source_path` is absolute; `output` is relative to the output
+    folder; `start` and `duration` are in seconds. `facts` are those of the video, before spans are cut, when its file
+    had this `identity`. The fields from `of` to `padded` are set when items are cut out of videos (cut.py): `of` is the
+    id of the whole video's item if this is a span, which begins `skip` frames into it; `frames` is how many it takes,
+    repeating the last if `pad`; `size` is the (height, width) of its bucket; `shape` is (frames, height, width) as
+    encoded, with padded frames and edges; `padded` is how many of these frames are padding. `refusal` is why the item
+    cannot be encoded, if that is known already.
     """
 
     id: str
@@ -51,33 +52,33 @@ class Item(Struct, frozen=True, gc=False):
     refusal: MovqError | None = None
 
     def updated(self, **fields: Any) -> Item:
-        """Return the same item with other values of these fields."""
+        """Return a copy of the item with these fields changed."""
         return msgspec.structs.replace(self, **fields)
 
     @property
     def video(self) -> str:
-        """The id of the video's item: its own, unless it is a span."""
+        """The id of the item of the whole video; the item's own id unless it is a span."""
         return self.of or self.id
 
     @property
     def encoded_frames(self) -> int:
-        """Of the video, without padding; 0 where that is not known or it will not be encoded."""
+        """The number of the video's frames to encode, without padding; 0 if unknown or if the item is refused."""
         return 0 if self.shape is None or self.refusal is not None else self.shape[0] - self.padded
 
     @property
     def kept(self) -> float:
-        """The part of the picture that cropping leaves of it."""
+        """The fraction of the picture that remains after cropping."""
         if self.facts is None or self.size is None:
             return 1.0
         return part_kept(self.facts.width, self.facts.height, self.size[1], self.size[0])
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What it is, whatever is said of it."""
+        """The values that make items the same: id, path and range, but not caption or other columns."""
         return text_of(self.id), self.source_path, self.start or 0, self.duration or 0
 
     def encode_options(self, options: EncodeOptions) -> EncodeOptions:
-        """Return the options of the batch with the item's own in their place."""
+        """Return the options of the batch, with the item's own instead where it has any."""
         own = {name: value for name in ("start", "duration", "frames") if (value := getattr(self, name)) is not None}
         selection, picture = options.selection, options.picture
         if own or self.skip:

@@ -1,4 +1,4 @@
-"""Lists of items: text (a path per line), CSV, or JSON lines with a column `path`."""
+"""Lists of items: text (one path per line), or CSV or JSON lines with a column `path`."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _OWN = {"path", "id", "start", "duration", *DESCRIBED} - {"extra"}
 
 
 class Row(NamedTuple):
-    """One row of a list: `path` is absolute, `written` as the list has it; the columns that are not movq's are `extra`.
+    """One row of a list. `path` is absolute, `written` is as the list has it, `extra` are the columns unknown to movq.
 
-    `line` is where it is in the list; in an array of JSON, its place.
+    `line` is the row's line number in the list, or its number in a JSON array, from 1.
     """
 
     line: int
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 
 def absolute(path: str, folder: str = "") -> str:
-    """A path from the root, leading where the system would go: through links before `..` leads back."""
+    """Return an absolute path that leads where the system would go: links are followed before `..` goes back up."""
     whole = os.path.join(folder or os.getcwd(), path)
     if ".." not in whole.split(os.sep):
         return os.path.normpath(whole)
@@ -47,10 +47,11 @@ def absolute(path: str, folder: str = "") -> str:
 
 
 class RowList:
-    """A list as its bytes. Iterating over it gives its rows, made anew each time, so that a million of them take no memory.
+    """A list, held as bytes. Each iteration parses its rows again, so that a million rows take little memory.
 
-    "-" is standard input. Paths are relative to the list's own folder, or to the current one for "-". Raises MovqError for a list
-    that cannot be read; iterating does, naming the line, for what cannot be understood. So go through it before any work.
+    "-" is standard input. Paths are relative to the list's folder, or to the current folder for "-". Raises MovqError
+    if the list cannot be read. Iterating raises MovqError, naming the line, if a row is not valid, so iterate once
+    before any work.
     """
 
     def __init__(self, name: str) -> None:
@@ -77,7 +78,7 @@ class RowList:
             yield row
 
     def _parsed(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(line, columns) of each row."""
+        """Yield (line, columns) of each row."""
         if self._suffix in (".jsonl", ".ndjson", ".json"):
             return _json(self._data, self.name)
         if self._suffix in (".csv", ".tsv"):
@@ -91,7 +92,7 @@ def _read(name: str) -> bytes:
 
 
 def _paths(data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
-    """One path on each line, or between zero bytes, as `find -print0` has it: names may hold newlines."""
+    """Yield one path per line, or per zero byte as `find -print0` writes them, because names may hold newlines."""
     separator = b"\0" if b"\0" in data else b"\n"
     for number, line in enumerate(_split(data, separator), 1):
         path = os.fsdecode(line if separator == b"\0" else line.rstrip(b"\r"))
@@ -100,7 +101,7 @@ def _paths(data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _split(data: bytes, separator: bytes) -> Iterator[bytes]:
-    """The same parts as `data.split(separator)`, one at a time."""
+    """Yield the parts of `data.split(separator)` one at a time."""
     start = 0
     while (end := data.find(separator, start)) >= 0:
         yield data[start:end]
@@ -112,7 +113,7 @@ _FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 
 
 def _guessed(data: bytes) -> str:
-    """The suffix that a list's beginning speaks for."""
+    """Guess the suffix of a list from its beginning."""
     start = b"".join(data[:200].split())
     if start.startswith((b"{", b"[{")):
         return ".json"
@@ -145,7 +146,7 @@ def _json(data: bytes, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _loaded(data: bytes, shown: str, line: int | None = None) -> Any:
-    """Return what JSON says: that of one line, or of the whole list. Raises MovqError for what is not JSON."""
+    """Return the value of JSON, of one line or of the whole list. Raises MovqError if it is not JSON."""
     try:
         return parse_json(data)
     except (ValueError, RecursionError):
@@ -153,7 +154,7 @@ def _loaded(data: bytes, shown: str, line: int | None = None) -> Any:
 
 
 def _problem(text: str, line: int | None) -> str:
-    """Return what is wrong with text that is not JSON, as Python's slower parser tells it."""
+    """Describe what is wrong with text that is not JSON, by Python's own parser, which is slower."""
 
     def refuse(word: str) -> None:
         raise ValueError(f"{word} is no number")
@@ -189,7 +190,7 @@ def _csv(data: bytes, delimiter: str, shown: str) -> Iterator[tuple[int, dict[st
     except csv.Error as error:
         raise MovqError(f"line {reader.line_num} is not CSV ({error})", shown) from None
     except UnicodeDecodeError:
-        _text(data, shown)  # says which line
+        _text(data, shown)  # raises with the number of the line
         raise
 
 
@@ -220,7 +221,7 @@ def _row(values: dict[str, Any], folder: str, number: int, shown: str) -> Row:
 
 
 def _column(values: dict[str, Any], name: str, number: int, shown: str) -> str | None:
-    """The text of a column; None without one."""
+    """Return the text of a column; None if it is missing or empty."""
     value = values.get(name)
     if value is None or isinstance(value, str):
         return value or None
@@ -230,7 +231,7 @@ def _column(values: dict[str, Any], name: str, number: int, shown: str) -> str |
 
 
 def _seconds(values: dict[str, Any], name: str, number: int, shown: str) -> Fraction | None:
-    """A column that is a number of seconds, as exactly as it is written; None for no column, and for a start of 0."""
+    """Return the seconds in a column, exactly as written; None if it is missing or empty, and for a start of 0."""
     value = _column(values, name, number, shown)
     if value is None:
         return None

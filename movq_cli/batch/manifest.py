@@ -1,7 +1,7 @@
-"""The manifest of a batch: `manifest.jsonl`, one line of JSON per item, what became of it and by which settings.
+"""The manifest of a batch: `manifest.jsonl`, one line of JSON per item, with its outcome and its settings.
 
-Lines are appended as work ends, each synced to disk; the file is put in order, whole or not at all, when a batch begins
-and ends. Each shard of a batch has one of its own until they are merged. See docs/format.md.
+Lines are appended as items end, and each is synced to disk. When a batch begins and when it ends, the file is rewritten
+in order, whole or not at all. Each shard of a batch has its own manifest until they are merged. See docs/format.md.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Line(TypedDict, total=False):
-    """What the manifest says of an item. What does not apply is absent.
+    """One item's line in the manifest. Fields that do not apply are absent.
 
-    `status` is done, short (fewer frames than asked for) or failed, then with `reason` and `cause` (errors.py). `output` is a
-    latents file, or a tar in which `member` is one. `source` is the identity of the video: unchanged, it need not be read to know
-    that it is the same, nor that these are its facts, `seen`. `of` is the id of
-    the video's item where this is a span of it; `cut` how items were to be cut out of all videos. `options` are those that
-    change the latents and are not as by default, what is the item's own among them. `partial`: the video is cut off or
-    damaged, and what comes before was taken. `orphan`: it was in no source named since, and its video is gone, or no longer
-    cut so.
+    `status` is done, short (fewer frames than asked for; with `reason`) or failed (with `reason` and `cause`, see
+    errors.py). `output` is a latents file, or a tar that holds the latents as `member`. `source` is the identity of the
+    video: while it is unchanged, the video counts as the same without being read, and `seen` as its facts. `of` is the
+    id of the whole video's item if this item is a span. `cut` is how items were to be cut out of all videos. `options`
+    are those that change the latents and differ from the default, the item's own included. `partial` means that the
+    video is cut off or damaged, and that the frames before that place were taken. `orphan` means that no batch since
+    has named the item, and that its video is gone or is cut into other items now.
     """
 
     id: str
@@ -94,7 +94,10 @@ _NEEDED = {"failed": _UNMADE, "short": _UNMADE, "done": {"id", "path", "status"}
 
 
 def parse_line(text: bytes) -> Line:
-    """Return a line of a manifest, with what a later movq may have added. Raises ValueError for what movq does not write."""
+    """Return a line of a manifest, with any fields that a later movq has added.
+
+    Raises ValueError if movq would not write such a line.
+    """
     values = parse_json(text)
     line = from_values(Line, values)
     if len(line) < len(values):
@@ -105,7 +108,7 @@ def parse_line(text: bytes) -> Line:
 
 
 def unmade(error: MovqError) -> Line:
-    """Return the part of a line that says why there is no output."""
+    """Return the part of a line that says why an item has no output."""
     if error.cause == "short":
         return Line(status="short", reason=printable(error.reason_with_flags))
     return Line(status="failed", reason=printable(error.reason_with_flags), cause=error.cause)
@@ -116,17 +119,17 @@ def _manifest_name(shard: Shard | None) -> str:
 
 
 def video_of(line: Line) -> str:
-    """The id of the item that the whole video would be."""
+    """Return the id that the item of the whole video has."""
     return line.get("of") or line["id"]
 
 
 def shard_manifests(folder: str) -> dict[tuple[int, int], str]:
-    """Those that are not merged yet: their paths by index and count."""
+    """Return the paths of the manifests of shards that are not merged yet, by (index, count)."""
     return _of_shards(folder, _SHARD_NAME)
 
 
 def unfinished_shards(folder: str) -> dict[tuple[int, int], str]:
-    """The marks of those that are at work, or were stopped before all was done, likewise."""
+    """Return the paths of the marks of unfinished shards, running or stopped early, by (index, count)."""
     return _of_shards(folder, _UNFINISHED_NAME)
 
 
@@ -139,7 +142,7 @@ def _of_shards(folder: str, names: re.Pattern[str]) -> dict[tuple[int, int], str
 
 
 def refuse_other_shards(folder: str, shard: Shard) -> None:
-    """Raises MovqError where there are shards of another number than this one is of."""
+    """Raise MovqError if the folder has shards of a batch with another number of shards."""
     if other := sorted({count for _, count in shard_manifests(folder)} - {shard.count}):
         what = " and ".join(map(str, other))
         raise MovqError(
@@ -150,7 +153,7 @@ def refuse_other_shards(folder: str, shard: Shard) -> None:
 
 
 def read_folder(folder: str) -> dict[str, Line]:
-    """The lines of a batch by id, those of its shards among them, merged or not."""
+    """Return the lines of a batch by id, including those of its shards, merged or not."""
     lines: dict[str, Line] = {}
     for path in (os.path.join(folder, NAME), *shard_manifests(folder).values()):
         lines |= lines_by_id(path)
@@ -158,7 +161,7 @@ def read_folder(folder: str) -> dict[str, Line]:
 
 
 def read_batch(folder: str) -> Iterator[Line]:
-    """Yield the line of each item of a batch, the last that there is of it, in no order; memory does not grow with the lines."""
+    """Yield the last line of each item of a batch, in no order. Only the ids are held in memory, not the lines."""
     seen = set[str]()
     for path in (*reversed(shard_manifests(folder).values()), os.path.join(folder, NAME)):
         for _, line in scan_lines(path, backwards=True) if os.path.lexists(path) else ():
@@ -168,15 +171,15 @@ def read_batch(folder: str) -> Iterator[Line]:
 
 
 def lines_by_id(path: str) -> dict[str, Line]:
-    """The lines of a manifest, if it is there; of two of an item the later holds."""
+    """Return the lines of a manifest by id, the last of each item; none if the manifest does not exist."""
     return {line["id"]: line for line in read_lines(path)} if os.path.lexists(path) else {}
 
 
 class Manifest:
-    """The manifest in a folder, or a shard's, made when the first line is written. `lines` are those it has, by id.
+    """The manifest of a batch or of a shard, created when the first line is written. `lines` are its lines by id.
 
-    A shard knows the lines of its own videos from an earlier batch too. What is not of a shard takes over those of all shards
-    there were.
+    The manifest of a shard also knows the lines of its videos from an earlier batch. The manifest of a whole batch
+    takes over the lines of all shards.
     """
 
     def __init__(self, folder: str, shard: Shard | None = None) -> None:
@@ -195,26 +198,29 @@ class Manifest:
             self.lines |= {name: line for name, line in lines_by_id(path).items() if video_of(line) in shard}
 
     def _refuse_foreign(self) -> None:
-        """Raises MovqError for a manifest of something else: it would be overwritten."""
+        """Raise MovqError if the file has no line that movq wrote: it would be overwritten."""
         if os.path.exists(self.path) and not self.lines:
             with open(self.path, "rb") as file:
                 if b"\n" in file.read(BLOCK):
                     raise MovqError("has no line that movq wrote; move it away, or name another folder", self.path)
 
     def append(self, *lines: Line) -> None:
-        """Adds lines of items, or newer ones; they are on disk when this returns."""
+        """Append lines of items, new or replacing older ones. They are on disk when this returns."""
         self.lines |= {line["id"]: line for line in lines}
         try:
             if self._fd is None:
                 self._fd = os.open(self.path, _APPEND, 0o666)
-                sync(os.path.dirname(self.path) or ".")  # its name
+                sync(os.path.dirname(self.path) or ".")  # so that the name of a new file is on disk too
             write_all(self._fd, b"".join(map(_text, lines)))
             os.fsync(self._fd)
         except OSError as error:
             raise write_error(error, self.path) from error
 
     def put_in_order(self) -> None:
-        """Rewrites it, unless it is as it should be: each item once, sorted by id."""
+        """Rewrite the file with each item once, sorted by id, unless it is so already.
+
+        The manifests and marks of shards that were taken over are deleted.
+        """
         self.close()
         if self.lines or self._shard is not None or os.path.exists(self.path):
             write_lines(self.path, self.lines.values())
@@ -224,16 +230,16 @@ class Manifest:
         self._taken_over = []
 
     def close(self) -> None:
-        """Close the file; another line opens it again."""
+        """Close the file. The next line opens it again."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
 
 def write_lines(path: str, lines: Iterable[Line]) -> None:
-    """Makes a manifest of these lines, sorted by id; whole or not at all, and only if it is not so already."""
+    """Write a manifest of these lines, sorted by id, whole or not at all, unless the file is exactly so already."""
     whole = b"".join(_text(line) for line in sorted(lines, key=lambda line: line["id"]))
-    # One with hard links is written anew, or a copy of the folder by such links would grow with it.
+    # A file with several hard links is always rewritten, or else a copy of the folder by such links would grow with it.
     if os.path.exists(path) and os.stat(path).st_nlink == 1:
         with open(path, "rb") as file:
             if file.read() == whole:
@@ -249,15 +255,15 @@ def _text(line: Line) -> bytes:
 
 
 def read_lines(path: str) -> Iterator[Line]:
-    """Yield the lines of a manifest. Warns of damaged ones; of the last, which a crash may have cut off, says nothing.
+    """Yield the lines of a manifest. Warns of damaged lines, except a last one that a crash has cut off.
 
-    Raises MovqError, with the line's number, for outputs that do not lie below the manifest's folder.
+    Raises MovqError, with the line's number, if an output does not lie below the manifest's folder.
     """
     return (line for _, line in scan_lines(path))
 
 
 def scan_lines(path: str, backwards: bool = False) -> Iterator[tuple[int, Line]]:
-    """The same, each with its place in the file; `backwards` from the last to the first."""
+    """Yield the lines as `read_lines` does, each with its byte offset; `backwards`, from the last to the first."""
     require_file(path)
     folder, own_name = os.path.split(path)
     reach = Reach(folder or ".")
@@ -290,7 +296,7 @@ def _from_the_start(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 def _from_the_end(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
     end = os.fstat(file.fileno()).st_size
-    if not end:  # which cannot be mapped
+    if not end:  # an empty file cannot be mapped
         return
     with mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ) as data:
         while end:
@@ -300,15 +306,15 @@ def _from_the_end(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def _number(file: BinaryIO, at: int) -> int:
-    """Which line it is that begins at a place."""
+    """Return the number of the line that begins at a byte offset, from 1."""
     return os.pread(file.fileno(), at, 0).count(b"\n") + 1
 
 
 @contextmanager
 def only_one(folder: str, shard: Shard | None = None) -> Iterator[None]:
-    """Inside, no other batch works on this folder, but for other shards. The kernel forgets this with the process.
+    """Lock a folder against other batches; shards of one batch may share it. The lock ends with the process.
 
-    A shard is marked as unfinished until `finish_shard`. Raises MovqError.
+    A shard is marked as unfinished until `finish_shard`. Raises MovqError if the folder cannot be opened or is locked.
     """
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -324,7 +330,7 @@ def only_one(folder: str, shard: Shard | None = None) -> Iterator[None]:
         try:
             yield
         except MovqError:
-            if not os.path.exists(os.path.join(folder, _manifest_name(shard))):  # it was refused before it began
+            if not os.path.exists(os.path.join(folder, _manifest_name(shard))):  # the shard was refused before it began
                 finish_shard(folder, shard)
             raise
         finally:
@@ -334,7 +340,7 @@ def only_one(folder: str, shard: Shard | None = None) -> Iterator[None]:
 
 
 def _mark(folder: str, shard: Shard) -> int:
-    """The descriptor of a shard's mark, locked and on disk."""
+    """Create and lock the mark of a shard, and return its descriptor. The mark is on disk."""
     path = unfinished_name(folder, shard)
     while True:
         try:
@@ -351,16 +357,16 @@ def _mark(folder: str, shard: Shard) -> int:
         except BaseException:
             os.close(fd)
             raise
-        os.close(fd)  # who had it has finished, and taken it away, since it was opened
+        os.close(fd)  # its owner finished, and deleted it after it was opened here
 
 
 def unfinished_name(folder: str, shard: Shard) -> str:
-    """The mark of a shard that is not finished."""
+    """Return the path of the mark that a shard has until it is finished."""
     return os.path.join(folder, f".movq-shard-{shard}.unfinished")
 
 
 def finish_shard(folder: str, shard: Shard) -> None:
-    """All of it is done: inside `only_one`."""
+    """Delete the mark of a shard that is done. Call it inside `only_one`."""
     os.unlink(unfinished_name(folder, shard))
 
 
@@ -369,5 +375,5 @@ def _lock(fd: int, how: int, folder: str, taken: str) -> None:
         fcntl.flock(fd, how | fcntl.LOCK_NB)
     except BlockingIOError:
         raise MovqError(taken, folder) from None
-    except OSError as error:  # a file system that cannot lock
+    except OSError as error:  # the file system cannot lock
         warnings.warn(MovqWarning(f"{folder}: cannot be locked ({os_reason(error)})"), stacklevel=3)

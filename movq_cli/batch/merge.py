@@ -1,4 +1,4 @@
-"""`merge_shards`: the manifests of all shards of a batch, made one."""
+"""`merge_shards`: make one manifest of the manifests of all shards of a batch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _OF_CUT_ITEMS = ("frames", "short", "height", "width")
 
 
 def merge_shards(folder: str | os.PathLike[str]) -> list[Line]:
-    """Makes the manifest of a batch of those of its shards, which are then gone; its lines, in order of id.
+    """Merge the manifests of shards into one, delete them, and return its lines, sorted by id.
 
-    Raises MovqError where there are none, one is missing or not finished, and where they were not made alike: by other weights,
-    semantics, precision or options. What is merged already is as it is.
+    Lines that are merged already stay as they are. Raises MovqError if no manifest is found, if a shard is missing or
+    not finished, or if shards were made with different weights, semantics, precision, options or format versions.
     """
     folder = os.fspath(folder)
     with only_one(folder):
@@ -48,7 +48,7 @@ def merge_shards(folder: str | os.PathLike[str]) -> list[Line]:
 
 
 def _refuse_incomplete(folder: str, shards: list[tuple[int, int]]) -> None:
-    """Raises MovqError unless there is each shard of one batch, finished."""
+    """Raise MovqError unless every shard of one batch is found and finished."""
     counts = sorted({count for _, count in shards})
     if len(counts) > 1:
         raise MovqError(f"has shards of {' and of '.join(map(str, counts))}: they are not of one batch", folder)
@@ -82,7 +82,7 @@ def _refuse_unlike(shards: Iterable[tuple[str, Iterable[Line]]]) -> None:
 
 
 def _made_by(line: Line) -> dict[str, str]:
-    """What all lines of a batch have in common."""
+    """Return the values that all lines of a batch must have in common, as texts."""
     cut = line.get("cut", {})
     own = _OF_ITEMS + (_OF_CUT_ITEMS if cut else ())
     options = {name: value for name, value in line.get("options", {}).items() if name not in own}

@@ -1,4 +1,4 @@
-"""Names of outputs: a place in the output folder for each item, that no other has, on any file system."""
+"""Names of outputs: each item gets its own path in the output folder, unique on any file system."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from .manifest import NAME
 SUFFIX = ".safetensors"
 _MARK_DIGITS = 10
 _RESERVED = re.compile(r"(latents-(\d+-of-\d+-)?\d+\.(tar|index\.json)|manifest\.\d+-of-\d+\.jsonl)", re.IGNORECASE)
-"""What a batch itself may put into its folder."""
+"""Names that a batch needs for its own files in the output folder."""
 
 
 class Places:
-    """Ids and outputs given so far. Where two items would share one, the later gets a mark of what it is."""
+    """The ids and outputs given so far. If two items would share one, the later gets a mark that tells them apart."""
 
     def __init__(self) -> None:
         self._ids = set[str]()
         self._files = {_folded(NAME)}
         self._folders = set[str]()
         self._ways = {"": ""}
-        """The place of each folder, by its name. No file ever takes it."""
+        """The path of each folder in the output folder, by its wanted name. Never given to a file."""
 
     def place(self, name: str, *of: str) -> tuple[str, str]:
-        """An id and an output, from the name an item should have and all that it is."""
+        """Return an id and an output for an item, from the name it should have and from what sets it apart."""
         wanted = text = text_of(name)
         tries = 0
         while text in self._ids:
@@ -42,7 +42,7 @@ class Places:
         return text, output
 
     def _way(self, folder: str) -> str:
-        """Return the place of a folder; its name and its place end with a slash."""
+        """Return the path of a folder in the output folder. Its name and the path end with a slash, or are empty."""
         if folder not in self._ways:
             above, slash, part = folder[:-1].rpartition("/")
             way = self._way(above + slash)
@@ -51,7 +51,7 @@ class Places:
         return self._ways[folder]
 
     def _free(self, way: str, part: str, suffix: str, *taken: set[str]) -> str:
-        """A part of a path, short enough for a file system, that is not taken."""
+        """Return a part of a path that is not taken, short enough for a file system."""
         found, tries = _short(part, "", suffix), 0
         while self._is_taken(way + found, taken):
             found = _short(part, mark_of(way + part, *([str(tries)] if tries else [])), suffix)
@@ -64,26 +64,26 @@ class Places:
 
 
 def span_output(output: str, name: str) -> str:
-    """The output of a span, called `name`, of the video whose own output this would be."""
+    """Return the output of a span from the output that its whole video would have; `name` is the suffix of the span."""
     folder, last = os.path.split(output)
     part = last.removesuffix(SUFFIX) + name
     return os.path.join(folder, _short(part, "", SUFFIX))
 
 
 def _folded(name: str) -> str:
-    """The same for names that some file systems hold to be the same."""
+    """Return the same text for all names that some file system takes for the same."""
     if name.isascii():
         return name if name.islower() else name.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def mark_of(*of: str) -> str:
-    """What tells a name from the same of something else."""
+    """Return a mark, a digest of `of`, that tells a name from the same name of another item."""
     return "~" + hashlib.sha256(b"\0".join(map(os.fsencode, of))).hexdigest()[:_MARK_DIGITS]
 
 
 def _short(part: str, mark: str, suffix: str) -> str:
-    """Shortened where it must be, then marked, so that long names with one beginning stay apart."""
+    """Return a name, shortened if it is too long, and then marked, so that long names with one beginning stay apart."""
     if len((part + mark + suffix).encode()) > MAX_NAME:
         mark = mark or mark_of(part)
         part = part.encode()[: MAX_NAME - len(mark) - len(suffix)].decode(errors="ignore")

@@ -1,4 +1,4 @@
-"""Outputs that no item has any more, and outputs that are missing."""
+"""Orphans, which are outputs that no item has any more, and outputs that are missing."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .tars import Tars
 
 
 def note_places(lines: Iterable[Line], places: dict[str, bool]) -> Iterator[Line]:
-    """Yield the same lines, and note in `places` where the outputs of those done are, and whether each is an orphan.
+    """Yield the same lines, and note in `places` the place of each output, and whether it is an orphan.
 
-    The place of an output in a tar is TAR:NAME.
+    The place of an output is its path, or TAR:NAME in a tar.
     """
     for line in lines:
         if line["status"] == "done":
@@ -25,10 +25,10 @@ def note_places(lines: Iterable[Line], places: dict[str, bool]) -> Iterator[Line
 
 
 def compare_outputs(places: Mapping[str, bool], folder: str) -> tuple[list[str], list[str]]:
-    """Return the orphans in the folder of a manifest, and the outputs that are missing there, both sorted.
+    """Return the orphans in the folder of a manifest, and the outputs that are missing from it, both sorted.
 
-    Orphans are latents that are not of the present state of a video there is. `places` are as note_places has them. A tar that
-    cannot be read is an orphan itself.
+    Orphans are latents that the manifest does not name, or names as orphans. `places` come from `note_places`. A tar
+    that cannot be read is an orphan itself.
     """
     there = set[str]()
     for below, _, names in os.walk(folder):
@@ -58,9 +58,9 @@ def find_orphans(manifest: Manifest, folder: str) -> list[str]:
 
 
 def mark_orphans(manifest: Manifest, items: Sequence[Item], folder: str) -> None:
-    """Mark the lines of items that were not named and whose videos are gone or are cut into other items now.
+    """Mark as orphans the lines of items that were not named, if their videos are gone or are cut into other items now.
 
-    Lines without an output are dropped. A line stays as it was where nothing can be told of its video.
+    Such lines are deleted if they have no output. A line stays as it is if its video may still exist.
     """
     named, videos = {item.id for item in items}, {item.video for item in items}
     for name in set(manifest.lines) - named:
@@ -75,7 +75,7 @@ def mark_orphans(manifest: Manifest, items: Sequence[Item], folder: str) -> None
 
 
 def video_is_there(line: Line) -> bool:
-    """Tell whether a line's video is there, as far as its path shows it: bytes that are not UTF-8 are written out in it."""
+    """Return True if a line's video exists, or if its path has escaped bytes, not UTF-8, and cannot be looked up."""
     return os.path.isfile(line["path"]) or "\\x" in line["path"]
 
 

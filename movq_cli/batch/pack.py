@@ -1,6 +1,6 @@
-"""Packing the outputs of a batch into tars, and keeping the manifest true of where they are, whatever moment it is killed at.
+"""Pack the outputs of a batch into tars, so that the manifest stays true even if the process is killed at any moment.
 
-A tar is written whole, then its index, then the manifest says so, then files that are in it go.
+The tar is written first, whole; then its index; then the lines of the manifest; and then the packed files are deleted.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _SAID = (
     *("id", "of", *DESCRIBED, "shape", "dtype", "width", "height", "frames", "padded", "dropped", "duration"),
     *("bytes", "sha256", "source_sha256", "weights_digest", "semantics", "precision", "options", "format_version"),
 )
-"""Of an item's line, what is in its JSON: what is true wherever the tar is taken."""
+"""The fields of a line that go into an item's JSON: those that stay true if the tar is moved elsewhere."""
 
 
 class Packer:
-    """Packs the outputs of a batch into tars as their turn comes, and keeps the manifest true of where they are."""
+    """Packs the outputs of a batch into tars, in the order of the items, and records in the manifest where they are."""
 
     def __init__(self, tars: Tars, manifest: Manifest, items: Sequence[Item], size: int, shard: Shard | None) -> None:
         self._tars, self._manifest, self._size = tars, manifest, size
@@ -47,13 +47,13 @@ class Packer:
         self._room = 0
         self.written = 0
         self._tar_of: dict[str, str] = {}
-        """Of what is in tars already: if it is made again, it takes its own place."""
+        """The tar of each item that is packed already, by id. If the item is made again, it goes back into that tar."""
         self._open: dict[str, set[str]] = {}
-        """Items in tars that may still be made again."""
+        """By tar, the ids of items in it that may still be made again."""
         self._settle()
 
     def end(self, ids: Iterable[str]) -> None:
-        """These items are final. Packs those whose turn has come, as far as they fill tars."""
+        """Note that these items are final, and pack those whose turn has come, once they fill a tar."""
         for id in ids:
             self._ended.add(id)
             if (tar := self._tar_of.get(id)) is not None:
@@ -71,16 +71,16 @@ class Packer:
             self._room += _room(line)
 
     def finish(self) -> None:
-        """Packs what is left, and brings tars up to date that hold something older."""
+        """Pack the remaining outputs, update tars with older ones, and, without shards, delete empty folders."""
         if self._ready:
             self._pack()
         for tar, items in self._open.items():
             if items:
                 self._update(tar)
-        if self._alone:  # else workers of other shards may be about to use them
+        if self._alone:  # with shards, other workers may be about to use these folders
             for folder in sorted({os.path.dirname(item.output) for item in self._items}, reverse=True):
                 while folder:
-                    with suppress(OSError, MovqError):  # it is gone already, not empty, or elsewhere
+                    with suppress(OSError, MovqError):  # it is gone, not empty, or behind a link
                         refuse_links(self._folder, folder)
                         os.rmdir(os.path.join(self._folder, folder))
                     folder = os.path.dirname(folder)
@@ -89,32 +89,32 @@ class Packer:
         return list(filter(self._own.fullmatch, self._tars.names()))
 
     def _settle(self) -> None:
-        """What is in tars already. After a kill, files may be there that are in one too: if the manifest knows, they go."""
+        """Read what the tars hold, write missing indexes, and delete files that a killed batch had packed already."""
         lines, items = self._manifest.lines, {item.id for item in self._items}
         for tar in self._names():
             try:
                 members = self._tars.members(tar)
-            except MovqError as error:  # what it held is made again
+            except MovqError as error:  # its items are made again
                 warnings.warn(MovqWarning(f"{error}: nothing in it is used"), stacklevel=2)
                 continue
             try:
                 self._tars.put_index(tar)
             except MovqDiskError:
                 raise
-            except MovqError as error:  # the tar itself is read, as now
+            except MovqError as error:  # without an index the tar itself is read, as now
                 warnings.warn(MovqWarning(str(error)), stacklevel=2)
             self._tar_of |= dict.fromkeys(members, tar)
             self._open[tar] = items & members.keys()
         for item in self._items:
             line, path = lines.get(item.id, Line()), os.path.join(self._folder, item.output)
             if "member" in line and self._holds(item.output, line):
-                with suppress(MovqError):  # then it is the only one
+                with suppress(MovqError):  # the tar does not have it, so the file is the only copy
                     self._tars.find(line)
                     if sha256_file(path) == line["sha256"]:
                         os.unlink(path)
 
     def _holds(self, name: str, line: Line) -> bool:
-        """Tell whether a file below the folder is latents of a line's size, which may be packed and then deleted."""
+        """Return True if a file below the folder is latents of the line's size: it may be packed and then deleted."""
         path = os.path.join(self._folder, name)
         try:
             refuse_links(self._folder, name)
@@ -123,7 +123,7 @@ class Packer:
             return False
 
     def _pack(self) -> None:
-        """What is ready, as a new tar."""
+        """Write the outputs that are ready into a new tar."""
         number = 0
         while os.path.lexists(os.path.join(self._folder, tar := f"{self._prefix}{number:05d}.tar")):
             number += 1
@@ -131,13 +131,13 @@ class Packer:
         self._write(tar, [_Part(line, None) for line in ready], new=True)
 
     def _update(self, tar: str) -> None:
-        """Rewrites a tar where items in it were made again, are described otherwise, or are in another tar now."""
+        """Rewrite a tar if items in it were made again, have other descriptions, or are in another tar now."""
         parts: list[_Part] = []
         same = True
         for member in self._tars.members(tar).values():
             line = self._manifest.lines.get(member.id)
             if line is None or line["status"] != "done":
-                parts.append(_Part(None, member))  # the last that there was of it
+                parts.append(_Part(None, member))  # keep the last latents that the item had
             elif line.get("member") is None:
                 parts.append(_Part(line, None))
                 same = False
@@ -150,13 +150,16 @@ class Packer:
             self._write(tar, parts, new=False)
 
     def _write(self, tar: str, parts: list[_Part], new: bool) -> None:
-        """A tar of these, in the place of the one there is unless it is new; none where nothing is left."""
+        """Write a tar of these parts and record it in the manifest; it replaces the old one unless `new`.
+
+        An old tar without any parts left is deleted.
+        """
         path = os.path.join(self._folder, tar)
         members: list[Member] = []
         while parts and not members:
             try:
                 members = self._write_whole(path, parts, new)
-            except _DamagedError as damaged:  # it is left out, and made again by the next batch
+            except _DamagedError as damaged:  # the item is left out, and the next batch makes it again
                 line = parts.pop(damaged.number).line
                 if line is not None:
                     reason = "its latents were damaged before they were packed"
@@ -222,9 +225,9 @@ class Packer:
 
 
 class _Part(NamedTuple):
-    """Of a tar to be written: latents from the tar that is there, if they are a member of it, else from their file.
+    """One item of a tar to be written. Its latents come from `member` of the old tar, or else from the file in `line`.
 
-    Without a line, what is said of them stays as it is.
+    Without a line, the JSON of the member stays as it is.
     """
 
     line: Line | None
@@ -232,7 +235,7 @@ class _Part(NamedTuple):
 
 
 class _DamagedError(Exception):
-    """What was to be packed is not what it was; its place among the others."""
+    """The latents of a part are damaged; `number` is its index among the parts."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -260,7 +263,7 @@ def _header(name: str, size: int) -> bytes:
 
 
 def _room(line: Line) -> int:
-    """Bytes that an item takes of a tar."""
+    """Return the bytes that an item takes in a tar, with headers and padding."""
     name = member_name(line["id"])
     parts = (name, line["bytes"]), (json_name(name), len(_said(line)))
     return sum(len(_header(name, size)) + size + -size % tarfile.BLOCKSIZE for name, size in parts)

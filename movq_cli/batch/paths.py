@@ -1,7 +1,8 @@
-"""Which files of a folder a batch reads, writes and deletes: those below it that no link leads away from.
+"""The files that a batch may read, write and delete: those below its folder that no link leads out of.
 
-A manifest says where outputs are, and anybody may have written it: a path in it is looked at before it is used. Snapshots in
-the Hugging Face cache are made of links to blobs beside them; these are read, and nothing is written through any link.
+Anybody may have written the manifest that says where outputs are, so its paths are checked before they are used.
+Snapshots in the Hugging Face cache consist of links to blobs in the same repository. Such links are read, but nothing
+is written through any link.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ _REPOSITORY = re.compile(r"(models|datasets|spaces)--.+")
 
 
 def is_plain(name: str) -> bool:
-    """Tell whether a path is relative and leads down: without empty parts, `.` and `..`."""
+    """Return True if a path is relative and leads down: without empty parts, `.`, `..` and zero bytes."""
     return "\0" not in name and set(name.split("/")).isdisjoint({"", ".", ".."})
 
 
 class Reach:
-    """The files below a folder that may be read. Links are looked up once for each folder on the way."""
+    """The files below a folder that may be read. The links in each folder on the way are looked up once."""
 
     def __init__(self, folder: str) -> None:
         self._folder, self._repository = folder, hub_repository(folder)
         self._links: dict[str, frozenset[str]] = {}
         self._known = {"": ""}
-        """Problems of folders on the way."""
+        """The problems of folders on the way, "" for none."""
 
     def problem(self, name: str) -> str:
-        """Return why a file of this name is not read, as the end of a sentence about the name; "" if it is."""
+        """Return why a file of this name may not be read, as the end of a sentence about the name; "" if it may."""
         above, _, last = name.rpartition("/")
         if not is_plain(name):
             return "is not a plain path below the folder; remove the line"
@@ -44,7 +45,7 @@ class Reach:
         return self._known[above]
 
     def path(self, name: str) -> str:
-        """Return the path of a file. Raises MovqError where it is not to be read."""
+        """Return the path of a file. Raises MovqError if it may not be read."""
         path = os.path.join(self._folder, name)
         if problem := self.problem(name):
             raise MovqError(problem, path)
@@ -55,13 +56,13 @@ class Reach:
             try:
                 with os.scandir(os.path.join(self._folder, place)) as entries:
                     self._links[place] = frozenset(entry.name for entry in entries if entry.is_symlink())
-            except OSError:  # it is not there, or not to be listed: opening the file says so
+            except OSError:  # it does not exist or cannot be listed; opening the file reports that
                 self._links[place] = frozenset()
         return self._links[place]
 
 
 def refuse_links(folder: str, name: str) -> None:
-    """Raises MovqOutputError where a part of a path below a folder is a link: before something is written or deleted there."""
+    """Raise MovqOutputError if a part of a path below a folder is a link. Call it before writing or deleting there."""
     path = folder
     for part in name.split("/"):
         path = os.path.join(path, part)
@@ -70,13 +71,13 @@ def refuse_links(folder: str, name: str) -> None:
 
 
 def leads_into(link: str, *folders: str | None) -> bool:
-    """Tell whether what a path leads to, links followed, lies in one of these folders. None stands for no folder."""
+    """Return True if a path leads into one of these folders, with links followed. A folder of None is skipped."""
     target = os.path.realpath(link)
     return any(folder is not None and _is_below(target, os.path.realpath(folder)) for folder in folders)
 
 
 def hub_repository(path: str) -> str | None:
-    """Return the repository in the Hugging Face cache that a path is a snapshot of, or in one."""
+    """Return the repository in the Hugging Face cache whose snapshots a path lies in; None if it lies in none."""
     parts = os.path.realpath(path).split(os.sep)
     for place, (part, below) in enumerate(pairwise(parts), 1):
         if below == "snapshots" and _REPOSITORY.fullmatch(part):

@@ -1,10 +1,10 @@
-"""Workers: processes that each load the weights once and encode one item after the other; where they run, an engine says.
+"""Workers: processes that load the weights once and encode one item after the other. An engine decides where they run.
 
-A worker has the next item already while it encodes one, and may still be writing the one before. If it dies, or shows no
-progress for too long, it is replaced; what it had begun is tried once more, each item alone, so that none pays for another.
-One that holds on to too much memory is replaced when it has done what it has. What lacked memory is tried again when all else
-is done, by half as many workers with twice the memory each, and so on; in the end, or if the process died of it, in the smallest
-chunks.
+A worker already has the next item while it encodes one, and may still be writing the one before. If it dies, or shows
+no progress for too long, it is replaced, and the items it had begun get a second attempt, each with a worker to itself,
+so that no item fails because of another. A worker that holds too much memory is replaced when its tasks are done. Items
+that ran out of memory are tried again when all others are done, by half as many workers with twice the memory each, and
+so on. The last attempt uses the smallest chunks, and so does every attempt after a worker died for lack of memory.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from .manifest import Line, unmade
 _TICK_SECONDS = 0.5
 _START_SECONDS = 180.0
 _AWAY_SECONDS = 20.0
-_MOST_ATTEMPTS = 5  # where machines are lost, which is not the item's fault
+_MOST_ATTEMPTS = 5  # if machines are lost, which is not the fault of the item
 
 
 @dataclass
 class Task:
-    """An item to be worked on, of a video of so many `source_bytes`; `force`: its output may be replaced.
+    """An item to encode, with its attempts. `source_bytes` is the size of its video.
 
-    `allowed` attempts, if workers die of it; `first`: why the first failed.
+    `force` allows replacing its output. `overrides` are options for it alone. `attempts` counts those made, of at most
+    `allowed` if workers die of the item; `first` is why the first failed.
     """
 
     item: Item
@@ -48,7 +49,7 @@ class Task:
 
 @dataclass
 class WorkerState:
-    """The state of a worker, for those who watch. `done` and `total` are of its item, in frames."""
+    """The state of a worker, to be watched. `done` and `total` are frames of its item; `total` is None if unknown."""
 
     index: int
     task: Task | None = None
@@ -59,9 +60,10 @@ class WorkerState:
 
 @dataclass(kw_only=True)
 class Worker(WorkerState):
-    """A process and its `tasks`, in the order they were given: the first `begun` have begun, and `task` is being computed.
+    """A process and its `tasks`, in the order given: the first `begun` have begun, and `task` is being computed.
 
-    `leaving`: it gets no more tasks.
+    `heard` is when it last sent a message, `first_resident` its memory after its first task in bytes. A worker that is
+    `leaving` gets no more tasks.
     """
 
     child: Handle
@@ -72,18 +74,22 @@ class Worker(WorkerState):
     leaving: bool = False
 
     def takes(self, task: Task, ahead: int) -> bool:
-        """Return True if it may have `task` while `ahead` others are computed or wait. What failed before is done alone."""
+        """Return True if the worker may take `task` now, while `ahead` of its tasks are being computed or wait.
+
+        A task that failed before shares the worker with no other.
+        """
         alone = any(other.first for other in (*self.tasks, task))
         before = len(self.tasks) - self.begun + (self.task is not None)
         return self.ready and not self.leaving and before == ahead and not (alone and self.tasks)
 
 
 class Pool:
-    """Runs tasks; `results` gives each one's outcome once it is final. Close it, or use it in a `with`.
+    """Runs tasks on workers; `results` yields each task once its outcome is final. Close it, or use it in a `with`.
 
-    Of `batch` it takes how many workers, None for as many as suit the machines: one for each CUDA device, or for each core
-    of a CPU; the timeout; and the engine. The other workers start when the first is ready, in `settled`, which then says how
-    many. `smallest_chunk` in frames, for the second attempt of what ran out of memory.
+    `batch` gives the number of workers (None: as many as the engine thinks suitable, one for each CUDA device, or as
+    many as cores and memory allow), the timeout and the engine. One worker starts at once. When it is ready, which
+    `settled` waits for, `count` is the number of workers, and `results` starts the others. `smallest_chunk`, in frames,
+    is for the last attempts of items that ran out of memory.
     """
 
     def __init__(self, options: EncodeOptions, folder: str, batch: BatchOptions, smallest_chunk: int) -> None:
@@ -101,14 +107,14 @@ class Pool:
         self.workers = [self._start(0)]
 
     def settled(self) -> Ready:
-        """Waits for the first worker. Raises MovqError where no item could be encoded at all."""
+        """Wait for the first worker. Raises MovqError if no item could be encoded at all."""
         while self.ready is None:
             for _ in self._listen():
                 pass
         return self.ready
 
     def results(self, tasks: Sequence[Task], tick: Callable[[], None] = lambda: None) -> Iterator[tuple[Task, Line]]:
-        """Each task with what became of it, in the order of their ends. `tick` is called about twice a second, and more."""
+        """Yield each task with its outcome, in the order of their ends. Call `tick` about twice a second or more."""
         self._tasks.extend(tasks)
         self.settled()
         self.count = max(1, min(self.count, len(self._tasks)))
@@ -122,7 +128,7 @@ class Pool:
             tick()
 
     def stop(self) -> None:
-        """Gives out no further tasks."""
+        """Give out no further tasks."""
         self._stopped = True
         self._tasks.clear()
         self._later.clear()
@@ -144,7 +150,7 @@ class Pool:
     def _start(self, index: int) -> Worker:
         worker = Worker(index, child=self._engine.start())
         options = self._options
-        if self.ready is not None:  # all compute as the first does
+        if self.ready is not None:  # all workers compute as the first does
             options = replace(options, precision=self.ready.precision)
             if self.ready.devices and options.device in ("auto", "cuda"):
                 options = replace(options, device=f"cuda:{index % self.ready.devices}")
@@ -152,7 +158,7 @@ class Pool:
         return worker
 
     def _give_out(self) -> None:
-        """A task for each worker that has nothing to compute; and one more, while enough are left for all."""
+        """Give a task to each worker with nothing to compute, and one more to each while enough are left for all."""
         for ahead, left in ((0, 1), (1, self.count)):
             for worker in self.workers:
                 if len(self._tasks) >= left and worker.takes(self._tasks[0], ahead):
@@ -173,7 +179,7 @@ class Pool:
         )
 
     def _share(self) -> int | None:
-        """Of memory, for each worker; None where each has a device to itself."""
+        """Return the memory budget of each worker in bytes; with CUDA devices, the option as given, or None."""
         assert self.ready is not None
         if self.ready.devices:
             return self._options.memory_budget
@@ -181,10 +187,10 @@ class Pool:
         return (self._options.memory_budget or self.ready.memory) // together
 
     def _listen(self) -> Iterator[tuple[Task, Line]]:
-        """Waits a little for the workers to say something; outcomes that are final."""
+        """Wait briefly for messages from the workers, act on them, and yield outcomes that are final."""
         readable = self._engine.wait([worker.child for worker in self.workers], _TICK_SECONDS)
         now = time.monotonic()
-        if now - self._looked > _AWAY_SECONDS:  # this process was stopped, and the workers may have been too
+        if now - self._looked > _AWAY_SECONDS:  # this process was suspended, and the workers may have been too
             for worker in self.workers:
                 worker.heard = now
         self._looked = now
@@ -198,7 +204,7 @@ class Pool:
                 except EOFError:
                     error = _death(worker.child.death())
             elif not worker.child.started:
-                worker.heard = now  # it waits for a machine
+                worker.heard = now  # it is waiting for a machine
             elif (worker.tasks or not worker.ready) and now - worker.heard > self._patience(worker):
                 error = MovqHangError(f"no progress for {self._patience(worker):g} s")
             if error is not None:
@@ -229,7 +235,7 @@ class Pool:
             worker.ready, self._deaths = True, 0
         elif message["kind"] == "end" and worker.tasks:
             task = worker.tasks.popleft()
-            task.attempts += not worker.begun  # it was never opened
+            task.attempts += not worker.begun  # it failed before it began, so this attempt is not counted yet
             worker.begun = max(0, worker.begun - 1)
             worker.first_resident = worker.first_resident or message["resident"]
             if message["resident"] > max((self._share() or 0) // 2, 2 * worker.first_resident):
@@ -241,13 +247,13 @@ class Pool:
             yield from self._outcome(task, from_values(Line, message["outcome"]))
 
     def _lost(self, worker: Worker, error: MovqError) -> Iterator[tuple[Task, Line]]:
-        """A worker is dead, or must be ended."""
+        """Replace a worker that died or must be ended. Yield the tasks it had begun that get no other attempt."""
         if not worker.ready:
             self._deaths += 1
             if self._deaths > 2:
                 self._do_without(worker, MovqCrashError(f"a worker cannot start: {error.marked}"))
                 return
-        opening = bool(worker.tasks) and not worker.begun
+        opening = bool(worker.tasks) and not worker.begun  # it died while opening the first
         if opening:
             worker.tasks[0].attempts += 1
             worker.begun = 1
@@ -258,11 +264,12 @@ class Pool:
         for task in begun:
             if worker.child.lost:
                 task.allowed = min(task.allowed + 1, _MOST_ATTEMPTS)
-            written = not opening and task is not worker.task  # it was being written, which takes no memory
+            # A task that has been computed is being written, which takes no memory.
+            written = not opening and task is not worker.task
             yield from self._outcome(task, unmade(MovqCrashError(error.marked) if written else error), died=True)
 
     def _take_back(self, worker: Worker) -> None:
-        """Put the tasks that a worker will not do in front of the others again; they were not attempted."""
+        """Put the tasks that a worker will not do back in front of the others. They do not count as attempted."""
         while worker.tasks:
             task = worker.tasks.pop()
             task.attempts -= len(worker.tasks) < worker.begun
@@ -270,7 +277,7 @@ class Pool:
                 self._tasks.appendleft(task)
 
     def _do_without(self, worker: Worker, error: MovqError) -> None:
-        """Goes on with the others, if there are any."""
+        """Go on without this worker. Raise `error` if it was the last one."""
         if len(self.workers) == 1:
             raise error
         warnings.warn(MovqWarning(f"one worker less: {error}"), stacklevel=2)
@@ -283,9 +290,9 @@ class Pool:
         self.workers[self.workers.index(worker)] = self._start(worker.index)
 
     def _outcome(self, task: Task, outcome: Line, died: bool = False) -> Iterator[tuple[Task, Line]]:
-        """Final, or the item waits for another attempt."""
+        """Yield the task if its outcome is final, else keep it for another attempt. `died`: its worker died of it."""
         cause, again = outcome.get("cause"), not self._stopped
-        last = self.count == 1 or self._have_devices  # there will not be more memory
+        last = self.count == 1 or self._have_devices  # a retry will not find more memory
         if again and cause == MovqMemoryError.cause and not (last and "chunk_frames" in task.overrides):
             if last or died:
                 task.overrides["chunk_frames"] = self._smallest_chunk
@@ -326,7 +333,7 @@ def _engine(batch: BatchOptions, options: EncodeOptions) -> Engine:
 
 
 def _absolute(options: EncodeOptions) -> EncodeOptions:
-    """The same in any folder. Weights may also be the name of a model, which no file has."""
+    """Return the options with absolute paths, for any current folder. Weights may also be the name of a model."""
     weights, spill = options.weights, options.spill_dir
     return replace(
         options,

@@ -1,6 +1,6 @@
-"""A batch up to its first frame: items are found, videos looked at, items cut out of them and compared with the manifest.
+"""Everything in a batch before its first frame: find items, probe videos, cut items, compare them with the manifest.
 
-Encoding and planning prepare in the same way; encoding alone makes the folder and locks it.
+Encoding and planning prepare in the same way, but only encoding creates the folder and locks it.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from .state import BatchState, Watch
 from .tars import Tars
 
 THREADS = 1
-"""CPU threads of each worker. Not by the number of workers: threads change the last bits of a result."""
+"""CPU threads of each worker. It does not depend on the number of workers: threads change the last bits of a result."""
 
 
 @dataclass
 class Job:
     """A batch that is ready to begin.
 
-    `found` are its videos, `items` what is cut out of them, in the order they are encoded in, and `resume` says which of them are
-    left to do.
+    `found` has its videos, `items` the items cut out of them, in the order of encoding, and `resume` those of them that
+    are left to do.
     """
 
     folder: str
@@ -65,9 +65,9 @@ def prepare(
     *,
     writing: bool,
 ) -> Iterator[Job]:
-    """Make a Job of what `encode_batch` was called with; `writing`, its folder is made, and locked inside the `with`.
+    """Prepare a Job from the arguments of `encode_batch`. If `writing`, create its folder and lock it in the `with`.
 
-    Raises MovqError for sources, weights or an output folder that are refused, MovqUsageError for options that cannot be.
+    Raises MovqError if sources, weights or the output folder are refused, and MovqUsageError if options are not valid.
     """
     options, batch = with_overrides(options, batch, overrides)
     folder = os.fspath(output)
@@ -79,7 +79,7 @@ def prepare(
         if writing:
             _make_folder(folder)
             stack.enter_context(only_one(folder, batch.shard))
-            if batch.shard is None:  # others may be writing
+            if batch.shard is None:  # other shards may be writing
                 sweep(folder)
         manifest = Manifest(folder, batch.shard)
         stack.callback(manifest.close)
@@ -92,7 +92,7 @@ def prepare(
 
 
 def _find(sources: Sequence[str | os.PathLike[str]], batch: BatchOptions, folder: str) -> Found:
-    """Return the items of all videos, or those of the shard. Raises MovqError where there are none at all."""
+    """Return the items of all videos, or those of the shard. Raises MovqError if the sources have no items."""
     names = [os.fspath(source) for source in sources]
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise MovqError("is a file; name a folder", folder)
@@ -117,7 +117,11 @@ def _make_folder(folder: str) -> None:
 def _settle(
     options: EncodeOptions, checkpoint: Checkpoint, manifest: Manifest, found: Found, batch: BatchOptions
 ) -> Settings:
-    """Return the settings of a batch. What options leave open is as it was for most of its outputs, so that all are alike."""
+    """Return the settings of a batch.
+
+    Precision and threads that options leave open are those of most of its finished outputs, so that all outputs are
+    alike.
+    """
     semantics = checkpoint.semantics if options.semantics == "auto" else options.semantics
     videos = {item.id for item in found.items}
     named = [line for line in manifest.lines.values() if video_of(line) in videos] or list(manifest.lines.values())
@@ -134,7 +138,7 @@ def _settle(
     threads = options.threads or before[1]
     options = replace(options, precision=precision, threads=threads, short="refuse")
     if precision == "auto":
-        # Nothing is made yet. What failed is judged by what this machine computes in; where others compute, it is tried again.
+        # No output exists yet. Failed items are judged by this machine's precision, or tried again if others compute.
         failed = any(line.get("precision") for line in named) and batch.engine == "local"
         precision = choose_precision("auto", choose_device(options.device)) if failed else ""
     cut = cut_to_dict(batch, options)
@@ -149,7 +153,7 @@ def _cut(
     checkpoint: Checkpoint,
     state: BatchState,
 ) -> list[Item]:
-    """Return the items to encode: the videos, not looked at yet, or what is cut out of them where options ask for that."""
+    """Return the items to encode: the videos, not probed yet, or the items cut out of them if options ask for that."""
     if not is_cut(batch):
         return found.items
     fresh = batch.verify or settings.options.force
@@ -166,7 +170,7 @@ def cut_items(
     known: Known | None = None,
     passed: Callable[[], None] = lambda: None,
 ) -> Iterator[Item]:
-    """Look at the videos of items and yield what is cut out of each, in their order. `passed` is called after each video."""
+    """Probe the videos and yield the items cut out of each, in order. `passed` is called after each video."""
     for item in probe_items(items, options, known):
         yield from cut_item(item, batch, options, config)
         passed()
@@ -175,7 +179,7 @@ def cut_items(
 def _compare(
     items: list[Item], manifest: Manifest, settings: Settings, tars: Tars, batch: BatchOptions, state: BatchState
 ) -> ResumePlan:
-    """Return which items are left to do: all of them if options force it, or if the manifest is empty."""
+    """Return the items that are left to do: all of them with the option `force`, or if the manifest is empty."""
     if settings.options.force:
         return ResumePlan(pending=items.copy())
     state.begin_checking(len(items))

@@ -1,6 +1,6 @@
-"""Looking at videos before any of them is encoded: how many frames each has, and of which size.
+"""Probe videos before any of them is encoded: how many frames each has, and of which size.
 
-What the manifest says of a video that has not changed since is not looked at again.
+A video that has not changed since the manifest recorded its facts is not probed again.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .manifest import Line
 _PROCESSES = 2
 
 _RANGE = ("stream", "start", "duration", "fps", "fps_repeat", "every")
-"""Options that the number of frames depends on, before spans are cut."""
+"""The options that decide the number of frames, before spans are cut."""
 
 
 class Known:
-    """What the manifest knows of videos, as far as they have not changed since; of those `refused` too, if asked for."""
+    """The facts of unchanged videos, from the manifest; with `refused`, also why some of them cannot be read."""
 
     def __init__(self, lines: Iterable[Line], refused: bool = True) -> None:
         self._seen: dict[tuple[str, str], tuple[FileIdentity, VideoFacts]] = {}
@@ -40,7 +40,7 @@ class Known:
                 self._refused[*key, "allow_partial" in line["options"]] = line["source"], line["reason"]
 
     def of(self, item: Item, identity: FileIdentity, options: EncodeOptions) -> VideoFacts | MovqError | None:
-        """Return the facts of a video, or why it cannot be read; None if that is not known of the file as it is now."""
+        """Return the facts of a video, or why it cannot be read; None if neither is known of the present file."""
         key = text_of(item.source_path), _text(item.encode_options(options).choices, _RANGE)
         before, facts = self._seen.get(key, (None, VideoFacts()))
         if before == identity:
@@ -54,7 +54,7 @@ def _text(values: dict[str, Any], names: tuple[str, ...]) -> str:
 
 
 def probe_items(items: Sequence[Item], options: EncodeOptions, known: Known | None = None) -> Iterator[Item]:
-    """Yield each item with the identity and the facts of its video, or why these cannot be had, in order."""
+    """Yield each item with the identity and the facts of its video, or with the reason why it has none, in order."""
     refusals: dict[tuple[type[MovqError], str], MovqError] = {}
 
     def found(item: Item, facts: VideoFacts | MovqError | None) -> Item:

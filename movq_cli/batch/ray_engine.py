@@ -1,7 +1,7 @@
-"""Workers on a Ray cluster: an actor each, which starts the same process as everywhere and passes messages on.
+"""Run workers on a Ray cluster: each is an actor that starts the usual worker process and passes messages on.
 
-Ray sees paths and messages, never frames or latents: videos, weights and the output folder are on storage that all machines
-share. An actor that is killed, or whose machine is lost, is a worker that died.
+Ray carries only paths and messages, never frames or latents: videos, weights and the output folder must be on storage
+that all machines share. If an actor is killed or its machine is lost, its worker counts as dead.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _PATIENCE_SECONDS = 60.0
 
 
 class Relay:
-    """The actor: a worker's process, and what it says."""
+    """The actor: runs a worker's process and relays its messages."""
 
     def __init__(self) -> None:
         self._child = Child(WORKER)
 
     def exchange(self, messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
-        """Passes messages on to the worker and back what it says within a moment; and how it ended, if it has."""
+        """Send messages to the worker. Return its answers of the next moment, and how it ended if it has, else None."""
         for message in messages:
             self._child.send(message)
         if not select.select([self._child], [], [], _POLL_SECONDS)[0]:
@@ -46,7 +46,7 @@ class Relay:
 
 
 class RayHandle:
-    """A Relay, as the pool speaks to it."""
+    """A worker behind a Relay, as the pool sees it."""
 
     def __init__(self, actor: Any) -> None:
         self.started = self.lost = False
@@ -57,25 +57,25 @@ class RayHandle:
         self._death: str | None = None
 
     def send(self, data: dict[str, Any]) -> None:
-        """Send a message with the next exchange."""
+        """Queue a message for the next exchange."""
         self._unsent.append(data)
 
     def messages(self) -> list[dict[str, Any]]:
-        """Return what it has said since. Raises EOFError where it is over and has said all."""
+        """Return its new messages. Raises EOFError if it has ended and none are left."""
         if not self._said and self._death is not None:
             raise EOFError
         said, self._said = self._said, []
         return said
 
     def death(self) -> str:
-        """Return how it ended."""
+        """Return how the worker ended."""
         return self._death or "it was ended"
 
     def kill(self) -> None:
-        """End the actor, and wait for nothing."""
+        """End the actor without waiting for it."""
         import ray
 
-        with suppress(Exception):  # it is dead already, or all of Ray is
+        with suppress(Exception):  # the actor is dead already, or Ray is
             ray.kill(self._actor)
 
     def close(self) -> None:
@@ -84,17 +84,17 @@ class RayHandle:
 
     @property
     def heard(self) -> bool:
-        """Whether it has something to say."""
+        """True if it has messages or has ended."""
         return bool(self._said) or self._death is not None
 
     def ask(self) -> Any:
-        """What to wait for, to hear of it."""
+        """Begin an exchange, unless one is under way, and return the reference to wait for."""
         if self._pending is None:
             self._pending, self._unsent = self._actor.exchange.remote(self._unsent), []
         return self._pending
 
     def take(self) -> None:
-        """What was waited for is there."""
+        """Take the answer of the exchange, which has arrived."""
         import ray
 
         pending, self._pending = self._pending, None
@@ -108,7 +108,7 @@ class RayHandle:
 
 
 class RayEngine:
-    """Actors on a cluster: the one at `address`, or the one that the environment or this machine has, or a new one here."""
+    """Runs workers as actors on a cluster: at `address`, or of the environment or this machine, or a new one here."""
 
     def __init__(self, options: EncodeOptions, address: str | None, gpus: float) -> None:
         if options.device not in ("auto", "cpu", "cuda"):
@@ -119,7 +119,7 @@ class RayEngine:
             import ray
         except ImportError:
             raise MovqError("ray needs Ray: pip install 'movq-cli[ray]'", option="engine") from None
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no network unless asked
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no use of the network unless asked for
         self._ours = not ray.is_initialized()
         if self._ours:
             try:
@@ -143,7 +143,7 @@ class RayEngine:
         return RayHandle(self._actor.remote())
 
     def wait(self, handles: Sequence[RayHandle], seconds: float) -> Sequence[RayHandle]:
-        """Return the actors that have something to say; warn once where none gets a machine."""
+        """Return the actors that have messages or have ended. Warn once if none gets a machine."""
         import ray
 
         if not any(handle.heard for handle in handles):
@@ -162,7 +162,7 @@ class RayEngine:
         return [handle for handle in handles if handle.heard]
 
     def suitable(self, ready: Ready) -> int:
-        """Return as many as the cluster's GPUs, or its CPUs and memory, allow."""
+        """Return as many workers as the cluster's GPUs, or its CPUs and memory, allow."""
         import ray
 
         resources = _resources()
@@ -173,7 +173,7 @@ class RayEngine:
         return max(1, min(int(resources.get("CPU", 1)) // self._threads, most))
 
     def on_one_machine(self, count: int, ready: Ready) -> int:
-        """Return how many of them may be on one machine, by its cores."""
+        """Return how many of `count` workers may be on one machine, by its cores."""
         return min(count, max(1, ready.cores // self._threads))
 
     def close(self) -> None:
@@ -192,7 +192,7 @@ def _resources() -> dict[str, float]:
 
 
 def _require_listener(address: str | None) -> None:
-    """Raises OSError where nobody listens at HOST:PORT: Ray itself would try for minutes."""
+    """Raise OSError if nothing listens at HOST:PORT. Ray itself would keep trying for minutes."""
     host, colon, port = (address or "").rpartition("://")[2].rpartition(":")
     if colon and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
@@ -200,7 +200,7 @@ def _require_listener(address: str | None) -> None:
 
 @contextmanager
 def _unwrapped() -> Iterator[None]:
-    """Inside, what a signal's handler raises comes out of Ray's compiled code as what it is."""
+    """Raise the exception of a signal handler instead of the SystemError that Ray's compiled code makes of it."""
     try:
         yield
     except SystemError as error:
@@ -209,12 +209,12 @@ def _unwrapped() -> Iterator[None]:
 
 @contextmanager
 def _our_signals() -> Iterator[None]:
-    """Ray takes signals over when it starts; inside, it does so in vain."""
+    """Restore the signal handlers of this process at the end, because Ray replaces them when it starts."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     try:
         yield
     finally:
-        with suppress(ValueError):  # not the main thread, whose they are
+        with suppress(ValueError):  # only the main thread may set them
             for number, handler in zip(numbers, before, strict=True):
                 signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Refusing to replace outputs unasked: those of other videos that are there, and those made with other weights or options."""
+"""Refuse to replace, unless asked, outputs of other existing videos and outputs made with other weights or options."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from .tars import Tars
 
 
 def refuse_to_replace(plan: ResumePlan, manifest: Manifest, settings: Settings, tars: Tars, replace: bool) -> None:
-    """Raise MovqError where finished outputs would be replaced, unless `replace` or the option `force` asks for that.
+    """Raise MovqError if finished outputs would be replaced, unless `replace` or the option `force` asks for it.
 
-    Warns of videos that are in the manifest under other ids.
+    Warns of videos that the manifest has under other ids.
     """
     if not manifest.lines:
         return
@@ -37,7 +37,7 @@ def refuse_to_replace(plan: ResumePlan, manifest: Manifest, settings: Settings, 
 def _refuse_other_videos(todo: Iterable[Item], manifest: Manifest, settings: Settings, allowed: bool) -> None:
     others: list[tuple[Item, Line]] = []
     renamed = 0
-    made: dict[tuple[str, str], set[str]] = {}  # as which videos the manifest has what is made of one by some options
+    made: dict[tuple[str, str], set[str]] = {}  # ids of videos in the manifest, by path and options
     for line in manifest.lines.values():
         made.setdefault((line["path"], json.dumps(line.get("options"), sort_keys=True)), set()).add(video_of(line))
     for item in todo:
@@ -81,7 +81,7 @@ def _refuse_other_options(differing: list[tuple[Item, Line]], settings: Settings
 
 
 def _model_of(line: Line, tars: Tars) -> str:
-    """Return the name of the model that a line's latents are of, from their header; else the beginning of its digest."""
+    """Return the name of the model of a line's latents, from their header, or else the start of the weights' digest."""
     try:
         start = tars.find(line).offset if "member" in line else 0
         with open(os.path.join(tars.folder, line["output"]), "rb") as file:

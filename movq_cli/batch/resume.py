@@ -1,10 +1,10 @@
-"""Resuming by content: which outputs this batch would make again as they are, and why the others are made again.
+"""Resume a batch by content: decide which outputs are kept, and why the others are made again.
 
-An output is kept where the manifest and its own header agree with the video, the weights, the options that change the
-latents and the format's version. Names and times prove nothing: an unchanged size, time and inode of a video only save
-reading it again.
+An output is kept if the manifest and its own header agree with the video, the weights, the options that change the
+latents and the version of the format. File names and times are not evidence of content. If size, time and inode of a
+video are all unchanged, it is not read again.
 
-The rules are FINISHED and UNMADE, below: lists of checks, each of which gives a reason or passes.
+FINISHED and UNMADE, below, are the rules: lists of checks, each of which returns a reason or "" to pass.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ from .manifest import Line, Manifest
 from .settings import Settings
 from .tars import Tars, sha256_part
 
-_THREADS = 6  # they wait for disks, or digest without holding Python's lock
+_THREADS = 6  # they wait for disks, or compute digests without holding the GIL
 
 
 @dataclass(frozen=True)
 class ResumePlan:
-    """The work that is left: `kept` are the lines of items that are up to date, `pending` the other items.
+    """The work that is left. `kept` are the lines of items that are not made again, `pending` are the other items.
 
-    `differing` are the pending items that are finished, whole and of the same video, but were made with other weights or
-    options. `reasons` say, by id, why an item that the manifest knows is made again.
+    `differing` are the pending items whose outputs are finished and whole, and whose videos are not known to have
+    changed, but which were made with other weights or options. `reasons` say, by id, why an item that the manifest
+    knows is made again.
     """
 
     kept: list[Line] = field(default_factory=list)
@@ -56,9 +57,9 @@ def plan_resume(
     retry_failed: bool,
     passed: Callable[[], None],
 ) -> ResumePlan:
-    """Compare the items wanted with those the manifest has.
+    """Compare the items of a batch with the manifest.
 
-    `verify` reads all videos and outputs; `retry_failed` tries again what was refused; `passed` is called for each item.
+    `verify` reads all videos and outputs; `retry_failed` tries refused items again; `passed` is called after each item.
     """
     digests = _Digests()
 
@@ -90,7 +91,7 @@ def plan_resume(
 
 
 class _End(Enum):
-    """Where a check leads that gives a reason; KEEP where all pass."""
+    """The consequence of a check that gives a reason; KEEP if all checks pass."""
 
     KEEP = "up to date"
     AGAIN = "made again"
@@ -120,12 +121,12 @@ class _Case:
 
     @cached_property
     def wanted(self) -> Line:
-        """What the line would say of an output made now."""
+        """The line that an output made now would have, as far as it is known before encoding."""
         return self.settings.line(self.item)
 
     @cached_property
     def video(self) -> Literal["same", "changed", "unreadable"]:
-        """Whether the item's video is that of the finished line; it is read only if it was touched."""
+        """The state of the video since the line was written. It is read only if it was touched, or with `verify`."""
         path, line = self.item.source_path, self.line
         try:
             identity = FileIdentity.of(os.stat(path))
@@ -164,7 +165,7 @@ def _video_changed(case: _Case) -> str:
 
 
 def _made_differently(case: _Case) -> str:
-    """Compare commands, not rows: what a row asks for may change without anybody meaning to replace the others."""
+    """Compare the options of commands, not of rows: a row may change without anybody meaning to replace the rest."""
     made = choices_of(case.line, case.item)
     wanted = choices_of(case.wanted, case.item, case.line)
     return _difference(made, wanted, "this command says")
@@ -193,7 +194,7 @@ FINISHED = (
     (_output_elsewhere, _End.AGAIN),
     (_row_changed, _End.AGAIN),
 )
-"""The rules for a finished item: the first check that gives a reason decides where it leads."""
+"""The rules for a finished item: the first check that gives a reason decides."""
 
 
 def _tried_differently(case: _Case) -> str:
@@ -215,7 +216,7 @@ def _may_go_better(case: _Case) -> str:
 
 
 def _refused_otherwise(case: _Case) -> str:
-    """Compare with the refusal of now, of an item that is refused before its video is opened; else with the video."""
+    """Compare the refusals of then and now if either came without opening the video, else the video and its cut."""
     item, line = case.item, case.line
     if "source" not in line or item.refusal is not None:
         return "" if _refusal(item) == line.get("reason") else "what was wrong with it is no longer so"
@@ -235,7 +236,7 @@ UNMADE = (
     (_may_go_better, _End.AGAIN),
     (_refused_otherwise, _End.AGAIN),
 )
-"""The rules for an item that was too short or failed: as long as everything its reason may come from is the same, it holds."""
+"""The rules for an item that was too short or failed: its reason holds until something it may depend on changes."""
 
 
 def _judge(case: _Case) -> _Verdict:
@@ -253,7 +254,7 @@ def _difference(made: dict[str, object], wanted: dict[str, object], who: str) ->
 
 
 def _refusal(item: Item) -> str:
-    """Return why an item cannot be encoded, as far as that can be seen at once."""
+    """Return why an item cannot be encoded, as far as that is known without opening its video; "" if nothing is."""
     try:
         if item.refusal is not None:
             raise item.refusal
@@ -264,7 +265,10 @@ def _refusal(item: Item) -> str:
 
 
 def _is_whole(tars: Tars, line: Line, verify: bool) -> bool:
-    """Tell whether the output of a line is there as the line says. Raises OSError, KeyError and MovqError where it is not."""
+    """Return True if the output of a line agrees with it; `verify` reads it whole.
+
+    Raises OSError, KeyError or MovqError if the output is missing or cannot be read.
+    """
     output = os.path.join(tars.folder, line["output"])
     if "member" in line:
         member = tars.find(line)
@@ -282,14 +286,14 @@ def _is_whole(tars: Tars, line: Line, verify: bool) -> bool:
 
 
 class _Digests:
-    """Digests of videos, each computed once, whoever asks: many spans may be of one video."""
+    """The digests of videos, each computed once for all threads, because many spans may come from one video."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, ...], Future[str]] = {}
         self._lock = Lock()
 
     def of(self, path: str, identity: FileIdentity) -> str:
-        """Return the sha256 of a file, read once as long as it has this identity."""
+        """Return the sha256 of a file in hex. The file is read once for each identity."""
         with self._lock:
             key = path, *map(str, identity)
             known = self._known.get(key)

@@ -1,4 +1,4 @@
-"""`encode_batch`: many videos to a folder of latents and its manifest; resumable, with workers."""
+"""`encode_batch`: encode many videos into a folder of latents with a manifest, on workers; it can be resumed."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from .inline import Inline
 
 _FULL = 3
-"""So many items in a row that the disk has no room for end a batch; a single one may only have been too large."""
+"""The batch ends when the disk fails, or is full for, this many items in a row. One may only have been too large."""
 
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What a batch came to. `lines` are those of its items; `made` those that this run wrote.
+    """The result of a batch. `lines` are those of its items, `made` those that this run wrote.
 
-    `orphans` are outputs, relative to the folder, of videos that are gone or of no item at all; `stopped` why the batch
-    ended early, with `left` items not tried; `described` how many that were made before have another caption now, or other
-    columns; `tars` how many were written.
+    `orphans` are outputs that no item has any more, relative to the folder. `stopped` is why the batch ended early,
+    with `left` items not tried. `described` is how many items that were kept have another caption or other columns now.
+    `tars` is how many tars were written.
     """
 
     lines: list[Line]
@@ -48,7 +48,7 @@ class BatchResult:
 
     @property
     def ignored(self) -> list[tuple[str, str]]:
-        """Files that are not taken for videos, or were named twice: (path, why)."""
+        """The files that were not taken for videos or were named twice, as (path, reason)."""
         return self.found.ignored
 
 
@@ -61,12 +61,12 @@ def encode_batch(
     watch: Watch = ignore,
     **overrides: Any,
 ) -> BatchResult:
-    """Encode all videos of folders, files, globs and lists into a folder, which has a manifest of what became of each.
+    """Encode all videos of folders, files, globs and lists into a folder, whose manifest has the outcome of each.
 
-    What a batch before this one did is not done again. Options come as EncodeOptions and BatchOptions, or by name:
-    `encode_batch(["clips"], "latents", save="mean", workers=2)`. `watch` is called often, with the same object.
-    Raises MovqError for sources, weights or an output folder that are refused, MovqUsageError for options that cannot be;
-    what is wrong with a single video is in its line.
+    Outputs of an earlier batch that are up to date are kept. Options come as EncodeOptions and BatchOptions, or by
+    name: `encode_batch(["clips"], "latents", save="mean", workers=2)`. `watch` is called often, always with the same
+    BatchState. Raises MovqError if sources, weights or the output folder are refused, and MovqUsageError if options are
+    not valid. Problems with a single video go into its line.
     """
     started = time.monotonic()
     with prepare(sources, output, options, batch, overrides, watch, writing=True) as job:
@@ -74,7 +74,7 @@ def encode_batch(
         described = run.keep(job.resume.kept)
         run.encode(job.resume.pending)
         run.finish()
-        # What other shards have made is theirs to know.
+        # A shard does not know the outputs of the others, and would take them for orphans.
         orphans = find_orphans(job.manifest, job.folder) if job.batch.shard is None else []
     job.state.end()
     lines = job.manifest.lines
@@ -93,9 +93,9 @@ def encode_batch(
 
 
 class _Run:
-    """The work itself: every item to its end, and a line for each.
+    """The work of a batch: bring every item to its end, with a line for each.
 
-    `stopped` is why it ended early, if it did; `workers` is how many there were.
+    `stopped` is why it ended early, or ""; `workers` is how many it began with.
     """
 
     def __init__(self, job: Job) -> None:
@@ -106,7 +106,7 @@ class _Run:
         self.packer = Packer(job.tars, job.manifest, job.items, size, job.batch.shard) if layout == "tar" else None
 
     def keep(self, lines: Sequence[Line]) -> int:
-        """Take over the lines of items that are up to date. Return how many of them are described in another way now."""
+        """Take over the lines of items that are up to date. Return how many have a new caption or new columns now."""
         manifest = self._job.manifest
         manifest.put_in_order()
         described = sum(_description(manifest.lines[line["id"]]) != _description(line) for line in lines)
@@ -116,7 +116,7 @@ class _Run:
         return described
 
     def encode(self, pending: Sequence[Item]) -> None:
-        """Bring these items to their end, unless something stops the batch."""
+        """Encode these items, each to its end, unless something stops the batch."""
         self._job.state.begin_encoding(pending)
         refused = [item for item in pending if item.refusal is not None]
         items = [item for item in pending if item.refusal is None]
@@ -131,7 +131,7 @@ class _Run:
             self.stopped = error.with_flags
 
     def finish(self) -> None:
-        """Bring the manifest, and the tars where nothing stopped the batch, to what was made."""
+        """Mark orphans, put the manifest in order and, unless the batch was stopped, finish the tars and the shard."""
         job = self._job
         mark_orphans(job.manifest, job.items, job.folder)
         try:
@@ -162,13 +162,13 @@ class _Run:
     def _open_pool(self) -> Pool | Inline:
         job = self._job
         if job.batch.workers == 0:
-            from .inline import Inline  # with the encoder, which planning has no use for
+            from .inline import Inline  # imports the encoder, which nothing else here needs
 
             return Inline(job.settings.options, job.folder)
         return Pool(job.settings.options, job.folder, job.batch, job.checkpoint.config.temporal_factor)
 
     def _tasks(self, items: Iterable[Item]) -> list[Task]:
-        """Return the tasks; what the disk had no room for comes last."""
+        """Return the tasks. Items that failed for lack of disk space in an earlier batch come last."""
         lines, force = self._job.manifest.lines, self._settings.options.force
         tasks = []
         for item in sorted(items, key=lambda item: lines.get(item.id, Line()).get("cause") == MovqDiskError.cause):
@@ -185,7 +185,7 @@ class _Run:
     def _end(self, item: Item, outcome: Line) -> None:
         line = self._settings.line(item) | outcome
         if item.identity is not None and line.get("source") != item.identity:
-            line.pop("seen", None)  # so that it is looked at again
+            line.pop("seen", None)  # so that it is probed again
             line["warnings"] = [
                 *line.get("warnings", []),
                 "changed after it was looked at: the same command does that again",

@@ -1,4 +1,4 @@
-"""`Settings`: what all outputs of a batch have in common, and the part of a manifest's line that follows from it."""
+"""`Settings`: the values that all outputs of a batch share, and the part of a line that follows from them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from .manifest import DESCRIBED, Line
 
 @dataclass(frozen=True)
 class Settings:
-    """The model, options and precision of a batch. `threads` and `device` are recorded and make no difference.
+    """The model, options and precision of a batch. `threads` and `device` are only recorded.
 
-    `precision` is "" while it is not known: then nothing was made with it. `cut` says how items are cut out of videos.
+    `precision` is "" until it is known, which means that no output has been made with it. `cut` is how items are cut
+    out of videos.
     """
 
     options: EncodeOptions
@@ -29,7 +30,7 @@ class Settings:
     cut: dict[str, Any] = field(default_factory=dict)
 
     def line(self, item: Item) -> Line:
-        """Return the part of an item's line that is known before it is encoded."""
+        """Return the part of an item's line that is known before encoding."""
         return self.described(item) | Line(
             weights_digest=self.weights_digest,
             semantics=self.semantics,
@@ -41,7 +42,7 @@ class Settings:
         )
 
     def described(self, item: Item) -> Line:
-        """Return the part of a line that says which item it is."""
+        """Return the part of a line that describes the item."""
         line = Line(id=item.id, path=text_of(item.source_path))
         for name in DESCRIBED:
             if (value := getattr(item, name)) not in (None, {}):
@@ -55,7 +56,7 @@ class Settings:
         return line
 
     def refreshed(self, item: Item, line: Line) -> Line:
-        """Return the line of an item that is up to date, with its description as it is now."""
+        """Return the line of an item that is up to date, with the item's present description."""
         fresh = line.copy()
         for name in (*DESCRIBED, "of", "cut", "seen", "orphan"):
             fresh.pop(name, None)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""`BatchState`: how far a batch is, for those who watch it."""
+"""`BatchState`: the progress of a batch, for those who watch it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from .pool import WorkerState
 
 @dataclass
 class BatchState:
-    """How far a batch is. `watch` is called with it, often, as it gets on.
+    """The progress of a batch. `watch` is called with it, often, as the batch advances.
 
-    `phase`: "looking" at videos, of which `looked` are done; "checking" `items`, of which `checked` are; "encoding"; "over".
-    Of this run: lines `made`, their `ended` by status, `frames` and `video_seconds` of those done; `source_bytes` of the
-    videos to be encoded, `source_bytes_done` of those that are; `workers` as they are now.
+    The `phase` is "looking" while videos are probed (`looked` so far), "checking" while `items` are compared with the
+    manifest (`checked` so far), then "encoding" and "over". `todo` is the number of items to encode, from `started` on.
+    `made` are the lines of those that have ended, `ended` counts them by status, and `frames` and `video_seconds` add
+    up those that are done. `source_bytes` are the sizes of the videos of all these items, `source_bytes_done` of those
+    that have ended. `workers` are the workers at present.
     """
 
     found: Found
@@ -42,16 +44,16 @@ class BatchState:
 
     @property
     def left(self) -> int:
-        """Items still to be encoded."""
+        """The number of items that are still to be encoded."""
         return self.todo - len(self.made)
 
     def video_looked_at(self) -> None:
-        """Count a video whose facts are known now."""
+        """Count a video that has been probed."""
         self.phase, self.looked = "looking", self.looked + 1
         self.tell()
 
     def begin_checking(self, items: int) -> None:
-        """Begin to compare items with the manifest."""
+        """Begin to compare this many items with the manifest."""
         self.phase, self.items = "checking", items
 
     def item_checked(self, count: int = 1) -> None:
@@ -66,7 +68,7 @@ class BatchState:
         self.source_bytes = sum(size_of(item.source_path) for item in items)
 
     def item_ended(self, line: Line) -> None:
-        """Count an item by the line that says what became of it."""
+        """Count an item by the line of its outcome."""
         self.made.append(line)
         self.ended[line["status"]] += 1
         self.source_bytes_done += line["source"].size if "source" in line else 0
@@ -76,12 +78,12 @@ class BatchState:
         self.tell()
 
     def end(self) -> None:
-        """Say that all is over."""
+        """Note that the batch is over."""
         self.phase = "over"
         self.tell()
 
     def tell(self) -> None:
-        """Call `watch`."""
+        """Call `watch` with the present state."""
         self.watch(self)
 
 
@@ -89,11 +91,11 @@ Watch = Callable[[BatchState], None]
 
 
 def ignore(state: BatchState) -> None:
-    """A Watch that does nothing."""
+    """Do nothing: a Watch for batches that nobody watches."""
 
 
 def size_of(path: str) -> int:
-    """Return the bytes of a file; 0 if it cannot be looked at."""
+    """Return the size of a file in bytes; 0 if it cannot be read."""
     try:
         return os.path.getsize(path)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a manifest comes to: counts, hours of video, bytes, speed, the most frequent errors."""
+"""Summary of a manifest: counts, seconds of video, bytes, speed, and errors by frequency."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _NUMBER = re.compile(r"\d[\d.,]*")
 
 @dataclass(frozen=True)
 class Failure:
-    """Items that failed for one reason, numbers in it apart; `example` is the path of one."""
+    """A reason for which `count` items failed; `example` is the path of one.
+
+    Reasons that differ only in numbers count as one.
+    """
 
     reason: str
     count: int
@@ -27,12 +30,13 @@ class Failure:
 
 @dataclass(frozen=True)
 class Summary:
-    """Of the items of a manifest, orphans apart. `counts` by status; what follows is of those done.
+    """Sums over the items of a manifest. Orphans are only counted, in `orphans`. `counts` are by status.
 
-    `video_seconds` and `frames` kept, `bytes` of latents, `raw_bytes` of the frames as RGB, `source_bytes` of the videos,
-    `work_seconds` of all workers together, `padded` and `dropped` items, those with `captions`, the `tars` that hold some;
-    digests of their `weights` and their `precisions`; `shapes` of latents and how often they occur, and `warnings` likewise,
-    those that differ in numbers alone as one.
+    The other fields, except `failures`, are about items that are done: `frames` and `video_seconds` that were kept,
+    `bytes` of latents, `raw_bytes` of the frames as 8-bit RGB, `source_bytes` of the videos, `work_seconds` of all
+    workers together. `padded` (without those padded because they were short), `dropped` and `captions` count items,
+    `tars` the tars that hold some. `weights` are digests. `shapes` of latents and `warnings` come with counts, most
+    frequent first; warnings that differ only in numbers count as one.
     """
 
     items: int
@@ -56,12 +60,12 @@ class Summary:
 
     @property
     def frames_per_second(self) -> float:
-        """Of one worker."""
+        """The speed of one worker."""
         return self.frames / self.work_seconds if self.work_seconds else 0.0
 
 
 def summarise(lines: Iterable[Line]) -> Summary:
-    """One pass over lines of a manifest, in any order."""
+    """Sum up the lines of a manifest in one pass. Their order does not matter."""
     counts, reasons, warned = Counter[str](), Counter[str](), Counter[str]()
     firsts: dict[str, tuple[str, str]] = {}
     examples: dict[str, str] = {}
@@ -122,5 +126,5 @@ def summarise(lines: Iterable[Line]) -> Summary:
 
 
 def _by_count(counter: Counter[K]) -> list[tuple[K, int]]:
-    """Most frequent first; what is as frequent in order."""
+    """Return keys with their counts, most frequent first, equally frequent ones in order."""
     return sorted(counter.items(), key=lambda pair: (-pair[1], pair[0]))

@@ -1,7 +1,8 @@
-"""Tars of latents, as WebDataset reads them: `ID.safetensors` and `ID.json` of each item, an index beside each tar.
+"""Tars of latents for WebDataset: `ID.safetensors` and `ID.json` for each item, and an index next to each tar.
 
-A tar is whole or absent. Its index only saves reading it through: without one, or with one that does not fit, the tar itself
-is read. Items are packed in their order, whatever order they end in: until a tar is whole, theirs are files.
+A tar is whole or absent. Its index only saves time: if it is missing or does not fit, the tar itself is read through.
+Items are packed in the order of the batch, not in the order in which they end. Until their tar is whole, their latents
+are files.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from .paths import Reach
 _FORMAT = "movq-tar-index"
 _FORMAT_VERSION = "1"
 _LATENTS, _JSON = ".safetensors", ".json"
-_MOST_JSON = 1 << 24  # bytes of what is said of an item: captions are shorter
+_MOST_JSON = 1 << 24  # bytes of the JSON of one item; captions are shorter
 TAR = re.compile(r"latents-(\d+-of-\d+-)?\d{5,}\.tar")
-"""What tars of latents are called in the folder of a batch."""
+"""The names of tars of latents in the folder of a batch."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """Latents in a tar, `bytes` from `offset` on, and the JSON that is said of them."""
+    """The latents of one item in a tar, `bytes` long from `offset` on, and the place of their JSON."""
 
     id: str
     name: str
@@ -43,7 +44,11 @@ class Member:
 
 
 def member_name(id: str) -> str:
-    """What an item is called in a tar. A WebDataset key ends at the first dot, and leaves out __names__ like these."""
+    """Return the name of an item's latents in a tar.
+
+    Dots and some underscores are escaped: a WebDataset key ends at the first dot, and WebDataset skips __names__ like
+    these.
+    """
     parts = [re.sub(r"[%.]", lambda c: f"%{ord(c[0]):02X}", part) for part in id.split("/")]
     return "/".join(re.sub(r"^_(?=_.*__$)", "%5F", part) for part in parts) + _LATENTS
 
@@ -54,7 +59,7 @@ def index_path(tar: str) -> str:
 
 
 class Tars:
-    """The tars in the folder of a batch, and what is in them."""
+    """The tars in the folder of a batch, and their members."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -63,11 +68,14 @@ class Tars:
         self._scanned = set[str]()
 
     def names(self) -> list[str]:
-        """Of the tars that are there."""
+        """Return the names of the tars in the folder, sorted."""
         return sorted(entry.name for entry in os.scandir(self.folder) if TAR.fullmatch(entry.name) and entry.is_file())
 
     def members(self, tar: str) -> dict[str, Member]:
-        """By id, in order. `tar` is relative to the folder. Raises MovqError where it is not there, or no tar of ours."""
+        """Return the members of a tar by id, in order. `tar` is relative to the folder.
+
+        Raises MovqError if the tar is missing, not whole or not a tar of latents.
+        """
         if tar not in self._known:
             path = self._reach.path(tar)
             readable = not self._reach.problem(index_path(tar))
@@ -79,19 +87,19 @@ class Tars:
         return self._known[tar]
 
     def put_index(self, tar: str) -> None:
-        """Writes the index of a tar that has none. Raises MovqError."""
+        """Write the index of a tar if it is missing or does not fit. Raises MovqError if that fails."""
         members, path = self.members(tar), os.path.join(self.folder, tar)
         if tar in self._scanned:
             write_index(path, os.path.getsize(path), list(members.values()))
             self._scanned.remove(tar)
 
     def forget(self, tar: str) -> None:
-        """Read a tar again when it is asked for next: it was written anew, or is gone."""
+        """Forget what is known of a tar that was rewritten or deleted. It is read again when needed."""
         self._known.pop(tar, None)
         self._scanned.discard(tar)
 
     def find(self, line: Line) -> Member:
-        """Where the latents of a line are. Raises MovqError where they are not what the line says."""
+        """Return the member that has the latents of a line. Raises MovqError if it does not agree with the line."""
         member = self.members(line["output"]).get(line["id"])
         if member is None or (member.name, member.bytes, member.sha256) != (
             line["member"],
@@ -105,7 +113,7 @@ class Tars:
 
 
 def sha256_part(path: str, offset: int, size: int) -> str:
-    """Hex digest of a part of a file. Raises MovqError."""
+    """Return the sha256 of a part of a file in hex. Raises MovqError if it cannot be read."""
     digest = hashlib.sha256()
     for block in blocks(path, offset, size):
         digest.update(block)
@@ -113,7 +121,7 @@ def sha256_part(path: str, offset: int, size: int) -> str:
 
 
 class CutError(MovqError):
-    """A file ends before it should."""
+    """A file is missing or ends too early."""
 
 
 def digest_of(data: bytes) -> str:
@@ -122,12 +130,12 @@ def digest_of(data: bytes) -> str:
 
 
 def json_name(name: str) -> str:
-    """Return what the JSON of latents of this name is called in a tar."""
+    """Return the name in a tar of the JSON of latents of this name."""
     return name.removesuffix(_LATENTS) + _JSON
 
 
 def blocks(path: str, offset: int, size: int) -> Iterator[bytes]:
-    """A part of a file. Raises CutError where there is less."""
+    """Yield a part of a file in blocks. Raises CutError if the file is missing or ends early."""
     try:
         with open(path, "rb") as file:
             file.seek(offset)
@@ -157,7 +165,7 @@ def write_index(tar: str, size: int, members: Sequence[Member]) -> None:
 
 
 def _read_index(tar: str, size: int) -> list[Member] | None:
-    """The members that a tar's index names; None if it is not this tar's."""
+    """Return the members in the index of a tar; None if the index cannot be read or does not fit the tar."""
     try:
         require_file(index_path(tar))
         with open(index_path(tar), "rb") as file:
@@ -172,7 +180,7 @@ def _read_index(tar: str, size: int) -> list[Member] | None:
 
 
 def _scan(path: str) -> Iterator[Member]:
-    """The members of a tar, read through. Raises MovqError for one that is not whole, or not ours."""
+    """Yield the members of a tar by reading it through. Raises MovqError if it is not whole or not a tar of latents."""
     try:
         with tarfile.open(path, "r:") as tar:
             latents: tarfile.TarInfo | None = None

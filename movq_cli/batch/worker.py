@@ -1,9 +1,10 @@
-"""The worker: items in, what became of each out, as the manifest has it. `main` is the process that pool.py starts.
+"""The worker: receives items and sends back the outcome of each. `main` runs in the process that pool.py starts.
 
-It loads the weights once. Three items are on their way at a time, so that nothing waits for a file: the next is opened, by one
-thread, while one is encoded, by the main one, and the one before is written and synced, by a third. It hears a first message with
-its options, then one per item; it says "ready", then of each item, in their order, "begin", "progress", "computed", and "end"
-with what became of it. "unusable" is for weights or options that no item could be encoded with.
+It loads the weights once. Three items are in progress at a time, so that encoding does not wait for files: one thread
+opens the next, the main thread encodes one, and a third thread writes and syncs the one before. The first message to it
+has the options, and each further message has an item. It sends "ready", and then for each item, in order, "begin",
+"progress", "computed", and "end" with the outcome. It sends "unusable" instead of "ready" if no item can be encoded
+with these weights or options.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ from .manifest import Line, unmade
 from .paths import refuse_links
 
 _OPEN_AT_ONCE = 2
-"""Videos: the one that is encoded, and the next."""
+"""Videos that are open at a time: the one being encoded, and the next."""
 
 
 class Work:
-    """An item on its way into the output folder: opened when made, then to be computed, then finished. Raises nothing but bugs.
+    """An item on its way into the output folder. The constructor opens the video; then call `compute`, then `finish`.
 
-    An older latents file is replaced, anything else only with the override `force`.
+    Refusals go into the line, so only bugs raise. An older latents file is replaced, any other file only with the
+    override `force`.
     """
 
     def __init__(
@@ -68,13 +70,13 @@ class Work:
             self._encoding.count()
 
     def compute(self, progress: Progress) -> None:
-        """Encode its frames, unless it was refused."""
+        """Encode the frames, unless the item was refused."""
         if self._encoding is not None:
             with self._refusing():
                 self._encoding.compute(progress)
 
     def finish(self) -> Line:
-        """Name and sync the output. Return the part of the item's line that says what became of it."""
+        """Name and sync the output. Return the part of the item's line that has its outcome."""
         if self._encoding is not None:
             with self._refusing(), self._encoding as encoding:
                 self._outcome |= _made(self._item, encoding.finish())
@@ -116,11 +118,11 @@ def _made(item: Item, result: EncodeResult) -> Line:
 
 
 def main() -> None:
-    """Runs until standard input closes or nobody listens any more."""
+    """Run until standard input closes or nothing reads standard output any more."""
     talk = Talk()
     with suppress(BrokenPipeError):
         _serve(talk)
-    os._exit(0)  # threads still reading are not waited for
+    os._exit(0)  # do not wait for threads that are still reading
 
 
 def _serve(talk: Talk) -> None:
@@ -144,7 +146,7 @@ def _serve(talk: Talk) -> None:
 
 @contextmanager
 def _last_words(talk: Talk) -> Iterator[None]:
-    """Say of a bug what the item's line says, and end the process, whichever thread this is: who knows what state it is in."""
+    """Send a bug as the outcome of the item, and end the process from any thread, because its state is unknown."""
     try:
         yield
     except BrokenPipeError:
@@ -157,7 +159,7 @@ def _last_words(talk: Talk) -> Iterator[None]:
 
 
 def _take_turns(talk: Talk, encoder: VideoEncoder) -> None:
-    """One thread opens, this one computes, one finishes; each does an item after the other."""
+    """Open items in one thread, compute them in this one, finish them in a third, each one item after the other."""
 
     def opened(message: dict[str, Any]) -> Work:
         item = from_values(Item, message["item"])
@@ -193,7 +195,7 @@ def _take_turns(talk: Talk, encoder: VideoEncoder) -> None:
 
 
 def describe(encoder: VideoEncoder) -> Ready:
-    """Load the weights, and say what by and where there will be computing."""
+    """Load the weights, and return how and where this process will compute."""
     import torch
 
     encoder.network  # noqa: B018  # loads them
@@ -208,7 +210,7 @@ def describe(encoder: VideoEncoder) -> Ready:
 
 
 def _resident() -> int:
-    """Bytes of memory this process holds; 0 where the system does not say."""
+    """Return the resident memory of this process in bytes; 0 if the system does not tell."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,4 @@
-"""Weights files: movq's own, those of diffusers and CogVideo, and how one becomes the other. The networks are in model/."""
+"""Weights files of movq, diffusers and CogVideo, and their conversion to movq's. The networks are in model/."""
 
 from .checkpoint import EMBEDDED, Checkpoint, embedded_weights, open_checkpoint
 

@@ -1,8 +1,9 @@
-"""Checkpoints: what they say, their identity, and networks made of them. Headers are read without torch.
+"""Checkpoints: their metadata, their digest, and networks made of them. Headers are read without torch.
 
-A movq weights file is safetensors: tensors `encoder.*` and (usually) `decoder.*`; metadata `format` = "movq-weights",
-`format_version` = "1", `name`, `config` (JSON), `scaling_factor`, `semantics`, `licence`, `source`. Other people's files are
-read in place: locate.py finds them, layouts.py knows their names.
+A movq weights file is a safetensors file with tensors `encoder.*` and usually `decoder.*`. Its metadata are `format` =
+"movq-weights", `format_version` = "1", `name`, `config` (JSON), `scaling_factor`, `shift_factor`,
+`invert_scale_latents`, `semantics`, `licence` and `source`. Files of diffusers and CogVideo are read as they are:
+locate.py finds them, layouts.py knows their tensor names.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ Network = TypeVar("Network", bound="nn.Module")
 FORMAT = "movq-weights"
 FORMAT_VERSION = "1"
 SAID = ("name", "licence", "source", "semantics", "scaling_factor", "shift_factor", "invert_scale_latents")
-"""What a checkpoint's metadata holds, "" where it is unknown."""
+"""The keys of a checkpoint's metadata. A value is "" if it is unknown."""
 
 DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 EMBEDDED = "movq-tiny-4x8x8-v1"
-"""The weights that come with movq. A name never changes its digest: other weights get another name."""
+"""The name of the weights that come with movq. A name always has the same digest: other weights get another name."""
 
 FORMER = {
     "5c4663050c34b0395bcd55114d7c413f38217e206f798064804da4fbba3379f1": (
@@ -51,11 +52,11 @@ FORMER = {
         "4247c3eff8bd2b162d09cc9ee341dd4ae88a5a0b",
     ),
 }
-"""Earlier embedded weights, by digest: their file in movq's repository, and a commit that has it."""
+"""Earlier embedded weights by digest: their file in movq's repository, and a commit that contains it."""
 
 
 def embedded_weights() -> Path:
-    """Return the path of the embedded weights: beside the package in a checkout, inside it once built."""
+    """Return the path of the embedded weights: inside an installed package, next to the package in a git checkout."""
     name = f"{EMBEDDED}.safetensors"
     package = Path(__file__).parents[1]
     inside = package / "weights" / name
@@ -64,10 +65,10 @@ def embedded_weights() -> Path:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights whose headers have been read and found sound. Make one with `open_checkpoint`.
+    """Weights whose headers have been read and checked. Make one with `open_checkpoint`.
 
-    `path` is what they were opened as: a file, or the folder of several; `files` every file read. `layout` is "movq",
-    "diffusers" or "sat" (CogVideo's own). `metadata` has the keys SAID; `tensors` goes by our names whatever the layout.
+    `path` is the file, or the folder of several files; `files` are all files read. `layout` is "movq", "diffusers" or
+    "sat" (CogVideo's own). `metadata` has the keys SAID. `tensors` has movq's names in every layout.
     """
 
     path: str
@@ -79,19 +80,19 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """What the model is called."""
+        """The name of the model."""
         return self.metadata["name"]
 
     @property
     def semantics(self) -> str:
-        """How they are meant to be run: "frame" for frame norms, else "whole" or "diffusers"."""
+        """The way the weights should be run: "frame" for norms per frame, otherwise "whole" or "diffusers"."""
         if self.config.norm_scope == "frame":
             return "frame"
         return self.metadata["semantics"] or LAYOUTS[self.layout][1]
 
     @property
     def parameters(self) -> dict[str, int]:
-        """Numbers per network: {"encoder": n, "decoder": m}, without the networks that are not in the file."""
+        """The number of parameters of each network in the file: {"encoder": n, "decoder": m}."""
         counts: dict[str, int] = {}
         for name, stored in self.tensors.items():
             network = name.split(".", 1)[0]
@@ -100,14 +101,15 @@ class Checkpoint:
 
     @property
     def dtypes(self) -> list[str]:
-        """The dtypes of its tensors, by their safetensors names."""
+        """The safetensors names of the tensors' dtypes, sorted."""
         return sorted({stored.dtype for stored in self.tensors.values()})
 
     @cached_property
     def digest(self) -> str:
-        """The model's identity: sha256 over its config and, in order of our names, each one's name, dtype, shape and bytes.
+        """The identity of the model: a sha256 of its config and of each tensor's name, dtype, shape and bytes.
 
-        Neither files nor layout nor other metadata take part.
+        Tensors are taken in the order of movq's names. Files, layout and other metadata do not change it. Raises
+        MovqError if a file cannot be read.
         """
         digest = hashlib.sha256(self.config.identity_json().encode())
         try:
@@ -130,9 +132,9 @@ class Checkpoint:
         return digest.hexdigest()
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """The tensors of these names of ours, one in memory at a time, as they are stored; they must have numbers.
+        """Yield (name, tensor) for each of these names, as stored, reading one tensor at a time.
 
-        Raises MovqError for a number that is not finite.
+        The names are movq's. Raises MovqError for values that are not finite, or a file that cannot be read.
         """
         import torch
 
@@ -156,21 +158,21 @@ class Checkpoint:
                 yield name, tensor
 
     def require_decoder(self) -> None:
-        """Raises MovqError where there is none."""
+        """Raise MovqError if the checkpoint has no decoder."""
         if "decoder" not in self.parameters:
             raise MovqError("has no decoder: these weights can encode, not decode", self.path)
 
     def load_encoder(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Encoder3D:
-        """The encoder, in evaluation mode, its weights in `dtype` (default: as stored) and laid out for speed.
+        """Load the encoder in evaluation mode, its weights in `dtype` (default: as stored) and in the fastest layout.
 
-        Raises MovqError naming the tensor where one is missing, unexpected, of another shape or not finite.
+        Raises MovqError, naming the tensor, if one is missing, unexpected, not finite or of another shape.
         """
         from ..model.encoder import Encoder3D
 
         return self._load(Encoder3D, "encoder", device, dtype)
 
     def load_decoder(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Decoder3D:
-        """The decoder, as `load_encoder` the encoder. Raises MovqError where the file has none, too."""
+        """Load the decoder as `load_encoder` does the encoder. Also raises MovqError if the checkpoint has none."""
         from ..model.decoder import Decoder3D
 
         self.require_decoder()
@@ -192,20 +194,20 @@ class Checkpoint:
 
 
 def torch_dtypes() -> dict[str, torch.dtype]:
-    """DTYPES as torch knows them."""
+    """Return torch's dtypes by the names in DTYPES."""
     import torch
 
     return dict(zip(DTYPES, (torch.float64, torch.float32, torch.float16, torch.bfloat16), strict=True))
 
 
 def require_finite(name: str, tensor: Tensor, path: str) -> None:
-    """Raises MovqError for a tensor that is not finite throughout."""
+    """Raise MovqError if a tensor has values that are not finite."""
     if not bool(tensor.isfinite().all()):
         raise MovqError(f"tensor {name} has values that are not finite", path)
 
 
 def require_fit(config: AutoencoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises MovqError naming the tensor where these, by our names, are not those of the config's networks."""
+    """Raise MovqError, naming the tensor, unless these shapes (by movq's names) are those of the config's networks."""
     from ..model.decoder import Decoder3D
     from ..model.encoder import Encoder3D
 
@@ -217,13 +219,16 @@ def require_fit(config: AutoencoderConfig, shapes: Mapping[str, tuple[int, ...]]
 def _fitting(
     kind: type[Network], part: str, config: AutoencoderConfig, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[Network, list[str]]:
-    """The config's network without memory for its weights, and the names of these."""
+    """Return the config's network, without memory for its weights, and the names of its weights.
+
+    Raises MovqError if the config makes no network, or if `shapes` does not fit it.
+    """
     import torch
 
     try:
         with torch.device("meta"):
             network = kind(**dataclasses.asdict(config))
-    except (RuntimeError, TypeError, ValueError) as error:  # torch's words for sizes that cannot be
+    except (RuntimeError, TypeError, ValueError) as error:  # torch's errors for impossible sizes among them
         raise MovqError(f"its config makes no network: {str(error).splitlines()[0]}") from None
     wanted = {f"{part}.{name}": tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name for name in shapes if name.startswith(f"{part}.")}
@@ -239,17 +244,17 @@ def _fitting(
 
 
 def open_checkpoint(path_or_id: str | os.PathLike[str] | None = None) -> Checkpoint:
-    """Reads the headers of a checkpoint (default: the embedded one); nothing is fetched from anywhere.
+    """Open a checkpoint (default: the embedded one), reading only its headers. Nothing is downloaded.
 
     It may be a movq weights file, a diffusers autoencoder (its folder, sharded or not, or the safetensors file), a
-    safetensors file of CogVideo's names, the folder of a whole CogVideoX model, or the id of one in the Hugging Face
-    cache. Raises MovqError where it is not sound, and for PyTorch files, which can hold code.
+    safetensors file with CogVideo's names, the folder of a whole CogVideoX model, or the id of one in the Hugging Face
+    cache. Raises MovqError if it cannot be used, and for PyTorch files, which can hold code.
     """
     return open_located(locate(path_or_id if path_or_id is not None else embedded_weights()))
 
 
 def open_located(located: Located) -> Checkpoint:
-    """`open_checkpoint` of files found already."""
+    """Open a checkpoint, as `open_checkpoint` does, whose files have already been found."""
     headers = {}
     for file in located.weights:
         refuse_pytorch(file)
@@ -303,7 +308,7 @@ def _open_foreign(located: Located, headers: Mapping[str, Header]) -> Checkpoint
 
 
 def _check(checkpoint: Checkpoint) -> None:
-    """What can be said of a checkpoint by its headers alone."""
+    """Raise MovqError if the headers of a checkpoint show that it cannot be used."""
     config, tensors = checkpoint.config, checkpoint.tensors
     for name, stored in tensors.items():
         if not name.startswith(("encoder.", "decoder.")):

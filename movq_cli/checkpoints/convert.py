@@ -1,4 +1,4 @@
-"""Any checkpoint to a movq weights file. PyTorch files are opened here and nowhere else, and their code is never run."""
+"""Conversion of any checkpoint to a movq weights file. PyTorch files are opened only here; their code is never run."""
 
 from __future__ import annotations
 
@@ -48,11 +48,12 @@ def convert_checkpoint(
     scaling_factor: str | None = None,
     force: bool = False,
 ) -> Checkpoint:
-    """Writes a movq weights file of anything `open_checkpoint` opens, or of a PyTorch file, and opens it.
+    """Write a movq weights file from a PyTorch file, or from anything `open_checkpoint` opens, and open it.
 
-    Numbers and dtypes are kept, so it has the digest of its source. `ema` takes a PyTorch file's averaged weights; name,
-    licence and scaling_factor stand in for what the source says. Raises MovqError for a source that is refused, before
-    anything is written, and MovqUsageError for a scaling_factor that is not a number above 0.
+    Values and dtypes are kept, so the file has the digest of its source. `ema` takes a PyTorch file's averaged weights.
+    `name`, `licence` and `scaling_factor` replace what the source says. Raises MovqError for a source that is refused,
+    without leaving an output, and MovqUsageError for unprintable text or a scaling_factor that is not a finite number
+    above 0.
     """
     given = {"name": name, "licence": licence, "scaling_factor": scaling_factor}
     _check_given(given)
@@ -86,7 +87,7 @@ def convert_checkpoint(
 
 def _check_given(given: Mapping[str, str | None]) -> None:
     for name, text in given.items():
-        if text is not None and not text.isprintable():  # undecodable bytes are not either
+        if text is not None and not text.isprintable():  # undecodable bytes are unprintable too
             raise MovqUsageError(f"must be plain text, got {text!r}", option=name)
     text = given["scaling_factor"]
     if text is not None and not _is_positive(text):
@@ -102,7 +103,7 @@ def _is_positive(text: str) -> bool:
 
 @dataclass(frozen=True)
 class _PyTorchFile(Checkpoint):
-    """The weights in a PyTorch file; `state` has them by our names."""
+    """The weights of a PyTorch file. `state` has them by movq's names."""
 
     state: Mapping[str, Tensor]
 
@@ -113,7 +114,7 @@ class _PyTorchFile(Checkpoint):
 
 
 _SHARED = 2
-"""How many times larger than the file its tensors may be: some share their numbers."""
+"""The most bytes of tensors for each byte of the file. It is above 1, as tensors may share memory."""
 
 
 def _open_pytorch(located: Located, ema: bool) -> Checkpoint:
@@ -140,13 +141,16 @@ def _open_pytorch(located: Located, ema: bool) -> Checkpoint:
 
 
 def _load(path: str) -> Any:
-    """What a PyTorch file holds. Its tensors stay in the file until they are read, where it is of the newer kind, a zip."""
+    """Load the contents of a PyTorch file. In the newer kind, a zip, tensors stay in the file until they are used.
+
+    Raises MovqError for a file that asks for code or cannot be read.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged or hostile pickle can fail in any way
-        words = str(error).split("WeightsUnpickler error:")[-1].strip()  # before it: the advice to run the code
+        words = str(error).split("WeightsUnpickler error:")[-1].strip()  # the part before it advises running the code
         if asked := re.search(r"\bGLOBAL ([\w.]+)", words):
             raise MovqError(f"asks for {asked[1]}, which is code and not run") from None
         reason = re.split(r"\. |\n", words)[0] or type(error).__name__
@@ -154,7 +158,7 @@ def _load(path: str) -> Any:
 
 
 def _state(held: Any) -> dict[str, Tensor]:
-    """The state dict, under one of the names it is saved by or alone, without what belongs to losses."""
+    """Return the state dict, which may be saved under one of the names in _WRAPPERS, without the tensors of losses."""
     if isinstance(held, dict):
         held = next((held[key] for key in _WRAPPERS if key in held), held)
     if not isinstance(held, dict):
@@ -166,7 +170,7 @@ def _state(held: Any) -> dict[str, Tensor]:
 
 
 def _choose(state: dict[str, Tensor], ema: bool) -> dict[str, Tensor]:
-    """The plain weights, or the averaged ones under their names: those are stored with the dots taken out."""
+    """Return the plain weights, or the averaged ones under the plain names; they are stored without the names' dots."""
     plain = {key: tensor for key, tensor in state.items() if not key.startswith(_EMA)}
     if not ema:
         return plain

@@ -1,7 +1,7 @@
-"""Other people's checkpoints: whose names a file's tensors have, ours for each, and the config they were built by.
+"""Checkpoints of diffusers and CogVideo: which layout a file has, movq's name of each tensor, and the config.
 
-CogVideo's own files ("sat") name tensors as our modules do; diffusers renames them, and counts the decoder's levels from the
-other end. A diffusers config.json is read; without one the config is inferred from shapes. No torch here.
+CogVideo's own files ("sat") name tensors as movq's modules do. diffusers renames them, and counts the decoder's levels
+from the other end. A diffusers config.json is read; without one the config is inferred from shapes. No torch here.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ LAYOUTS = {
 """By layout: what it is called, and how weights with whole-clip norms are run if their file does not say."""
 
 JSON_BYTES = 1 << 20
-"""The longest config or index that is read."""
+"""The most bytes of a config or index file that is read."""
 
 _RESOLUTION = 256
-"""What the published models name; it says something only where there is attention."""
+"""The `resolution` of the published models. It matters only if there is attention."""
 
 _FIELDS = {
     "net": "encoder|decoder",
@@ -50,7 +50,7 @@ _BLOCKS = (
     ("decoder.mid.block_2", "decoder.mid_block.resnets.1"),
     ("decoder.up.{u}.block.{j}", "decoder.up_blocks.{u}.resnets.{j}"),
 )
-_PAIRS = [  # our name, diffusers'
+_PAIRS = [  # movq's name, diffusers' name
     ("{net}.{end}.conv.{p}", "{net}.{end}.conv.{p}"),
     ("encoder.norm_out.{p}", "encoder.norm_out.{p}"),
     ("decoder.norm_out.{s}.{p}", "decoder.norm_out.{s}.{p}"),
@@ -80,7 +80,10 @@ _OURS = [_pattern(ours) for ours, _ in _PAIRS] + [_pattern(ours) for ours in _OU
 
 
 def to_diffusers(name: str, config: AutoencoderConfig) -> str:
-    """Return diffusers' name of a tensor of ours. Raises MovqError where it has none: its autoencoder has no attention."""
+    """Return diffusers' name for one of movq's tensor names.
+
+    Raises MovqError if there is none, as for attention, which diffusers' autoencoder does not have.
+    """
     theirs = _rename(name, _TO_DIFFUSERS, config.levels)
     if theirs is None:
         raise MovqError(f"{name} has no counterpart in diffusers' AutoencoderKLCogVideoX")
@@ -102,10 +105,11 @@ def _rename(name: str, rules: list[tuple[re.Pattern[str], str]], levels: int) ->
 
 @dataclass(frozen=True)
 class Description:
-    """What tensors without movq's metadata are.
+    """A description of tensors that come without movq's metadata.
 
-    `layout` is "diffusers" or "sat"; `names` leads from our name of each tensor to the stored one; `scaling` has scaling_factor,
-    shift_factor and invert_scale_latents as text ("" unknown); `read_config`: whether config.json was read.
+    `layout` is "diffusers" or "sat". `names` maps movq's name of each tensor to the stored one. If a config.json was
+    read, `read_config` is True and `scaling` has scaling_factor, shift_factor and invert_scale_latents as text ("" if
+    unknown); otherwise `scaling` is empty.
     """
 
     layout: str
@@ -116,9 +120,10 @@ class Description:
 
 
 def describe(shapes: Mapping[str, tuple[int, ...]], config_file: str | None) -> Description:
-    """Of tensors by stored name, and the config.json beside them if there is one: diffusers' layout alone has it.
+    """Describe tensors by the shapes of their stored names, and by the config.json next to them, if any.
 
-    Raises MovqError for a name that is not known, naming it, and for a config or shapes that make no network of ours.
+    A config.json is read only for diffusers' layout. Raises MovqError for a name that is not known, naming it, and for
+    a config or shapes that make no network of movq's.
     """
     layout = (
         "diffusers" if any(re.match(r"\w+\.(down_blocks|up_blocks|mid_block)\.", name) for name in shapes) else "sat"
@@ -158,12 +163,12 @@ def _refuse_unknown(names: list[str], whose: str) -> None:
 
 
 def some(names: list[str]) -> str:
-    """The first three, and how many more."""
+    """Return the first three names, and how many more there are, as text."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def read_object(path: str) -> dict[str, Any]:
-    """The JSON object in a file. Raises MovqError."""
+    """Return the JSON object in a file. Raises MovqError if it cannot be read or is not a valid one."""
     try:
         with open(path, "rb") as file:
             return parse_object(file.read(JSON_BYTES + 1))
@@ -174,7 +179,7 @@ def read_object(path: str) -> dict[str, Any]:
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:
-    """A JSON object whose names are different. Raises ValueError with the reason."""
+    """Parse a JSON object. Raises ValueError with the reason if it is not valid, as when a name occurs twice."""
     if len(text) > JSON_BYTES:
         raise ValueError(f"is more than {JSON_BYTES} bytes long")
     try:
@@ -199,7 +204,7 @@ def _refuse_constant(text: str) -> None:
     raise ValueError(f"has the number {text}")
 
 
-_PUBLISHED: dict[str, Any] = {  # what diffusers takes where config.json says nothing
+_PUBLISHED: dict[str, Any] = {  # diffusers' defaults, for what config.json leaves out
     "in_channels": 3,
     "out_channels": 3,
     "block_out_channels": [128, 256, 256, 512],
@@ -207,7 +212,7 @@ _PUBLISHED: dict[str, Any] = {  # what diffusers takes where config.json says no
     "layers_per_block": 3,
     "temporal_compression_ratio": 4,
 }
-_ONLY: dict[str, Any] = {  # what our network cannot be otherwise, and must be where config.json says it
+_ONLY: dict[str, Any] = {  # fixed in movq's network; config.json may leave it out, but not differ
     "_class_name": "AutoencoderKLCogVideoX",
     "act_fn": "silu",
     "norm_num_groups": NORM_GROUPS,
@@ -250,7 +255,7 @@ def _read_config(values: Mapping[str, Any]) -> AutoencoderConfig:
 
 
 def diffusers_config(config: AutoencoderConfig) -> dict[str, Any]:
-    """What diffusers builds the same network from. Raises MovqError where it has none such."""
+    """Return the config from which diffusers builds the same network. Raises MovqError if it cannot build it."""
     theirs = {
         "in_channels": config.in_channels,
         "out_channels": config.out_ch,
@@ -275,7 +280,7 @@ def _config(**values: Any) -> AutoencoderConfig:
 
 
 def _scaling(values: Mapping[str, Any]) -> dict[str, str]:
-    """What a diffusion model expects of latents, as text. Raises MovqError for what is no number or no yes or no."""
+    """Return as text how a diffusion model scales latents. Raises MovqError for values of the wrong type."""
     invert = values.get("invert_scale_latents")
     if invert is not None and type(invert) is not bool:
         raise MovqError(f"has invert_scale_latents {_json(invert)}, neither true nor false")
@@ -294,7 +299,10 @@ def _json(value: Any) -> str:
 
 
 def _inferred_config(shapes: Mapping[str, tuple[int, ...]]) -> AutoencoderConfig:
-    """From shapes by our names. Time is compressed by 4 and padded with the first frame, as in every published model."""
+    """Infer the config from shapes by movq's names. Raises MovqError for shapes that make no network.
+
+    Time is compressed by 4 and padded with the first frame, as in every published model.
+    """
     ch, in_channels = _conv_channels(shapes, "encoder.conv_in.conv.weight")
     moments, _ = _conv_channels(shapes, "encoder.conv_out.conv.weight")
     if moments % 2:
@@ -325,7 +333,7 @@ def _inferred_config(shapes: Mapping[str, tuple[int, ...]]) -> AutoencoderConfig
 
 
 def _conv_channels(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, int]:
-    """Output and input channels of a 3-D convolution's weight."""
+    """Return the output and input channels of a 3-D convolution's weight."""
     if name not in shapes:
         raise MovqError(f"lacks {name}")
     if len(shapes[name]) != 5 or 0 in shapes[name]:
@@ -334,7 +342,7 @@ def _conv_channels(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[in
 
 
 def _levels(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> tuple[int, int]:
-    """How many levels there are, and blocks in each."""
+    """Return the number of levels, and the number of blocks in each. Raises MovqError if blocks are missing."""
     blocks: dict[int, set[int]] = {}
     for name in shapes:
         if found := re.match(rf"{re.escape(prefix)}\.([0-9]+)\.block\.([0-9]+)\.", name):

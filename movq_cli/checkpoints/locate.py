@@ -1,6 +1,6 @@
-"""From what the user typed to the files of a checkpoint: a file, a folder, or the id of a model in the Hugging Face cache.
+"""Finding the files of a checkpoint from a file, a folder, or the id of a model in the Hugging Face cache.
 
-No torch here, and no network.
+No torch here, and no network access.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ _FILE_SUFFIXES = {
 
 @dataclass(frozen=True)
 class Located:
-    """The files of a checkpoint. `path` is what stands for them: the file, or the folder they are in.
+    """The files of a checkpoint. `path` is the file, or the folder of the files.
 
-    `placed` is where the index of a sharded checkpoint says each tensor is, None without one; `config` the config.json
-    beside them, if any; `name` what the model is called where its files do not say, `source` what it came from.
+    `placed` maps each tensor to its file, from the index of a sharded checkpoint; None without an index. `config` is
+    the config.json next to the files, if any. `name` is the model's name if its files do not say one. `source` is the
+    file or model it came from.
     """
 
     path: str
@@ -44,7 +45,7 @@ class Located:
 
 
 def locate(path_or_id: str | os.PathLike[str]) -> Located:
-    """The files that a path or model id means. Raises MovqError where there are none, for an id with what fetches it."""
+    """Find the files of a path or model id. Raises MovqError if there are none; for an id it says how to fetch it."""
     text = os.fspath(path_or_id)
     if os.path.isdir(text):
         folder = _folder_of_weights(text)
@@ -65,18 +66,18 @@ def locate(path_or_id: str | os.PathLike[str]) -> Located:
 
 
 def is_model_id(text: str) -> bool:
-    """Whether a text is no path but looks like ORG/NAME."""
+    """Return True if a text looks like ORG/NAME, without the suffix of a file, and is not an existing path."""
     suffix = os.path.splitext(text)[1].lower()
     return _ID.fullmatch(text) is not None and suffix not in _FILE_SUFFIXES and not os.path.lexists(text)
 
 
 def holds_weights(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a diffusers autoencoder or a whole model with one."""
+    """Return True if a folder is a diffusers autoencoder or a whole model with one."""
     return _folder_of_weights(os.fspath(folder)) is not None
 
 
 def is_pytorch(path: str) -> bool:
-    """Whether a file begins as PyTorch's do: a zip archive or a pickle. Says nothing of the rest."""
+    """Return True if a file begins like a PyTorch file, a zip archive or a pickle. The rest is not checked."""
     try:
         with open(path, "rb") as file:
             start = file.read(4)
@@ -86,7 +87,7 @@ def is_pytorch(path: str) -> bool:
 
 
 def refuse_pytorch(path: str) -> None:
-    """Raises MovqError for a PyTorch file, saying what makes weights of it."""
+    """Raise MovqError for a PyTorch file, with the command that converts it."""
     if is_pytorch(path):
         raise MovqError(
             "is a PyTorch file, which can hold code; `movq weights convert FILE -o OUT.safetensors` makes weights of it",
@@ -95,7 +96,7 @@ def refuse_pytorch(path: str) -> None:
 
 
 def hub_cache() -> str:
-    """Return the folder of the Hugging Face cache, found as huggingface_hub finds it."""
+    """Return the folder of the Hugging Face cache, found in the same way as huggingface_hub does."""
     environment = os.environ
     home = environment.get("HF_HOME") or os.path.join(environment.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     cache = environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
@@ -103,7 +104,7 @@ def hub_cache() -> str:
 
 
 def _in_cache(model: str) -> str | None:
-    """Return the folder with the autoencoder's weights in the cached main revision of a model; None without one."""
+    """Return the folder of the autoencoder's weights in the cached main revision of a model, or None."""
     for name in (INDEX, SINGLE, f"{_VAE}/{INDEX}", f"{_VAE}/{SINGLE}"):
         path = _cached_file(model, name)
         if path is not None:
@@ -112,7 +113,7 @@ def _in_cache(model: str) -> str | None:
 
 
 def _cached_file(model: str, name: str) -> str | None:
-    """Return the path of a model's file in the cache: as huggingface_hub tells, or if that is missing, as it would."""
+    """Return the path of a model's file in the cache, or None. Uses huggingface_hub, or without it the same rules."""
     try:
         from huggingface_hub import try_to_load_from_cache
     except ImportError:
@@ -125,7 +126,7 @@ def _cached_file(model: str, name: str) -> str | None:
         return str(path) if _is_base_name(commit) and path.is_file() else None
     try:
         found = try_to_load_from_cache(model, name, cache_dir=hub_cache())
-    except ValueError:  # an id that no model can have
+    except ValueError:  # not a valid model id
         return None
     return found if isinstance(found, str) else None
 
@@ -138,13 +139,16 @@ def _folder_of_weights(folder: str) -> str | None:
 
 
 def _folder_name(folder: str) -> str:
-    """A folder's own name, or its parent's where it is called vae, as in every whole model."""
+    """Return a folder's name, or its parent's if the folder is called vae, as in every whole model."""
     path = Path(os.path.abspath(folder))
     return file_name(path.parent if path.name == _VAE and path.parent.name else path)
 
 
 def _in_folder(folder: str, name: str) -> Located:
-    """Where there is an index, it rules: diffusers too reads the shards then."""
+    """Return the files of a folder. An index takes precedence over a single file, as in diffusers.
+
+    Raises MovqError for an index that is invalid or names files that do not exist.
+    """
     config, index = _config_in(folder), os.path.join(folder, INDEX)
     if not os.path.isfile(index):
         return Located(folder, name, name, (os.path.join(folder, SINGLE),), config=config)

@@ -1,7 +1,7 @@
-"""The command line: `movq`. One module per command; each parses, makes one library call, prints.
+"""The command line, `movq`. Each command has a module, which parses options, makes one library call, and prints.
 
-stdout is for results, stderr for talk and progress. Exit codes: 0 done; 1 an input or the system failed; 2 usage; 3 a bug
-of ours; 128+n on signal n. No torch is imported before a command needs tensors.
+stdout is for results, stderr for messages and progress. Exit codes: 0 success; 1 an input or the system failed;
+2 usage; 3 a bug of movq; 128+n ended by signal n. torch is not imported before a command needs tensors.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ app.add_typer(weights.app, name="weights")
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_ASKED_AGAIN = 4.0  # seconds after which a signal that came to nothing is repeated
-_asked: list[int] = []  # the signals that `main` was sent
+_ASKED_AGAIN = 4.0  # seconds after which the exception for a signal is raised again
+_asked: list[int] = []  # the signals that `main` has received
 
 
 class _Stopped(BaseException):
-    """A signal asked the process to end; open files are cleaned up on its way out."""
+    """Raised when a signal asks the process to end, so that open files are cleaned up on the way out."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -65,13 +65,14 @@ def _root(
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    pass  # what the options do is done by run and by the callback
+    pass  # `run` handles --debug, and _print_version --version
 
 
 def run(argv: Sequence[str]) -> int:
     """Run one command in this process, as `movq ARGV...` would, and return its exit code.
 
-    Signals stay the caller's; Ctrl-C ends the command with 130. With --debug, a bug of movq is raised here, not reported.
+    Signal handlers stay the caller's; Ctrl-C ends the command with exit code 130. With --debug, bugs and system errors
+    are raised here instead of reported.
     """
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
@@ -79,7 +80,7 @@ def run(argv: Sequence[str]) -> int:
         try:
             try:
                 app(list(argv), prog_name="movq")
-            except SystemExit as end:  # how typer ends every command; with 2 for the usage errors that it finds
+            except SystemExit as end:  # typer ends every command like this; 2 is for usage errors that it finds
                 if sys.stdout is not None:
                     sys.stdout.flush()
                 return int(end.code or 0)
@@ -87,7 +88,7 @@ def run(argv: Sequence[str]) -> int:
             _end_if_stopped()
             complain(error)
             return error.exit_code
-        except OSError as error:  # of standard output, or of what no command knows to name
+        except OSError as error:  # of standard output, or one that no command turns into a MovqError
             _end_if_stopped()
             if "--debug" in argv:
                 raise
@@ -103,7 +104,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def main() -> NoReturn:
-    """Run the command line and end this process with its exit code, or as the signal asks that stops it."""
+    """Run the command line and end this process with its exit code, or with 128+n if signal n stops it."""
     for number in _SIGNALS:
         signal.signal(number, _stop)
     try:
@@ -111,7 +112,7 @@ def main() -> NoReturn:
         if sys.stdout is not None:
             try:
                 sys.stdout.flush()
-            except OSError:  # run has reported it; a normal exit would try again, and report it too
+            except OSError:  # `run` has reported it; a normal exit would flush and report again
                 os._exit(code)
     except _Stopped as stopped:
         _end_stopped(stopped.number)
@@ -120,8 +121,8 @@ def main() -> NoReturn:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     _asked.append(number)
-    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
-    # In the middle of an import, or where C calls Python, what is raised here may be lost.
+    signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
+    # An exception may be lost in the middle of an import or where C calls Python, so it is raised again later.
     signal.signal(signal.SIGALRM, lambda *alarm: _raise(number))
     signal.setitimer(signal.ITIMER_REAL, _ASKED_AGAIN)
     raise _Stopped(number)
@@ -132,7 +133,7 @@ def _raise(number: int) -> NoReturn:
 
 
 def _end_if_stopped() -> None:
-    """End this process if a signal asked for it: what was raised then may have come out as another error."""
+    """End this process if a signal asked for it: its `_Stopped` may have been turned into another error."""
     if _asked:
         _end_stopped(_asked[0])
 
@@ -142,7 +143,7 @@ def _end_stopped(number: int) -> NoReturn:
     complain(MovqError(f"stopped by {signal.Signals(number).name}; nothing unfinished was left behind"))
     with suppress(OSError, AttributeError):
         sys.stdout.flush()
-    os._exit(128 + number)  # threads still reading are not waited for
+    os._exit(128 + number)  # does not wait for threads that are still reading
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..batch import BatchPlan, BatchResult, Found, Item, Line, Summary
 
 _NAMES, _REASONS = 5, 20
-_CAPTION = 60  # characters of it that a plan shows
+_CAPTION = 60  # characters of a caption that a dry run shows
 _LEAST_PART = 0.5
 
 
@@ -93,7 +93,7 @@ def batch_encode(
         return
     if not quiet:
         say_whose_weights(options)
-    with watching(quiet) as watch, redirect_stdout(sys.stderr):  # what Ray prints is talk
+    with watching(quiet) as watch, redirect_stdout(sys.stderr):  # Ray's messages go to stderr
         result = encode_batch(sources or [], folder, options, batch, watch=watch)
     _report(result, folder, quiet, batch.shard is not None)
     failed = sum(line["status"] == "failed" for line in result.lines)
@@ -102,7 +102,7 @@ def batch_encode(
 
 
 def _checked(sources: list[str] | None, output: str | None, batch: BatchOptions, verbose: bool) -> str:
-    """Return the output folder. Raise MovqUsageError where something is missing, or does nothing beside the others."""
+    """Return the output folder. Raises MovqUsageError if an option is missing, or has no effect with the others."""
     if not sources and not batch.lists:
         raise MovqUsageError("name a folder, files, a glob or a --list", "SRC")
     if output is None:
@@ -131,7 +131,7 @@ def _counts(whole: Summary) -> str:
 
 
 def _allowed(text: str) -> Callable[[int], float]:
-    """How many items of so many may fail. Raises MovqUsageError."""
+    """Return a function from the number of items to how many may fail. Raises MovqUsageError."""
     number, percent, rest = text.partition("%")
     try:
         most = float(number)
@@ -164,7 +164,7 @@ def _report(result: BatchResult, output: str, quiet: bool, is_shard: bool) -> No
 
 
 def _say_made(made: list[Line], new: Summary) -> None:
-    """Say what was done to clips that nobody may have asked for: crops, repeated and dropped frames, warnings."""
+    """Report changes to clips that users may not expect: crops, repeated and dropped frames; and warnings."""
     _say_crops([(line["path"], _kept(line)) for line in made if _is_cropped(line)])
     clips = plural(new.counts["done"], "clip")
     if new.padded:
@@ -200,7 +200,7 @@ def _result_line(result: BatchResult, whole: Summary, new: Summary) -> str:
 
 
 def show_failures(summary: Summary, file: TextIO | None = None) -> None:
-    """A table of the reasons, the most frequent first."""
+    """Print a table of the reasons for failures, the most frequent first."""
     from .tables import print_rows
 
     if summary.failures:
@@ -212,7 +212,7 @@ def show_failures(summary: Summary, file: TextIO | None = None) -> None:
 
 
 def say_orphans(orphans: list[str], output: str) -> None:
-    """Say which outputs belong to no item."""
+    """Report the outputs that belong to no item."""
     complain(
         f"{plural(len(orphans), 'output')} that this command does not ask for (no such video, an older state of one, or cut "
         f"otherwise): {_some(orphans)}",
@@ -221,7 +221,7 @@ def say_orphans(orphans: list[str], output: str) -> None:
 
 
 def _say_found(found: Found) -> None:
-    """What was passed over, by reason, with some names; and what was not understood."""
+    """Report the files that were skipped, by reason and with some names, and columns that movq does not use."""
     for reason, count in sorted(Counter(reason for _, reason in found.ignored).items()):
         names = _some([os.path.basename(path) for path, why in found.ignored if why == reason])
         complain(f"skipped {count:,}, {reason}: {names}")
@@ -234,14 +234,14 @@ def _is_cropped(line: Line) -> bool:
 
 
 def _kept(line: Line) -> float:
-    """The part of a video's picture that is left of it."""
+    """Return the fraction of a video's picture that its crop keeps."""
     from ..batch import part_kept
 
     return part_kept(line["seen"].width, line["seen"].height, line["width"], line["height"])
 
 
 def _say_crops(parts: list[tuple[str, float]]) -> None:
-    """Of (path, part of the picture that is kept): those that lose most of it."""
+    """Report, of (path, fraction of the picture that is kept), those that keep less than _LEAST_PART."""
     bad = sorted((part, path) for path, part in parts if part < _LEAST_PART)
     if bad:
         part, path = bad[0]

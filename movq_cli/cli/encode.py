@@ -34,7 +34,7 @@ def encode(
     if dry_run:
         refuse_inputs(output, source)
         with WholeFile(output, force=options.force):
-            pass  # it can be written
+            pass  # only checks that it can be written
         _print_plan(plan_encode(source, options.beside(output)), output)
         return
     if not quiet:

@@ -1,4 +1,4 @@
-"""`movq eval VIDEO...`: how near videos come back, and what one setting costs against another."""
+"""`movq eval VIDEO...`: measure how near reconstructions are to videos, and compare one setting with another."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ def evaluate(
 def _frames_to_draw(
     sources: list[str], picture: str | None, picture_frame: list[int] | None, force: bool
 ) -> list[int] | None:
-    """Return the frames to draw; None for the usual ones, none where nothing is drawn.
+    """Return the frames to draw: None for the default ones, an empty list if nothing is drawn.
 
-    Raises MovqUsageError for options that do not go together, MovqError for a picture that cannot be written.
+    Raises MovqUsageError if options do not go together, MovqError if the picture cannot be written.
     """
     from ..files import WholeFile, refuse_inputs
 
@@ -91,7 +91,7 @@ def _frames_to_draw(
         raise MovqUsageError("draws one video; name one", option="picture")
     refuse_inputs(picture, *sources)
     with WholeFile(picture, force=force):
-        pass  # it can be written
+        pass  # only checks that it can be written
     return picture_frame
 
 
@@ -102,7 +102,7 @@ def _evaluate_all(
     frames: list[int] | None,
     quiet: bool,
 ) -> tuple[list[Evaluation], list[dict[str, str]]]:
-    """Evaluate videos one after the other. Return the evaluations, and of those that failed the source and the reason."""
+    """Evaluate videos one after the other. Return the evaluations, and the source and reason of each failure."""
     from ..evaluate import evaluate_video
 
     made: list[Evaluation] = []
@@ -167,7 +167,7 @@ def _row(name: str, scores: dict[str, Any]) -> list[str]:
 
 
 def _differ(evaluation: Evaluation) -> dict[str, str]:
-    """Say how far two settings' latents and pictures are from each other, by what is compared."""
+    """Return the differences between the latents and pictures of two settings, in words, by what is compared."""
     assert evaluation.difference is not None
     mean, logvar, posterior = (getattr(evaluation.difference, name) for name in ("mean", "logvar", "posterior"))
     rows = {"means": f"rms {mean.rms:.2g}, 99.9% within {mean.p999:.2g}, largest {mean.largest:.2g} of their deviation"}
@@ -186,11 +186,12 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _other_options(options: EncodeOptions, text: str) -> EncodeOptions:
-    """The options with those changed that the text gives, as at the prompt. Raises MovqUsageError."""
+    """Return the options, changed by the flags in `text`, as typed at a prompt. Raises MovqUsageError."""
     try:
         given = _settings(shlex.split(text), standalone_mode=False)
     except Exception as error:
-        if not isinstance(error, ValueError) and not hasattr(error, "format_message"):  # typer's own, of its own click
+        # typer's usage errors are classes of the click inside it, so they are recognized by this method.
+        if not isinstance(error, ValueError) and not hasattr(error, "format_message"):
             raise
         reason = str(error) if isinstance(error, ValueError) else error.format_message()
         raise MovqUsageError(f"{text!r} are no settings: {reason}", option="against") from None

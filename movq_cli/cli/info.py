@@ -1,6 +1,6 @@
-"""`movq info PATH...`: latents, videos, weights, or a folder of latents: what each is.
+"""`movq info PATH...`: describe latents, videos, weights, and folders of latents or batches.
 
-Of latents the header alone is read, unless --stats.
+Without --stats, only the headers of latents are read.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _Described = tuple[dict[str, Any], Callable[[], None]]
 
 
 def _describe(path: str, stats: bool, weights: str | None) -> _Described:
-    """Return what JSON says of a path, and what prints it for people."""
+    """Return the values that --json prints for a path, and a function that prints them for people."""
     from ..describe import kind_of
 
     kind = kind_of(path)

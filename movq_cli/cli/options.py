@@ -1,4 +1,4 @@
-"""The flags of the command line: words for every field of the options in `movq_cli.options`, and how they become flags."""
+"""The flags of the command line: the help of every field in `movq_cli.options`, and how fields become flags."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ITEMS, RUN, SHARDS, OUTPUT = "Batch: items", "Batch: how it runs", "Batch: shard
 
 @dataclass(frozen=True)
 class Words:
-    """The help of an option. `parse` reads its text if the text is more than a number, a name or a path."""
+    """The help of an option. `parse` converts its text, if that is more than a number, a name or a path."""
 
     panel: str
     help: str
@@ -54,7 +54,7 @@ def _choices(values: Iterable[str]) -> str:
 
 
 def _auto(name: str, what: str, text: str) -> int | None:
-    """Read auto, which is None, or a number. Raises MovqUsageError about the option of this name."""
+    """Return None for "auto", or the number. Raises MovqUsageError that names the option."""
     if text == "auto":
         return None
     if not text.isdecimal():
@@ -177,14 +177,14 @@ WORDS: Mapping[str, Words] = {
     ),
     "shard_size": Words(OUTPUT, "Of a tar, at most. (default: 1GB)", "SIZE", _bytes("shard_size")),
 }
-"""By the field's name, or CLASS.NAME where classes have fields of one name and other words."""
+"""The help of each field, by its name, or by CLASS.NAME if classes need different help for the same name."""
 
 WITHOUT_FLAG = {"skip", "EncodeOptions.short"}
-"""Fields that a batch sets when it cuts items out of videos."""
+"""Fields without a flag, because a batch sets them when it cuts items out of videos."""
 
 
 def option_of(name: str, owner: str = "") -> typer.models.OptionInfo:
-    """Return typer's option of a field, of the class `owner` if that has words of its own for it."""
+    """Return the typer option of a field, with the help that the class `owner` has for it, if any."""
     words = WORDS.get(f"{owner}.{name}") or WORDS[name]
     option: typer.models.OptionInfo = typer.Option(
         flag(name),
@@ -209,10 +209,11 @@ Command = Callable[..., Any]
 
 
 def takes(*, without: Collection[str] = (), unset: bool = False, **options: type) -> Callable[[Command], Command]:
-    """Decorate a command: a parameter named here becomes the flags of a class of options, and is given what they make.
+    """Return a decorator that replaces parameters of a command by the flags of option classes.
 
-    With `takes(options=EncodeOptions)`, `def encode(source, options)` has --chunk-frames, --tail and so on. Fields `without`
-    a flag keep their defaults. With `unset`, the parameter is a dict of the fields that were given, and of no others.
+    With `takes(options=EncodeOptions)`, `def encode(source, options)` has the flags --chunk-frames, --tail and so on,
+    and receives an EncodeOptions. Fields in `without` have no flag and keep their defaults. With `unset`, the parameter
+    is a dict of only those fields that were given.
     """
 
     def decorated(command: Command) -> Command:
@@ -245,7 +246,7 @@ def takes(*, without: Collection[str] = (), unset: bool = False, **options: type
 
 
 def flat_fields(kind: Any) -> Iterator[tuple[str, Any, Field[Any]]]:
-    """Yield (class, type, field) of every option of a class that has a flag, those of classes in it in their place."""
+    """Yield (class name, type, field) of every option with a flag. A nested class is replaced by its own fields."""
     hints = get_type_hints(kind)
     for field in fields(kind):
         hint = hints[field.name]
@@ -260,10 +261,10 @@ def _flags(kind: type, without: Collection[str], unset: bool) -> Iterator[inspec
         if field.name in without:
             continue
         default: Any = field.default if field.default is not MISSING else None
-        if get_origin(hint) is tuple:  # any number of them
+        if get_origin(hint) is tuple:  # a flag that may be repeated
             hint, default = list[get_args(hint)[0]], list(default or ())  # type: ignore[misc]
         option = option_of(field.name, owner)
-        if unset or option.parser is not None:  # which would be given the default too
+        if unset or option.parser is not None:  # typer would also parse the default
             default = None
         yield inspect.Parameter(
             field.name,
@@ -274,7 +275,7 @@ def _flags(kind: type, without: Collection[str], unset: bool) -> Iterator[inspec
 
 
 def _made(kind: type, values: Mapping[str, Any]) -> Any:
-    """Return options of a class, of flat values by field; None leaves a field's default."""
+    """Return an instance of an option class from values by field. A field whose value is None keeps its default."""
     hints = get_type_hints(kind)
     own: dict[str, Any] = {}
     for field in fields(kind):

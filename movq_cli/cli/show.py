@@ -1,4 +1,4 @@
-"""How movq talks: complaints in one line, sizes, durations and ratios in the units people read."""
+"""Messages in one line, and sizes, durations and ratios in units for people."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def complain(what: MovqError | str, about: str = "") -> None:
-    """One line on stderr, `movq: NAME: reason`, that no file name can break out of."""
+    """Write one line to stderr, `movq: NAME: reason`. No file name can break out of the line."""
     text = what.with_flags if isinstance(what, MovqError) else what
     text = f"{about}: {text}" if about else text
     sys.stderr.write(f"movq: {printable(text)}\n")
 
 
 def say_whose_weights(options: EncodeOptions) -> None:
-    """A remark on the weights that are taken where none are named."""
+    """Print a remark about the embedded weights if no weights are named."""
     if options.weights is None:
         complain(
             f"the embedded {EMBEDDED} weights are for trying, testing and archiving: no public diffusion model reads "
@@ -33,12 +33,12 @@ def say_whose_weights(options: EncodeOptions) -> None:
 
 
 def name_of(path: str | os.PathLike[str]) -> str:
-    """Return a path as it can be printed."""
+    """Return a path as text that is safe to print."""
     return printable(os.fspath(path))
 
 
 def duration(seconds: float) -> str:
-    """4.8 s, 2 min 05 s, 1 h 02 min."""
+    """Return seconds as text: 4.8 s, 2 min 05 s, 1 h 02 min."""
     if seconds < 99.5:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -46,7 +46,7 @@ def duration(seconds: float) -> str:
 
 
 def ratio(bytes_before: float, bytes_after: float) -> str:
-    """1/11.6 where the second is smaller, 7.8 times where it is larger."""
+    """Return how the second size relates to the first: 1/11.6 if it is smaller, 7.8 times if it is larger."""
     if not bytes_before or not bytes_after:
         return "-"
     factor = bytes_before / bytes_after
@@ -65,7 +65,7 @@ def plural(count: int, word: str) -> str:
 
 @contextmanager
 def progress_bar(quiet: bool) -> Iterator[Progress]:
-    """A bar on stderr, counting frames; none where stderr is not a terminal."""
+    """Yield a Progress that draws a bar of frames on stderr. If `quiet` or without a terminal, nothing is drawn."""
     from tqdm import tqdm
 
     with tqdm(unit=" frames", disable=True if quiet else None, leave=False, dynamic_ncols=True) as bar:

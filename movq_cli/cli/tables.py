@@ -17,7 +17,7 @@ _FILE_WIDTH = 200
 
 
 def print_pairs(pairs: Mapping[str, str | Sequence[str]], title: str = "") -> None:
-    """Names on the left, values on the right, in several lines where they are several; empty values are left out."""
+    """Print names on the left and values on the right, a list one line each. Empty values are left out."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -31,7 +31,7 @@ def print_pairs(pairs: Mapping[str, str | Sequence[str]], title: str = "") -> No
 
 
 def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]], file: TextIO | None = None) -> None:
-    """A table on standard output, or in `file`; all columns but the first are aligned to the right."""
+    """Print a table to standard output, or to `file`. All columns except the first are aligned to the right."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
         table.add_column(
@@ -43,9 +43,9 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]], file: Text
 
 
 def _print(what: Table | Text, file: TextIO | None = None) -> None:
-    """As wide as the terminal; where there is none, wide enough for everything and without trailing spaces."""
+    """Print at the width of the terminal, or else at _FILE_WIDTH and without trailing spaces."""
     file = file or sys.stdout
-    if file is None:  # it is closed
+    if file is None:  # standard output is closed
         return
     if file.isatty():
         Console(highlight=False, file=file).print(what)

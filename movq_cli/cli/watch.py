@@ -1,4 +1,4 @@
-"""How a batch is watched: a bar and a line per worker on a terminal, plain lines anywhere else."""
+"""Views of a running batch: a bar and a line per worker on a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LINE_SECONDS = 30.0
 
 @contextmanager
 def watching(quiet: bool) -> Iterator[Watch]:
-    """Something for encode_batch to tell how far it is. When it is interrupted, what is left is said."""
+    """Yield a Watch for encode_batch. If a signal interrupts encoding, print how many items are left."""
     view = _Quiet() if quiet else _Terminal() if sys.stderr.isatty() else _Log()
     try:
         yield view
@@ -38,7 +38,7 @@ def watching(quiet: bool) -> Iterator[Watch]:
 
 
 class _Quiet:
-    """A line for each item that fails, and nothing else."""
+    """Prints a line for each item that fails or is too short, and nothing else."""
 
     def __init__(self) -> None:
         self.state: BatchState | None = None
@@ -57,7 +57,7 @@ class _Quiet:
             complain(line["reason"], line["path"])
 
     def show(self, state: BatchState) -> float:
-        """Seconds until it wants to be called again."""
+        """Show the state. Return the seconds until it may be shown again."""
         return _LINE_SECONDS
 
     def close(self) -> None:
@@ -65,7 +65,7 @@ class _Quiet:
 
 
 class _Log(_Quiet):
-    """Now and then also a line on how far it is."""
+    """Prints, in addition, a line of progress every _LINE_SECONDS."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class _Log(_Quiet):
 
 
 class _Terminal(_Quiet):
-    """The same, drawn: a bar, and below it what each worker does."""
+    """Draws a bar, and below it a line for each worker. Failures are printed above."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class _Terminal(_Quiet):
 
 
 def _beginning(state: BatchState) -> tuple[int, int, str]:
-    """In all, done, and both in words, before anything is encoded."""
+    """Return the total, the number done, and both in words, for the phases before encoding."""
     if state.phase == "looking":
         total, done, verb = len(state.found.items), state.looked, "videos looked at"
     else:
@@ -150,7 +150,7 @@ def _speed(state: BatchState) -> str:
 
 
 def _bytes_done(state: BatchState) -> float:
-    """Of the videos, those in work by the part that is done of them."""
+    """Return how many bytes of the videos are done. Those in work count by the part of their frames that is done."""
     working = 0.0
     for worker in state.workers:
         if worker.task is not None and worker.total:
@@ -159,7 +159,7 @@ def _bytes_done(state: BatchState) -> float:
 
 
 def _left(state: BatchState) -> float | None:
-    """Seconds, by the bytes of the videos; None while nothing is known."""
+    """Return the estimated seconds left, by bytes; None until an item and a thousandth of all bytes are done."""
     done = _bytes_done(state)
     if done < state.source_bytes / 1000 or not state.frames:
         return None

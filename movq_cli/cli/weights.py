@@ -18,7 +18,7 @@ app = typer.Typer(no_args_is_help=True, help="Weights: other people's checkpoint
 
 @app.callback()
 def _weights() -> None:
-    pass  # keeps convert a command of its own
+    pass  # with a callback, typer keeps `convert` a subcommand
 
 
 @app.command()
@@ -60,7 +60,7 @@ def convert(
 
 
 def scaling(checkpoint: Checkpoint) -> str:
-    """The scaling factor; where it is unknown, those of the published models, all of which have whole-clip norms."""
+    """Return the scaling factor. If it is unknown and norms span the clip, as in published models, name theirs."""
     published = "unknown: 1.15258426 for CogVideoX-2B, 0.7 for 5B and 1.5"
     unknown = published if checkpoint.config.norm_scope == "whole" else "unknown"
     return checkpoint.metadata["scaling_factor"] or unknown

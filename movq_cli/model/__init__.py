@@ -1,6 +1,6 @@
-"""The networks: `Encoder3D`, `Decoder3D` and every layer of theirs, under their published names.
+"""The networks `Encoder3D` and `Decoder3D` and all their layers, under their published names.
 
-Importing this imports no torch; naming a class does. `config` is free of torch altogether.
+Importing this package does not import torch; the first use of a class does. `config` needs no torch at all.
 """
 
 from __future__ import annotations

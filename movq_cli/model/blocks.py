@@ -1,6 +1,6 @@
 """The layers of the published encoder and decoder, under their published names (CogVideo, movq_enc_3d.py, movq_dec_3d.py).
 
-Each takes (B, C, T, H, W), and a cache where it streams; without one a call is a whole clip.
+Each takes (B, C, T, H, W), and a cache if it streams. A call without a cache is a whole clip.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ Norm = GroupNorm | SpatialNorm3D
 
 
 class DownSample3D(nn.Module):
-    """Halves height and width; with compress_time also time, the stream's first frame apart.
+    """Halves height and width; with `compress_time` also time, except for the stream's first frame, which is kept.
 
-    (B, C, T, H, W) to (B, C, T', H / 2, W / 2), T' = 1 + (T - 1) // 2 for the first chunk of a stream and T // 2 for later
-    ones. Space is a 3x3 convolution of stride 2 padded on the right and below, or without `with_conv` an average.
+    (B, C, T, H, W) to (B, C, T', H / 2, W / 2). With `compress_time`, T' is 1 + (T - 1) // 2 for the first chunk of a
+    stream and T // 2 for later ones. Frames are averaged in pairs. Height and width are halved by a 3x3 convolution of
+    stride 2, padded on the right and below, or without `with_conv` by an average.
     """
 
     def __init__(self, in_channels: int, with_conv: bool, compress_time: bool = False) -> None:
@@ -31,12 +32,12 @@ class DownSample3D(nn.Module):
         self.conv = Conv2d(in_channels, in_channels, kernel_size=3, stride=2) if with_conv else None
 
     def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
-        """Return x (B, C, T, H, W) at half the size."""
+        """Return x (B, C, T, H, W) at half the height and width, and with `compress_time` half the frames."""
         b, c, t, h, w = x.shape
         alone = 1 if self.compress_time and (cache is None or cache.first) else 0
         pairs = (t - alone) // 2 if self.compress_time else t
         edge = 0 if self.conv is None else 1
-        # Averages are written into the convolution's padded input: no copy in between.
+        # Averages are written straight into the convolution's padded input, which saves a copy.
         padded = unfilled((b, c, alone + pairs, h + edge, w + edge), x, cache)
         if edge:
             padded[..., h:, :].zero_()
@@ -57,9 +58,10 @@ class DownSample3D(nn.Module):
 
 
 class Upsample3D(nn.Module):
-    """Doubles height and width (nearest, then a 3x3 convolution); with compress_time also time, the first frame apart.
+    """Doubles height and width; with `compress_time` also time, except for the stream's first frame, which is kept.
 
-    (B, C, T, H, W) to (B, C, T', 2H, 2W), T' = 2T - 1 for the first chunk of a stream and 2T for later ones.
+    (B, C, T, H, W) to (B, C, T', 2H, 2W): nearest neighbour, then with `with_conv` a 3x3 convolution. With
+    `compress_time`, T' is 2T - 1 for the first chunk of a stream and 2T for later ones. Frames are repeated.
     """
 
     def __init__(self, in_channels: int, with_conv: bool, compress_time: bool = False) -> None:
@@ -68,22 +70,22 @@ class Upsample3D(nn.Module):
         self.conv = Conv2d(in_channels, in_channels, kernel_size=3, padding=1) if with_conv else None
 
     def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
-        """Return x (B, C, T, H, W) at twice the size."""
+        """Return x (B, C, T, H, W) at twice the height and width, and with `compress_time` twice the frames."""
         y = upsample_space(fold_frames(x))
         if not self.compress_time:
             return unfold_frames(y if self.conv is None else self.conv(y), x.shape[0])
-        # The convolution is per frame, so a frame shown twice is convolved once.
+        # The convolution is per frame, so a repeated frame is convolved only once.
         y = unfold_frames(y if self.conv is None else self.conv(y), x.shape[0])
         twice = y.repeat_interleave(2, dim=2)
         return twice[:, :, 1:] if cache is None or cache.first else twice
 
 
 class ResnetBlock3D(nn.Module):
-    """norm1, SiLU, conv1, + temb_proj(SiLU(temb)), norm2, SiLU, dropout, conv2, + shortcut of x.
+    """A residual block: norm1, SiLU, conv1, + temb_proj(SiLU(temb)), norm2, SiLU, dropout, conv2, + shortcut of x.
 
-    forward(x, temb): x (B, in_channels, T, H, W), temb (B, temb_channels) or None. Where the channels change, the shortcut
-    is a 1x1x1 convolution (`nin_shortcut`) or, with conv_shortcut, a causal 3x3x3 one. With zq_ch its norms are
-    SpatialNorm3D and forward needs zq too.
+    forward(x, temb) takes x (B, in_channels, T, H, W) and temb (B, temb_channels) or None. If the numbers of channels
+    differ, the shortcut is a 1x1x1 convolution (`nin_shortcut`) or, with `conv_shortcut`, a causal 3x3x3 one. With
+    `zq_ch` the norms are SpatialNorm3D, and forward needs zq too.
     """
 
     def __init__(
@@ -121,12 +123,15 @@ class ResnetBlock3D(nn.Module):
     def forward(
         self, x: Tensor, temb: Tensor | None = None, cache: StreamCache | None = None, *, zq: Tensor | None = None
     ) -> Tensor:
-        """Return (B, out_channels, T, H, W) of x (B, in_channels, T, H, W)."""
+        """Return the block's output (B, out_channels, T, H, W) for x (B, in_channels, T, H, W)."""
         cache = cache or StreamCache()
         return self._second(self._first(Carry(x, zq=zq), cache, None, temb), cache, None).x
 
     def stages(self, name: str, pixels: float) -> list[Stage]:
-        """Its two barriers apart: the first stage carries (x, h) on. `pixels` per frame, against other layers'."""
+        """Return two stages, one for each norm; the first passes on (x, h).
+
+        `pixels` is how many pixels the block computes, relative to the network's other layers.
+        """
         first, second = (num_parameters(conv) for conv in (self.conv1, self.conv2))
         second += num_parameters(self.conv_shortcut) + num_parameters(self.nin_shortcut)
         return [
@@ -147,7 +152,7 @@ class ResnetBlock3D(nn.Module):
     def _second(self, carry: Carry, cache: StreamCache, stats: NormStatistics | None) -> Carry:
         assert carry.h is not None
         x, h, zq = carry.x, carry.h, carry.zq
-        carry.x, carry.h = None, None  # type: ignore[assignment]  # the caller's hold on them ends here
+        carry.x, carry.h = None, None  # type: ignore[assignment]  # so that the caller does not keep them alive
         padded = self.conv2.buffer(h, cache)
         _write_norm(self.norm2, h, self.conv2.body(padded), zq, cache, stats, silu=True)
         del h
@@ -163,7 +168,10 @@ class ResnetBlock3D(nn.Module):
 
 
 class AttnBlock2D(nn.Module):
-    """Self-attention among the pixels of each frame, one head: x + proj_out(softmax(q k / sqrt(C)) v), of norm(x)."""
+    """Self-attention among the pixels of each frame, with one head.
+
+    x + proj_out(softmax(q k / sqrt(C)) v), where q, k and v are 1x1 convolutions of norm(x).
+    """
 
     def __init__(self, in_channels: int, norm_scope: str = "whole", zq_ch: int | None = None) -> None:
         super().__init__()
@@ -173,11 +181,11 @@ class AttnBlock2D(nn.Module):
         self.q, self.k, self.v, self.proj_out = (Conv2d(in_channels, in_channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor, cache: StreamCache | None = None, *, zq: Tensor | None = None) -> Tensor:
-        """Return x (B, C, T, H, W) with what its pixels attend to added."""
+        """Return x (B, C, T, H, W) plus its attention."""
         return self._run(Carry(x, zq=zq), cache or StreamCache(), None).x
 
     def stages(self, name: str, pixels: float) -> list[Stage]:
-        """Return its one stage. `pixels` per frame, against other layers'."""
+        """Return its only stage. `pixels` is how many pixels it computes, relative to the network's other layers."""
         return [Stage(name, _group_norm(self.norm), self._run, num_parameters(self) * pixels)]
 
     def _run(self, carry: Carry, cache: StreamCache, stats: NormStatistics | None) -> Carry:
@@ -191,7 +199,7 @@ class AttnBlock2D(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution: its residual blocks, an attention behind each or none, and what leads to the next level."""
+    """One resolution: its residual blocks, an attention after each or none, and the resampling to the next level."""
 
     downsample: DownSample3D
     upsample: Upsample3D
@@ -202,7 +210,7 @@ class Level(nn.Module):
         self.attn = nn.ModuleList()
 
     def pairs(self) -> list[tuple[ResnetBlock3D, AttnBlock2D | None]]:
-        """Blocks in order, each with the attention behind it."""
+        """Return the blocks in order, each with the attention that follows it, or None."""
         attn: list[AttnBlock2D | None] = [*self.attn] if self.attn else [None] * len(self.block)
         return list(zip(self.block, attn, strict=True))  # type: ignore[arg-type]
 
@@ -217,12 +225,12 @@ class Middle(nn.Module):
 
 
 def num_parameters(module: nn.Module | None) -> int:
-    """Return how many numbers a module has: its work per pixel, or nearly."""
+    """Return the number of parameters of a module, 0 for None. This is about its work per pixel."""
     return 0 if module is None else sum(p.numel() for p in module.parameters())
 
 
 def conv_stage(name: str, conv: CausalConv3d, pixels: float, norm: Norm | None = None) -> Stage:
-    """A causal convolution as a stage, behind norm and SiLU where a norm is given."""
+    """Return a causal convolution as a stage; if a norm is given, norm and SiLU come first."""
 
     def run(carry: Carry, cache: StreamCache, stats: NormStatistics | None) -> Carry:
         padded = conv.buffer(carry.x, cache)

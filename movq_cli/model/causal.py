@@ -1,7 +1,7 @@
-"""Streaming, and the convolution that needs it: one explicit cache per stream, and `CausalConv3d`.
+"""Streaming: `StreamCache`, one per stream, and `CausalConv3d`, which needs it.
 
-A whole clip is a stream of one chunk, so there is one code path. What is not here: norms (norms.py), which are the only
-layers that may look further than the cache remembers.
+A whole clip is a stream of one chunk, so one code path serves both. Norms are in norms.py: they are the only layers
+that may need frames which the cache does not keep.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from .convolution import LAYOUT, Conv3d
 
 
 class StreamCache:
-    """What one stream leaves behind between its chunks, made by the caller and passed down; modules hold nothing.
+    """The state of one stream between its chunks. The caller creates it and passes it down; modules keep no state.
 
-    `past` maps each causal convolution to its last inputs; `first` and `last` say whether the chunk now being computed is
-    the stream's first or last, as told by whoever feeds the chunks. A last chunk leaves nothing behind. Besides, it lends
-    the memory that one layer's input is prepared in to the next: fresh memory costs more to get than to fill.
+    `past` maps each causal convolution to its last inputs. `first` and `last` say whether the chunk being computed is
+    the stream's first or last; the code that feeds the chunks sets them. A last chunk leaves no past. The cache also
+    lends one layer after another the same memory to prepare its input in, as getting fresh memory costs more than
+    filling it.
     """
 
     def __init__(self, ends: bool = False) -> None:
         self.first, self.last = True, False
         self.ends = ends
-        """Whether the chunk given next, or taken last, is known to be the stream's last."""
+        """True if the chunk given next, or the one taken last, is known to be the stream's last."""
         self.past: dict[nn.Module, Tensor] = {}
         self._frames = 0
         self._room: Tensor | None = None
@@ -39,18 +40,18 @@ class StreamCache:
 
     @property
     def frames(self) -> int:
-        """Frames taken so far."""
+        """The number of frames taken so far."""
         return self._frames
 
     def end(self) -> None:
-        """To be called before the stream's last chunk is given, where that is known: it then keeps no past for another."""
+        """Announce that the next chunk is the stream's last, so that it keeps no past."""
         self.ends = True
 
     def take(self, frames: int, *, factor: int, first_chunk_frames: int = 1) -> int:
-        """Books a chunk of the stream and returns how many outputs it gives.
+        """Count a chunk as taken and return how many outputs it gives.
 
-        The first chunk has 1 + n * factor frames, later ones n * factor. A chunk of any other length is floored as a
-        whole clip would be, and ends the stream. Raises ValueError for a chunk that cannot follow.
+        The first chunk has 1 + n * factor frames, later ones n * factor. A chunk of any other length is rounded down as
+        a whole clip would be, and ends the stream. Raises ValueError for a chunk that cannot follow.
         """
         if self._over:
             raise ValueError(self._over)
@@ -68,7 +69,7 @@ class StreamCache:
         return (self._frames - 1) // factor - (before - 1) // factor
 
     def lend(self, shape: tuple[int, int, int, int, int], like: Tensor) -> Tensor:
-        """An unfilled tensor of this shape, in this project's layout, which the next one lent overwrites."""
+        """Return an unfilled tensor of this shape in `LAYOUT`. The next call reuses its memory."""
         size = math.prod(shape)
         if (
             self._room is None
@@ -80,14 +81,14 @@ class StreamCache:
             )
         ):
             self._room = None
-            with torch.inference_mode(False):  # or it could not be written to outside of that mode
+            with torch.inference_mode(False):  # an inference tensor could not be written to outside of that mode
                 self._room = torch.empty(size, dtype=like.dtype, device=like.device)
         b, c, t, h, w = shape
         return rearrange(self._room[:size].view(b, t, h, w, c), "b t h w c -> b c t h w")
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """An exception inside leaves some layers a chunk ahead of others: the stream cannot go on."""
+        """End the stream if an exception is raised inside, as some layers are then a chunk ahead of others."""
         try:
             yield
         except BaseException as error:
@@ -99,15 +100,17 @@ class CausalConv3d(nn.Module):
     """3-D convolution that sees no later frame: (B, chan_in, T, H, W) to (B, chan_out, T / stride, H, W).
 
     Published as `CausalConv3d` (CogVideo, movq_enc_3d.py, after MAGVIT-v2). `kernel_size` is an int or (time, height,
-    width); `stride` and `dilation` act on time alone; height and width are padded with zeros to keep their size.
+    width). `stride` and `dilation` apply to time only. Height and width are padded with zeros to keep their size.
 
-    pad_mode names what stands before the first frame:
-    - `first`: the first frame, repeated;
-    - `constant`: zeros. (The published code hands F.pad its tuple in the wrong order here: it pads width instead of
-      time and sees a frame of the future. This does what the name says.)
-    - `reflect`: frames k .. 1 mirrored, so the first outputs do see that far ahead; with fewer frames, zeros in front.
+    `pad_mode` names the padding before the first frame:
+    - `first`: the first frame, repeated.
+    - `constant`: zeros. (The published code passes F.pad its tuple in the wrong order here: it pads width instead of
+      time and sees a frame of the future. This class does what the name says.)
+    - `reflect`: frames k .. 1, mirrored, so the first outputs do see k frames ahead. If the chunk has fewer frames,
+      zeros come before them.
 
-    Raises ValueError for a kernel that is even in space, an unknown pad mode, or a stride that would skip frames.
+    Raises ValueError for a kernel that is even in height or width, an unknown pad mode, or a stride that would skip
+    frames.
     """
 
     def __init__(
@@ -149,20 +152,20 @@ class CausalConv3d(nn.Module):
         self.body(padded).copy_(x)
         return self.run(padded, cache)
 
-    # The three steps of forward, apart, so that the layer in front can write its result where it is needed: causal
-    # padding then costs no copy of the whole chunk.
+    # These are the three steps of forward. They are separate so that the layer before can write its result straight
+    # into the padded input; causal padding then needs no copy of the whole chunk.
 
     def buffer(self, x: Tensor, cache: StreamCache | None) -> Tensor:
-        """An unfilled input for `run`, with room for the past in front of the frames of x."""
+        """Return an unfilled input for `run`, with room for the past before the frames of x."""
         b, c, t, h, w = x.shape
         return unfilled((b, c, self.time_pad + t, h, w), x, cache)
 
     def body(self, padded: Tensor) -> Tensor:
-        """Where in a buffer the frames of the chunk belong."""
+        """Return the part of a buffer that the chunk's frames go into, a view."""
         return padded[:, :, self.time_pad :]
 
     def run(self, padded: Tensor, cache: StreamCache | None) -> Tensor:
-        """The convolution of a buffer whose body is filled."""
+        """Convolve a buffer whose body is filled. Takes the past from the cache and leaves the next chunk's there."""
         pad = self.time_pad
         if pad:
             if cache is not None and not cache.first:
@@ -188,14 +191,17 @@ class CausalConv3d(nn.Module):
 
 
 def unfilled(shape: tuple[int, int, int, int, int], like: Tensor, cache: StreamCache | None) -> Tensor:
-    """A tensor of this shape in this project's layout: lent by the cache, if there is one and no gradient needs it later."""
+    """Return an unfilled tensor of this shape in `LAYOUT`.
+
+    The cache lends it, if one is given and gradients are off; a gradient would need the tensor later.
+    """
     if cache is None or torch.is_grad_enabled():
         return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=LAYOUT)
     return cache.lend(shape, like)
 
 
 def fold_frames(x: Tensor) -> Tensor:
-    """Return (B, C, T, H, W) as (B * T, C, H, W): a view, in this project's layout."""
+    """Return (B, C, T, H, W) as (B * T, C, H, W); a view if x is in `LAYOUT`."""
     return rearrange(x, "b c t h w -> (b t) c h w")
 
 
@@ -205,5 +211,5 @@ def unfold_frames(x: Tensor, batch: int) -> Tensor:
 
 
 def upsample_space(x: Tensor) -> Tensor:
-    """(N, C, H, W) to (N, C, 2H, 2W), nearest."""
+    """Enlarge (N, C, H, W) to (N, C, 2H, 2W) by nearest neighbour."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")

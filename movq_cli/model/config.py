@@ -1,6 +1,6 @@
-"""What an autoencoder is built from: one frozen dataclass, read from the flat JSON of a weights file. No torch here.
+"""The config of an autoencoder: one frozen dataclass, read from the flat JSON of a weights file. No torch here.
 
-It knows every key of `Encoder3D` and of `Decoder3D`; everyone who needs a factor of 4, 8 or 16 asks it.
+It has every key of `Encoder3D` and of `Decoder3D`. Code that needs a factor of 4, 8 or 16 takes it from here.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ NORM_GROUPS = 32
 NORM_EPS = 1e-6
 _MOST_LEVELS = 10
 WINDOW_FRAMES = 8
-"""Frames that share norm statistics when AutoencoderKLCogVideoX of diffusers encodes; its first window has more."""
+"""Frames of a window when AutoencoderKLCogVideoX of diffusers encodes; its first window may have more."""
 WINDOW_LATENTS = 2
-"""Latents that share them when it, or CogVideo's own code, decodes."""
+"""Latents of a window when diffusers, or CogVideo's own code, decodes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
     """Constructor arguments of the published MoVQ encoder and decoder, and `norm_scope`.
 
-    Raises ValueError, with the reason, where no network can be built from them.
+    Raises ValueError, with the reason, if no network can be built from them.
     """
 
     ch: int
@@ -96,7 +96,10 @@ class AutoencoderConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AutoencoderConfig:
-        """The config of these values. A key that neither network knows is warned about by name, as it changes nothing."""
+        """Make a config of these values. A key that neither network knows is ignored, with a warning that names it.
+
+        Raises ValueError if a required key is missing or a value is invalid.
+        """
         known = {f.name for f in dataclasses.fields(cls)}
         for name in sorted(set(values) - known):
             warnings.warn(f"unknown config key {name!r} is ignored", MovqWarning, stacklevel=3)
@@ -107,11 +110,11 @@ class AutoencoderConfig:
         return cls(**given)
 
     def to_json(self) -> str:
-        """Every key with its value, sorted, no spaces: equal configs give equal text."""
+        """Return all keys and values as JSON, sorted and without spaces, so that equal configs give equal text."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
 
     def identity_json(self) -> str:
-        """`to_json` without what cannot change a latent: dropout, and resolution where there is no attention."""
+        """Return `to_json` without what cannot change a latent: dropout, and resolution if there is no attention."""
         values = dataclasses.asdict(self)
         del values["dropout"]
         if not self.attn_resolutions:
@@ -120,63 +123,63 @@ class AutoencoderConfig:
 
     @property
     def levels(self) -> int:
-        """How many resolutions there are."""
+        """The number of resolutions."""
         return len(self.ch_mult)
 
     @property
     def temporal_levels(self) -> int:
-        """Levels that halve time (encoder) or double it (decoder): log2 of the temporal factor."""
+        """The number of levels that halve time (encoder) or double it (decoder): log2 of the temporal factor."""
         return int(math.log2(self.temporal_compress_times))
 
     @property
     def temporal_factor(self) -> int:
-        """Frames per latent after the first, which stands for one frame."""
+        """Frames per latent, except for the first latent, which has one frame."""
         return self.temporal_compress_times
 
     @property
     def spatial_factor(self) -> int:
-        """Pixels per latent along height and width, which must be multiples of it."""
+        """Pixels per latent position along height and width. A picture's height and width must be multiples of it."""
         return int(2 ** (self.levels - 1))
 
     @property
     def moment_channels(self) -> int:
-        """Channels the encoder gives: mean and logvar with double_z, else the mean alone."""
+        """Channels of the encoder's output: mean and log variance with `double_z`, otherwise only the mean."""
         return 2 * self.z_channels if self.double_z else self.z_channels
 
     @property
     def first_chunk_frames(self) -> int:
-        """The fewest frames a stream's first chunk needs if a second is to follow: `reflect` looks ahead."""
+        """The fewest frames of a stream's first chunk if a second follows; more for `reflect`, which looks ahead."""
         return 1 + 2 * self.temporal_factor if self.pad_mode == "reflect" else 1
 
     def level_channels(self, level: int) -> int:
-        """Return the channels of a level."""
+        """Return the number of channels of a level."""
         return self.ch * self.ch_mult[level]
 
     def level_area(self, level: int) -> int:
-        """How many times fewer pixels than the picture the blocks of this level see."""
+        """Return the ratio of the picture's pixels to those that the blocks of this level see."""
         return int(4**level)
 
     def level_time(self, level: int) -> int:
-        """How many times fewer frames than the input the encoder's blocks of this level see."""
+        """Return the ratio of the input's frames to those that the encoder's blocks of this level see."""
         return int(2 ** min(level, self.temporal_levels))
 
     def doubles_time(self, level: int) -> bool:
-        """Whether the decoder doubles time behind the blocks of this level."""
+        """Return True if the decoder doubles time after the blocks of this level."""
         return level > 0 and level >= self.levels - self.temporal_levels
 
     def decoder_level_time(self, level: int) -> int:
-        """How many times fewer frames than the output the decoder's blocks of this level see."""
+        """Return the ratio of the output's frames to those that the decoder's blocks of this level see."""
         return int(2 ** sum(self.doubles_time(i) for i in range(level + 1)))
 
     def latent_frames(self, frames: int) -> int:
-        """T' of T frames, floored as the published encoder floors: 1 + (T - 1) // factor."""
+        """Return how many latents T frames give: 1 + (T - 1) // factor, rounded down as in the published encoder."""
         return 1 + (frames - 1) // self.temporal_factor if frames > 0 else 0
 
     def latents_to_frames(self, latents: int) -> int:
-        """Frames that so many latents stand for, from the first of a stream on: 1 + (latents - 1) * factor."""
+        """Return how many frames the first `latents` latents of a stream cover: 1 + (latents - 1) * factor."""
         return 1 + (latents - 1) * self.temporal_factor
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int, int]:
-        """(1, C, T', H', W') of the moments of one clip."""
+        """Return the shape (1, C, T', H', W') of the moments of one clip."""
         s = self.spatial_factor
         return 1, self.moment_channels, self.latent_frames(frames), height // s, width // s

@@ -1,9 +1,9 @@
-"""torch's `Conv2d` and `Conv3d`, by the kernel that suits.
+"""torch's `Conv2d` and `Conv3d`, run by the faster kernel.
 
-On a CPU torch does not always take oneDNN. For one clip in fp32 it goes by C * T * H, and up to 20,480 takes kernels of its own
-that are 2 to 7 times slower (aten, Convolution.cpp, `use_mkldnn`; benchmarks/convolutions.py): chunks of few frames come below
-that, and the layer that takes pixels nearly always does. For bf16 on a CPU that does not compute it, its kernels are tens of
-times slower than fp32.
+On a CPU torch does not always use oneDNN. For one clip in fp32 it decides by C * T * H: up to 20,480 it uses its own
+kernels, which are 2 to 7 times slower (aten, Convolution.cpp, `use_mkldnn`; benchmarks/convolutions.py). Chunks of few
+frames are below that limit, and the layer that takes pixels nearly always is. For bf16, on a CPU that does not compute
+it, torch's kernels are tens of times slower than fp32.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 LAYOUT = torch.channels_last_3d
-"""Memory layout of every activation: convolutions are fastest in it, and frames are slabs along its outermost axis."""
+"""The memory layout of every activation. Convolutions are fastest in it, and each frame is contiguous."""
 
 _ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
@@ -24,41 +24,43 @@ _ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-
 def cpu_computes_bf16() -> bool:
     """Return True if this CPU has instructions for bf16.
 
-    oneDNN's own check also passes where bf16 is emulated. torch's checks are private; without them, bf16 counts as emulated.
+    oneDNN's own check also passes if bf16 is emulated. torch's checks are private; without them, bf16 counts as
+    emulated.
     """
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name)() for name in checks if hasattr(torch.cpu, name))
 
 
 _BY_ONEDNN = {torch.float32} if cpu_computes_bf16() else {torch.float32, torch.bfloat16}
-"""What it is told to compute, in fp32: bf16 is rounded to once, as where a CPU has it."""
+"""The dtypes that oneDNN is given, as fp32. bf16 results are rounded once, as on a CPU that has bf16."""
 
 
 class Conv3d(nn.Conv3d):
-    """(B, C, T, H, W) to (B, C', T', H', W')."""
+    """A 3-D convolution, (B, C, T, H, W) to (B, C', T', H', W')."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return _convolve(self, super()._conv_forward, input, weight, bias)
 
 
 class Conv2d(nn.Conv2d):
-    """(N, C, H, W) to (N, C', H', W')."""
+    """A 2-D convolution, (N, C, H, W) to (N, C', H', W')."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return _convolve(self, super()._conv_forward, input, weight, bias)
 
 
 def lay_out(x: Tensor) -> Tensor:
-    """A weight, or an input, in the memory layout of activations; without a copy if it is in it."""
+    """Return a weight or an input in the memory layout of activations, without a copy if it already has it."""
     formats = {4: torch.channels_last, 5: LAYOUT}
     return x.contiguous(memory_format=formats.get(x.dim(), torch.contiguous_format))
 
 
 def round_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the weight of a convolution in `dtype`, each filter rounded as a whole: what one tap is off, the next makes up for.
+    """Return the weight of a convolution in `dtype`, adding the rounding error of each tap of a filter to the next tap.
 
-    Neighbouring inputs are alike, so the errors of a filter's taps add up if each is rounded by itself, and cancel if their sum
-    is nearly zero. In bf16 this was most of the error of the means, and costs nothing while encoding (benchmarks/rounding.py).
+    Neighbouring inputs are similar. If each tap is rounded separately, the errors of a filter's taps add up; if the
+    errors sum to nearly zero, they cancel. In bf16 separate rounding caused most of the error of the means, and
+    avoiding it costs nothing while encoding (benchmarks/rounding.py).
     """
     if weight.dim() < 4 or torch.finfo(dtype).bits >= 32:
         return weight.to(dtype)
@@ -92,12 +94,15 @@ def _convolve(
     out = torch.mkldnn_convolution(
         x, weight.float(), None if bias is None else bias.float(), padding, layer.stride, layer.dilation, layer.groups
     )
-    del x  # in bf16 a copy, and not needed beside the next
+    del x  # In bf16 this is a copy, which is freed before the output is copied.
     return out.to(input.dtype)
 
 
 def _strided(x: Tensor) -> Tensor:
-    """The same with the strides its layout gives: an axis of one may have any, and oneDNN then rounds otherwise."""
+    """Return x with the strides that its layout implies.
+
+    In torch an axis of length 1 may have any stride, but oneDNN rounds differently with other strides.
+    """
     _, c, *sides = x.shape
-    *steps, outer = accumulate(reversed(sides), mul, initial=c)  # of W, H, ..., and B
+    *steps, outer = accumulate(reversed(sides), mul, initial=c)  # strides of W, H, ..., and of B
     return x.as_strided(x.shape, (outer, 1, *reversed(steps)))

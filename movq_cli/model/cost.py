@@ -1,7 +1,7 @@
-"""What a chunk costs to encode or to decode, from the config and the picture alone. No torch.
+"""The cost of encoding or decoding a chunk, computed from the config and the size of the picture. No torch.
 
-Counts follow stages.py and blocks.py: of a residual block's tensors, three are alive at once, one of them with its past,
-whose memory is kept from layer to layer.
+Counts follow stages.py and blocks.py. Three tensors of a residual block are alive at once; one of them is a padded
+input, with its past, whose memory is reused from layer to layer.
 """
 
 from __future__ import annotations
@@ -11,22 +11,23 @@ from dataclasses import dataclass
 from .config import AutoencoderConfig
 
 MAX_ELEMENTS = 2**30
-"""No tensor may have more: kernels that index by 32 bits are near."""
+"""The most elements a tensor may have. The limit of kernels that index with 32 bits is not far above it."""
 
 _CHUNK_ELEMENTS = 32 * 128 * 128 * 8
-"""Activations of the first level from which longer chunks gain less than a tenth (movq-tiny, CPU: at 128x128, 8 frames give
-100 frames per second, 16 give 104, 32 give 92; at 256x256 and above 4 are as fast as 16)."""
+"""Activations of the first level above which longer chunks gain less than a tenth (movq-tiny, CPU: at 128x128, chunks
+of 8 frames give 100 frames per second, 16 give 104, 32 give 92; at 256x256 and above, 4 are as fast as 16)."""
 _CHUNK_LIMIT = 64
 _PAST = 2
-"""Frames of padding of a kernel of 3 in time, which every causal convolution here has."""
+"""Frames of padding of a kernel with 3 taps in time, as every causal convolution counted here has."""
 
 
 @dataclass(frozen=True)
 class ChunkCost:
-    """What one chunk costs, in elements.
+    """The memory of one chunk, in elements.
 
-    `activations` are alive at the worst moment, `caches` are kept for the next chunk, `largest` is the largest tensor, and
-    `waiting` are kept between two stages at the worst barrier by a window of several chunks.
+    `activations` are alive at the worst moment. `caches` are kept for the next chunk. `largest` is the size of the
+    largest tensor. `waiting` is what the chunk keeps between two stages at the worst barrier, if its window has several
+    chunks.
     """
 
     activations: int
@@ -35,12 +36,15 @@ class ChunkCost:
     waiting: int
 
     def bytes(self, item_size: int, alone: bool = False) -> int:
-        """Of memory that computing takes. `alone`: the chunk is all there is, and keeps nothing for a next one."""
+        """Return the bytes that computing takes. If the chunk is `alone`, it keeps nothing for a next one."""
         return (self.activations + (0 if alone else self.caches)) * item_size
 
 
 def encode_cost(config: AutoencoderConfig, frames: int, height: int, width: int) -> ChunkCost:
-    """Of a chunk of so many frames (the first one has one more than the rest) of height x width pixels."""
+    """Return the cost of encoding a chunk of `frames` frames of height x width pixels.
+
+    The first chunk of a stream has one frame more than the others.
+    """
     tally = _Tally()
     channels, t, area = config.ch, frames, height * width
     tally.conv(config.in_channels, channels, frames, area)
@@ -59,7 +63,10 @@ def encode_cost(config: AutoencoderConfig, frames: int, height: int, width: int)
 
 
 def decode_cost(config: AutoencoderConfig, frames: int, height: int, width: int) -> ChunkCost:
-    """Of a chunk that becomes so many frames, 1 + a multiple of the factor for the first one, of height x width pixels."""
+    """Return the cost of decoding a chunk to `frames` frames of height x width pixels.
+
+    The first chunk of a stream has 1 + a multiple of the temporal factor.
+    """
     s = config.spatial_factor
     latents = -(-frames // config.temporal_factor)
     tally = _Tally(zq=(config.zq_ch or 0) * latents * (height // s) * (width // s))
@@ -83,7 +90,7 @@ def decode_cost(config: AutoencoderConfig, frames: int, height: int, width: int)
 
 
 class _Tally:
-    """Layers in order, counted."""
+    """Counts the memory of layers, which are given in order."""
 
     def __init__(self, zq: int = 0) -> None:
         self._zq = zq
@@ -112,19 +119,19 @@ class _Tally:
         self._alive(6 * channels * t * area)
 
     def upsample(self, channels: int, t: int, area: int, twice: bool) -> None:
-        """The frame enlarged, convolved, and where time doubles shown twice: 4 times the area each."""
+        """Count the enlarged, the convolved and, if time doubles, the repeated frames, each of 4 times the area."""
         frame = channels * 4 * area * t
         self._alive(max(channels * t * area + 2 * frame, 3 * frame if twice else 0))
         self._largest = max(self._largest, frame * (2 if twice else 1))
         self._waiting = max(self._waiting, frame * (2 if twice else 1))
 
     def _alive(self, elements: int) -> None:
-        """Beside what padded inputs are prepared in."""
+        """Count elements that are alive together with the memory that padded inputs are prepared in."""
         self._live = max(self._live, elements + self._room)
 
 
 def default_chunk_frames(config: AutoencoderConfig, height: int, width: int) -> int:
-    """The smallest chunk that is not slower than longer ones; a multiple of the temporal factor."""
+    """Return the shortest chunk that is about as fast as longer ones, in frames, a multiple of the temporal factor."""
     factor = config.temporal_factor
     least = factor * (2 if config.pad_mode == "reflect" else 1)
     wanted = -(-_CHUNK_ELEMENTS // (config.ch * height * width))

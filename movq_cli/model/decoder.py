@@ -1,4 +1,4 @@
-"""`Decoder3D`: latents back to RGB video, the published MOVQDecoder3D, a whole clip at once or chunk by chunk."""
+"""`Decoder3D`, published as MOVQDecoder3D: from latents to RGB video, a whole clip at once or chunk by chunk."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .store import Store
 
 
 class Decoder3D(nn.Module):
-    """The published decoder of CogVideoX (CogVideo, movq_dec_3d.py), with its arguments, names and numbers.
+    """The published decoder of CogVideoX (CogVideo, movq_dec_3d.py), with the same arguments, names and results.
 
-    z (B, z_channels, L, H, W) becomes (B, out_ch, 1 + (L - 1) * 4, 8H, 8W) with the published arguments, in [-1, 1] or
-    nearly. Its norms are SpatialNorm3D of z itself. `give_pre_end` returns what stands before norm_out.
+    With the published arguments, z (B, z_channels, L, H, W) becomes (B, out_ch, 1 + (L - 1) * 4, 8H, 8W), in [-1, 1] or
+    nearly. Its norms are SpatialNorm3D and read z itself. With `give_pre_end` it returns the input of norm_out.
     """
 
     def __init__(
@@ -77,10 +77,11 @@ class Decoder3D(nn.Module):
         self.conv_out = CausalConv3d(channels, out_ch, 3, pad_mode)
 
     def forward(self, z: Tensor, zq: Tensor | None = None, cache: StreamCache | None = None) -> Tensor:
-        """Decode z (B, z_channels, L, H, W); zq (B, zq_ch, L, H, W), what the norms read, is z unless given.
+        """Decode z (B, z_channels, L, H, W). The norms read zq (B, zq_ch, L, H, W), which is z by default.
 
-        Without a cache, z is a whole clip. With one it is the stream's next chunk, of any length, which gives 4 frames per
-        latent, the stream's first latent 1; with norm_scope "frame" the outputs, joined, are those of the whole clip.
+        Without a cache, z is a whole clip. With one, it is the stream's next chunk, of any length. The stream's first
+        latent gives 1 frame, later ones give `temporal_factor`. With norm_scope "frame" the outputs of the chunks,
+        joined, equal that of the whole clip.
         """
         (x,) = self.decode_window([(z, z if zq is None else zq)], StreamCache(ends=True) if cache is None else cache)
         return x
@@ -92,7 +93,10 @@ class Decoder3D(nn.Module):
         store: Store | None = None,
         worked: Worked = lambda frames: None,
     ) -> Iterator[Tensor]:
-        """The next chunks (z, zq) of a stream, which share the statistics of their norms: as `Encoder3D.encode_window`."""
+        """Decode the next window of a stream, with chunks (z, zq), and yield the frames of each chunk.
+
+        The chunks share norm statistics, wait in the `store` and report to `worked` as in `Encoder3D.encode_window`.
+        """
         config = self.config
 
         def admitted() -> Iterator[Carry]:
@@ -106,11 +110,11 @@ class Decoder3D(nn.Module):
         yield from run_window(self.stages(), admitted(), cache, store=store, worked=worked)
 
     def stages(self) -> list[Stage]:
-        """The layers in order, cut at every norm."""
+        """Return the layers in order, cut at every norm."""
         config = self.config
 
         def pixels(level: int) -> float:
-            """Per frame of the output, as a part of its own."""
+            """Return the pixels that a level's blocks compute for each pixel of the output."""
             return 1 / (config.level_area(level) * config.decoder_level_time(level))
 
         lowest = pixels(config.levels - 1)
@@ -131,4 +135,4 @@ class Decoder3D(nn.Module):
 
 
 MOVQDecoder3D = Decoder3D
-"""Its published name."""
+"""The published name of `Decoder3D`."""

@@ -1,4 +1,4 @@
-"""`Encoder3D`: RGB video in [-1, 1] to the moments of its latents, a whole clip at once or chunk by chunk."""
+"""`Encoder3D`: from RGB video in [-1, 1] to the moments of its latents, a whole clip at once or chunk by chunk."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .store import Store
 
 
 class Encoder3D(nn.Module):
-    """The published encoder of CogVideoX (CogVideo, movq_enc_3d.py), with its arguments, names and numbers.
+    """The published encoder of CogVideoX (CogVideo, movq_enc_3d.py), with the same arguments, names and results.
 
-    x (B, in_channels, T, H, W) in [-1, 1] becomes (B, 2 * z_channels, 1 + (T - 1) // 4, H / 8, W / 8) with the published
-    arguments: mean, then log variance. `norm_scope` is "whole" (published) or "frame" (strictly causal; see norms.py).
-    Unknown arguments are ignored, as published, but warned about by name. Raises ValueError for arguments that make no
-    network, and for chunks that cannot follow.
+    With the published arguments, x (B, in_channels, T, H, W) in [-1, 1] becomes (B, 2 * z_channels, 1 + (T - 1) // 4,
+    H / 8, W / 8): mean, then log variance. `norm_scope` is "whole" (published) or "frame" (strictly causal; see
+    norms.py). Unknown arguments are ignored, as in the published code, but with a warning that names them. Raises
+    ValueError for arguments that make no network, and for chunks that cannot follow.
     """
 
     def __init__(
@@ -76,10 +76,11 @@ class Encoder3D(nn.Module):
         self.conv_out = CausalConv3d(channels, config.moment_channels, 3, pad_mode)
 
     def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
-        """Encode x (B, in_channels, T, H, W), H and W multiples of the spatial factor, to (B, moments, T', H / 8, W / 8).
+        """Encode x (B, in_channels, T, H, W) to moments (B, moment_channels, T', H / s, W / s), s the spatial factor.
 
-        Without a cache, x is a whole clip. With one it is the stream's next chunk: 1 + n * factor frames, then n * factor
-        (see `StreamCache.take`), and with norm_scope "frame" the outputs, joined, are those of the whole clip.
+        H and W must be multiples of s. Without a cache, x is a whole clip. With one, it is the stream's next chunk:
+        1 + n * factor frames, then n * factor (see `StreamCache.take`). With norm_scope "frame" the outputs of the
+        chunks, joined, equal that of the whole clip.
         """
         (z,) = self.encode_window([x], StreamCache(ends=True) if cache is None else cache)
         return z
@@ -92,11 +93,11 @@ class Encoder3D(nn.Module):
         worked: Worked = lambda frames: None,
         check: bool = False,
     ) -> Iterator[Tensor]:
-        """The next chunks of a stream, which share the statistics of their norms: for each, what becomes of it.
+        """Encode the next window of a stream, whose chunks share norm statistics, and yield the moments of each chunk.
 
-        With norm_scope "whole" a stream is one window if its outputs are to be those of the whole clip; with "frame" the
-        windows make no difference. Chunks wait in the `store` between stages; `worked` hears of the work done, in frames;
-        with `check`, NotFiniteError names the first stage that gives numbers that are not.
+        With norm_scope "whole", a stream must be one window if its outputs are to equal those of the whole clip. With
+        "frame", windows make no difference. Chunks wait in the `store` between stages. `worked` is called with the work
+        done, in frames. With `check`, raises NotFiniteError, which names the first stage whose values are not finite.
         """
         config, s = self.config, self.config.spatial_factor
         short: list[Tensor] = []
@@ -109,16 +110,16 @@ class Encoder3D(nn.Module):
                 before = cache.frames
                 if cache.take(t, factor=config.temporal_factor, first_chunk_frames=config.first_chunk_frames):
                     yield Carry(lay_out(x), position=ChunkPosition(before, t, cache.ends))
-                else:  # fewer frames than a latent needs, at the end of a stream
+                else:  # at the end of a stream, fewer frames than a latent needs
                     short.append(x.new_empty(b, config.moment_channels, 0, h // s, w // s))
 
         yield from run_window(self.stages(), admitted(), cache, store=store, worked=worked, check=check)
         yield from short
 
     def stages(self) -> list[Stage]:
-        """The layers in order, cut at every norm."""
+        """Return the layers in order, cut at every norm."""
         stages = [conv_stage("conv_in", self.conv_in, 1.0)]
-        pixels = 1.0  # per frame of the input, as a part of its own
+        pixels = 1.0  # pixels that the next layers compute for each pixel of the input
         for i, level in enumerate(self.down):
             assert isinstance(level, Level)
             pixels = 1 / (self.config.level_area(i) * self.config.level_time(i))

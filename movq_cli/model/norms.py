@@ -1,8 +1,9 @@
-"""GroupNorm that streams: its statistics, merged over chunks, and its application, written where the next layer reads.
+"""GroupNorm for streams: statistics are merged over chunks, and output is written where the next layer reads it.
 
-On inference both run over blocks. On a CPU these are parts of a frame, small enough to stay in its cache, so that normalising
-and SiLU cost one pass over memory; elsewhere as many frames as may be, so that launches do not grow in number with the frames.
-With gradients on, the same numbers come from differentiable torch functions, whole.
+In inference both work on blocks. On a CPU a block is a part of a frame, small enough to stay in the cache, so that
+normalising and SiLU take one pass over memory. On other devices a block has as many frames as the limit allows, so that
+the number of kernel launches hardly grows with the frames. With gradients on, differentiable torch functions compute
+the same on the whole tensor.
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ from .config import NORM_EPS, NORM_GROUPS, NORM_SCOPES
 from .convolution import LAYOUT, lay_out
 
 _CPU_BLOCK = 2**20
-"""Numbers of a block on a CPU, 2 to 4 MB: larger ones lose digits in their fp32 sums and fall out of the cache."""
+"""Numbers per block on a CPU, 2 to 4 MB. Larger blocks lose digits in their fp32 sums and do not stay in the cache."""
 
 _DEVICE_BLOCK = 2**24
-"""Numbers of a block on other devices, where every launch costs. In fp32 that is 64 MB; at most three blocks are alive."""
+"""Numbers per block on other devices, where every kernel launch costs time. In fp32 that is 64 MB; at most three blocks
+are alive."""
 
 
 @dataclass(frozen=True)
 class NormStatistics:
-    """Sufficient statistics of one GroupNorm, in float64: count, mean, and M2, the sum of squared distances from the mean.
+    """The statistics of one GroupNorm, in float64: count, mean, and M2, the sum of squared distances from the mean.
 
-    mean and m2 have shape (B, N, groups): N is T for statistics of each frame, 1 for those of a window.
+    `mean` and `m2` have shape (B, N, groups). N is T for statistics of each frame, 1 for those of a window.
     """
 
     count: int
@@ -50,7 +52,7 @@ class NormStatistics:
 class GroupNorm(nn.GroupNorm):
     """GroupNorm(32, eps 1e-6, affine) over (C / 32, T, H, W), or with scope "frame" over (C / 32, H, W) of each frame.
 
-    "whole" is the published norm: over all the frames it is given, so it sees the future, and a chunk needs the
+    "whole" is the published norm. It spans all the frames it is given, so it sees the future, and a chunk needs the
     statistics of its whole window.
     """
 
@@ -61,18 +63,18 @@ class GroupNorm(nn.GroupNorm):
         self.scope = scope
 
     def forward(self, x: Tensor, stats: NormStatistics | None = None) -> Tensor:
-        """Return x (B, C, T, H, W) normalised by these statistics, or by its own."""
+        """Return x (B, C, T, H, W) normalised by these statistics, or by its own as in `write`."""
         out = torch.empty_like(x, memory_format=LAYOUT)
         self.write(x, out, stats, silu=False)
         return out
 
     def measure(self, x: Tensor) -> NormStatistics:
-        """The statistics of a chunk (B, C, T, H, W)."""
+        """Return the statistics of a chunk (B, C, T, H, W)."""
         x = lay_out(x)
         b, c, t, h, w = x.shape
         each = self.scope == "frame"
-        # torch's only reduction over a channels-last block that is exact (two passes, fp32 from bf16) and fast. It
-        # returns fp32 only where it has fp32 running statistics to update; those are not used.
+        # torch has only one reduction over a channels-last block that is exact (two passes, fp32 from bf16) and fast.
+        # It returns fp32 only if it is given fp32 running statistics to update, so it gets some that are not used.
         unused = [torch.zeros(c, dtype=_sum_dtype(x), device=x.device) for _ in range(2)]
         means, variances, sizes = [], [], []
         for i, frames, rows in _blocks(x):
@@ -85,7 +87,7 @@ class GroupNorm(nn.GroupNorm):
                 sizes.append(len(block) * block.shape[2] * w)
             means.append(mean.view(-1, c))
             variances.append(var.view(-1, c))
-        shape = (b, t if each else 1, -1, self.num_groups, c // self.num_groups)  # of the third, what is merged
+        shape = (b, t if each else 1, -1, self.num_groups, c // self.num_groups)  # the third axis is merged
         mean, var = (torch.cat(parts).double().view(shape) for parts in (means, variances))
         weight = torch.tensor(sizes, dtype=torch.float64).to(x.device, non_blocking=True)
         weight = weight.view(shape[:3])[..., None, None].expand_as(mean)
@@ -103,10 +105,11 @@ class GroupNorm(nn.GroupNorm):
         silu: bool,
         modulate: Callable[[Tensor, int, slice, slice], Tensor] | None = None,
     ) -> None:
-        """Normalise x (B, C, T, H, W) by `stats` or by its own, apply SiLU if asked, and write the result into `out`.
+        """Normalise x (B, C, T, H, W), apply SiLU if asked, and write the result into `out`.
 
-        `modulate` is given each normalised block (frames, C, rows, W) with its place (batch, frames, rows) before SiLU; no
-        gradient passes it.
+        x is normalised by `stats`; without them, or with gradients on, by its own statistics. `modulate` is called
+        before SiLU with each normalised block (frames, C, rows, W) and its place (batch, frames, rows), and returns the
+        block to go on with. With gradients on it is not called.
         """
         if torch.is_grad_enabled():
             y = self.differentiable(x)
@@ -139,9 +142,9 @@ class GroupNorm(nn.GroupNorm):
                 target.copy_(block)
 
     def differentiable(self, x: Tensor) -> Tensor:
-        """Return what `forward` gives by x's own statistics, computed by functions that autograd knows."""
+        """Return x normalised by its own statistics, computed by differentiable torch functions."""
         y = fold_frames(x) if self.scope == "frame" else x
-        # In channels-last, torch's group_norm on a CPU sums plainly in fp32 and loses three digits.
+        # For channels-last input, torch's group_norm on a CPU uses plain fp32 sums and loses three digits.
         y = F.group_norm(y.contiguous(), self.num_groups, self.weight, self.bias, self.eps)
         return unfold_frames(y, x.shape[0]) if self.scope == "frame" else y
 
@@ -149,8 +152,9 @@ class GroupNorm(nn.GroupNorm):
 class SpatialNorm3D(nn.Module):
     """A GroupNorm scaled and shifted by the latents: norm(f) * conv_y(up(zq)) + conv_b(up(zq)) (MoVQ, arXiv:2209.09002).
 
-    f (B, f_channels, T, H, W), zq (B, zq_channels, L, h, w); up is nearest to f's size, the stream's first frame apart.
-    The 1x1x1 convolutions commute with it and run at the latents' size.
+    f is (B, f_channels, T, H, W) and zq is (B, zq_channels, L, h, w). `up` enlarges to f's size by nearest neighbour,
+    where the stream's first latent is one frame. The 1x1x1 convolutions commute with `up`, so they run at the latents'
+    size.
     """
 
     def __init__(self, f_channels: int, zq_channels: int, scope: str = "whole") -> None:
@@ -160,7 +164,7 @@ class SpatialNorm3D(nn.Module):
         self.conv_b = CausalConv3d(zq_channels, f_channels, kernel_size=1)
 
     def forward(self, f: Tensor, zq: Tensor, stats: NormStatistics | None = None, *, first: bool = True) -> Tensor:
-        """Return f (B, f_channels, T, H, W) normalised, scaled and shifted by zq."""
+        """Return f (B, f_channels, T, H, W) normalised, then scaled and shifted by zq."""
         out = torch.empty_like(f, memory_format=LAYOUT)
         self.write(f, out, zq, stats, silu=False, first=first)
         return out
@@ -168,7 +172,10 @@ class SpatialNorm3D(nn.Module):
     def write(
         self, f: Tensor, out: Tensor, zq: Tensor, stats: NormStatistics | None = None, *, silu: bool, first: bool
     ) -> None:
-        """As GroupNorm's. `first`: whether the chunk is its stream's first, whose first latent is one frame."""
+        """Normalise f, scale and shift it by zq, apply SiLU if asked, and write it into `out`, as in `GroupNorm.write`.
+
+        `first`: the chunk is its stream's first, so that its first latent is one frame.
+        """
         y, b = self.conv_y(zq), self.conv_b(zq)
         latent_of = _frame_to_latent(f.shape[2], zq.shape[2], first)
         if torch.is_grad_enabled():
@@ -178,7 +185,7 @@ class SpatialNorm3D(nn.Module):
             g = g * unfold_frames(up_y, f.shape[0]) + unfold_frames(up_b, f.shape[0])
             out.copy_(F.silu(g) if silu else g)
             return
-        ready: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}  # of the latent frames last needed, enlarged
+        ready: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}  # scale and shift of the last used latents, enlarged
 
         def modulate(block: Tensor, i: int, frames: slice, rows: slice) -> Tensor:
             place = i, *latent_of[frames]
@@ -193,7 +200,7 @@ class SpatialNorm3D(nn.Module):
 
 
 def _frame_to_latent(frames: int, latents: int, first: bool) -> list[int]:
-    """The latent frame that each frame of a chunk lies in."""
+    """Return the index of the latent that each frame of a chunk belongs to."""
     alone = 1 if first and latents > 1 else 0
     ratio, rest = divmod(frames - alone, latents - alone)
     if rest:
@@ -206,12 +213,12 @@ def _up(x: Tensor, like: Tensor) -> Tensor:
 
 
 def _sum_dtype(x: Tensor) -> torch.dtype:
-    """What statistics of x are computed and applied in: fp32, also for half precision."""
+    """Return the dtype in which the statistics of x are computed and applied: at least fp32."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def _block_size(x: Tensor) -> tuple[int, int]:
-    """Frames and rows of a block: on a CPU a part of one frame, elsewhere as many frames as may be."""
+    """Return the frames and rows of a block: on a CPU rows of one frame, on other devices as many frames as fit."""
     _, c, _, h, w = x.shape
     if x.device.type == "cpu":
         return 1, min(h, max(1, _CPU_BLOCK // (c * w)))
@@ -219,7 +226,7 @@ def _block_size(x: Tensor) -> tuple[int, int]:
 
 
 def _blocks(x: Tensor) -> Iterator[tuple[int, slice, slice]]:
-    """(batch, frames, rows) of every block, in memory order."""
+    """Yield (batch, frames, rows) of every block, in memory order."""
     b, _, t, h, _ = x.shape
     frames, rows = _block_size(x)
     return ((i, j, r) for i in range(b) for j in _slices(t, frames) for r in _slices(h, rows))
@@ -230,5 +237,5 @@ def _slices(length: int, step: int) -> list[slice]:
 
 
 def _fold(x: Tensor, i: int, frames: slice, rows: slice) -> Tensor:
-    """A block of x (B, C, T, H, W) as (frames, C, rows, W): a view."""
+    """Return a block of x (B, C, T, H, W) as (frames, C, rows, W), a view."""
     return x[i, :, frames, rows].transpose(0, 1)

@@ -1,7 +1,7 @@
-"""A network as a list of stages, and the one loop that runs it: for stage, for chunk of the window.
+"""A network as a list of stages, and the one loop that runs it: for each stage, for each chunk of the window.
 
-A GroupNorm over more than a frame is a barrier: it needs all of its window before it can give anything. Between two
-barriers everything is causal and chunkable. So a stage is a run of layers with at most one norm, at its front.
+A GroupNorm over more than a frame is a barrier: it needs its whole window before it can give any output. Between two
+barriers everything is causal and can be chunked. So a stage is a series of layers with at most one norm, at its start.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from .norms import GroupNorm, NormStatistics
 from .store import Store
 
 Worked = Callable[[float], None]
-"""Told, after each stage of each chunk, how many of the window's frames that work amounts to."""
+"""Called after each stage of each chunk with the work done, in equivalent frames."""
 
 
 @dataclass(frozen=True)
 class ChunkPosition:
-    """Where a chunk is in its stream, in frames of video: `start` is its first, `length` how many it has.
+    """The position of a chunk in its stream, in frames of video: its first frame and how many it has.
 
-    `is_last`: whether it is known to be the stream's last.
+    `is_last` is True if it is known to be the stream's last chunk.
     """
 
     start: int
@@ -36,31 +36,31 @@ class ChunkPosition:
 
     @property
     def is_first(self) -> bool:
-        """Whether it is the stream's first."""
+        """True for the stream's first chunk."""
         return self.start == 0
 
 
 @dataclass
 class Carry:
-    """What one chunk carries from stage to stage. A stage takes it apart, so that what is dead is freed while it runs."""
+    """The tensors that one chunk takes from stage to stage. A stage removes them, so that they are freed early."""
 
     x: Tensor
     """(B, C, T, H, W): the chunk itself."""
     h: Tensor | None = None
-    """The second branch of a residual block that is cut in two, if inside one."""
+    """The second branch of a residual block, between the block's two stages; None elsewhere."""
     zq: Tensor | None = None
-    """Decoder only: the latents the chunk is made from, which every norm reads."""
+    """The latents of the chunk, which every norm of a decoder reads; None in an encoder."""
     position: ChunkPosition = ChunkPosition(0, 0, False)
-    """Kept by the loop: stages need not pass it on."""
+    """The chunk's position, which the loop keeps: stages need not pass it on."""
 
     @property
     def head(self) -> Tensor:
-        """What the next stage's norm is about."""
+        """The tensor that the next stage's norm reads."""
         return self.x if self.h is None else self.h
 
 
 class NotFiniteError(Exception):
-    """A stage gave numbers that are not finite: which one, and the first frame of the stream that has to do with them."""
+    """Raised if a stage gives numbers that are not finite. Has the stage's name and the first affected frame."""
 
     def __init__(self, stage: str, frame: int) -> None:
         super().__init__(f"{stage} gives numbers that are not finite at frame {frame}")
@@ -73,9 +73,10 @@ class _Run(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """A run of layers between two barriers. `norm` is the GroupNorm at its front, if it has one.
+    """A series of layers between two barriers. `norm` is the GroupNorm at its start, if it has one.
 
-    `work` is its cost per frame against that of other stages of the same network: weights times the pixels they meet.
+    `work` is its cost per frame relative to other stages of the same network: weights times the pixels they are applied
+    to.
     """
 
     name: str
@@ -84,7 +85,7 @@ class Stage:
     work: float
 
     def then(self, layer: Callable[[Tensor, StreamCache], Tensor], work: float) -> Stage:
-        """This stage with a layer behind it that is not a barrier."""
+        """Return this stage with another layer after it, which must not be a barrier."""
 
         def run(carry: Carry, cache: StreamCache, stats: NormStatistics | None) -> Carry:
             carry = self.run(carry, cache, stats)
@@ -103,12 +104,12 @@ def run_window(
     worked: Worked = lambda frames: None,
     check: bool = False,
 ) -> Iterator[Tensor]:
-    """Runs the chunks of one window through every stage and yields what becomes of each.
+    """Run the chunks of one window through every stage and yield the result of each chunk.
 
-    Statistics live within the window, the cache's past across windows.
-    Between two stages chunks wait in the `store` (default: the device's memory). With gradients on, a window has one
-    chunk: its norms then measure that chunk themselves, differentiably. With `check`, which costs a pass over memory per stage,
-    raises NotFiniteError for the first stage that gives such numbers.
+    Statistics last for the window, the cache's past for the stream. Between two stages chunks wait in the `store`
+    (default: the device's memory). With gradients on, a window must be one chunk, which its norms measure themselves by
+    differentiable functions; raises ValueError for several. With `check`, which costs a pass over memory per stage,
+    raises NotFiniteError for the first stage that gives numbers that are not finite.
     """
     store = store or Store()
     total = sum(stage.work for stage in stages)
@@ -150,20 +151,23 @@ def _require_finite(stage: Stage, carry: Carry) -> None:
 
 
 def first_frame(step: int, steps: int, frames: int) -> int:
-    """The first frame that a step of a chunk is of. A stream's first chunk has an odd number, of which one is a step alone."""
+    """Return the first frame that time step `step` covers, in a chunk of `steps` steps that stand for `frames` frames.
+
+    A stream's first chunk has an odd number of frames; its first step covers only one of them.
+    """
     alone = frames % 2 if frames > steps else 0
     ratio = (frames - alone) // (steps - alone) if steps > alone else 1
     return step * ratio if not alone or step == 0 else alone + (step - alone) * ratio
 
 
 def _park(carry: Carry, store: Store) -> Callable[[], Carry]:
-    """Put a carry's tensors into a store. Return what gives the carry back, once."""
+    """Put a carry's tensors into a store, and return a function that gives the carry back, once."""
     names = [name for name in ("x", "h", "zq") if getattr(carry, name) is not None]
     claim, position = store.put([getattr(carry, name) for name in names]), carry.position
     return lambda: Carry(**dict(zip(names, claim(), strict=True)), position=position)
 
 
 def _taken(waiting: deque[Callable[[], Carry]]) -> Iterator[Carry]:
-    """Give carries back one by one, keeping no reference."""
+    """Yield waiting carries one by one, keeping no reference to them."""
     while waiting:
         yield waiting.popleft()()

@@ -1,6 +1,6 @@
-"""Where the chunks of a window wait between two stages: on the device, in host memory, then in a file.
+"""Storage for the chunks of a window between two stages: on the device, in host memory, then in a file.
 
-First in, first out, which is the order the loop of stages.py asks for them in.
+First in, first out: the loop of stages.py asks for chunks in that order.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from ..errors import MovqDiskError, MovqOutputError, option
 from ..files import os_reason
 
 Claim = Callable[[], list[Tensor]]
-"""Gives back, once, what was put into a store."""
+"""Gives back the tensors that were put into a store. It can be called once."""
 
-_BLOCK = 64 << 20  # bytes of one system call; Linux moves at most 2 GB
+_BLOCK = 64 << 20  # bytes per system call; Linux moves at most 2 GB in one
 
 
 class SpillFile:
-    """A ring of `capacity` bytes in a file of `folder` that has no name from its birth: nothing stays, whatever happens.
+    """A ring buffer of `capacity` bytes in a temporary file of `folder` without a name, so that nothing is left behind.
 
-    It is read and written, never mapped: mapped pages would count as this process's memory. Use it in a `with`. Raises
-    MovqError where the folder cannot be written or the disk is full.
+    The file is read and written, never mapped: mapped pages would count as this process's memory. Use it in a `with`.
+    Raises MovqOutputError if the folder cannot be written, MovqDiskError if reading or writing fails, as on a full
+    disk.
     """
 
     def __init__(self, folder: str, capacity: int) -> None:
@@ -41,14 +42,14 @@ class SpillFile:
             ) from None
 
     def push(self, data: memoryview) -> None:
-        """Write bytes behind the last."""
+        """Write bytes after the last ones. Raises RuntimeError if they exceed the capacity."""
         if self._held + len(data) > self.capacity:
             raise RuntimeError(f"{self._held + len(data)} bytes for a spill file planned for {self.capacity}")
         self._move(data, self._start + self._held, os.pwrite)
         self._held += len(data)
 
     def pop(self, into: memoryview) -> None:
-        """Read the oldest bytes, and make room for others."""
+        """Read the oldest bytes and free their space."""
         self._move(into, self._start, lambda fd, view, at: os.preadv(fd, [view], at))
         self._start = (self._start + len(into)) % self.capacity
         self._held -= len(into)
@@ -77,8 +78,8 @@ class SpillFile:
 class Store:
     """Keeps tensors (B, C, T, H, W) in three tiers.
 
-    The device's own memory up to `device_bytes`, host memory up to `host_bytes` (pinned, for a CUDA device), then `spill`. None
-    is no limit. On a CPU, device and host are one: `host_bytes` is unused.
+    The tiers are the device's memory up to `device_bytes`, pinned host memory up to `host_bytes`, and `spill`. A limit
+    of None means no limit. On a CPU, device and host memory are the same, and `host_bytes` is not used.
     """
 
     def __init__(
@@ -89,7 +90,10 @@ class Store:
         self._spill = spill
 
     def put(self, tensors: list[Tensor]) -> Claim:
-        """Keep tensors in the first tier that has room. Return what gives them back."""
+        """Keep tensors in the first tier that has room, and return a function that gives them back.
+
+        Raises RuntimeError if no tier has room.
+        """
         size = sum(t.numel() * t.element_size() for t in tensors)
         device = tensors[0].device
         for tier in range(1 if device.type == "cpu" else 2):
@@ -114,7 +118,7 @@ class Store:
     def _write(self, tensors: list[Tensor], spill: SpillFile) -> Claim:
         shapes = []
         for tensor in tensors:
-            flat = rearrange(tensor, "b c t h w -> b t h w c").contiguous()  # the order it has in memory
+            flat = rearrange(tensor, "b c t h w -> b t h w c").contiguous()  # its order in memory
             spill.push(_bytes(flat.cpu()))
             shapes.append((flat.shape, flat.dtype, flat.device))
 
