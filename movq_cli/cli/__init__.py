@@ -25,7 +25,7 @@ from .show import complain
 
 app = typer.Typer(
     name="movq",
-    help="Turns video files into latents, by CogVideo's causal MoVQ encoder.",
+    help="Turn videos into latents with CogVideo's MoVQ encoder, and back.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -60,7 +60,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of a bug.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback if movq itself crashes.")] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,

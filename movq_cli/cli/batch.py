@@ -26,7 +26,7 @@ _LEAST_PART = 0.5
 
 
 Output = Annotated[
-    str | None, typer.Option("--output", "-o", metavar="DIR", help="The folder of latents; made if missing.")
+    str | None, typer.Option("--output", "-o", metavar="DIR", help="Folder for the latents; created if missing.")
 ]
 Sources = Annotated[
     list[str] | None,
@@ -38,7 +38,7 @@ MaxFailures = Annotated[
         "--max-failures",
         rich_help_panel=o.RUN,
         metavar="N|P%",
-        help="So many failed items are no reason to exit 1.",
+        help="Still exit 0 with up to this many failures: a number, or a percentage.",
     ),
 ]
 Merge = Annotated[
@@ -47,7 +47,7 @@ Merge = Annotated[
         "--merge",
         rich_help_panel=o.SHARDS,
         metavar="DIR",
-        help="Nothing else: make one manifest of those of all shards in this folder.",
+        help="Only merge the manifests of all shards in this folder.",
     ),
 ]
 Verbose = Annotated[
@@ -56,7 +56,7 @@ Verbose = Annotated[
         "--verbose",
         "-v",
         rich_help_panel=o.RESULT,
-        help="With --dry-run: say why each item that was made before would be made again.",
+        help="With --dry-run: say why items would be made again.",
     ),
 ]
 
@@ -74,7 +74,7 @@ def batch_encode(
     verbose: Verbose = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Encode folders, files and lists of videos to a folder of latents. What is there already is not made again.
+    """Encode folders, files and lists of videos to a folder of latents. Skips outputs that are up to date.
 
     On a CPU each worker has one thread unless --threads says otherwise: so the bytes do not depend on the number of workers.
     """

@@ -27,8 +27,8 @@ from ..options import (
 from ..values import Bucket, Pick, Shard, parse_bytes
 
 MODEL, PICTURE, RESULT = "Model", "Picture", "Result"
-FRAMES = "What is encoded, in this order"
-ITEMS, RUN, SHARDS, OUTPUT = "Batch: items", "Batch: how it runs", "Batch: shards", "Batch: output"
+FRAMES = "Frames, in this order"
+ITEMS, RUN, SHARDS, OUTPUT = "Batch: items", "Batch: workers", "Batch: shards", "Batch: output"
 
 
 @dataclass(frozen=True)
@@ -69,113 +69,123 @@ def _bytes(name: str) -> Callable[[str], int]:
 WORDS: Mapping[str, Words] = {
     "weights": Words(
         MODEL,
-        "A weights file or vae folder of movq, diffusers or CogVideo, or the id of a model in the Hugging Face cache. "
+        "Weights: a file or vae folder of movq, diffusers or CogVideo, or a model id in the Hugging Face cache. "
         f"(default: {EMBEDDED})",
         "WEIGHTS",
     ),
     "semantics": Words(
         MODEL,
-        "Of weights whose norms span frames: over the whole clip, or over diffusers' windows. (auto: as they come)",
+        "For weights that normalise across frames: over the whole clip, or over diffusers' windows. auto: as the weights say.",
         _choices(SEMANTICS),
     ),
     "DecodeOptions.semantics": Words(
         MODEL,
-        "Of weights whose norms span frames: over windows of 2 latents, as published decoders do, or the whole clip.",
+        "For weights that normalise across frames: over windows of 2 latents, as published, or the whole clip.",
         _choices(SEMANTICS),
     ),
-    "device": Words(MODEL, "Where to compute.", "auto|cpu|cuda[:N]"),
-    "precision": Words(MODEL, "auto is bf16 on CUDA devices that have it, else fp32.", _choices(("auto", *PRECISIONS))),
+    "device": Words(MODEL, "Device to compute on.", "auto|cpu|cuda[:N]"),
+    "precision": Words(
+        MODEL,
+        "Precision to compute in. auto: bf16 on CUDA devices that have it, fp32 elsewhere.",
+        _choices(("auto", *PRECISIONS)),
+    ),
     "chunk_frames": Words(
         MODEL,
-        "Frames computed at once: costs memory, never quality. (default: auto)",
+        "Frames to compute at once. Costs memory, never quality. (default: auto)",
         "auto|N",
         partial(_auto, "chunk_frames", "frames"),
     ),
     "memory_budget": Words(
-        MODEL, "Memory to stay within, like 4GB. (default: what is free)", "SIZE", _bytes("memory_budget")
+        MODEL, "Stay within this much memory, like 4GB. (default: what is free)", "SIZE", _bytes("memory_budget")
     ),
     "spill_dir": Words(
         MODEL,
-        "Where activations wait that exceed it, where norms span frames. (default: beside the output)",
+        "Where to spill activations that exceed --memory-budget. (default: next to the output)",
         "DIR",
     ),
-    "threads": Words(MODEL, "CPU threads. (default: all cores; in a batch 1 per worker)", "N"),
-    "stream": Words(FRAMES, "Index of the video stream. (default: the first that is video)", "I"),
-    "start": Words(FRAMES, "Seconds from the first frame to begin at.", "S", fraction),
-    "duration": Words(FRAMES, "Seconds to take.", "S", fraction),
-    "fps": Words(FRAMES, "Frames per second: the nearest in time, never blended, never repeated.", "F", fraction),
-    "fps_repeat": Words(FRAMES, "Let --fps show a frame of a slower video twice."),
-    "every": Words(FRAMES, "Each N-th of these frames, from the first on.", "N"),
-    "frames": Words(FRAMES, "The first N frames; with --pick, of each span.", "N"),
-    "allow_partial": Words(FRAMES, "Of a video that is cut off or damaged, take what comes before, with a warning."),
-    "tail": Words(FRAMES, "Frames that fill no latent: repeat the last, drop them, or refuse.", _choices(TAILS)),
+    "threads": Words(MODEL, "CPU threads to use. (default: all cores; in a batch, 1 per worker)", "N"),
+    "stream": Words(FRAMES, "Index of the video stream. (default: the first)", "I"),
+    "start": Words(FRAMES, "Skip this many seconds.", "S", fraction),
+    "duration": Words(FRAMES, "Take this many seconds.", "S", fraction),
+    "fps": Words(
+        FRAMES, "Resample to this rate: the nearest frames in time, never blended, never repeated.", "F", fraction
+    ),
+    "fps_repeat": Words(FRAMES, "Let --fps repeat frames of a slower video."),
+    "every": Words(FRAMES, "Keep every N-th frame, starting with the first.", "N"),
+    "frames": Words(FRAMES, "Take the first N frames; with --pick, N frames for each span.", "N"),
+    "allow_partial": Words(FRAMES, "Encode a damaged video up to the damage, with a warning."),
+    "tail": Words(
+        FRAMES, "Leftover frames that do not fill a latent: pad (repeat the last), drop, or fail.", _choices(TAILS)
+    ),
     "height": Words(PICTURE, "Scale to this height.", "H"),
     "width": Words(PICTURE, "Scale to this width.", "W"),
     "short_side": Words(PICTURE, "Scale the shorter side to N.", "N"),
-    "fit": Words(PICTURE, "With height and width: crop the middle, pad, or distort.", _choices(FITS)),
-    "upscale": Words(PICTURE, "Allow enlarging."),
-    "save": Words(RESULT, "Mean and log variance, the mean, or a draw.", _choices(REPRESENTATIONS)),
-    "seed": Words(RESULT, "Of --save sample, and of --pick random.", "N"),
-    "store_dtype": Words(RESULT, "Of the latents; auto is as computed.", _choices(("auto", *STORE_DTYPES))),
-    "force": Words(RESULT, "Overwrite the output; of a batch, make everything again."),
+    "fit": Words(PICTURE, "With --height and --width: crop the middle, fit inside, or distort.", _choices(FITS)),
+    "upscale": Words(PICTURE, "Allow enlarging the picture."),
+    "save": Words(RESULT, "What to store: mean and log variance, the mean, or a draw.", _choices(REPRESENTATIONS)),
+    "seed": Words(RESULT, "Random seed for --save sample and --pick random.", "N"),
+    "store_dtype": Words(
+        RESULT, "Data type to store. auto: the precision that was computed in.", _choices(("auto", *STORE_DTYPES))
+    ),
+    "force": Words(RESULT, "Overwrite the output; in a batch, make everything again."),
     "DecodeOptions.force": Words(RESULT, "Overwrite the output."),
-    "draw": Words(RESULT, "Decode a draw of the moments instead of their mean."),
-    "DecodeOptions.seed": Words(RESULT, "Of --draw.", "N"),
-    "crf": Words(RESULT, "Quality of H.264: lower is better.", "N"),
+    "draw": Words(RESULT, "Decode a random draw from the moments instead of their mean."),
+    "DecodeOptions.seed": Words(RESULT, "Random seed for --draw.", "N"),
+    "crf": Words(RESULT, "Quality of H.264; lower is better.", "N"),
     "lists": Words(
         ITEMS,
-        "Text, CSV or JSON lines: path, and if wanted id, start, duration, caption; others go to the manifest.",
+        "Read videos from a text, CSV or JSON lines file: path, and optionally id, start, duration, caption. "
+        "Other columns are kept.",
         "FILE",
     ),
     "captions": Words(
         ITEMS,
-        "A caption per line, for each row of the list, or each item in order of id. (default: clip.txt beside clip.mp4)",
+        "Read captions from a file, one line for each row of the list or each item. (default: clip.txt next to clip.mp4)",
         "FILE",
     ),
     "buckets": Words(
         ITEMS,
-        "Repeatable. Each video takes the longest that it fills, then the nearest in aspect; scaled and cropped to it.",
+        "Cut each video to the longest bucket that fits, then the nearest in shape, and crop it to its size. Repeatable.",
         "FxHxW",
         Bucket.parse,
     ),
     "pick": Words(
         ITEMS,
-        "Cut spans of --frames, or of the bucket: the first, K evenly, one each S frames, K drawn by --seed.",
+        "Cut spans out of each video: the first, K evenly spaced, one every S frames, or K random ones.",
         "head|uniform:K|slide:S|random:K",
         Pick.parse,
     ),
     "short": Words(
-        ITEMS, "Videos with too few frames: only say so, or repeat their last frame.", _choices(SHORT_IN_BATCH)
+        ITEMS, "Videos with too few frames: skip them, or pad (repeat the last frame).", _choices(SHORT_IN_BATCH)
     ),
     "shard": Words(
         SHARDS,
-        "Only this part of the videos: 0/8 to 7/8, or 1/8 to 8/8. auto: as SLURM or torchrun number this process.",
+        "Encode only this part of the videos: 0/8 to 7/8, or 1/8 to 8/8. auto: from SLURM or torchrun.",
         "I/N|auto",
         Shard.parse,
     ),
     "workers": Words(
         RUN,
-        "Number of processes. auto, the default: one per CUDA device, or per core. 0: this process, one item after the "
-        "other, without a time limit or second attempts.",
+        "Number of worker processes; 0 encodes in this process. (default: auto, one per CUDA device or core)",
         "auto|N",
         partial(_auto, "workers", "processes"),
     ),
-    "timeout": Words(RUN, "Seconds without progress that a file is given up after.", "S"),
-    "retry_failed": Words(RUN, "Try again what was refused before, too."),
+    "timeout": Words(RUN, "Give up on a file after this many seconds without progress.", "S"),
+    "retry_failed": Words(RUN, "Also try items again that were refused before."),
     "replace": Words(
         RUN,
-        "Make finished outputs again that were made with other weights or options, or of another video of that name.",
+        "Replace finished outputs that were made with other weights or options, or from another video of that name.",
     ),
-    "verify": Words(RUN, "Read all videos and outputs that are there; try refused ones again."),
-    "engine": Words(RUN, "Workers on this machine, or on a Ray cluster with shared storage.", _choices(ENGINES)),
-    "ray_address": Words(RUN, "Of the cluster. (default: the one of this machine, or a new one on it)", "ADDRESS"),
-    "ray_gpus": Words(RUN, "GPUs of each worker, where there are any; 0.5: two share one.", "F"),
+    "verify": Words(RUN, "Check every video and output by reading it whole."),
+    "engine": Words(RUN, "Run workers on this machine, or on a Ray cluster with shared storage.", _choices(ENGINES)),
+    "ray_address": Words(RUN, "Address of the Ray cluster. (default: this machine's, or a new one)", "ADDRESS"),
+    "ray_gpus": Words(RUN, "GPUs per worker; with 0.5 two workers share one.", "F"),
     "layout": Words(
         OUTPUT,
-        "A file for each item, or tars as WebDataset reads them. (default: as DIR has it, files in a new one)",
+        "Write one file per item, or tars for WebDataset. (default: as in DIR; files in a new one)",
         _choices(LAYOUTS),
     ),
-    "shard_size": Words(OUTPUT, "Of a tar, at most. (default: 1GB)", "SIZE", _bytes("shard_size")),
+    "shard_size": Words(OUTPUT, "Maximum size of a tar. (default: 1GB)", "SIZE", _bytes("shard_size")),
 }
 """The help of each field, by its name, or by CLASS.NAME if classes need different help for the same name."""
 
@@ -198,9 +208,9 @@ def option_of(name: str, owner: str = "") -> typer.models.OptionInfo:
 
 
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", rich_help_panel=RESULT, help="Print what would be done, and do nothing.")
+    bool, typer.Option("--dry-run", rich_help_panel=RESULT, help="Show what would be done, without doing it.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", rich_help_panel=RESULT, help="No progress, no remarks.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", rich_help_panel=RESULT, help="Hide progress and remarks.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Weights = Annotated[str | None, option_of("weights")]
 Force = Annotated[bool, typer.Option("--force", rich_help_panel=RESULT, help="Overwrite the output.")]
