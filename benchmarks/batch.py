@@ -130,7 +130,9 @@ def scan(folder, options):
         ["batch-encode", "--list", "list.txt", "-o", "none", "--dry-run"],
     ):
         seconds, _, peak, result = measured(arguments, folder)
-        says = [line for line in result.stdout.splitlines() if "to do" in line or "kind" in line or "items" in line]
+        says = [
+            line for line in result.stdout.splitlines() if "nothing new" in line or "kind" in line or "items" in line
+        ]
         print(f"| `movq {' '.join(arguments)}` | {seconds:.2f} | {peak:.0f} | {' '.join(says)} |", flush=True)
 
 

@@ -238,7 +238,7 @@ def test_an_output_that_cannot_be(tmp_path, latents, movq):
 def test_the_command_says_what_it_did(tmp_path, latents, movq):
     result = movq("decode", "latents", "-o", "frames/")
     assert result.returncode == 0, result.stderr
-    assert "23 frames of 64x48" in result.stdout
+    assert "23 frames, 64x48" in result.stdout
     assert len(list((tmp_path / "frames").glob("*.png"))) == 23
     assert json.loads(movq("info", "latents", "--json").stdout)["frames"] == 23
     assert EncodeOptions().semantics == "auto"

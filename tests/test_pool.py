@@ -387,7 +387,7 @@ def test_videos_with_fewer_frames_than_asked_for_are_short_not_failed(tmp_path, 
     lines = manifest(tmp_path / "out")
     assert (lines["b.mp4"]["status"], lines["b.mp4"]["reason"]) == ("short", "has 7 of the 9 frames asked for")
     assert not (tmp_path / "out" / "b.mp4.safetensors").exists()
-    assert "nothing to do" in movq(*command).stdout
+    assert "nothing new" in movq(*command).stdout
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def test_other_weights_are_named(batch, make_weights, layout, capsys):
     assert "to encode    3, of 27 frames" in capsys.readouterr().out
     assert run([*command, "--replace"]) == 0
     assert run(command) == 0
-    assert "nothing to do" in capsys.readouterr().out
+    assert "nothing new" in capsys.readouterr().out
 
 
 @pytest.mark.slow

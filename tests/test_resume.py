@@ -108,7 +108,7 @@ def test_a_dry_run_says_why_where_asked(batch, finished, capsys):
     assert run(command) == 0
     assert "1 of these; --verbose says why" in " ".join(capsys.readouterr().out.split())
     assert run([*command, "--verbose"]) == 0
-    assert "a.mp4.safetensors: 5 frames of 64x48; again: its output is gone\n" in capsys.readouterr().out
+    assert "a.mp4.safetensors: 5 frames, 64x48; again: its output is gone\n" in capsys.readouterr().out
     assert run([*command[:-1], "--verbose"]) == 2
     assert capsys.readouterr().err == "movq: --verbose: goes with --dry-run\n"
 
@@ -276,7 +276,7 @@ def test_a_source_with_names_that_are_taken_is_refused(small):
 def test_sources_named_otherwise_are_warned_of(small):
     folder, run = small
     (folder / "more").mkdir()
-    with pytest.warns(MovqWarning, match="4 videos are in the manifest under other names"):
+    with pytest.warns(MovqWarning, match="4 videos are already here under other names"):
         run(folder / "in", folder / "more")
 
 

@@ -65,7 +65,10 @@ def test_buckets(seen, buckets, chosen):
 
 
 def test_what_fits_no_bucket():
-    assert cut((16, 640, 360), ["17x48x80", "49x48x80"]) == ("short", "has 16 frames, the shortest bucket 17")
+    assert cut((16, 640, 360), ["17x48x80", "49x48x80"]) == (
+        "short",
+        "has only 16 frames; the shortest bucket needs 17",
+    )
     cause, reason = cut((60, 64, 48), ["49x96x128"])
     assert (cause, "64x48" in reason, "upscale=True" in reason) == ("refused", True, True)
     assert cut((60, 64, 48), ["49x96x128", "49x96x96"], upscale=True) == whole(49, 96, 128)
@@ -345,7 +348,7 @@ def test_short_videos_are_said_or_padded(tmp_path, movq):
     assert movq("decode", padded.path, "-o", "back.npy").returncode == 0
     assert np.load(tmp_path / "back.npy").shape[0] == 7
     result = movq("batch-encode", "a.mkv", "b.mkv", "-o", "out", *HEAD, "--short", "pad")
-    assert "nothing to do" in result.stdout
+    assert "nothing new" in result.stdout
     result = movq("batch-encode", "a.mkv", "b.mkv", "-o", "out", *HEAD)
     assert "1 done, 1 short of 2 items" in result.stdout
 
@@ -355,11 +358,11 @@ def test_a_dry_run_says_what_would_be_cut(folder, movq):
     result = movq("batch-encode", folder / "in", "-o", "new", *options, "--pick", "slide:8", "--dry-run")
     assert result.returncode == 0
     assert result.stdout.splitlines()[:5] == [
-        "still.png_0-1.safetensors: 1 frame of 64x48",
-        "wide.mp4_0-17.safetensors: 17 frames of 64x48; a wide one",
-        "wide.mp4_8-17.safetensors: 17 frames of 64x48; a wide one",
-        "wide.mp4_16-17.safetensors: 17 frames of 64x48; a wide one",
-        "tall.mp4_0-17.safetensors: 17 frames of 48x64; a tall one",
+        "still.png_0-1.safetensors: 1 frame, 64x48",
+        "wide.mp4_0-17.safetensors: 17 frames, 64x48; a wide one",
+        "wide.mp4_8-17.safetensors: 17 frames, 64x48; a wide one",
+        "wide.mp4_16-17.safetensors: 17 frames, 64x48; a wide one",
+        "tall.mp4_0-17.safetensors: 17 frames, 48x64; a tall one",
     ]
     assert "would fail   2" in result.stdout
     assert json.dumps("to encode    5, of 69 frames")[1:-1] in result.stdout
@@ -376,7 +379,7 @@ def test_a_dry_run_says_what_would_be_cut(folder, movq):
         (["--layout", "zip"], "--layout: must be one of files, tar"),
         (["--layout", "tar", "--shard-size", "big"], "--shard-size: is not a size like 64MB or 2GiB: 'big'"),
         (["--shard-size", "1GB"], "--shard-size: goes with --layout tar"),
-        (["--frames", "9", "--bucket", "17x48x64"], "--frames: 9 is less than the shortest bucket, 17"),
+        (["--frames", "9", "--bucket", "17x48x64"], "--frames: 9 is less than the shortest bucket needs, 17"),
         (["--ray-address", "auto"], "--ray-address: goes with --engine ray"),
         (["--every", "0"], "--every: must be above 0"),
         (["--merge", "out"], "--merge: takes the folder alone"),
@@ -460,7 +463,10 @@ def test_what_a_bucket_does_to_pictures_is_said(tmp_path, movq):
     for more in (["--dry-run"], []):
         result = movq("batch-encode", "tall.mp4", "wide.mp4", "-o", "out", "--bucket", "5x30x45", "--workers", 0, *more)
         assert result.returncode == 0
-        assert "1 item keep less than half of their picture, " + str(tmp_path / "tall.mp4") + " 20%" in result.stderr
+        assert (
+            f"1 item lose more than half of the picture to cropping ({tmp_path / 'tall.mp4'} keeps 20%)"
+            in result.stderr
+        )
         assert "--bucket 5x30x45: its edge is repeated up to 32x48" in result.stderr
     result = movq("batch-encode", "tall.mp4", "-o", "other", "--bucket", "5x96x32", "--workers", 0)
     assert "keep less" not in result.stderr
@@ -475,8 +481,8 @@ def test_what_a_run_that_encodes_nothing_did(tmp_path, movq):
     assert movq(*command).returncode == 0
     (tmp_path / "in" / "a.txt").write_text("a caption")
     result = movq(*command[:-2])  # a folder of tars stays one
-    assert "nothing to encode: all of 1 item up to date, 1 done; 1 item described anew; 1 tar written" in result.stdout
-    assert "out: nothing to do: all of 1 item up to date, 1 done; checked" in movq(*command).stdout
+    assert "1 item, nothing new: 1 done; 1 item described differently; 1 tar written" in result.stdout
+    assert "out: 1 item, nothing new: 1 done; checked" in movq(*command).stdout
     result = movq("batch-encode", "in", "-o", "short", "--frames", 9)
     assert result.stdout.startswith("short: 1 short of 1 item; nothing was made in ")
     (tmp_path / "list.csv").write_text("path,begin\nin/a.mp4,0.1\n")

@@ -54,7 +54,7 @@ def check_cut(batch: BatchOptions, options: EncodeOptions, config: AutoencoderCo
     if batch.buckets and options.picture != Picture(upscale=options.picture.upscale):
         raise MovqUsageError(f"goes without {_SIZE}: it says the size", option="buckets")
     if frames is not None and batch.buckets and frames < (shortest := min(b.frames for b in batch.buckets)):
-        raise MovqUsageError(f"{frames} is less than the shortest bucket, {shortest}", option="frames")
+        raise MovqUsageError(f"{frames} is less than the shortest bucket needs, {shortest}", option="frames")
     for bucket in batch.buckets:
         padded = [round_up(side, config.spatial_factor) for side in (bucket.height, bucket.width)]
         if padded != [bucket.height, bucket.width]:
@@ -109,7 +109,7 @@ def _bucket(facts: VideoFacts, frames: int, batch: BatchOptions, upscale: bool) 
     shortest = min(bucket.frames for bucket in batch.buckets)
     if shortest > frames:
         if batch.short != "pad":
-            raise MovqTooShortError(f"has {frames} frames, the shortest bucket {shortest}")
+            raise MovqTooShortError(f"has only {frames} frames; the shortest bucket needs {shortest}")
         frames = shortest
     fitting = [bucket for bucket in batch.buckets if bucket.frames <= frames]
     fitting = [bucket for bucket in fitting if upscale or not bucket.enlarges(facts.width, facts.height)]

@@ -57,7 +57,8 @@ def _refuse_other_videos(todo: Iterable[Item], manifest: Manifest, settings: Set
         )
     if renamed:
         text = (
-            f"{renamed:,} videos are in the manifest under other names and are encoded again: were the sources others?"
+            f"{renamed:,} videos are already here under other names, and are encoded again: were the sources named differently "
+            "last time?"
         )
         warnings.warn(MovqWarning(text), stacklevel=3)
 

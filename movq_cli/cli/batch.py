@@ -15,7 +15,7 @@ from ..errors import MovqUsageError, option
 from ..options import BatchOptions, EncodeOptions
 from ..values import format_bytes
 from . import options as o
-from .show import complain, duration, name_of, plural, ratio, say_whose_weights
+from .show import compared, complain, duration, name_of, plural, say_whose_weights, tail
 
 if TYPE_CHECKING:
     from ..batch import BatchPlan, BatchResult, Found, Item, Line, Summary
@@ -183,18 +183,17 @@ def _say_made(made: list[Line], new: Summary) -> None:
 def _result_line(result: BatchResult, whole: Summary, new: Summary) -> str:
     counts, items, took = _counts(whole), plural(whole.items, "item"), duration(result.seconds)
     if not result.made:
-        again = "; --retry-failed tries again what failed" if whole.counts["failed"] else ""
-        news = f"; {plural(result.described, 'item')} described anew" if result.described else ""
+        again = "; --retry-failed tries the failed ones again" if whole.counts["failed"] else ""
+        news = f"; {plural(result.described, 'item')} described differently" if result.described else ""
         news += f"; {plural(result.tars, 'tar')} written" if result.tars else ""
-        todo = "encode" if news else "do"
-        return f"nothing to {todo}: all of {items} up to date{', ' if counts else ''}{counts}{news}; checked in {took}{again}"
+        return f"{items}, nothing new: {counts}{news}; checked in {took}{again}"
     if not new.counts["done"]:
         return f"{counts} of {items}; nothing was made in {took}"
     before = f", {whole.items - new.items:,} of them before" if whole.items > new.items else ""
     workers = plural(result.workers, "worker") if result.workers else "this process"
     return (
         f"{counts} of {items}{before}; {duration(new.video_seconds)} of video to {format_bytes(new.bytes)} "
-        f"({ratio(new.raw_bytes, new.bytes)} of RGB, {ratio(new.source_bytes, new.bytes)} of the sources) "
+        f"({compared(new.bytes, new.raw_bytes, 'raw RGB')}, {compared(new.bytes, new.source_bytes, 'the sources')}) "
         f"in {took} by {workers}, {new.frames / result.seconds:.1f} frames/s"
     )
 
@@ -214,8 +213,7 @@ def show_failures(summary: Summary, file: TextIO | None = None) -> None:
 def say_orphans(orphans: list[str], output: str) -> None:
     """Report the outputs that belong to no item."""
     complain(
-        f"{plural(len(orphans), 'output')} that this command does not ask for (no such video, an older state of one, or cut "
-        f"otherwise): {_some(orphans)}",
+        f"{plural(len(orphans), 'leftover output')}, whose video is gone, changed or cut differently: {_some(orphans)}",
         output,
     )
 
@@ -246,8 +244,8 @@ def _say_crops(parts: list[tuple[str, float]]) -> None:
     if bad:
         part, path = bad[0]
         complain(
-            f"{plural(len(bad), 'item')} keep less than half of their picture, {path} {part:.0%}: --bucket in their aspect, "
-            "of as many frames, would keep more"
+            f"{plural(len(bad), 'item')} lose more than half of the picture to cropping ({path} keeps {part:.0%}): add a "
+            "--bucket closer to that shape, with as many frames"
         )
 
 
@@ -288,8 +286,7 @@ def _print_plan(plan: BatchPlan, output: str, quiet: bool, verbose: bool) -> Non
 
 def _planned_line(item: Item, reason: str) -> str:
     _, height, width = item.shape or (0, 0, 0)
-    repeated = f" + {item.padded} repeated" if item.padded else ""
     caption = f"; {name_of(item.caption[:_CAPTION])}" if item.caption else ""
     again = f"; again: {name_of(reason)}" if reason else ""
     frames = plural(item.encoded_frames, "frame")
-    return f"{name_of(item.output)}: {frames}{repeated} of {width}x{height}{caption}{again}"
+    return f"{name_of(item.output)}: {frames}{tail(item.padded, 0)}, {width}x{height}{caption}{again}"

@@ -44,7 +44,7 @@ def decode(
 
 def _result_line(result: DecodeResult) -> str:
     return (
-        f"{name_of(result.output_path)}: {plural(result.frames, 'frame')} of {result.width}x{result.height}, "
+        f"{name_of(result.output_path)}: {plural(result.frames, 'frame')}, {result.width}x{result.height}, "
         f"{result.description}, {format_bytes(result.output_bytes)}; "
         f"in {duration(result.seconds)}, {result.frames / result.seconds:.1f} frames/s"
     )

@@ -10,7 +10,7 @@ import typer
 from ..options import EncodeOptions
 from ..values import format_bytes
 from . import options as o
-from .show import complain, duration, name_of, plural, progress_bar, ratio, say_whose_weights, shape
+from .show import compared, complain, duration, name_of, plural, progress_bar, say_whose_weights, shape, tail
 
 if TYPE_CHECKING:
     from ..encode import EncodeResult
@@ -49,12 +49,10 @@ def encode(
 
 def _result_line(result: EncodeResult) -> str:
     m, written = result.metadata, result.output_bytes
-    repeated = f" + {m.frames_padded} repeated" if m.frames_padded else ""
-    dropped = f", {m.frames_dropped} dropped" if m.frames_dropped else ""
     return (
         f"{name_of(result.output_path)}: {shape(result.shape[1:])} {result.dtype}, {format_bytes(written)} "
-        f"({ratio(m.raw_bytes, written)} of RGB, {ratio(m.source_bytes, written)} of the source); "
-        f"{plural(m.frames, 'frame')}{repeated}{dropped} of {m.width}x{m.height} "
+        f"({compared(written, m.raw_bytes, 'raw RGB')}, {compared(written, m.source_bytes, 'the source')}); "
+        f"{plural(m.frames, 'frame')}{tail(m.frames_padded, m.frames_dropped)}, {m.width}x{m.height}, "
         f"in {duration(result.seconds)}, {m.frames / result.seconds:.1f} frames/s"
     )
 
@@ -71,7 +69,7 @@ def _print_plan(plan: Plan, output: str) -> None:
         {
             "output": name_of(output),
             "picture": f"{geometry.width}x{geometry.height}{pad if geometry.pad_right or geometry.pad_bottom else ''}",
-            "frames": f"{plan.frames} + {plan.frames_padded} repeated, {plan.frames_dropped} dropped",
+            "frames": f"{plural(plan.frames or 0, 'frame')}{tail(plan.frames_padded, plan.frames_dropped)}",
             "latents": shape(plan.latent_shape or ()),
             "windows": ", ".join(f"{n} of {k}" for k, n in Counter(plan.windows or ()).items()),
             "chunks": chunks,

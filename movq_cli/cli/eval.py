@@ -194,7 +194,7 @@ def _other_options(options: EncodeOptions, text: str) -> EncodeOptions:
         if not isinstance(error, ValueError) and not hasattr(error, "format_message"):
             raise
         reason = str(error) if isinstance(error, ValueError) else error.format_message()
-        raise MovqUsageError(f"{text!r} are no settings: {reason}", option="against") from None
+        raise MovqUsageError(f"does not accept {text!r}: {reason}", option="against") from None
     return replace(options, **given)
 
 

@@ -18,7 +18,7 @@ from ..errors import MovqError
 from ..files import short
 from ..values import format_bytes
 from . import options as o
-from .show import complain, duration, name_of, plural, ratio, shape
+from .show import compared, complain, duration, name_of, plural, shape, tail
 
 if TYPE_CHECKING:
     from ..checkpoints.checkpoint import Checkpoint
@@ -107,10 +107,8 @@ def _show_latents(latents: Latents, values: dict[str, Any]) -> None:
     from .tables import print_pairs
 
     m = latents.metadata
-    against = f", {ratio(m.source_bytes, values['bytes'])} of the source file" if m.source_bytes else ""
-    counts = [plural(m.frames, "frame")]
-    counts += [f"{m.frames_padded} repeated at the end"] if m.frames_padded else []
-    counts += [f"{m.frames_dropped} dropped"] if m.frames_dropped else []
+    against = f", {compared(values['bytes'], m.source_bytes, 'the source')}" if m.source_bytes else ""
+    frames = plural(m.frames, "frame") + tail(m.frames_padded, m.frames_dropped)
     rate = f" at {float(m.fps):g} fps" if m.fps else ""
     padding = f", padded by {m.pad_right} right and {m.pad_bottom} below" if m.pad_right or m.pad_bottom else ""
     seed = f", seed {m.seed}" if m.seed is not None else ""
@@ -119,10 +117,10 @@ def _show_latents(latents: Latents, values: dict[str, Any]) -> None:
         {
             "kind": f"latents: {m.representation}{seed}",
             "shape": f"{shape(latents.shape)} {latents.dtype}",
-            "size": f"{format_bytes(values['bytes'])}, {ratio(m.raw_bytes, values['bytes'])} of RGB{against}",
+            "size": f"{format_bytes(values['bytes'])}, {compared(values['bytes'], m.raw_bytes, 'raw RGB')}{against}",
             "source": f"{m.source_name}, sha256 {short(m.source_sha256)}…",
             "picture": f"{m.width}x{m.height}{padding}" + (f", cropped at {m.crop[:2]}" if m.crop else ""),
-            "frames": f"{', '.join(counts)}; {duration(m.duration)}{rate}",
+            "frames": f"{frames}; {duration(m.duration)}{rate}",
             "model": f"{m.model}, weights {short(m.weights_digest)}…, {m.weights_licence or 'licence unknown'}",
             "computed": f"in {m.precision}, semantics {m.semantics}, movq {m.movq_version}",
             "scaling": scaling,
@@ -158,8 +156,8 @@ def _show_batch(path: str, batch: BatchDescription) -> None:
         {
             "kind": f"batch of {plural(whole.items, 'item')}: {counts}",
             "video": f"{duration(whole.video_seconds)}, {plural(whole.frames, 'frame')}",
-            "size": f"{format_bytes(whole.bytes)}, {ratio(whole.raw_bytes, whole.bytes)} of RGB, "
-            f"{ratio(whole.source_bytes, whole.bytes)} of the source files",
+            "size": f"{format_bytes(whole.bytes)}, {compared(whole.bytes, whole.raw_bytes, 'raw RGB')}, "
+            f"{compared(whole.bytes, whole.source_bytes, 'the sources')}",
             "speed": f"{whole.frames_per_second:.1f} frames/s of each worker",
             "padded": f"{plural(whole.padded, 'clip')}, by repeating the last frame" if whole.padded else "",
             "dropped": f"frames of {plural(whole.dropped, 'clip')}" if whole.dropped else "",
@@ -168,8 +166,8 @@ def _show_batch(path: str, batch: BatchDescription) -> None:
             "tars": f"{whole.tars:,}" if whole.tars else "",
             "shards": "{} of {} finished; not merged".format(*batch.shards) if batch.shards else "",
             "computed": f"by weights {weights} in {', '.join(whole.precisions)}" if weights else "",
-            "orphans": _named(batch.orphans, "of no such video, an older state of one, or cut otherwise"),
-            "missing": _named(batch.missing, "that the manifest has"),
+            "orphans": _named(batch.orphans, "left over, whose video is gone, changed or cut differently"),
+            "missing": _named(batch.missing, "missing that the manifest has"),
         },
         title=path,
     )
@@ -255,12 +253,13 @@ def _show_video(kind: str, path: str, video: VideoDescription) -> None:
     print_pairs(
         {
             "kind": f"{kind}: {v.codec} in {v.container.split(',')[0]}, {v.pixel_format}",
-            "size": f"{format_bytes(v.bytes)}, {ratio(raw, v.bytes)} of RGB",
+            "size": f"{format_bytes(v.bytes)}, {compared(v.bytes, raw, 'raw RGB')}",
             "picture": f"{v.shown_width}x{v.shown_height}{stored}",
             "frames": f"{video.frames:,}{rate}{length}",
             "colour": f"{v.matrix} / {v.color_range} / {v.transfer}",
             "latents": f"{shape(video.latents_shape)} by {video.model}",
-            "": f"{format_bytes(latents)} in 2 bytes each: {ratio(raw, latents)} of RGB, {ratio(v.bytes, latents)} of the file",
+            "": f"{format_bytes(latents)} in 2 bytes each: {compared(latents, raw, 'raw RGB')}, "
+            f"{compared(latents, v.bytes, 'the file')}",
             "warnings": v.warnings,
         },
         title=path,

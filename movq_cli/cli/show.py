@@ -45,12 +45,19 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def ratio(bytes_before: float, bytes_after: float) -> str:
-    """Return how the second size relates to the first: 1/11.6 if it is smaller, 7.8 times if it is larger."""
-    if not bytes_before or not bytes_after:
-        return "-"
-    factor = bytes_before / bytes_after
-    return f"1/{factor:.1f}" if factor >= 1 else f"{1 / factor:.1f} times"
+def compared(size: float, to: float, what: str) -> str:
+    """Return how a size compares to that of `what`: 11.6 times smaller than raw RGB, 7.8 times the size of the source."""
+    if not size or not to:
+        return f"{what} unknown"
+    factor = to / size
+    return f"{factor:.1f} times smaller than {what}" if factor >= 1 else f"{1 / factor:.1f} times the size of {what}"
+
+
+def tail(padded: int, dropped: int) -> str:
+    """Return what happened to frames at the end of a clip: (the last one repeated 3 times)."""
+    times = "once" if padded == 1 else f"{padded} times"
+    repeated = f" (the last one repeated {times})" if padded else ""
+    return repeated + (f" ({dropped} at the end dropped)" if dropped else "")
 
 
 def shape(sizes: Sequence[int]) -> str:

@@ -755,7 +755,7 @@ def lying_latents():
         for value in values:
             yield bad(f"{key} {str(value)[:20].replace('/', ' by ')}", lie(of, **{key: value}))
     for output in ("back.mkv", "back.mp4", "back.npy", "back"):
-        yield bad(f"to {output}", lie(of), "5 frames of 64x48", 0, f"decode -q -o {output} --")
+        yield bad(f"to {output}", lie(of), "5 frames, 64x48", 0, f"decode -q -o {output} --")
     yield from (
         bad("good", lie(of), "1 x 32 x 2 x 6 x 8 BF16", 0),
         bad("stats", lie(of), "32 x 2 x 6 x 8", 0, "info --stats --"),
