@@ -157,7 +157,7 @@ def engines(folder, options):
 def tars(folder, options):
     make_list(folder)
     command = [*MOVQ, "batch-encode", "--list", "list.csv", *BUCKETS, "--workers", "2"]
-    tar = [*command, "-o", "tars", "--layout", "tar", "--shard-size", "200KB"]
+    tar = [*command, "-o", "tars", "--layout", "tar", "--tar-size", "200KB"]
     subprocess.run([*command, "-o", "files", "-q"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
     moments, kills, whole = random.Random(2), 0, 0
     for _ in range(options.kills):
@@ -220,7 +220,7 @@ def read(folder, options):
             path = str(folder / "in" / name)
             file.write(json.dumps(line | {"id": name, "path": path, "output": f"{name}.safetensors"}) + "\n")
     shutil.copytree(folder / "files", folder / "tar")
-    command = [*MOVQ, "batch-encode", "in", "-o", "tar", "-q", "--layout", "tar", "--shard-size", "256MB"]
+    command = [*MOVQ, "batch-encode", "in", "-o", "tar", "-q", "--layout", "tar", "--tar-size", "256MB"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
     assert not list((folder / "tar").rglob("*.safetensors"))
     paths = sorted((folder / "files").glob("*.safetensors"))

@@ -195,7 +195,7 @@ class BatchOptions:
     without progress; `verify` reads all existing videos and outputs; `retry_failed` tries again what was refused;
     `replace` makes outputs again that were made with other options or from another video of the same name; `engine`
     starts the workers, "ray" on the cluster at `ray_address` with `ray_gpus` for each.
-    Output: `layout` (None: that of the folder, files in a new one); `shard_size` is the size limit of a tar in bytes
+    Output: `layout` (None: that of the folder, files in a new one); `tar_size` is the size limit of a tar in bytes
     (None: TAR_BYTES).
     """
 
@@ -214,7 +214,7 @@ class BatchOptions:
     ray_address: str | None = None
     ray_gpus: float = 1.0
     layout: str | None = None
-    shard_size: int | None = None
+    tar_size: int | None = None
 
     def __post_init__(self) -> None:
         one_of("short", self.short, SHORT_IN_BATCH)
@@ -228,7 +228,7 @@ class BatchOptions:
             raise MovqUsageError(f"must be 0 or more, got {self.workers}", option="workers")
         if self.workers == 0 and self.engine != "local":
             raise MovqUsageError(f"0 is this process: it goes with {option('engine', 'local')}", option="workers")
-        for name in ("timeout", "shard_size", "ray_gpus"):
+        for name in ("timeout", "tar_size", "ray_gpus"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise MovqUsageError(f"must be above 0, got {value:g}", option=name)
@@ -241,7 +241,7 @@ def with_overrides(
 ) -> tuple[EncodeOptions, BatchOptions]:
     """Return both options with the overrides, which come by name. Texts are parsed as on the command line."""
     own = {field.name: overrides.pop(field.name) for field in fields(BatchOptions) if field.name in overrides}
-    for name, read in (("pick", Pick.parse), ("shard", Shard.parse), ("shard_size", _tar_bytes)):
+    for name, read in (("pick", Pick.parse), ("shard", Shard.parse), ("tar_size", _tar_bytes)):
         if isinstance(own.get(name), str):
             own[name] = read(own[name])
     if "buckets" in own:
@@ -255,4 +255,4 @@ def with_overrides(
 
 
 def _tar_bytes(text: str) -> int:
-    return parse_bytes(text, "shard_size")
+    return parse_bytes(text, "tar_size")

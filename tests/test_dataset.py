@@ -57,7 +57,7 @@ def folder(tmp_path_factory):
 
 def batch(folder, out, **options):
     weights = folder / "unscaled.safetensors"
-    settings = {"shard_size": 50_000, "precision": "fp32", "workers": 0, "weights": weights} | options
+    settings = {"tar_size": 50_000, "precision": "fp32", "workers": 0, "weights": weights} | options
     return encode_batch([folder / "in"], out, **settings)
 
 

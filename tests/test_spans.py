@@ -377,8 +377,8 @@ def test_a_dry_run_says_what_would_be_cut(folder, movq):
         (["--short", "pad"], "--short: pad needs --frames or --bucket"),
         (["--shard", "3/2"], "--shard: must be I/N"),
         (["--layout", "zip"], "--layout: must be one of files, tar"),
-        (["--layout", "tar", "--shard-size", "big"], "--shard-size: is not a size like 64MB or 2GiB: 'big'"),
-        (["--shard-size", "1GB"], "--shard-size: goes with --layout tar"),
+        (["--layout", "tar", "--tar-size", "big"], "--tar-size: is not a size like 64MB or 2GiB: 'big'"),
+        (["--tar-size", "1GB"], "--tar-size: goes with --layout tar"),
         (["--frames", "9", "--bucket", "17x48x64"], "--frames: 9 is less than the shortest bucket needs, 17"),
         (["--ray-address", "auto"], "--ray-address: goes with --engine ray"),
         (["--every", "0"], "--every: must be above 0"),
@@ -492,7 +492,7 @@ def test_what_a_run_that_encodes_nothing_did(tmp_path, movq):
 
 def test_options_of_other_kinds_are_refused_in_python(tmp_path):
     clips.write(tmp_path / "a.mp4", clips.pictures(5))
-    for options in ({"shard": (0, 2)}, {"pick": 3}, {"shard_size": "many"}, {"layout": "zip"}, {"ray_gpus": 1.5}):
+    for options in ({"shard": (0, 2)}, {"pick": 3}, {"tar_size": "many"}, {"layout": "zip"}, {"ray_gpus": 1.5}):
         with pytest.raises(MovqUsageError):
             encode_batch([tmp_path / "a.mp4"], tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()

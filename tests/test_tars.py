@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
 
 
 def packed(folder, out="tars", **options):
-    settings = {"layout": "tar", "shard_size": SIZE, "workers": 0, "store_dtype": "bf16"} | options
+    settings = {"layout": "tar", "tar_size": SIZE, "workers": 0, "store_dtype": "bf16"} | options
     return encode_batch([settings.pop("source", folder / "in")], folder / out, **settings)
 
 
@@ -125,7 +125,7 @@ def test_a_second_run_does_nothing(copy):
 
 @pytest.mark.slow
 def test_killed_at_random_and_resumed(zygote, folder, tmp_path):
-    command = ["batch-encode", folder / "in", "-o", "tars", "--layout", "tar", "--shard-size", SIZE, "--workers", 2]
+    command = ["batch-encode", folder / "in", "-o", "tars", "--layout", "tar", "--tar-size", SIZE, "--workers", 2]
     command += ["--store-dtype", "bf16"]
     dice = random.Random(5)
     for _ in range(4):
@@ -306,7 +306,7 @@ def test_an_item_cannot_be_called_as_what_a_batch_has_itself(tmp_path):
 
 @pytest.mark.slow
 def test_an_item_larger_than_a_tar_has_one_of_its_own(folder, tmp_path):
-    packed(tmp_path, source=folder / "in", shard_size=1000)
+    packed(tmp_path, source=folder / "in", tar_size=1000)
     assert [len(members(path)) for path in tars(tmp_path)] == [2] * 8
 
 

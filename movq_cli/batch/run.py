@@ -102,7 +102,7 @@ class _Run:
         self._job, self._settings = job, job.settings
         self.workers, self.stopped = 0, ""
         layout = job.batch.layout or ("tar" if job.tars.names() else "files")
-        size = job.batch.shard_size or TAR_BYTES
+        size = job.batch.tar_size or TAR_BYTES
         self.packer = Packer(job.tars, job.manifest, job.items, size, job.batch.shard) if layout == "tar" else None
 
     def keep(self, lines: Sequence[Line]) -> int:

@@ -109,8 +109,8 @@ def _checked(sources: list[str] | None, output: str | None, batch: BatchOptions,
         raise MovqUsageError("name a folder for the latents", option="output")
     if verbose:
         raise MovqUsageError(f"goes with {option('dry_run')}", option="verbose")
-    if batch.shard_size is not None and batch.layout != "tar":
-        raise MovqUsageError(f"goes with {option('layout', 'tar')}", option="shard_size")
+    if batch.tar_size is not None and batch.layout != "tar":
+        raise MovqUsageError(f"goes with {option('layout', 'tar')}", option="tar_size")
     for name, default in (("ray_address", None), ("ray_gpus", 1.0)):
         if batch.engine != "ray" and getattr(batch, name) != default:
             raise MovqUsageError(f"goes with {option('engine', 'ray')}", option=name)

@@ -185,9 +185,12 @@ WORDS: Mapping[str, Words] = {
         "Write one file per item, or tars for WebDataset. (default: as in DIR; files in a new one)",
         _choices(LAYOUTS),
     ),
-    "shard_size": Words(OUTPUT, "Maximum size of a tar. (default: 1GB)", "SIZE", _bytes("shard_size")),
+    "tar_size": Words(OUTPUT, "Maximum size of a tar. (default: 1GB)", "SIZE", _bytes("tar_size")),
 }
 """The help of each field, by its name, or by CLASS.NAME if classes need different help for the same name."""
+
+_ALIASES = {"tar_size": ("--shard-size",)}
+"""Other flags of an option: WebDataset calls a tar a shard."""
 
 WITHOUT_FLAG = {"skip", "EncodeOptions.short"}
 """Fields without a flag, because a batch sets them when it cuts items out of videos."""
@@ -198,6 +201,7 @@ def option_of(name: str, owner: str = "") -> typer.models.OptionInfo:
     words = WORDS.get(f"{owner}.{name}") or WORDS[name]
     option: typer.models.OptionInfo = typer.Option(
         flag(name),
+        *_ALIASES.get(name, ()),
         rich_help_panel=words.panel,
         help=words.help,
         metavar=words.metavar,

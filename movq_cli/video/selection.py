@@ -69,8 +69,9 @@ def _nearest(frames: Iterable[Shown[T]], fps: Fraction, repeat: bool) -> Iterato
             if times and not repeat:
                 gap = float(following.time - here.time)
                 raise MovqError(
-                    f"is slower than {float(fps):g} frames per second: frames at {float(here.time):.3f} s are {gap:.3f} s apart "
-                    f"({1 / gap:.4g} frames per second); lower {option('fps')}, or repeat frames with {option('fps_repeat', True)}"
+                    f"is slower than {float(fps):g} frames per second: frames at {float(here.time):.3f} s are "
+                    f"{gap:.3f} s apart ({1 / gap:.4g} frames per second); lower {option('fps')}, or repeat frames with "
+                    f"{option('fps_repeat', True)}"
                 )
             k, times = k + 1, times + 1
             yield replace(here, end=origin + k / fps)

@@ -49,7 +49,7 @@ COMMANDS = {  # what is made, how
     "a.png": "eval IN.mp4 --picture OUT --quiet",
     "weights.safetensors": "weights convert IN.weights.safetensors -o OUT",
 }
-TAR = ["--layout", "tar", "--shard-size", "60000"]
+TAR = ["--layout", "tar", "--tar-size", "60000"]
 
 fork = multiprocessing.get_context("forkserver")
 fork.set_forkserver_preload(
@@ -243,7 +243,7 @@ def batch(tmp_path_factory):
     for i in range(6):
         clips.write(made / "in" / ("deep" if i % 2 else "") / f"{i}.mp4", clips.pictures(9 + i))
     encode_batch([made / "in"], made / "files")
-    encode_batch([made / "in"], made / "tars", layout="tar", shard_size=60_000)
+    encode_batch([made / "in"], made / "tars", layout="tar", tar_size=60_000)
     return made
 
 
