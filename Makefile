@@ -49,6 +49,7 @@ lint: .venv/test-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/typos
 
 bench: .venv/test-installed
 	$(BIN)/python benchmarks/short.py
