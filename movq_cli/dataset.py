@@ -1,6 +1,7 @@
-"""Reading a batch back, to train on it: `LatentDataset`, and a sampler whose batches are of one shape.
+"""Read a batch back, to train on it: `LatentDataset`, and a sampler whose batches have one shape each.
 
-Latents are mapped from their files or tars, one item at a time; draws and scaling happen here and nowhere before.
+Latents are mapped from their files or tars, one item at a time. They are stored unscaled: drawing from moments and
+scaling happen here, each time an item is read.
 """
 
 from __future__ import annotations
@@ -32,20 +33,20 @@ SCALES = {
     "cogvideox1.5-5b": 0.7,
     "cogvideox1.5-5b-i2v": 0.7,
 }
-"""What diffusion models multiply latents by (their VAE's scaling_factor): they share one VAE and differ in this."""
+"""The factors by which diffusion models multiply latents (their VAE's scaling_factor). The VAE itself is the same."""
 
 _EXAMPLE = "cogvideox-5b"
 _SAME = 1e-6
-"""Relative difference up to which two scaling factors are the same one, written with more or fewer digits."""
+"""The relative difference up to which two scaling factors count as one, written with more or fewer digits."""
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _OPEN_TARS = 32
 
 
 class Sample(TypedDict):
-    """One item. `latents` (C, T, H, W), drawn or mean, scaled; `row` is its line of the manifest.
+    """One item. `latents` (C, T, H, W) are a draw or the mean, scaled; `row` is its line of the manifest.
 
-    `frames_per_latent` (T,): how many frames of the clip each stands for: the first of a clip for one, others for four.
+    `frames_per_latent` (T,) is how many frames each latent stands for: one for the first of a clip, four for others.
     """
 
     latents: torch.Tensor
@@ -55,7 +56,7 @@ class Sample(TypedDict):
 
 
 class Batch(TypedDict):
-    """Samples of one shape: `latents` (B, C, T, H, W), `frames_per_latent` (B, T), and lists of the rest."""
+    """Samples of one shape: `latents` (B, C, T, H, W), `frames_per_latent` (B, T), and lists of captions and rows."""
 
     latents: torch.Tensor
     caption: list[str]
@@ -64,7 +65,7 @@ class Batch(TypedDict):
 
 
 class _Scaling(NamedTuple):
-    """(latents - shift) * factor is what a diffusion model sees."""
+    """The scaling of latents for a diffusion model, which sees (latents - shift) * factor."""
 
     factor: float
     shift: float = 0.0
@@ -73,16 +74,18 @@ class _Scaling(NamedTuple):
 class LatentDataset(Dataset[Sample]):
     """The items that `movq batch-encode` has done in a folder, in either layout, in order of id.
 
-    Each time an item of moments is read, a sample is drawn (by torch's own generator, which a DataLoader seeds anew for each
-    worker and epoch); with `draw=False` it is the mean. Items saved as mean or sample are as they were saved.
+    Each time an item of moments is read, a sample is drawn (by torch's own generator, which a DataLoader seeds for each
+    worker and epoch); with `draw=False` it is the mean. Items saved as mean or sample are used as they were saved.
 
-    `scale` multiplies latents after the draw: a number, or the name of a model, as in SCALES. None takes the factors in the
-    header of each item, which come from its weights, and scales as diffusers does: (latents - shift_factor) * scaling_factor.
-    Latents without a scaling_factor are left as they are. The constructor warns (MovqWarning) of these, and of a name whose
-    factor differs from the header's; the name wins. A number never warns, and neither it nor a name shifts.
+    `scale` multiplies latents after the draw. It is a number, or the name of a model, as in SCALES. None takes the
+    factors in the header of each item, which come from its weights, and scales as diffusers does:
+    (latents - shift_factor) * scaling_factor. Latents without a scaling_factor are left as they are. The constructor
+    warns (MovqWarning) about these, and about a name whose factor differs from the header's; the name wins. A number
+    never warns. Neither a number nor a name shifts.
 
-    `where` chooses items by their lines. Outputs of videos that are gone (`orphan`) are left out, as are failed and short
-    items: `left_out` counts them. Raises MovqError where there is no manifest, or shards to merge.
+    `where` chooses items by their lines. Outputs that no item has any more (`orphan`) are left out, as are failed and
+    short items. `left_out` counts all that are left out, by reason. Raises MovqError if there is no manifest, or if
+    shards are to be merged first.
     """
 
     def __init__(
@@ -103,7 +106,7 @@ class LatentDataset(Dataset[Sample]):
         if not os.path.exists(self._path):
             raise MovqError(f"has no {NAME}: it is not a folder that batch-encode made", self.folder)
         self._identity = FileIdentity.of(require_file(self._path))
-        last: dict[str, tuple[int, str | tuple[Any, ...], int]] = {}  # of two lines of an item the later holds
+        last: dict[str, tuple[int, str | tuple[Any, ...], int]] = {}  # of two lines of an item, the later counts
         weights: dict[str, int] = {}  # by digest, in order of appearance
         for at, line in scan_lines(self._path):
             bucket = _left_out(line, where) or (*line["shape"], line.get("options", {}).get("save", ""))
@@ -127,15 +130,15 @@ class LatentDataset(Dataset[Sample]):
         return self.slice(index)
 
     def row(self, index: int) -> Line:
-        """An item's line of the manifest."""
+        """Return an item's line of the manifest."""
         at = int(self._offsets[range(len(self))[index]])
         return parse_line(self._lines[at : self._lines.find(b"\n", at) + 1 or None])
 
     def slice(self, index: int, start: int = 0, stop: int | None = None) -> Sample:
-        """Latents `start` to `stop` of an item, which mean what they mean in Python's own slices. Only they are read.
+        """Return latents `start` to `stop` of an item, reading only these. The bounds work as in Python's own slices.
 
-        A slice that does not begin at 0 has no latent that stands for a single frame: `frames_per_latent` tells.
-        Raises MovqError where the file is not what the manifest says.
+        If the slice does not begin at 0, no latent in it stands for a single frame, as `frames_per_latent` shows.
+        Raises MovqError if the file is not what the manifest says.
         """
         row = self.row(index)
         start, stop, _ = slice(start, stop).indices(row["shape"][2])
@@ -143,7 +146,7 @@ class LatentDataset(Dataset[Sample]):
         if representation == "moments":
             latents = draw_from(stored) if self.draw else stored.chunk(2)[0].to(torch.float32, copy=True)
         else:
-            latents = stored.to(torch.float32, copy=True)  # never the file's own bytes
+            latents = stored.to(torch.float32, copy=True)  # a copy, as the bytes of the file cannot be changed
         frames = torch.full((latents.shape[1],), factor)
         if start == 0:
             frames[:1] = 1
@@ -155,15 +158,15 @@ class LatentDataset(Dataset[Sample]):
         )
 
     def buckets(self) -> list[list[int]]:
-        """The items of each shape."""
+        """Return the indices of items, grouped by shape and by what was saved: moments, mean or sample."""
         return [
             np.flatnonzero(self._buckets == number).tolist() for number in range(int(self._buckets.max(initial=-1)) + 1)
         ]
 
     def _look_up_scalings(self, items: Iterable[int], scale: str | None) -> Iterator[str]:
-        """Learn the scaling of the weights of each of these items; yield what to warn of.
+        """Find the scaling of the weights of each of these items, and yield the texts of warnings.
 
-        An item that cannot be read is passed over: reading it raises.
+        An item that cannot be read is skipped here, and raises MovqError when it is read.
         """
         without = []
         for item in items:
@@ -198,7 +201,7 @@ class LatentDataset(Dataset[Sample]):
             if list(entry.shape) != row["shape"]:
                 raise ValueError("of another shape")
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # it is not writable, and nobody writes to it
+                warnings.simplefilter("ignore", UserWarning)  # a buffer that is not writable: nothing writes to it
                 whole = torch.frombuffer(data, dtype=_DTYPES[entry.dtype], count=entry.numel, offset=entry.start)
             stored = whole.view(entry.shape)[0, :, start:stop]
             factor, representation = int(said["temporal_factor"]), said["representation"]
@@ -206,12 +209,12 @@ class LatentDataset(Dataset[Sample]):
             raise MovqError(f"is not what the manifest says ({error})", path) from None
         scaling = _Scaling(1.0 if self.scale is None else self.scale)
         if self.scale is None:
-            # The same weights have the same factor, even where a header was written before it was recorded.
+            # The same weights have the same factor, even if a header was written before factors were recorded.
             scaling = _scaling_of(said) or self._scalings.get(row["weights_digest"], scaling)
         return stored, factor, representation, scaling
 
     def _header(self, row: Line) -> tuple[Header, memoryview, str]:
-        """Return an item's header, its bytes and the file that holds them. Raises MovqError for another item's."""
+        """Return an item's header, its bytes and the file that holds them. Raises MovqError if it is another item's."""
         data, path = self._data(row)
         try:
             header = parse_header(data)
@@ -224,7 +227,7 @@ class LatentDataset(Dataset[Sample]):
         return header, data, path
 
     def _data(self, row: Line) -> tuple[memoryview, str]:
-        """The bytes of a latents file, mapped, and the file they are in."""
+        """Return the bytes of an item's latents file, mapped, and the path of the file or tar that holds them."""
         path = os.path.join(self.folder, row["output"])
         if "member" not in row:
             data = memoryview(_mapped(path))
@@ -259,7 +262,7 @@ class LatentDataset(Dataset[Sample]):
 
 
 def _left_out(line: Line, where: Callable[[Line], bool] | None) -> str:
-    """Why an item is left out, if it is."""
+    """Return why an item is left out; "" if it is not."""
     if line["status"] != "done":
         return line["status"]
     if line.get("orphan"):
@@ -268,7 +271,7 @@ def _left_out(line: Line, where: Callable[[Line], bool] | None) -> str:
 
 
 def scale_of(scale: float | str | None) -> float | None:
-    """Return the factor to multiply by; None for the header's. Raises MovqUsageError for an unknown name or no factor."""
+    """Return the factor to multiply by; None for the header's. Raises MovqUsageError for a bad name or number."""
     if scale is None:
         return None
     if isinstance(scale, str):
@@ -289,7 +292,7 @@ def _scaling_of(said: Mapping[str, Any]) -> _Scaling | None:
 
 
 def _number(text: Any) -> float:
-    """Return the finite number in a text, else 0."""
+    """Return the number in a text; 0 if it has none or it is not finite."""
     try:
         number = float(text)
     except (ValueError, TypeError, OverflowError):
@@ -298,9 +301,9 @@ def _number(text: Any) -> float:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """What a DataLoader makes of samples of one shape: latents are stacked, captions and rows listed.
+    """Return a batch of samples of one shape, for a DataLoader: latents are stacked, captions and rows listed.
 
-    Raises MovqUsageError for samples of several.
+    Raises MovqUsageError if the samples have several shapes.
     """
     shapes = sorted({tuple(sample["latents"].shape) for sample in samples})
     if len(shapes) > 1:
@@ -314,12 +317,12 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 class BucketBatchSampler(Sampler[list[int]]):
-    """Batches whose items have one shape, as a DataLoader's `batch_sampler`.
+    """Yields batches whose items have one shape, as the `batch_sampler` of a DataLoader.
 
-    At each step all `world` ranks get a batch of the same shape and size, so that none waits for another. What is left over
-    in a shape makes a smaller batch, to which items are added a second time where it does not go round; or, with
-    `drop_last`, is left out. `shuffle` items and batches by `seed` and epoch; each pass is the next epoch, unless `set_epoch`
-    says otherwise.
+    At each step all `world` ranks get a batch of the same shape and size, so that none waits for another. Items left
+    over in a shape make a smaller batch, and some are repeated if they cannot be shared out evenly; with `drop_last`
+    they are left out. `shuffle` shuffles items and batches by `seed` and epoch. Each pass is the next epoch, unless
+    `set_epoch` sets it.
     """
 
     def __init__(
@@ -343,7 +346,7 @@ class BucketBatchSampler(Sampler[list[int]]):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """The next pass is this epoch's."""
+        """Set the epoch of the next pass."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -368,8 +371,8 @@ class BucketBatchSampler(Sampler[list[int]]):
 
 
 def _mapped(path: str) -> mmap.mmap | bytes:
-    """A file's bytes. Raises MovqError."""
+    """Return the bytes of a file, mapped. Raises MovqError if it is not a readable file."""
     if not require_file(path).st_size:
-        return b""  # nothing cannot be mapped
+        return b""  # an empty file cannot be mapped
     with open(path, "rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

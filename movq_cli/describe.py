@@ -1,6 +1,6 @@
-"""What a path is: latents, a video, weights, a batch or a folder of latents. `movq info` prints it.
+"""Describe what a path is: latents, a video, weights, a batch or a folder of latents. `movq info` prints it.
 
-No torch. What one kind of path needs is imported when there is one: `info` of latents is to be quick.
+No torch. Modules for one kind of path are imported only for that kind, so that `info` of latents is quick.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ Kind = Literal["latents", "video", "weights", "batch", "folder"]
 
 
 def kind_of(path: str) -> Kind:
-    """Return what a path, or the id of a model, is. A folder without weights or a manifest is a folder of latents.
+    """Return the kind of a path or model id.
 
-    Raises MovqError for a path that is not there, and for a PyTorch file.
+    A folder that is not a batch is one of latents if it holds any, or if it holds no weights. Raises MovqError for a
+    path that does not exist, and for a PyTorch file.
     """
     if os.path.isdir(path):
         from .batch.manifest import NAME, shard_manifests
@@ -47,9 +48,10 @@ def kind_of(path: str) -> Kind:
 
 @dataclass(frozen=True)
 class VideoDescription:
-    """A video, and the latents that `encode_video` would make of all of it by its defaults.
+    """A video, and the latents that `encode_video` would make of all of it by default.
 
-    `latents_shape` is (1, C, T', H', W') of moments by the weights called `model`; `frames_padded` of its frames repeat the last.
+    `latents_shape` is (1, C, T', H', W') of moments by the weights called `model`; it includes `frames_padded` repeats
+    of the last frame.
     """
 
     info: VideoInfo
@@ -60,15 +62,15 @@ class VideoDescription:
 
     @property
     def raw_bytes(self) -> int:
-        """Bytes of the frames as RGB."""
+        """The size of the frames as RGB, in bytes."""
         return self.frames * self.info.shown_width * self.info.shown_height * 3
 
 
 def describe_video(path: str | os.PathLike[str], weights: str | None = None) -> VideoDescription:
-    """Return what a video is, and the latents that it would become by these weights (default: the embedded ones).
+    """Return what a video is, and the latents that these weights would make of it (default: the embedded ones).
 
-    Its first frame is decoded; the others are counted where the header does not say how many there are. Raises MovqError for
-    a file that is no video and weights that are refused.
+    The first frame is decoded; the others are counted if the header does not say how many there are. Raises MovqError
+    if the file is not a video or the weights are refused.
     """
     from .checkpoints.checkpoint import open_checkpoint
     from .codec import fit_tail
@@ -88,9 +90,9 @@ def describe_video(path: str | os.PathLike[str], weights: str | None = None) -> 
 
 
 class BatchDescription(NamedTuple):
-    """A batch by its manifest. `orphans` and `missing` are outputs, as `compare_outputs` has them.
+    """A batch by its manifest. `orphans` and `missing` are outputs, as `compare_outputs` returns them.
 
-    Where its shards are not merged, `shards` is how many of them are finished, and how many there are in all.
+    If its shards are not merged, `shards` is the number of those finished and the number of all; else None.
     """
 
     summary: Summary
@@ -100,7 +102,7 @@ class BatchDescription(NamedTuple):
 
 
 def describe_batch(folder: str) -> BatchDescription:
-    """Return what the manifest of a batch comes to, and how far the folder agrees with it. Raises MovqError."""
+    """Return the summary of a batch's manifest, and where the folder differs from it. Raises MovqError."""
     from .batch import compare_outputs, note_places, read_batch, summarise
     from .batch.manifest import shard_manifests, unfinished_shards
 
@@ -113,9 +115,9 @@ def describe_batch(folder: str) -> BatchDescription:
 
 
 def latents_below(folder: str) -> tuple[list[Latents], list[MovqError]]:
-    """Open all latents below a folder, hidden folders apart. Return them, and why others could not be opened.
+    """Open all latents files below a folder, except in hidden folders. Return them, and the errors of the others.
 
-    Raises MovqError where there are neither.
+    Raises MovqError if there are neither.
     """
     opened, refused = [], []
     for path in _candidates_below(folder):

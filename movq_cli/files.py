@@ -1,4 +1,4 @@
-"""Files that are whole or absent. Every command that writes a file writes it here."""
+"""Files that are whole or absent. Every output is written as one of them; only the manifest grows line by line."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ from typing import NamedTuple
 from .errors import MovqDiskError, MovqError, MovqOutputError, option
 
 BLOCK = 1 << 20
-"""Bytes moved at a time where whole files pass through."""
+"""Bytes moved at a time when a whole file is read or copied."""
 
 MAX_NAME = 255
-"""Bytes of a file name that every file system in use takes."""
+"""The longest file name, in bytes, that every file system in use takes."""
 
 
 class FileIdentity(NamedTuple):
-    """A file's size in bytes, time of change and inode: while they are the same, the file counts as unchanged, unread."""
+    """The size in bytes, modification time and inode of a file.
+
+    While they are the same, the file counts as unchanged, without being read.
+    """
 
     size: int
     mtime_ns: int
@@ -35,12 +38,15 @@ class FileIdentity(NamedTuple):
 
     @classmethod
     def of(cls, found: os.stat_result) -> FileIdentity:
-        """Return the identity of a file, of what `os.stat` says."""
+        """Return the identity of a file from the result of `os.stat`."""
         return cls(found.st_size, found.st_mtime_ns, found.st_ino)
 
 
 def require_file(path: str | os.PathLike[str]) -> os.stat_result:
-    """The stat of a regular file that can be read. Raises MovqError for anything else: devices and pipes would hang."""
+    """Return the stat of a regular file that can be read.
+
+    Raises MovqError for anything else: reading devices and pipes would hang.
+    """
     name = os.fspath(path)
     try:
         found = os.stat(name)
@@ -56,7 +62,7 @@ def require_file(path: str | os.PathLike[str]) -> os.stat_result:
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
-    """Hex digest of a file's bytes."""
+    """Return the hex SHA-256 digest of a file. Raises MovqError if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -65,17 +71,17 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 
 def short(digest: str) -> str:
-    """As much of a hex digest as people compare."""
+    """Return the first 16 characters of a hex digest, as much as people compare."""
     return digest[:16]
 
 
 class WholeFile:
     """A file that appears under its name all at once, synced to disk, or not at all.
 
-    `with WholeFile(path) as file: file.write(...); file.commit()`. Without a commit nothing stays behind. What is written
-    has no name until then where the file system allows it, so that not even SIGKILL leaves a trace, but in the moment in which
-    a new file takes the place of an old one. Raises MovqError, on construction: before any work is done, for a path that
-    exists (unless force) or cannot be written.
+    `with WholeFile(path) as file: file.write(...); file.commit()`. Without a commit, nothing stays behind. If the file
+    system allows it, the file has no name until then, so that not even SIGKILL leaves a trace, except at the moment
+    when a new file replaces an old one. The constructor raises MovqError, before any work is done, for a path that
+    exists (unless `force`) or cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
@@ -104,12 +110,12 @@ class WholeFile:
     def _open(self) -> int:
         _refuse_long_name(self.path, self._folder)
         fd, self._named = self._create(self._temp, 0o666)
-        with suppress(OSError):  # not every file system can
-            fcntl.flock(fd, fcntl.LOCK_SH)  # `sweep` sees that somebody is at it
+        with suppress(OSError):  # not every file system has locks
+            fcntl.flock(fd, fcntl.LOCK_SH)  # tells `sweep` that the file is in use
         return fd
 
     def spool(self) -> int:
-        """The descriptor of another file in the same folder, without a name, for the caller to close."""
+        """Return the descriptor of another file in the same folder, without a name. The caller closes it."""
         with _errors_about(self.path):
             name = f"{self._temp}.spool"
             fd, named = self._create(name, 0o600)
@@ -118,24 +124,25 @@ class WholeFile:
             return fd
 
     def _create(self, name: str, mode: int) -> tuple[int, bool]:
-        """A new file in the folder, and whether it had to be given the name because it cannot go without one."""
+        """Create a file in the folder. Return its descriptor, and True if it got the name, as it cannot do without."""
         flags = os.O_RDWR | os.O_CLOEXEC
         if hasattr(os, "O_TMPFILE"):
             try:
                 return os.open(self._folder, os.O_TMPFILE | flags, mode), False
             except OSError as error:
+                # _NO_TMPFILE: the folder is missing or cannot have nameless files. The next open tells which.
                 if error.errno not in _NO_TMPFILE:
-                    raise  # else the folder is missing or cannot have nameless files: the next open tells
+                    raise
         return os.open(name, os.O_CREAT | os.O_EXCL | flags, mode), True
 
     def write(self, data: bytes | memoryview) -> None:
-        """Write more of the file. Raises MovqError."""
+        """Append data to the file. Raises MovqError."""
         with _errors_about(self.path):
             write_all(self._fd, data)
 
     @property
     def place(self) -> str:
-        """A path by which libraries that open files themselves can write this one, until the commit."""
+        """A path that is valid until the commit, for libraries that open the files they write."""
         return self._temp if self._named else f"/proc/self/fd/{self._fd}"
 
     @property
@@ -144,7 +151,7 @@ class WholeFile:
         return os.fstat(self._fd).st_size
 
     def commit(self) -> None:
-        """Gives the file its name: data synced, then named, then the folder synced."""
+        """Give the file its name: sync the data, name the file, then sync the folder. Raises MovqError."""
         with _errors_about(self.path):
             os.fsync(self._fd)
             if self._force:
@@ -154,7 +161,7 @@ class WholeFile:
             sync(self._folder)
 
     def _appear(self) -> None:
-        """Takes the name unless another file has it by now."""
+        """Take the name. Raises MovqError if another file has it by now."""
         try:
             if not self._named:
                 self._link(self.path)
@@ -169,19 +176,19 @@ class WholeFile:
                 self._refuse_existing()
             self._replace()
         else:
-            with suppress(OSError):  # then it is tried again at the end
+            with suppress(OSError):  # `__exit__` will try again
                 os.unlink(self._temp)
                 self._named = False
 
     def _replace(self) -> None:
         if not self._named:
-            self._named = True  # before it is: a signal may come in between
+            self._named = True  # set first, as a signal may come in between
             self._link(self._temp)
         os.rename(self._temp, self.path)
         self._named = False
 
     def _link(self, name: str) -> None:
-        """Gives what has no name one: linkat of the descriptor; src_dir_fd makes Python follow the link in /proc."""
+        """Name the nameless file, by linkat of its descriptor. `src_dir_fd` makes Python follow the link in /proc."""
         os.link(f"/proc/self/fd/{self._fd}", name, src_dir_fd=self._fd, follow_symlinks=True)
 
     def __enter__(self) -> WholeFile:
@@ -200,10 +207,10 @@ class WholeFile:
 class WholeFolder:
     """A folder of files that appears under its name all at once, synced to disk, or not at all.
 
-    `with WholeFolder(path, names) as folder: folder.write(name, data); folder.commit()`. Without a commit nothing stays
-    behind; until then the folder has a hidden name beside `path`, which SIGKILL leaves there. With force, an older folder
-    is replaced if it holds nothing but files whose names match `names`. Raises MovqError, on construction: before any work
-    is done, for a path that exists (unless force) or cannot be written.
+    `with WholeFolder(path, names) as folder: folder.write(name, data); folder.commit()`. Without a commit, nothing
+    stays behind. Until then the folder has a hidden name next to `path`, and SIGKILL leaves it behind. With `force`, an
+    older folder is replaced if it holds only files whose names match `names`. The constructor raises MovqError, before
+    any work is done, for a path that exists (unless `force`) or cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str], names: re.Pattern[str], *, force: bool = False) -> None:
@@ -234,7 +241,7 @@ class WholeFolder:
                     raise MovqError(f"holds something else ({entry.name}); name another folder", self.path)
 
     def write(self, name: str, data: bytes | memoryview) -> None:
-        """One new file of the folder."""
+        """Write one new file of the folder. Raises MovqError."""
         with _errors_about(self.path):
             fd = os.open(os.path.join(self._temp, name), os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
             try:
@@ -243,7 +250,7 @@ class WholeFolder:
                 os.close(fd)
 
     def commit(self) -> None:
-        """Gives the folder its name: files and folder synced, then named, then the folder around it synced."""
+        """Give the folder its name: sync its files and the folder, name it, then sync the folder around it."""
         with _errors_about(self.path):
             for name in os.listdir(self._temp):
                 sync(os.path.join(self._temp, name))
@@ -278,7 +285,7 @@ def _errors_about(path: str) -> Iterator[None]:
 
 
 def write_error(error: OSError, path: str) -> MovqError:
-    """What to raise for a system error while a file is written."""
+    """Return the MovqError to raise for a system error while a file is written."""
     kind = MovqDiskError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS) else MovqOutputError
     return kind(os_reason(error), path)
 
@@ -291,10 +298,10 @@ def _temporary_name(folder: str) -> str:
 
 
 def sweep(folder: str) -> None:
-    """Removes, from a folder and those below, the unfinished files of processes that were killed while they wrote them."""
+    """Remove unfinished files of killed processes from a folder and all folders below."""
     for below, _, names in os.walk(folder):
         for name in filter(_TEMPORARY.fullmatch, names):
-            with suppress(OSError):  # it has become whole, or somebody is writing it
+            with suppress(OSError):  # it has become whole, or a process is still writing it
                 fd = os.open(os.path.join(below, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -309,7 +316,7 @@ def _refuse_long_name(path: str, folder: str) -> None:
 
 
 def sync(path: str) -> None:
-    """What is in a file, or the names in a folder, to disk."""
+    """Sync the data of a file, or the names in a folder, to disk."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -318,14 +325,14 @@ def sync(path: str) -> None:
 
 
 def refuse_inputs(output: str | os.PathLike[str], *inputs: str | os.PathLike[str]) -> None:
-    """Raises MovqError where an output is one of the inputs, also by link."""
+    """Raise MovqError if an output is the same file as one of the inputs, also by a link."""
     for path in inputs:
         if os.path.exists(output) and os.path.exists(path) and os.path.samefile(output, path):
             raise MovqError(f"is the same file as the input {os.fspath(path)}", os.fspath(output))
 
 
 def _exchange(one: str, other: str) -> bool:
-    """Has two names change places at once, where Linux and the file system can."""
+    """Exchange two names in one step, and return True; False if Linux or the file system cannot."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
     here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of fcntl.h and stdio.h
     return renameat2 is not None and renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
@@ -336,14 +343,14 @@ _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.ENOTDIR, errn
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:
-    """All of `data` at the descriptor's position; os.write may write less."""
+    """Write all of `data` at the descriptor's position; os.write may write less."""
     view = memoryview(data).cast("B")
     while view:
         view = view[os.write(fd, view) :]
 
 
 def os_reason(error: OSError | ValueError) -> str:
-    """A system error in the words of a refusal."""
+    """Return a system error as the reason of a MovqError."""
     known: dict[type[Exception], str] = {
         FileNotFoundError: "no such file or folder",
         PermissionError: "permission denied",
@@ -355,12 +362,12 @@ def os_reason(error: OSError | ValueError) -> str:
 
 
 def file_name(path: str | os.PathLike[str]) -> str:
-    """The base name, as text that can stand in JSON whatever bytes it has."""
+    """Return the base name of a path as text for JSON, as `text_of` does."""
     return text_of(Path(path).name)
 
 
 def text_of(path: str) -> str:
-    r"""Return a path as text that can stand in JSON: bytes that are not UTF-8 are written \xff."""
+    r"""Return a path as text for JSON: bytes that are not UTF-8 become escapes such as \xff."""
     try:
         path.encode()
         return path

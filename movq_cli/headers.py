@@ -1,4 +1,4 @@
-"""The outside of a safetensors file: its header, read and written. No tensor library is imported."""
+"""Read and write the headers of safetensors files. No tensor library is imported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8}
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor of a safetensors file: dtype by its safetensors name, shape, and where its bytes are in which file."""
+    """One tensor of a safetensors file: dtype by its safetensors name, shape, and where its bytes are in `file`."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -28,7 +28,7 @@ class TensorEntry:
 
     @property
     def numel(self) -> int:
-        """How many numbers it has."""
+        """The number of values."""
         return math.prod(self.shape)
 
 
@@ -41,7 +41,7 @@ class Header:
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """The header alone. Raises MovqError for anything but a well-formed safetensors file."""
+    """Return only the header of a file. Raises MovqError for anything but a well-formed safetensors file."""
     from safetensors import SafetensorError, safe_open
 
     name = os.fspath(path)
@@ -59,9 +59,9 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 def parse_header(data: bytes | memoryview, file: str = "") -> Header:
-    """Return the header of a safetensors `file` that begins with these bytes; whether the rest fits it is not looked at.
+    """Return the header of a safetensors `file` that begins with these bytes, without checking that the rest fits.
 
-    Raises ValueError, KeyError, TypeError or RecursionError for what is none.
+    Raises ValueError, KeyError, TypeError or RecursionError if it is not a header.
     """
     end = 8 + int.from_bytes(data[:8], "little")
     header: dict[str, Any] = json.loads(bytes(data[8:end]))
@@ -75,7 +75,7 @@ def parse_header(data: bytes | memoryview, file: str = "") -> Header:
 
 
 def looks_like_safetensors(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as safetensors files do: a length, then JSON. Says nothing of the rest."""
+    """Return True if a file begins like a safetensors file, with a length and then JSON. The rest is not checked."""
     try:
         with open(path, "rb") as file:
             return file.read(9)[8:] == b"{"
@@ -84,10 +84,10 @@ def looks_like_safetensors(path: str | os.PathLike[str]) -> bool:
 
 
 def header_bytes(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
-    """The header of a safetensors file of these tensors (name: dtype, shape), laid out in the order given.
+    """Return the header of a safetensors file with these tensors (name: dtype, shape), in the order given.
 
-    Metadata is sorted and the header padded with spaces to a multiple of 8, so equal contents give equal bytes and
-    tensors are aligned.
+    Metadata is sorted and the header is padded with spaces to a multiple of 8, so that equal contents give equal bytes
+    and tensors are aligned.
     """
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     at = 0

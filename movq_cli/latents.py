@@ -1,8 +1,8 @@
 """The latents file, format_version 1: written whole or not at all, read lazily. See docs/format.md.
 
-safetensors with `latents` (1, C, T', H', W'), never scaled; `frame_times` float64 (frames,), seconds in the source's own
-clock; `frame_indices` int64 (frames,), places among the frames the source shows; and metadata that says the rest. What is
-not here: how latents are computed. torch is imported only where tensors are.
+It is a safetensors file with `latents` (1, C, T', H', W'), never scaled; `frame_times` float64 (frames,), in seconds of
+the source's own clock; `frame_indices` int64 (frames,), places among the frames that the source shows; and metadata for
+the rest. Latents are not computed here. torch is imported only where tensors are used.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = dict(zip(STORE_DTYPES, ("F32", "F16", "BF16"), strict=True))
-"""Names of `--store-dtype` and what safetensors calls them."""
+"""The dtypes of `--store-dtype`, with their names in safetensors."""
 
 
 class LatentsWriter:
     """Writes one latents file: `append` chunks in time order, then `finish`. Use it in a `with`.
 
-    Memory does not grow with what is appended: chunks go to a nameless file beside the output, and from there, channel by
-    channel, into their final order. Constructing it refuses, before any work, an output that cannot be written.
+    Memory does not grow with what is appended: chunks go to a nameless file in the folder of the output, and from
+    there, channel by channel, into their final order. The constructor raises MovqError, before any work is done, if the
+    output cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
@@ -52,12 +53,12 @@ class LatentsWriter:
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
-        """(1, C, T', H', W') of what was appended so far."""
+        """The shape (1, C, T', H', W') of the latents appended so far."""
         c, h, w = self._shape or (0, 0, 0)
         return 1, c, sum(self._frames), h, w
 
     def append(self, latents: torch.Tensor) -> None:
-        """Write latents (1, C, n, H', W') on the CPU, every chunk in the same dtype. Raises MovqError if they are not finite."""
+        """Write latents (1, C, n, H', W') on the CPU, all in the same dtype. Raises MovqError if any is not finite."""
         import torch
 
         _, c, n, h, w = latents.shape
@@ -78,7 +79,7 @@ class LatentsWriter:
             raise write_error(error, self._file.path) from error
 
     def finish(self, metadata: Metadata, frame_times: array[float], frame_indices: array[int]) -> int:
-        """Puts the file in its place and returns its size in bytes."""
+        """Write the file under its name, and return its size in bytes."""
         frames = (len(frame_times),)
         tensors = {
             "frame_times": ("F64", frames),
@@ -95,7 +96,7 @@ class LatentsWriter:
 
     @property
     def sha256(self) -> str:
-        """Hex digest of the finished file's bytes."""
+        """The hex SHA-256 digest of the finished file."""
         return self._hash.hexdigest()
 
     def _write(self, data: bytes | memoryview) -> None:
@@ -104,7 +105,7 @@ class LatentsWriter:
 
     def _write_latents(self) -> None:
         _, channels, _, h, w = self.shape
-        plane = h * w * ITEM_SIZES[self.dtype]  # one channel of one latent frame
+        plane = h * w * ITEM_SIZES[self.dtype]  # bytes of one channel of one latent
         for channel in range(channels):
             chunk_start = 0
             for n in self._frames:
@@ -123,14 +124,14 @@ class LatentsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(OSError):  # it has no name, and was read
+        with suppress(OSError):  # it has no name, and its data is no longer needed
             os.close(self._spool)
         self._file.__exit__(kind, error, trace)
 
 
 @dataclass(frozen=True)
 class Latents:
-    """An open latents file: what it says at once, its tensors when asked. Make one with `open_latents`."""
+    """An open latents file, made by `open_latents`. The header is already read; tensors are read when asked for."""
 
     path: str
     metadata: Metadata
@@ -138,22 +139,22 @@ class Latents:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(1, C, T', H', W'); C is 2z for moments (mean, then log variance), else z."""
+        """The shape (1, C, T', H', W') of the latents; C is 2z for moments (mean, then log variance), else z."""
         return self.header.tensors["latents"].shape
 
     @property
     def dtype(self) -> str:
-        """By its safetensors name: F32, F16 or BF16."""
+        """The dtype of the latents by its safetensors name: F32, F16 or BF16."""
         return self.header.tensors["latents"].dtype
 
     @cached_property
     def latents(self) -> torch.Tensor:
-        """The tensor, as stored: (1, C, T', H', W'), unscaled."""
+        """The latents as stored: (1, C, T', H', W'), unscaled."""
         return self._tensor("latents")
 
     @cached_property
     def mean(self) -> torch.Tensor:
-        """The posterior's mean, (1, z, T', H', W'); of a file of draws, MovqError."""
+        """The mean of the posterior, (1, z, T', H', W'). Raises MovqError for a file of draws."""
         if self.metadata.representation == "sample":
             raise MovqError("holds draws, not the mean", self.path)
         if self.metadata.representation == "mean":
@@ -161,9 +162,9 @@ class Latents:
         return self.latents[:, : self.shape[1] // 2]
 
     def read(self, start: int, stop: int) -> torch.Tensor:
-        """Latent frames `start` to `stop`, (1, C, stop - start, H', W'): what of the file is needed for it.
+        """Return latents `start` to `stop`, (1, C, stop - start, H', W'), reading only the part of the file they need.
 
-        Raises MovqError for numbers that are not finite.
+        Raises MovqError if one is not finite, or if the file cannot be read.
         """
         import torch
         from safetensors import SafetensorError, safe_open
@@ -178,7 +179,7 @@ class Latents:
         return part
 
     def channel_stats(self) -> list[tuple[float, float, float, float]]:
-        """(mean, standard deviation, least, greatest) of each channel, one channel in memory at a time."""
+        """Return (mean, standard deviation, minimum, maximum) of each channel, with one channel in memory at a time."""
         from safetensors import SafetensorError, safe_open
 
         stats = []
@@ -193,7 +194,7 @@ class Latents:
         return stats
 
     def seconds(self) -> np.ndarray:
-        """`frame_times`, without torch."""
+        """Return `frame_times` as a numpy array, without importing torch."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -205,12 +206,12 @@ class Latents:
 
     @cached_property
     def frame_times(self) -> torch.Tensor:
-        """float64 (frames,): when each frame is shown, in seconds of the source's own clock."""
+        """The time of each frame, float64 (frames,), in seconds of the source's own clock."""
         return self._tensor("frame_times")
 
     @cached_property
     def frame_indices(self) -> torch.Tensor:
-        """int64 (frames,): the place of each frame among those the source shows."""
+        """The place of each frame among those that the source shows, int64 (frames,)."""
         return self._tensor("frame_indices")
 
     def _tensor(self, name: str) -> torch.Tensor:
@@ -225,7 +226,7 @@ class Latents:
 
 
 def is_latents(path: str) -> bool:
-    """Whether a file says of itself that it is a latents file."""
+    """Return True if the header of a file says that it is a latents file; False also if it cannot be read."""
     try:
         return read_header(path).metadata.get("format") == FORMAT
     except MovqError:
@@ -233,7 +234,7 @@ def is_latents(path: str) -> bool:
 
 
 def open_latents(path: str | os.PathLike[str]) -> Latents:
-    """Opens a latents file; reads its header alone. Raises MovqError for anything else, and for a newer format."""
+    """Open a latents file, reading only its header. Raises MovqError for other files and other format versions."""
     name = os.fspath(path)
     header = read_header(name)
     if header.metadata.get("format") != FORMAT:

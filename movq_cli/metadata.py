@@ -21,9 +21,10 @@ _SEMANTICS = ("frame", "whole", "diffusers")
 class Metadata:
     """The metadata of a latents file. `to_strings` and `from_strings` convert it to and from a safetensors header.
 
-    `width` and `height` are of the picture encoded, without `pad_right` and `pad_bottom`; `frames` never counts
-    `frames_padded`; `frames_dropped` counts `--tail drop` alone. Scaling factors are text, as their source has them, ""
-    if unknown. `seed` is there only where latents were drawn, `windows` (frames each) only where semantics is "diffusers".
+    `width` and `height` are those of the encoded picture, without `pad_right` and `pad_bottom`. `frames` does not
+    include `frames_padded`; `frames_dropped` counts only what `--tail drop` dropped. Scaling factors are text, as in
+    their source, "" if unknown. `seed` is set only if latents were drawn, `windows` (frames of each) only if semantics
+    is "diffusers".
     """
 
     representation: str
@@ -62,7 +63,7 @@ class Metadata:
 
     @property
     def source_bytes(self) -> int:
-        """The size of the source file; 0 if that is not said."""
+        """The size of the source file in bytes; 0 if unknown."""
         size: int = self.preprocessing.get("source_bytes", 0)
         return size
 
@@ -77,7 +78,7 @@ class Metadata:
         return bool(self.preprocessing.get("partial"))
 
     def to_strings(self) -> dict[str, str]:
-        """Return what a safetensors header holds of it: a field with a default only where it is not at that."""
+        """Return the metadata as texts for a safetensors header. Fields at their default are left out."""
         strings = {"format": FORMAT, "format_version": FORMAT_VERSION}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -87,7 +88,10 @@ class Metadata:
 
     @classmethod
     def from_strings(cls, strings: Mapping[str, str]) -> Metadata:
-        """Return what a header says. Raises KeyError or ValueError for what is missing or cannot be."""
+        """Return the metadata that a header holds.
+
+        Raises KeyError for a missing field, and ValueError, ZeroDivisionError or RecursionError for an invalid one.
+        """
         values: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             if field.default is dataclasses.MISSING or field.name in strings:

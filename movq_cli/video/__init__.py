@@ -1,6 +1,6 @@
-"""Video files to frames as a viewer shows them, and frames to files. Everything of PyAV is in here.
+"""Read videos as frames, the way a viewer shows them, and write frames to files. Only this package uses PyAV.
 
-Decoding runs in a process of its own.
+Decoding runs in a separate process.
 """
 
 from .geometry import Geometry, plan_geometry

@@ -1,8 +1,8 @@
-"""The decoding process: reads one video and hands frames to movq through shared memory. Forked, by forks.py.
+"""The decoding process, which reads one video and passes frames to movq through shared memory. forks.py forks it.
 
-Whatever libav does to a process, it does to this one. It speaks JSON lines: one request on standard input, then there one
-byte for every frame slot set free; on standard output "opened", then "frame" lines, then "end", or "error" or "bug". A
-request for a survey may be followed by others.
+If libav crashes or hangs, only this process is lost. It reads one request as a JSON line from standard input, and then
+one byte for every frame slot that is free again. It writes JSON lines to standard output: "opened", then "frame" lines,
+then "end"; or "error" or "bug"; and "alive" now and then. A request for a survey may be followed by others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .messages import Opened, Request
 
 
 def main(parent: int, memory: int | None = None) -> None:
-    """Runs until the request is served, standard input closes, or the reader of standard output is gone.
+    """Run until the request is served, standard input closes, or the reader of standard output is gone.
 
     `memory` is the descriptor of the file that frames go to.
     """
@@ -62,24 +62,27 @@ def _answer(talk: Talk, values: dict[str, Any], memory: int | None) -> None:
 
 
 def _bound(memory_limit: int) -> None:
-    """Makes this process the first to go where the machine has no memory left, and allows it so many bytes more."""
-    with suppress(OSError):  # elsewhere than on Linux
+    """Make this process the first to be killed if the machine runs out of memory, and limit what more it may take.
+
+    `memory_limit` is in bytes, on top of what the process has already taken.
+    """
+    with suppress(OSError):  # on systems other than Linux
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
         with open("/proc/self/statm") as file:
             taken = int(file.read().split()[5]) * resource.getpagesize()
-        with suppress(ValueError):  # a limit below this is set already
+        with suppress(ValueError):  # a lower limit is already set
             most = resource.getrlimit(resource.RLIMIT_DATA)[1]
             resource.setrlimit(resource.RLIMIT_DATA, (taken + memory_limit, most))
 
 
 def _serve(talk: Talk, request: Request, memory: int | None) -> None:
     av.logging.set_level(av.logging.ERROR)
-    av.logging.set_skip_repeated(False)  # or a message like the one before is hidden, be it of another file
+    av.logging.set_skip_repeated(False)  # or a repeated message is hidden, even from another file
     _bound(request.memory_limit)
     selection = request.selection
     folder, path = (os.fsdecode(text.encode("utf-8", "surrogateescape")) for text in (request.folder, request.path))
-    os.chdir(folder)  # that of whoever asks now, and not of when the process that forks began
+    os.chdir(folder)  # the asking process may have changed its folder since the forking one started
     with open_video(path, selection.stream) as source:
         source.stream.codec_context.thread_count = request.threads
         if request.mode == "count":
@@ -92,7 +95,7 @@ def _serve(talk: Talk, request: Request, memory: int | None) -> None:
             return
         if request.mode == "survey":
             width, height = decoder.info.shown_width, decoder.info.shown_height
-            with open_video(path, selection.stream) as again:  # the decoder has taken packets of this one
+            with open_video(path, selection.stream) as again:  # the decoder has taken packets of `source`
                 frames = count_frames(again, selection, talk.alive)
             talk.say("end", facts=VideoFacts(frames, width, height))
             return

@@ -1,4 +1,4 @@
-"""Colour as tagged: which matrix and range turn a frame into RGB, and what is said about the rest. PyAV."""
+"""The colour tags of a frame: the matrix and range that turn it into RGB, and warnings about the rest. PyAV."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from av.video.reformatter import ColorRange
 from ..errors import MovqError
 
 UNTAGGED_HD_LINES = 720
-"""Untagged pictures of at least so many lines are BT.709, smaller ones BT.601."""
+"""Untagged pictures with at least this many lines are taken as BT.709, smaller ones as BT.601."""
 
-# AVColorSpace (libavutil/pixfmt.h): its name, and the number swscale knows its matrix by (libswscale/swscale.h).
+# AVColorSpace (libavutil/pixfmt.h) to its name and the number of its matrix in swscale (libswscale/swscale.h).
 _MATRICES = {
     1: ("bt709", 1),
     4: ("fcc", 4),
@@ -37,7 +37,7 @@ _TRANSFERS |= {13: "srgb", 14: "bt2020-10", 15: "bt2020-12", 16: "pq", 18: "hlg"
 
 @dataclass(frozen=True)
 class Colour:
-    """How one frame's numbers become RGB."""
+    """The conversion of one frame to RGB: what its tags say, and the numbers for swscale (None for RGB)."""
 
     matrix: str
     color_range: str
@@ -48,7 +48,7 @@ class Colour:
 
 
 def colour_of(frame: av.VideoFrame) -> Colour:
-    """Read off a frame's tags. Raises MovqError for a matrix that cannot be undone here."""
+    """Return the colour that a frame's tags give. Raises MovqError for a matrix that movq cannot convert."""
     tag, pixels = int(frame.colorspace), frame.format
     warnings = []
     transfer = int(frame.color_trc)

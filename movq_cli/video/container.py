@@ -1,7 +1,8 @@
-"""Opening a video safely, choosing its stream, and what it is. PyAV; runs in the decoding process.
+"""Open a video safely and choose its stream. PyAV; runs in the decoding process.
 
-The only opening recipe of movq: regular files alone, by the `file:` protocol alone, formats by a list, pixels bounded in
-both the demuxer and the decoder. Without the list of formats, a playlist named .mp4 would open other files.
+movq opens videos to read in no other way: regular files only, by the `file:` protocol only, in formats from a list,
+with a limit on pixels in both the demuxer and the decoder. Without the list of formats, a playlist named .mp4 would
+open other files.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _VIDEO_FORMATS = (
 
 @dataclass(frozen=True)
 class Source:
-    """An open video: its container, the stream chosen, and whether it is a still picture."""
+    """An open video: its path, its container, the chosen stream, and True if it is a still picture."""
 
     path: str
     container: InputContainer
@@ -44,14 +45,14 @@ class Source:
 
     @property
     def rate(self) -> Fraction:
-        """Frames per second, on average; 25 where the file gives no hint."""
+        """Frames per second, on average; 25 if the file gives no hint."""
         return self.stream.average_rate or self.stream.guessed_rate or _FALLBACK_RATE
 
 
 def packet_span(packet: Packet[VideoStream], usual: Fraction) -> tuple[Fraction, Fraction] | None:
-    """When a packet's frame is shown and when it ends, in seconds; `usual` is for how long where that is not said.
+    """Return the time and end of a packet's frame, in seconds; None if the packet has no time.
 
-    None where it does not say when.
+    `usual` is the duration to assume if the packet has none.
     """
     if packet.pts is None:
         return None
@@ -62,9 +63,10 @@ def packet_span(packet: Packet[VideoStream], usual: Fraction) -> tuple[Fraction,
 
 @contextmanager
 def open_video(path: str, stream: int | None = None, *, edit_list: bool = True) -> Iterator[Source]:
-    """Opens a video file and chooses its first good video stream, or the one of that index. Raises MovqError.
+    """Open a video file, and choose the video stream with index `stream`, or the first one. Raises MovqError.
 
-    Without its `edit_list` a .mp4 or .mov gives all packets, also those that are not to be shown.
+    Cover pictures and streams without a decoder do not count as video streams. Without its `edit_list`, a .mp4 or .mov
+    gives all packets, including those that are not to be shown.
     """
     require_file(path)
     if os.path.getsize(path) == 0:
@@ -88,7 +90,10 @@ def open_video(path: str, stream: int | None = None, *, edit_list: bool = True) 
 
 @contextmanager
 def av_errors(what: str) -> Iterator[None]:
-    """Turns whatever PyAV raises, but for a MemoryError, into one sentence. Its words follow in brackets; not all of them fit."""
+    """Turn what PyAV raises, except MemoryError, into a MovqError that says `what`, and why in brackets.
+
+    The reason is in libav's words, except where those would mislead.
+    """
     try:
         yield
     except (MovqError, MemoryError):
@@ -103,13 +108,13 @@ def _words(error: av.error.FFmpegError) -> str:
     words = str(error.strerror or error).lower()
     if isinstance(error, av.error.ArgumentError):
         return f"not a format on movq's list, or pictures of more than {MAX_WIDTH}x{MAX_HEIGHT} pixels"
-    if "resource busy" in words:  # what ENOMEM and refused picture sizes come out as
+    if "resource busy" in words:  # libav's words for ENOMEM and for refused picture sizes
         return f"damaged, or pictures of more than {MAX_WIDTH}x{MAX_HEIGHT} pixels"
     return words
 
 
 def _picture_format(path: str) -> str | None:
-    """The demuxer of a still picture, told by its first bytes; None for anything else. Raises for animated ones."""
+    """Return the demuxer of a still picture, by its first bytes; None for other files. Raises MovqError if animated."""
     with open(path, "rb") as file:
         head = file.read(4096)
     if head.startswith(b"\x89PNG\r\n\x1a\n"):

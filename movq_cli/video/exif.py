@@ -1,8 +1,8 @@
-"""The orientation in the Exif of a JPEG, PNG or WebP picture. No PyAV.
+"""Read the orientation from the Exif of a JPEG, PNG or WebP picture. No PyAV.
 
-Reads that one tag of the first directory and nothing else. libav reads it too, but gives up all of Exif for one tag that it
-cannot read, which broken maker's notes of cameras make common. The bytes may be hostile: damage means no orientation, never
-an error, and the work is bounded.
+Only this one tag of the first directory is read. libav reads it too, but gives up all of Exif for a single tag that it
+cannot read, which is common because of broken maker's notes of cameras. The bytes may be hostile: damage means no
+orientation, never an error, and the work is bounded.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ ORIENTATIONS = {
 }
 
 _PNG, _PREFIX = b"\x89PNG\r\n\x1a\n", b"Exif\0\0"
-_MOST_PARTS = 1 << 16  # of a file: a picture of half a gigabyte in chunks of 8 kB is read to its end
+_MOST_PARTS = 1 << 16  # segments or chunks to look at: enough for a file of half a gigabyte in chunks of 8 kB
 _TAG = 0x112
-_VALUES = {3: "H", 4: "I", 8: "h", 9: "i"}  # the types of whole numbers: SHORT, LONG, SSHORT, SLONG
+_VALUES = {3: "H", 4: "I", 8: "h", 9: "i"}  # the integer types: SHORT, LONG, SSHORT, SLONG
 
 
 def read_orientation(data: Bytes) -> Orientation | None:
-    """Return how a picture file's bytes say to turn it; None where no Exif gives a value from 1 to 8."""
+    """Return the orientation that a picture file's bytes give; None if no Exif has a value from 1 to 8."""
     if data[:2] == b"\xff\xd8":
         return _orientation(b"".join(_jpeg_exif(data)))  # long Exif continues in further segments
     if data[:8] == _PNG:
@@ -44,7 +44,7 @@ def read_orientation(data: Bytes) -> Orientation | None:
 
 
 def without_exif(png: Bytes) -> bytes | None:
-    """Return a PNG file's bytes without Exif, which libav refuses the picture for if it is damaged; None if it has none."""
+    """Return a PNG file's bytes without Exif; None if it has none. libav refuses a picture whose Exif is damaged."""
     kept, at = [], 0
     for start, end in _png_exif(png) if png[:8] == _PNG else ():
         kept.append(png[at:start])
@@ -65,10 +65,10 @@ def _orientation(tiff: Bytes) -> Orientation | None:
             tag, kind, count, value = struct.unpack_from(order + "HHI4s", tiff, at)
             if tag == _TAG:
                 code = _VALUES.get(kind, "")
-                if not 0 < count * struct.calcsize(code) <= 4:  # elsewhere, or no number
+                if not 0 < count * struct.calcsize(code) <= 4:  # stored elsewhere, or not a number
                     return None
                 return ORIENTATIONS.get(struct.unpack_from(order + code, value)[0])
-    except struct.error:  # it ends before that
+    except struct.error:  # the Exif ends too early
         pass
     return None
 
@@ -79,7 +79,7 @@ def _jpeg_exif(data: Bytes) -> Iterator[Bytes]:
         if at + 4 > len(data) or data[at] != 0xFF:
             return
         marker = data[at + 1]
-        if marker == 0xFF:  # a filling byte
+        if marker == 0xFF:  # a fill byte
             at += 1
             continue
         length = int.from_bytes(data[at + 2 : at + 4], "big")
@@ -92,7 +92,7 @@ def _jpeg_exif(data: Bytes) -> Iterator[Bytes]:
 
 
 def _png_exif(data: Bytes) -> Iterator[tuple[int, int]]:
-    """Yield where each chunk of Exif begins and ends, with its length, name and checksum."""
+    """Yield the start and end of each chunk of Exif, including its length, name and checksum."""
     at = 8
     for _ in range(_MOST_PARTS):
         if at + 8 > len(data):

@@ -1,4 +1,7 @@
-"""Frames as a viewer shows them, one at a time, and the checks that none is missing. PyAV; runs in the decoding process."""
+"""Decode frames as a viewer shows them, one at a time, and check that none is missing.
+
+PyAV; runs in the decoding process.
+"""
 
 from __future__ import annotations
 
@@ -32,16 +35,16 @@ T = TypeVar("T")
 
 FILTER = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 FILTER_NAME = "swscale bicubic, full chroma, accurate, bit-exact"
-_CUTTABLE = ("mpegts", "mpeg")  # streams that are cut anywhere as a matter of course
-_TIMELESS = ("avi", "mxf")  # hold a rate and no times; with B-frames, those libav gives are out of order
+_CUTTABLE = ("mpegts", "mpeg")  # streams that are routinely cut at any point
+_TIMELESS = ("avi", "mxf")  # hold a rate but no times; with B-frames, the times that libav gives are out of order
 
 
 class Decoder:
-    """One open video, read once: first `info`, then frames.
+    """An open video that is read once: first `info`, then `frames`.
 
-    `warnings` gathers, in the order met and each once, what was not handled. With `allow_partial` frames end where the file is
-    cut off or damaged, and `partial` says so. `passed` is called often. What is shown before the `entry` is not decoded, but for
-    what it takes to have the first frame; the selection must begin there or later.
+    `warnings` lists what was not handled, each once, in order of appearance. With `allow_partial`, frames end where the
+    file is cut off or damaged, and `partial` is set. `passed` is called often, as a sign of life. Packets in front of
+    `entry` are not decoded, except those needed for the first frame; the selection must begin at the entry or later.
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class Decoder:
         self.source, self._passed, self._entry = source, passed, entry
         self.warnings: list[str] = []
         self.partial = False
-        self._exif: Orientation | None = None  # of a picture, once its packet is read
+        self._exif: Orientation | None = None  # set when the packet of a picture is read
         self._shown = self._decode_all() if not allow_partial else self._decode_some()
         try:
             self._first = _decoded(next(self._shown))
@@ -68,7 +71,7 @@ class Decoder:
 
     @property
     def info(self) -> VideoInfo:
-        """What the file says of itself and its first frame shows."""
+        """The properties of the video, from its header and its first frame."""
         source, stream, frame = self.source, self.source.stream, self._first.payload
         aspect = stream.sample_aspect_ratio or Fraction(1)
         shown = plan_geometry(frame.width, frame.height, aspect, self.orientation, Picture(), 1).shown
@@ -97,12 +100,12 @@ class Decoder:
         )
 
     def geometry(self, picture: Picture, multiple: int) -> Geometry:
-        """Return how frames become the picture asked for, padded to a multiple."""
+        """Return how stored frames become the requested picture, padded to `multiple`."""
         frame, aspect = self._first.payload, self.source.stream.sample_aspect_ratio or Fraction(1)
         return plan_geometry(frame.width, frame.height, aspect, self.orientation, picture, multiple)
 
     def frames(self, selection: Selection) -> Iterator[Shown[av.VideoFrame]]:
-        """The selected frames. Reading to the end of the file also checks that the file was whole."""
+        """Yield the selected frames. If the file is read to its end, also check that it was whole."""
 
         def all_frames() -> Iterator[Shown[av.VideoFrame | None]]:
             yield self._first
@@ -111,7 +114,7 @@ class Decoder:
         return map(_decoded, select(all_frames(), selection, self._passed))
 
     def rgb(self, frame: av.VideoFrame, scaled: tuple[int, int]) -> np.ndarray:
-        """A stored frame as RGB uint8 (height, width, 3), resampled once to `scaled` (width, height)."""
+        """Return a stored frame as RGB uint8 (height, width, 3), resampled once to `scaled` (width, height)."""
         colour = self._colour(frame)
         width, height = scaled
         if frame.format.has_palette or any(c.is_alpha for c in frame.format.components):
@@ -155,7 +158,7 @@ class Decoder:
             self.warnings.append(text)
 
     def _orientation(self, frame: av.VideoFrame) -> Orientation:
-        if self._exif is not None:  # not the display matrix as well, which libav makes of the same Exif
+        if self._exif is not None:  # libav makes a display matrix from the same Exif: only one may be applied
             return self._exif
         m = array.array("i", display_matrix(frame) or b"")
         if m.itemsize != 4 or len(m) != 9:
@@ -172,7 +175,7 @@ class Decoder:
         return Orientation()
 
     def _prepared(self, packet: Packet[VideoStream]) -> Packet[VideoStream]:
-        """Return the packet to decode in place of this one, and read the Exif of a picture."""
+        """Return the packet to decode: a PNG's without its Exif, any other unchanged. Reads a picture's orientation."""
         if not self.source.picture or packet.size == 0:
             return packet
         data = memoryview(packet)
@@ -186,7 +189,7 @@ class Decoder:
         return changed
 
     def _decode_some(self) -> Iterator[Shown[av.VideoFrame | None]]:
-        """The frames before the first that is missing, but for those that the decoder had not given out by then."""
+        """Yield the frames before the first missing one, except those that the decoder had not given out by then."""
         some = False
         try:
             for frame in self._decode_all():
@@ -199,9 +202,9 @@ class Decoder:
             self._warn(f"{error.reason_with_flags}: what comes before was taken (--allow-partial)")
 
     def _decode_all(self) -> Iterator[Shown[av.VideoFrame | None]]:
-        """Yield every frame that is shown; without a payload, those that an entry allows to pass over."""
+        """Yield every frame that is shown. Frames that the entry allows to skip have no payload."""
         source, entry, timeline = self.source, self._entry, _Timeline(self.source, self._warn)
-        passing = False  # over packets in front of the entry
+        passing = False  # True while packets in front of the entry are skipped
         with av.logging.Capture(local=False) as log:
             demuxed = source.container.demux(source.stream)
             while True:
@@ -231,9 +234,10 @@ class Decoder:
 
 
 class _Timeline:
-    """Gives each decoded frame its place, in order: an index, a time and an end. Refuses damage and changes of size.
+    """Gives each decoded frame, in order, an index, a time and an end. Refuses damage and changes of size.
 
-    `packets` were read so far, the last of them ending at `last_byte`; `index` is that of the next frame, `end` that of the last.
+    `packets` is the number of packets read so far, and `last_byte` is where the last of them ends in the file. `index`
+    is that of the next frame, `end` that of the last one.
     """
 
     def __init__(self, source: Source, warn: Callable[[str], None]) -> None:
@@ -244,33 +248,33 @@ class _Timeline:
         self.packets = self.last_byte = self.index = 0
         self.end = Fraction(0)
         self._last: Fraction | None = None  # time of the last frame
-        self._entered: Fraction | None = None  # time of the entry, until its frame is there
+        self._entered: Fraction | None = None  # time of the entry, until its frame is placed
         self._size: tuple[int, int] | None = None
 
     def count(self, packet: Packet[VideoStream]) -> None:
-        """Count a packet. Raises MovqError for one that is damaged."""
+        """Count a packet. Raises MovqError if it is damaged, except in formats that are routinely cut."""
         self.packets += packet.size > 0
         self.last_byte = max(self.last_byte, (packet.pos or 0) + packet.size)
         if packet.is_corrupt and not self._cuttable:
             raise MovqError(f"is cut off or damaged after {self.index} frames")
 
     def may_pass(self, entry: Entry) -> bool:
-        """Tell whether the last packet is in front of an entry that was right about the frames so far."""
+        """Return True if the last packet is in front of the entry, and the entry was right about the last frame."""
         return self.packets <= entry.packets and self.index > 0 and entry.agrees(self.index - 1, self._last)
 
     def enter(self, entry: Entry) -> list[Shown[None]]:
-        """Go on at an entry. Return the frames in front of it that were not decoded."""
+        """Continue at an entry. Return the frames in front of it that were not decoded."""
         passed = entry.before[self.index :]
         self.index, self._last, self._entered = len(entry.before), entry.before[-1].time, entry.time
         return passed
 
     def place(self, frame: av.VideoFrame) -> Shown[av.VideoFrame | None] | None:
-        """Return a decoded frame in its place; None for one that `enter` has passed over."""
+        """Return a decoded frame with its index, time and end; None if it is one that `enter` has skipped."""
         self._check(frame)
         base = Fraction(frame.time_base or 0)
         time = self._time_of(frame, base)
         if self._entered is not None and time < self._entered:
-            return None  # it follows the entry's packet in the file and is shown before it
+            return None  # it follows the entry's packet in the file but is shown before the entry
         self._entered = None
         if self._last is not None and time <= self._last:
             self._warn(f"has frame times that do not grow, first at frame {self.index}")
@@ -298,15 +302,15 @@ class _Timeline:
 
 
 def _decoded(frame: Shown[av.VideoFrame | None]) -> Shown[av.VideoFrame]:
-    """The same, for those who know that it was decoded."""
+    """Return the same frame, typed as one that was decoded."""
     assert frame.payload is not None, f"frame {frame.index} was passed over"
     return cast(Shown[av.VideoFrame], frame)
 
 
 def count_frames(source: Source, selection: Selection, passed: Callable[[], None]) -> int:
-    """How many frames the selection has, from the times of packets, without decoding them.
+    """Return how many frames the selection has, from the times of packets, without decoding them.
 
-    Right for every file whose packets are frames, and that is whole; decoding has the last word.
+    The number is right if the file is whole and its packets are frames. Only decoding can confirm it.
     """
     if source.picture:
         return 1

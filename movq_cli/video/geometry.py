@@ -1,4 +1,4 @@
-"""From the picture a file stores to the picture encoded: turning, square pixels, scale, crop and edge padding. No PyAV."""
+"""The geometry from stored frame to encoded picture: turning, square pixels, scaling, cropping, padding. No PyAV."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..options import Picture
 
 @dataclass(frozen=True)
 class Orientation:
-    """What turns the stored picture into the shown one: transpose, then mirror columns, then rows."""
+    """The steps that turn the stored picture into the shown one: transpose, then mirror columns, then mirror rows."""
 
     transpose: bool = False
     mirror_columns: bool = False
@@ -22,18 +22,18 @@ class Orientation:
 
     @property
     def rotation(self) -> int:
-        """Quarter turns in degrees clockwise, after a mirror of columns if `mirrored`."""
+        """The rotation by quarter turns, in degrees clockwise, after mirroring the columns if `mirrored`."""
         if self.transpose:
             return 90 if self.mirror_columns else 270
         return 180 if self.mirror_rows else 0
 
     @property
     def mirrored(self) -> bool:
-        """Whether the picture is mirrored, turning apart."""
+        """True if the picture is mirrored, apart from any rotation."""
         return self.transpose ^ self.mirror_columns ^ self.mirror_rows
 
     def apply(self, image: np.ndarray) -> np.ndarray:
-        """A view of (H, W, 3) as shown."""
+        """Return a view of an image (H, W, 3) as it is shown."""
         if self.transpose:
             image = image.transpose(1, 0, 2)
         return image[:: -1 if self.mirror_rows else 1, :: -1 if self.mirror_columns else 1]
@@ -41,10 +41,10 @@ class Orientation:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How each stored frame becomes the picture encoded. All sizes (width, height) in pixels.
+    """The way from each stored frame to the encoded picture. All sizes are (width, height) in pixels.
 
-    `scaled` is what one resampling makes of the stored frame, square pixels included, before turning; `crop` is
-    (left, top, width, height) of the turned picture; padding repeats its right and bottom edge.
+    `scaled` is the size after the one resampling, which also makes pixels square, and before turning. `crop` is (left,
+    top, width, height) in the turned picture. Padding repeats the right and bottom edge.
     """
 
     stored: tuple[int, int]
@@ -57,7 +57,7 @@ class Geometry:
 
     @property
     def width(self) -> int:
-        """Of the picture encoded, without padding."""
+        """Width of the picture, without padding."""
         return self.crop[2]
 
     @property
@@ -77,17 +77,17 @@ class Geometry:
 
     @property
     def resamples(self) -> bool:
-        """Whether the picture is scaled."""
+        """True if the picture is scaled."""
         return self.scaled != self.stored
 
     @property
     def crops(self) -> bool:
-        """Whether a part of the scaled picture is cut away."""
+        """True if a part of the scaled picture is cut away."""
         turned = self.scaled[::-1] if self.orientation.transpose else self.scaled
         return (self.width, self.height) != turned
 
     def place(self, image: np.ndarray, out: np.ndarray) -> None:
-        """Turns and crops a scaled frame (H, W, 3) into out (padded_height, padded_width, 3), and pads."""
+        """Turn and crop a scaled frame (H, W, 3) into `out` (padded_height, padded_width, 3), and pad it."""
         left, top, width, height = self.crop
         out[:height, :width] = self.orientation.apply(image)[top : top + height, left : left + width]
         out[:height, width:] = out[:height, width - 1 : width]
@@ -97,10 +97,10 @@ class Geometry:
 def plan_geometry(
     width: int, height: int, pixel_aspect: Fraction, orientation: Orientation, picture: Picture, multiple: int
 ) -> Geometry:
-    """The geometry for stored frames of width x height. Padding reaches the next `multiple`.
+    """Return the geometry for stored frames of width x height, padded to the next `multiple`.
 
-    `contain` leaves the picture in the upper left of its box: what is missing to the box is padding like any other.
-    Raises MovqError where the picture would have to be enlarged and may not be.
+    With fit "contain", the picture is in the upper left of its box, and the rest of the box is padding like any other.
+    Raises MovqError if the picture would have to be enlarged and `upscale` is not set.
     """
     turn = orientation.transpose
     upright = max(1, round(width * pixel_aspect)), height
@@ -123,7 +123,7 @@ def plan_geometry(
 
 
 def _target(shown: tuple[int, int], picture: Picture) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The size to scale to and the box it has to fill, both (width, height)."""
+    """Return the size to scale to and the box that it has to fill, both (width, height)."""
     w, h = shown
     if picture.width is not None and picture.height is not None:
         box = picture.width, picture.height
@@ -145,12 +145,12 @@ def _target(shown: tuple[int, int], picture: Picture) -> tuple[tuple[int, int], 
 
 
 def smaller_pictures(size: tuple[int, int], multiple: int) -> Iterator[tuple[int, int]]:
-    """Sizes (width, height) of the same shape, from large to small, whose short side is a multiple."""
+    """Yield smaller sizes (width, height) of the same aspect, from large to small, whose short side is a multiple."""
     short = min(size)
     for side in range(round_up(short, multiple) - multiple, 0, -multiple):
         yield round(size[0] * side / short), round(size[1] * side / short)
 
 
 def round_up(value: int, multiple: int) -> int:
-    """Return the next multiple that is not below a value."""
+    """Return the smallest multiple that is not below `value`."""
     return -(-value // multiple) * multiple

@@ -1,4 +1,4 @@
-"""`VideoInfo` describes one video, `VideoFacts` is the little that a batch keeps of each. No PyAV."""
+"""`VideoInfo`, the description of a video, and `VideoFacts`, the little of it that a batch keeps. No PyAV."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _SUFFIXES = """
 .mpv .vob .h264 .264 .hevc .h265 .265 .ivf .av1 .obu .y4m .gif .png .jpg .jpeg .webp
 """
 SUFFIXES = frozenset(_SUFFIXES.split())
-"""What the names of videos and pictures end in, in lower case: what to take from a folder. Opening goes by contents."""
+"""Suffixes of videos and pictures, in lower case, to choose files in a folder by. Opening goes by their contents."""
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file says of itself and its first frame shows. Sizes in pixels, times in seconds.
+    """The properties of a video, from its header and its first frame. Sizes are in pixels, times in seconds.
 
-    `width` and `height` are as stored, `shown_width` and `shown_height` turned and with square pixels; `rotation` is in
-    degrees clockwise. `frames_from_header` may lie; `fps` is the average rate.
+    `width` and `height` are as stored; `shown_width` and `shown_height` are after turning, with square pixels.
+    `rotation` is in degrees clockwise. `frames_from_header` may be wrong. `fps` is the average rate.
     """
 
     container: str
@@ -47,7 +47,7 @@ class VideoInfo:
 
 
 class VideoFacts(NamedTuple):
-    """How many frames a selection has, and the size they show, in pixels; zeros of a video that cannot be read."""
+    """The number of frames in a selection, and their size as shown, in pixels; zeros if a video cannot be read."""
 
     frames: Count = 0
     width: Count = 0

@@ -1,7 +1,7 @@
-"""Whether a video was all there, by what its container says of itself. PyAV; runs in the decoding process.
+"""Check that a video is whole, by what its container says about itself. PyAV; runs in the decoding process.
 
-libav ends a cut file as it ends a whole one wherever the cut falls between two packets, and in some formats anywhere. Each
-format tells in its own way: by a count of frames, by an end in time, or by how its last bytes must look.
+libav ends a file that is cut between two packets like a whole one; in some formats, it does so after any cut. Each
+format shows a cut in its own way: by a count of frames, by an end in time, or by how its last bytes must look.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from .container import Source, av_errors, open_video
 
 _END_TOLERANCE = Fraction(3, 2)  # frames by which the last one may fall short of a stream's stated end
 _MP4 = "mp4"
-_ENDS_IN_TIME = ("matroska", "mxf")  # count no frames; others do, or tell by their bytes, or have no end
+_ENDS_IN_TIME = ("matroska", "mxf")  # do not count frames; others do, or tell by their bytes, or have no stated end
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _ASF_HEAD = 1 << 16
 _FLV_START = 4096
-_FLV_TAIL = 4  # bytes of the size of the tag before, which ends a file too
+_FLV_TAIL = 4  # bytes that hold the size of the tag before; they end the file too
 _FLV_HEAD = 11  # bytes in front of a tag's data
 _FLV_TAGS = (8, 9, 18)  # sound, video, script
 
@@ -30,10 +30,10 @@ _FLV_TAGS = (8, 9, 18)  # sound, video, script
 def check_whole(
     source: Source, packets: int, last: int, end: Fraction, rate: Fraction, passed: Callable[[], None]
 ) -> None:
-    """Raises MovqError where a file that was read to its end had an end that is not its own.
+    """Raise MovqError if a file that was read to its end was cut before its true end.
 
-    `packets` were read, the last of them ending at byte `last`; `end` of the last frame, in seconds; `rate` in frames per
-    second; `passed` is called now and then.
+    `packets` is the number of packets read, and the last of them ends at byte `last`. `end` is that of the last frame,
+    in seconds; `rate` is in frames per second. `passed` is called now and then.
     """
     if source.picture:
         return
@@ -49,7 +49,7 @@ def check_whole(
 
 
 def _all_packets(source: Source, passed: Callable[[], None]) -> int:
-    """How many there are, also of those that an edit list hides: where all are key frames, libav leaves them out."""
+    """Return the number of packets, including those hidden by an edit list: if all are key frames, libav omits them."""
     with open_video(source.path, source.stream.index, edit_list=False) as whole, av_errors("is damaged"):
         count = 0
         for packet in whole.container.demux(whole.stream):
@@ -59,7 +59,7 @@ def _all_packets(source: Source, passed: Callable[[], None]) -> int:
 
 
 def _stated_end(source: Source) -> Fraction | None:
-    """Where a file says that its video ends, in its own clock."""
+    """Return where a file says that its video ends, in seconds of its own clock; None if it does not say."""
     container, stream = source.container, source.stream
     if not any(name in container.format.name for name in _ENDS_IN_TIME):
         return None
@@ -77,7 +77,7 @@ def _stated_end(source: Source) -> Fraction | None:
 
 
 def _gif(source: Source, last: int) -> bool:
-    """A GIF is blocks of sub-blocks up to a semicolon (GIF89a, 15 to 27); what follows that is none of its business."""
+    """Return True if a GIF's blocks of sub-blocks end with a semicolon (GIF89a, 15 to 27). Later bytes do not count."""
     with open(source.path, "rb") as file:
         file.seek(10)
         file.seek(2 + _table(file.read(1)), os.SEEK_CUR)
@@ -94,13 +94,17 @@ def _gif(source: Source, last: int) -> bool:
 
 
 def _table(flags: bytes) -> int:
-    """Bytes of the table of colours that a byte of flags announces."""
+    """Return the size in bytes of the colour table that a byte of flags announces."""
     packed = int.from_bytes(flags)
     return 3 << ((packed & 7) + 1) if packed & 0x80 else 0
 
 
 def _flv(source: Source, last: int) -> bool:
-    """An FLV ends with the size of its last tag (Adobe, FLV 10.1, E.3), which begins so far before that. Some say their size."""
+    """Return True if an FLV ends with the size of its last tag (Adobe, FLV 10.1, E.3).
+
+    The size must lead back to the start of a tag, unless the last packet read ends right before it. Some files state
+    their own size, and must not be smaller.
+    """
     with open(source.path, "rb") as file:
         _, said, number = file.read(_FLV_START).partition(b"filesize\0")
     if said and len(number) >= 8 and source.container.size < struct.unpack(">d", number[:8])[0]:
@@ -113,12 +117,12 @@ def _flv(source: Source, last: int) -> bool:
 
 
 def _yuv4mpeg(source: Source, last: int) -> bool:
-    """Uncompressed frames, one behind the other, up to the last byte."""
+    """Return True if the frames, uncompressed and one after another, go on up to the last byte."""
     return last >= source.container.size
 
 
 def _asf(source: Source, last: int) -> bool:
-    """The header of an ASF says how long the file is, but in a broadcast (Microsoft, ASF 1.2, 3.2)."""
+    """Return False if an ASF is smaller than its header says (Microsoft, ASF 1.2, 3.2). A broadcast's does not say."""
     with open(source.path, "rb") as file:
         head = file.read(_ASF_HEAD)
     at = head.find(_ASF_PROPERTIES)

@@ -1,8 +1,8 @@
-"""Where decoding of a late part of a video may begin: at the last key frame in front of it, if packets tell which that is.
+"""Find where to begin decoding for a late part of a video: at the last key frame before it, if packets tell which one.
 
-They do in MP4 and Matroska, of codecs whose packets are frames; anything else is decoded from its beginning. Nothing is
-sought by time: packets are still read in their order, which costs next to nothing beside decoding them. PyAV; runs in the
-decoding process.
+They do in MP4 and Matroska, with codecs whose packets are frames. Other files are decoded from the beginning. There is
+no seeking by time: packets are still read in order, which costs next to nothing compared with decoding them. PyAV; runs
+in the decoding process.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 _CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 _CODECS = ("h264", "hevc", "vp9", "av1")
-_LENGTH_SIZE_AT = {"h264": 4, "hevc": 21}  # in the decoder's configuration (ISO/IEC 14496-15, 5.3.3 and 8.3.3)
+_LENGTH_SIZE_AT = {"h264": 4, "hevc": 21}  # byte of the decoder's configuration (ISO/IEC 14496-15, 5.3.3 and 8.3.3)
 _H264_PICTURE, _H264_IDR = range(1, 6), 5  # H.264, table 7-1
 _HEVC_PICTURE, _HEVC_KEY = range(32), range(19, 22)  # H.265, table 7-1; IDR and CRA
 _HEVC_ENDS = (16, 17, 18, 36, 37)  # BLA, end of sequence, end of bitstream
-_NO_OUTPUT_OF_PRIOR = 0x40  # in the byte behind a unit's two of its own (H.265, 7.3.6.1)
-_MOST_WAITING = 5000  # frames between key frames; a file with fewer of these is decoded from its beginning
+_NO_OUTPUT_OF_PRIOR = 0x40  # in the byte after a unit's two-byte header (H.265, 7.3.6.1)
+_MOST_WAITING = 5000  # frames to hold back; a file with key frames farther apart is decoded from its beginning
 
 
 @dataclass(frozen=True)
 class Entry:
     """A key frame that decoding may begin at: from its `time` on, frames come out as if all had been decoded.
 
-    `packets` of the stream lie in front of it; `before` are the frames that are shown before it.
+    `packets` is the number of the stream's packets in front of it; `before` are the frames that are shown before it.
     """
 
     packets: int
@@ -44,13 +44,13 @@ class Entry:
     before: list[Shown[None]]
 
     def agrees(self, index: int, time: Fraction | None) -> bool:
-        """Whether the frame at this place was promised for the time that decoding gave it."""
+        """Return True if packets promised the frame at this index for the time that decoding gave it."""
         return index < len(self.before) and self.before[index].time == time
 
 
 @dataclass(frozen=True)
 class _Key:
-    """A key frame's packet, and how many lie in front of it."""
+    """The packet of a key frame, the number of packets in front of it, and its time."""
 
     packet: Packet[VideoStream]
     packets: int
@@ -58,13 +58,13 @@ class _Key:
 
 
 class _UnclearError(Exception):
-    """Packets do not tell which frames there are, and in which order."""
+    """Packets do not tell which frames the video has and in which order."""
 
 
 def find_entry(path: str, selection: Selection, passed: Callable[[], None] = lambda: None) -> Entry | None:
-    """The last entry that is not behind the selection's first frame; None where the beginning of the file has to do.
+    """Return the last entry at or before the selection's first frame; None if decoding must begin at the first packet.
 
-    What may be wrong with a file is for decoding it to say.
+    A damaged file gives None: what is wrong with it is for decoding to report.
     """
     if not (selection.start or selection.skip) or selection.allow_partial:
         return None
@@ -95,13 +95,14 @@ def find_entry(path: str, selection: Selection, passed: Callable[[], None] = lam
 
 
 def _promised(source: Source, passed: Callable[[], None]) -> Iterator[tuple[Fraction, Fraction, _Key]]:
-    """Time and end of the frames that packets promise, as they are shown, each with the last key frame that is not behind it.
+    """Yield (time, end, key frame) of each frame in presentation order, from packets in decode order.
 
-    What is shown before a key frame and yet follows it in the file does so before the next key frame. Raises _UnclearError.
+    The key frame is the last one at or before the frame. Frames that follow a key frame in the file but are shown
+    before it come before the next key frame in the file. Raises _UnclearError.
     """
     units, usual = _Units(source), 1 / source.rate
-    key: _Key | None = None  # frames from here
-    following: _Key | None = None  # to here are the next to be given
+    key: _Key | None = None  # the next frames to yield begin here
+    following: _Key | None = None  # and end before this one
     waiting: list[tuple[Fraction, Fraction]] = []
     latest: Fraction | None = None
     packets = 0
@@ -129,12 +130,12 @@ def _promised(source: Source, passed: Callable[[], None]) -> Iterator[tuple[Frac
 def _taken(
     waiting: list[tuple[Fraction, Fraction]], key: _Key | None, until: _Key | None
 ) -> list[tuple[Fraction, Fraction, _Key]]:
-    """What waits and is shown before `until`, in order, and waits no longer."""
+    """Remove from `waiting` the frames that are shown before `until`, and return them in order, each with `key`."""
     waiting.sort()
     count = len(waiting) if until is None else bisect_left(waiting, (until.time,))
     if not count:
         return []
-    if key is None:  # frames that no key frame is in front of
+    if key is None:  # no key frame is in front of these frames
         raise _UnclearError
     taken = [(time, end, key) for time, end in waiting[:count]]
     del waiting[:count]
@@ -142,7 +143,7 @@ def _taken(
 
 
 class _Units:
-    """What packets say by the units they are made of, in H.264 and HEVC; of others, what the container says."""
+    """Finds key frames by the units that packets consist of in H.264 and HEVC; in other codecs, by the container."""
 
     def __init__(self, source: Source) -> None:
         context = source.stream.codec_context
@@ -154,11 +155,11 @@ class _Units:
             self._length_size = (record[place] & 3) + 1
 
     def is_key(self, packet: Packet[VideoStream]) -> bool:
-        """Whether what is shown after this packet's frame needs none of those before it. Raises _UnclearError.
+        """Return True if the frames shown after this packet's frame need none of those before it. Raises _UnclearError.
 
-        H.264 marks recovery points as key frames too, which do.
+        Recovery points of H.264 give False: they are marked as key frames too, but later frames may need earlier ones.
         """
-        if packet.has_sidedata("new_extradata"):  # it would be passed over
+        if packet.has_sidedata("new_extradata"):  # it would be lost if this packet were skipped
             raise _UnclearError
         if self._codec == "h264":
             types = {head[0] & 31 for head in self._heads(packet)}
@@ -173,7 +174,7 @@ class _Units:
         return packet.is_keyframe
 
     def _heads(self, packet: Packet[VideoStream]) -> Iterator[memoryview]:
-        """The first three bytes of each unit, in front of which its length stands."""
+        """Yield the first three bytes of each unit. The length of a unit stands in front of it."""
         data, size = memoryview(packet), self._length_size
         at = size
         while at < len(data):
@@ -182,13 +183,16 @@ class _Units:
 
 
 def _ends(head: memoryview) -> bool:
-    """Whether a unit of HEVC makes the decoder leave out frames: BLA, or those it holds or that follow, at an end."""
+    """Return True if a unit of HEVC makes the decoder drop frames.
+
+    After BLA and ends it drops frames that follow; at a key frame with no_output_of_prior_pics_flag, those it holds.
+    """
     kind = head[0] >> 1 & 63
     return kind in _HEVC_ENDS or (kind in _HEVC_KEY and len(head) > 2 and bool(head[2] & _NO_OUTPUT_OF_PRIOR))
 
 
 def _decodes_alone(source: Source, key: _Key) -> bool:
-    """Whether a key frame's packet gives its frame, and that one alone."""
+    """Return True if a key frame's packet gives its own frame and no other, not interlaced and not damaged."""
     context = source.stream.codec_context
     frames = [*context.decode(key.packet), *context.decode(None)]
     return (

@@ -1,4 +1,4 @@
-"""What movq and a decoding process say to each other, besides single values: a request, and that its video is open. No PyAV."""
+"""The larger messages between movq and a decoding process: a request, and the reply that its video is open. No PyAV."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Mode = Literal["probe", "count", "survey", "frames"]
 
 @dataclass(frozen=True)
 class Request:
-    """What to do with the video at `path`, which may be relative to `folder`.
+    """A request about the video at `path`, which may be relative to `folder`.
 
-    "probe" opens it, "count" counts the frames of the selection, "survey" does both, "frames" decodes them, with so many
-    `threads`, padded to a `multiple` in height and width, up to `ahead` of them in `ahead_bytes` of shared memory.
-    Decoding itself may take `memory_limit` bytes.
+    Mode "probe" opens it, "count" counts the frames of the selection, "survey" does both. "frames" decodes the frames
+    with `threads` threads and pads height and width to a `multiple`; up to `ahead` frames wait in `ahead_bytes` of
+    shared memory. Decoding itself may take `memory_limit` bytes.
     """
 
     mode: Mode
@@ -35,7 +35,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Opened:
-    """A video whose frames follow, each in one of so many `slots` of the shared memory; `filter` names what converts them."""
+    """The reply that a video is open. Its frames follow, each in one of the `slots` of the shared memory.
+
+    `slots` is their number; `filter` names what resamples frames and converts their colours.
+    """
 
     info: VideoInfo
     geometry: Geometry

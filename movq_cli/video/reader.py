@@ -1,7 +1,7 @@
-"""`read_frames`, `probe` and `count_frames`: the side of video decoding that the rest of movq sees. No PyAV here.
+"""The side of video decoding that the rest of movq sees: `read_frames`, `probe`, `count_frames`, `survey`. No PyAV.
 
-Decoding happens in a process of its own (child.py), so that a crash or a hang of libav is an error of one file, and runs
-ahead of whoever takes the frames, by a bounded number of them.
+Decoding happens in a separate process (child.py), so that a crash or a hang of libav is an error of one file. It runs
+ahead of the code that takes the frames, by a limited number of frames.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from .info import VideoFacts, VideoInfo
 from .messages import Mode, Opened, Request
 
 HANG_SECONDS = 120.0
-"""A decoder that neither gives a frame nor says that it is at work for so long is taken to hang."""
+"""A decoder that gives neither a frame nor a sign of life for this long is taken to hang."""
 
 AHEAD_BYTES = 128 << 20
-"""Shared memory that decoded frames may take, but for at least two of them."""
+"""Shared memory that decoded frames may take, unless two of them need more."""
 
 DECODER_BYTES = 4 << 30
 """Memory that decoding may take besides (8192x4320 of HEVC in 10 bits takes 1 GB)."""
@@ -39,9 +39,9 @@ _decoders = Forker("movq_cli.video.child")
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame as a viewer shows it: `image` RGB uint8 (H, W, 3), `time` in seconds of the source's own clock.
+    """One frame as a viewer shows it: `image` is RGB uint8 (H, W, 3), `time` in seconds of the source's own clock.
 
-    `index` is its place among the frames the source shows, `end` when the next one would follow.
+    `index` is its place among the frames that the source shows, `end` the time at which the next one would follow.
     """
 
     image: np.ndarray
@@ -51,10 +51,10 @@ class Frame:
 
 
 class FrameReader:
-    """An iterator of frames; made by `read_frames`. Close it, or use it in a `with`.
+    """An iterator over frames, made by `read_frames`. Close it, or use it in a `with`.
 
-    Making one starts the decoding process and returns at once. `info` and `geometry` wait for it to have opened the file;
-    `warnings` is complete once the frames are, and so is `partial`: whether more were to be there.
+    The constructor starts the decoding process and returns at once. `info`, `geometry` and `filter` wait until it has
+    opened the file. `warnings` and `partial` are set after the last frame; `partial` is True if more were to follow.
     """
 
     def __init__(
@@ -82,17 +82,17 @@ class FrameReader:
 
     @property
     def info(self) -> VideoInfo:
-        """What the video is; waits until it is open."""
+        """The properties of the video; waits until it is open."""
         return self._open().info
 
     @property
     def geometry(self) -> Geometry:
-        """How its frames become the picture asked for; waits until it is open."""
+        """The way from stored frames to the requested picture; waits until the video is open."""
         return self._open().geometry
 
     @property
     def filter(self) -> str:
-        """What resampling and colour conversion were done by."""
+        """The name of the filter that resamples frames and converts their colours; waits until the video is open."""
         return self._open().filter
 
     def __iter__(self) -> FrameReader:
@@ -120,7 +120,7 @@ class FrameReader:
         return self._opened
 
     def close(self) -> None:
-        """Ends the decoding process and frees its memory."""
+        """End the decoding process and free its memory."""
         self._worker.close()
         if self._memory is not None:
             del self._slots
@@ -149,37 +149,37 @@ def read_frames(
     threads: int = 2,
     alive: Callable[[], None] = lambda: None,
 ) -> FrameReader:
-    """The frames of a video as a viewer shows them: turned, with square pixels, in RGB by the file's own colour tags.
+    """Return the frames of a video as a viewer shows them: turned, with square pixels, in RGB by their colour tags.
 
-    `multiple`: pad height and width, by repeating the right and bottom edge, to multiples of it. `ahead`: how many frames
-    decoding may be in front, never more than 128 MB of them but at least two. `threads`: of the decoder;
-    `alive` is called now and then while it works and has no frame to give.
-    Raises MovqError, when frames are taken, for a file that is missing, not a video, damaged or cut off in the range read.
+    `multiple`: height and width are padded to multiples of it by repeating the right and bottom edge. `ahead`: how many
+    frames decoding may be in front, at most 128 MB of them, but at least two. `threads`: threads of the decoder.
+    `alive` is called now and then while the decoder works and has no frame to give. Raises MovqError, when frames are
+    taken, for a file that is missing, not a video, damaged or cut off in the range read.
     """
     return FrameReader(path, selection or Selection(), picture or Picture(), multiple, ahead, threads, alive)
 
 
 def warm_decoders() -> None:
-    """Start what decoding processes are forked from, in good time. They do so by themselves when the first is needed."""
+    """Start the process that decoding processes are forked from. Without this call, it starts when first needed."""
     _decoders.warm()
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
-    """What a video is. Decodes its first frame. Raises MovqError where there is none."""
+    """Return the properties of a video. Decodes its first frame. Raises MovqError if it has none."""
     return from_values(VideoInfo, _ask(path, "probe", Selection())["info"])
 
 
 def count_frames(
     path: str | os.PathLike[str], selection: Selection | None = None, alive: Callable[[], None] = lambda: None
 ) -> int:
-    """How many frames a selection has, from the times of packets, without decoding. Raises MovqError."""
+    """Return how many frames a selection has, from the times of packets, without decoding. Raises MovqError."""
     return int(_ask(path, "count", selection or Selection(), alive)["frames"])
 
 
 def survey(wanted: Iterable[tuple[str, Selection]]) -> Iterator[VideoFacts | MovqError]:
-    """What encoding videos would read, or why one cannot be: its first frame is decoded, the others counted.
+    """Yield the facts of each video, or the error if it cannot be read. Decodes the first frame and counts the others.
 
-    All by one process, unless it has to be replaced, so that thousands of files take no time to speak of each.
+    One process reads all videos, unless it has to be replaced, so that thousands of files take little time each.
     """
     worker: _Worker | None = None
     try:
@@ -211,7 +211,7 @@ def _ask(
 
 
 class _Worker:
-    """A decoding process and the conversation with it. `alive` is called when it says that it is, and nothing else."""
+    """A decoding process and the conversation with it. `alive` is called for messages that are only signs of life."""
 
     alive: Callable[[], None] = staticmethod(lambda: None)
 
@@ -229,7 +229,10 @@ class _Worker:
         self._child.send(b".")
 
     def receive(self) -> dict[str, Any]:
-        """The next message that matters. Raises MovqError for what went wrong with the file, RuntimeError for a bug."""
+        """Return the next message that is more than a sign of life.
+
+        Raises MovqError for what went wrong with the file, RuntimeError for a bug.
+        """
         while True:
             try:
                 message = self._child.receive(HANG_SECONDS)
@@ -258,7 +261,7 @@ def _as_text(path: str) -> str:
 
 
 def _working_folder() -> str:
-    """Where relative paths begin; "/" where the folder is gone, from which none does."""
+    """Return the folder that relative paths begin at; "/" if it was removed, as then no relative path exists."""
     try:
         return os.getcwd()
     except FileNotFoundError:
@@ -266,7 +269,7 @@ def _working_folder() -> str:
 
 
 def _anonymous_memory() -> int:
-    """The descriptor of an empty file that only its holders can see."""
+    """Return the descriptor of an empty file that only processes with this descriptor can see."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("movq-frames", os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:

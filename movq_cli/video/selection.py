@@ -1,4 +1,4 @@
-"""Which frames of a video are those of a `Selection`. Times only, no pixels."""
+"""Choose the frames of a `Selection` by their times. No pixels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Shown(Generic[T_co]):
-    """A frame as the video shows it: its place among those shown, its time and end in seconds, and whatever goes along."""
+    """A frame in presentation order: its index among all frames shown, its time and end in seconds, and a payload."""
 
     index: int
     time: Fraction
@@ -28,9 +28,9 @@ class Shown(Generic[T_co]):
 def select(
     shown: Iterable[Shown[T]], selection: Selection, passed: Callable[[], None] = lambda: None
 ) -> Iterator[Shown[T]]:
-    """The frames of the selection, in order. Takes no more of `shown` than it needs; `passed` is called for each it takes.
+    """Yield the frames of the selection, in order, taking no more of `shown` than needed.
 
-    Raises MovqError where `fps` would need a frame twice and repeating is not allowed.
+    `passed` is called for each frame taken. Raises MovqError if `fps` needs a frame twice and repeating is not allowed.
     """
     kept = _span(shown, selection, passed)
     if selection.fps is not None:
@@ -56,7 +56,7 @@ def _span(shown: Iterable[Shown[T]], selection: Selection, passed: Callable[[], 
 
 
 def _nearest(frames: Iterable[Shown[T]], fps: Fraction, repeat: bool) -> Iterator[Shown[T]]:
-    """Frame k is the one whose time is nearest to the first frame's time + k / fps; between two, the earlier."""
+    """Yield, for each k, the frame nearest to the first frame's time + k / fps; of two equally near, the earlier."""
     k = 0
     origin: Fraction | None = None
     here: Shown[T] | None = None
@@ -85,7 +85,7 @@ def _nearest(frames: Iterable[Shown[T]], fps: Fraction, repeat: bool) -> Iterato
 
 
 def _every(frames: Iterable[Shown[T]], step: int) -> Iterator[Shown[T]]:
-    """Each `step`-th frame, the first among them; it stands until the next one does."""
+    """Yield each `step`-th frame, beginning with the first. It lasts until the end of the frames left out after it."""
     frames = iter(frames)
     for frame in frames:
         yield replace(frame, end=max((left.end for left in islice(frames, step - 1)), default=frame.end))

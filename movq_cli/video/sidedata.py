@@ -1,7 +1,8 @@
-"""The display matrix in the side data of a frame. PyAV; runs in the decoding process.
+"""Read the display matrix from the side data of a frame. PyAV; runs in the decoding process.
 
-The side data of a decoded frame is never asked for directly: PyAV 18.1 raises for the whole list where one type has no name in
-it (29 is a view id, 31 Exif), and frees the metadata of side data twice where it has some (the name of a colour profile).
+The side data of a decoded frame is never read directly. PyAV 18.1 raises for the whole list if it does not know the
+name of one type (29 is a view id, 31 Exif), and frees the metadata of side data twice if it has any (the name of a
+colour profile).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _TYPES = range(64)  # libav 62 has 0 to 32, and numbers never change
 
 
 def display_matrix(frame: av.VideoFrame) -> bytes | None:
-    """Return the nine numbers, four bytes each, by which libav says to turn and mirror the frame.
+    """Return the nine numbers, four bytes each, by which libav says to turn and mirror the frame; None without them.
 
     libav's own filters make a second reference to the same pixels, with all other side data removed.
     """

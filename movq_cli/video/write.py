@@ -1,6 +1,6 @@
-"""Frames to a file: a video, an array or a folder of pictures, one at a time, whole or absent.
+"""Write frames to a video, an array or a folder of pictures, one at a time. The output is whole or absent.
 
-PyAV is loaded when a video is begun, not before.
+PyAV is imported only when a video or a PNG picture is written.
 """
 
 from __future__ import annotations
@@ -29,19 +29,20 @@ POSSIBLE = ".mp4 or .mov (H.264), .mkv (FFV1, lossless), .npy (an array), or no 
 """The output names that `open_writer` knows."""
 
 _FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
-_FINE = Fraction(1, 360000)  # seconds; every frame of 24, 25, 30 and 60 per second, also by 1.001, is whole in it
+# In seconds. Frames at 24, 25, 30 and 60 per second, also divided by 1.001, last a whole number of these.
+_FINE = Fraction(1, 360000)
 _MATROSKA = Fraction(1, 1000)
-_SLACK = 1e-3  # seconds; what files that hold whole milliseconds have moved a frame by
+_SLACK = 1e-3  # seconds; tolerance for frames that were moved by a file that holds whole milliseconds
 _LONGEST = 1e9  # seconds
 _CRF = range(52)
 _NUMBERED = re.compile(r"\d{6,}\.png")
-_BT709 = 1  # of AVColorSpace, AVColorPrimaries, AVColorTransferCharacteristic and swscale's matrices alike
+_BT709 = 1  # in AVColorSpace, AVColorPrimaries, AVColorTransferCharacteristic and swscale's matrices alike
 
 
 class FrameWriter(ABC):
-    """Takes frames in order; made by `open_writer`. Use it in a `with`: without `finish` nothing stays behind.
+    """Writes frames in order; made by `open_writer`. Use it in a `with`: without `finish`, nothing stays behind.
 
-    `description` says how frames are kept ("H.264 yuv420p"), `notes` what the user should know about it.
+    `description` says how frames are stored ("H.264 yuv420p"), `notes` what the user should know about it.
     """
 
     description = ""
@@ -53,7 +54,7 @@ class FrameWriter(ABC):
         self._written = 0
 
     def write(self, frames: np.ndarray) -> None:
-        """The next frames: RGB uint8 (n, H, W, 3). Raises MovqError where they cannot be written."""
+        """Write the next frames, RGB uint8 (n, H, W, 3). Raises MovqError if they cannot be written."""
         if frames.dtype != np.uint8 or frames.shape[1:] != self._shape:
             raise ValueError(f"frames are {frames.dtype} {frames.shape}, not uint8 (n, *{self._shape})")
         if self._written + len(frames) > self._frames:
@@ -63,7 +64,7 @@ class FrameWriter(ABC):
             self._written += 1
 
     def finish(self) -> int:
-        """Gives the whole output its name; returns its size in bytes. Raises MovqError where it cannot be written."""
+        """Give the whole output its name, and return its size in bytes. Raises MovqError if it cannot be written."""
         if self._written != self._frames:
             raise ValueError(f"{self._written} frames, not the {self._frames} announced")
         return self._finish()
@@ -98,12 +99,13 @@ def open_writer(
     threads: int = 2,
     force: bool = False,
 ) -> FrameWriter:
-    """A writer of the kind that the name of `path` asks for (POSSIBLE).
+    """Return a writer of the kind that the suffix of `path` asks for (POSSIBLE).
 
-    `times`: seconds of every frame to come, on any clock; a video starts at 0. `duration`: seconds from the first frame to
-    the end of the last. `fps`: the rate where one is known. `crf`: H.264's quality, 0 to 51, less is better. `threads`: of
-    the encoder. Raises MovqUsageError for a name or crf that is not possible, MovqError for a path that exists (unless
-    force) or cannot be written, or times that no file can hold: all before the first frame.
+    `times`: the time of every frame in seconds, on any clock; a video starts at 0. `duration`: seconds from the first
+    frame to the end of the last. `fps`: the rate, if one is known. `crf`: the quality of H.264, 0 to 51; lower is
+    better. `threads`: threads of the encoder. Raises MovqUsageError for a name or crf that is not possible, and
+    MovqError for a path that exists (unless `force`) or cannot be written, or for times that no file can hold: all
+    before the first frame.
     """
     name = os.fspath(path)
     suffix = os.path.splitext(name)[1].lower()
@@ -124,7 +126,10 @@ def open_writer(
 
 
 def write_png(path: str | os.PathLike[str], image: np.ndarray, *, force: bool = False) -> None:
-    """An RGB uint8 (H, W, 3) picture as a PNG file. Raises MovqError for a path that exists or cannot be written."""
+    """Write an RGB uint8 (H, W, 3) picture as a PNG file.
+
+    Raises MovqError if the path exists (unless `force`) or cannot be written.
+    """
     with WholeFile(path, force=force) as file:
         file.write(encode_png(image))
         file.commit()
@@ -191,9 +196,9 @@ class _ArrayWriter(FrameWriter):
 
 @dataclass(frozen=True)
 class _Clock:
-    """When frames are shown, in whole ticks of `base` seconds: int64 (frames + 1,), from 0; the last is the end.
+    """The times of frames in whole ticks of `base` seconds: int64 (frames + 1,), from 0; the last is the end.
 
-    `rate`: frames per second, nominal where they are not evenly spaced.
+    `rate` is in frames per second, nominal if frames are not evenly spaced.
     """
 
     base: Fraction
@@ -207,7 +212,10 @@ class _Clock:
 
 
 def _clock(seconds: np.ndarray, fps: Fraction | None) -> _Clock:
-    """The grid of the rate where every frame is on it, else ticks too fine to matter. seconds: float64 (frames + 1,)."""
+    """Return a clock that ticks at the rate if every frame falls on a tick, else one with ticks too fine to matter.
+
+    `seconds`: float64 (frames + 1,).
+    """
     if fps is not None and max(fps.numerator, fps.denominator) < 1 << 31:
         places = seconds * float(fps)
         ticks = np.rint(places).astype(np.int64)
@@ -227,14 +235,14 @@ def _matroska_clock(seconds: np.ndarray, fps: Fraction | None) -> _Clock:
 
 
 def _free_clock(seconds: np.ndarray, fps: Fraction | None, base: Fraction) -> _Clock:
-    """Every frame at its nearest tick, but at least one after the frame before."""
+    """Return a clock with every frame at its nearest tick, but at least one tick after the frame before."""
     order = np.arange(len(seconds))
     wanted = np.rint(seconds / float(base)).astype(np.int64)
     ticks = np.maximum.accumulate(wanted - order) + order
     late = int((ticks != wanted)[:-1].sum())
     notes = (f"{late} frame times do not grow: those frames follow the one before at once",) if late else ()
     rate = fps or Fraction(len(wanted) - 1) / max(Fraction(float(seconds[-1])), _MATROSKA)
-    rate = min(max(rate, Fraction(1, 100)), Fraction(1000)).limit_denominator(1 << 20)  # what libav can hold
+    rate = min(max(rate, Fraction(1, 100)), Fraction(1000)).limit_denominator(1 << 20)  # within what libav can hold
     return _Clock(base, ticks, rate, notes)
 
 
@@ -267,10 +275,10 @@ class _VideoWriter(FrameWriter):
         self._reformatter = VideoReformatter()
         options: dict[str, str] = {}
         if not self._lossless:
-            # The length of an MP4 sample is from one decoding time to the next: the frame's own without B-frames, or
-            # where all are equal.
+            # An MP4 sample lasts from one decoding time to the next. That is as long as its frame only without
+            # B-frames, or if all frames are equally long.
             options = {"crf": str(crf)} if self._clock.even else {"crf": str(crf), "bf": "0"}
-        # By path: were libav given a Python file, signals that come while it writes would be lost, or crash it.
+        # Opened by path: with a Python file, signals that arrive while libav writes would be lost, or crash it.
         container = av.open(f"file:{self._file.place}", "w", format=format, container_options={"fflags": "+bitexact"})
         height, width, _ = self._shape
         stream = container.add_stream("ffv1" if self._lossless else "libx264", rate=self._clock.rate, options=options)
@@ -325,14 +333,14 @@ class _VideoWriter(FrameWriter):
     def _close(self) -> None:
         try:
             if self._begun:
-                with suppress(Exception):  # what is written now has no name and goes
+                with suppress(Exception):  # what this writes has no name and is discarded
                     self._container.close()
         finally:
             self._file.__exit__(None, None, None)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turns what libav raises into one sentence about the path."""
+        """Turn what libav raises into a MovqError about the path."""
         import av.error
 
         try:
