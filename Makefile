@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints
 PARALLEL := -n $(shell expr $$(nproc || echo 1) + 1) --maxprocesses 4 --dist loadfile
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-.PHONY: demo test test-slow test-all test-faults test-gpu lint bench install clean
+.PHONY: demo test test-slow test-all test-faults test-gpu lint docs bench install clean
 
 install: .venv/installed
 
@@ -50,6 +50,9 @@ lint: .venv/test-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/typos
+
+docs: .venv/test-installed
+	$(BIN)/python -m tests.helpers.docs > docs/cli.md
 
 bench: .venv/test-installed
 	$(BIN)/python benchmarks/short.py

@@ -35,7 +35,7 @@ AHEAD_FRAMES = 32
 
 @dataclass(frozen=True)
 class Plan:
-    """What an encoding will do.
+    """The plan of an encoding.
 
     `frames` is the number to encode, without padding. `frames`, `chunks`, `latent_shape` and `output_bytes` are None if
     frames are not counted. `windows` are the lengths of the windows that share norm statistics, in frames, if

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from .helpers import clips
+from .helpers.docs import cli_page
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -79,3 +80,7 @@ def test_links_lead_somewhere():
     for page in (*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"):
         for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), (page, link)
+
+
+def test_the_page_of_commands_is_current():
+    assert (ROOT / "docs" / "cli.md").read_text() == cli_page(), "make docs"

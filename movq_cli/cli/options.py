@@ -112,7 +112,7 @@ WORDS: Mapping[str, Words] = {
     ),
     "fps_repeat": Words(FRAMES, "Let --fps repeat frames of a slower video."),
     "every": Words(FRAMES, "Keep every N-th frame, starting with the first.", "N"),
-    "frames": Words(FRAMES, "Take the first N frames; with --pick, N frames for each span.", "N"),
+    "frames": Words(FRAMES, "Take the first N frames; in a batch that cuts spans, N for each.", "N"),
     "allow_partial": Words(FRAMES, "Encode a damaged video up to the damage, with a warning."),
     "tail": Words(
         FRAMES, "Leftover frames that do not fill a latent: pad (repeat the last), drop, or fail.", _choices(TAILS)
@@ -123,7 +123,7 @@ WORDS: Mapping[str, Words] = {
     "fit": Words(PICTURE, "With --height and --width: crop the middle, fit inside, or distort.", _choices(FITS)),
     "upscale": Words(PICTURE, "Allow enlarging the picture."),
     "save": Words(RESULT, "What to store: mean and log variance, the mean, or a draw.", _choices(REPRESENTATIONS)),
-    "seed": Words(RESULT, "Random seed for --save sample and --pick random.", "N"),
+    "seed": Words(RESULT, "Random seed for draws.", "N"),
     "store_dtype": Words(
         RESULT, "Data type to store. auto: the precision that was computed in.", _choices(("auto", *STORE_DTYPES))
     ),
@@ -151,7 +151,7 @@ WORDS: Mapping[str, Words] = {
     ),
     "pick": Words(
         ITEMS,
-        "Cut spans out of each video: the first, K evenly spaced, one every S frames, or K random ones.",
+        "Cut spans out of each video: the first, K evenly spaced, one every S frames, or K random ones, by --seed.",
         "head|uniform:K|slide:S|random:K",
         Pick.parse,
     ),
