@@ -287,6 +287,9 @@ def _errors_about(path: str) -> Iterator[None]:
 def write_error(error: OSError, path: str) -> MovqError:
     """Return the MovqError to raise for a system error while a file is written."""
     kind = MovqDiskError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS) else MovqOutputError
+    folder = os.path.dirname(path)
+    if isinstance(error, FileNotFoundError) and folder and not os.path.exists(folder):
+        return kind(f"the folder {folder} does not exist; create it first", path)
     return kind(os_reason(error), path)
 
 

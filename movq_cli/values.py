@@ -12,6 +12,9 @@ from fractions import Fraction
 from .errors import MovqUsageError
 from .files import text_of
 
+_LEAST_BYTES = 10**5
+"""A size below this without a unit is taken for a slip."""
+
 
 def parse_bytes(text: str, option: str) -> int:
     """Return the bytes of '64MB', '2.5 GB', '512MiB' or a number. Raises MovqUsageError that names the option."""
@@ -26,7 +29,23 @@ def parse_bytes(text: str, option: str) -> int:
         raise MovqUsageError(f"is not a size like 64MB or 2GiB: {text!r}", option=option) from None
     if not 0 < value < float("inf"):
         raise MovqUsageError("must be above 0", option=option)
+    if value < _LEAST_BYTES and not upper[len(number) :].strip():
+        raise MovqUsageError(f"{text.strip()} is a number of bytes: did you mean {text.strip()}GB?", option=option)
     return int(value)
+
+
+def parse_seconds(text: str, option: str) -> Fraction:
+    """Return the seconds of '90.5', '1:30.5' or '00:01:30.5', exactly. Raises MovqUsageError about the option."""
+    *larger, seconds = text.split(":")
+    try:
+        if len(larger) > 2 or not all(part.isdecimal() for part in larger):
+            raise ValueError
+        total = Fraction(seconds)
+        for power, part in enumerate(reversed(larger), 1):
+            total += int(part) * 60**power
+    except (ValueError, ZeroDivisionError):
+        raise MovqUsageError(f"is not a time like 90.5, 1:30.5 or 00:01:30.5: {text!r}", option=option) from None
+    return total
 
 
 def format_bytes(count: float) -> str:

@@ -79,7 +79,7 @@ def test_dry_run_does_nothing(movq, tmp_path, clip):
 
 def test_dry_run_refuses_what_encode_would(movq, tmp_path, clip):
     (tmp_path / "old.safetensors").write_bytes(b"precious")
-    for output, reason in (("old.safetensors", "exists; --force"), ("no/folder/a", "no such"), (clip, "same file")):
+    for output, reason in (("old.safetensors", "exists; --force"), ("no/folder/a", "does not exist"), (clip, "same file")):
         refused(movq("encode", clip, "-o", output, "--dry-run"), output, reason)
     refused(movq("encode", clip, "-o", "a", "--dry-run", "--memory-budget", "1MB"), clip, "needs about")
 
@@ -122,7 +122,7 @@ def test_version_and_help(movq):
 
 def test_usage_errors_exit_2(movq, clip):
     for arguments in (
-        ["encode", clip],
+        ["encode", clip, clip],
         ["encode", clip, "-o", "a", "--fps", "fast"],
         ["encode", clip, "-o", "a", "--chunk-frames", "6"],
         ["encode", clip, "-o", "a", "--tail", "loop"],
@@ -164,8 +164,7 @@ def test_outputs_that_cannot_be_are_refused_at_once(movq, tmp_path, clip):
     (tmp_path / "old.safetensors").write_bytes(b"precious")
     for output, reason in (
         ("old.safetensors", "exists; --force"),
-        ("no/such/folder/a", "no such file or folder"),
-        (".", "is a folder"),
+        ("no/such/folder/a", "does not exist; create it first"),
         ("/dev/null", "not a regular file"),
         ("/proc/a", ""),
     ):

@@ -223,7 +223,7 @@ def test_values_that_are_not_finite_are_not_made_black(tmp_path, latents):
 
 def test_an_output_that_cannot_be(tmp_path, latents, movq):
     (tmp_path / "there.mp4").write_bytes(b"mine")
-    for output, code, word in (("there.mp4", 1, "--force"), ("none/a.mp4", 1, "no such"), ("a.webp", 2, ".mp4")):
+    for output, code, word in (("there.mp4", 1, "--force"), ("none/a.mp4", 1, "does not exist"), ("a.webp", 2, ".mp4")):
         result = movq("decode", "latents", "-o", output)
         assert result.returncode == code, result.stderr
         assert result.stderr.count("\n") == 1

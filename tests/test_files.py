@@ -115,7 +115,7 @@ def test_a_full_disk_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("no/folder", "no such file or folder"),
+        ("no/folder", "does not exist; create it first"),
         ("", "is a folder"),
         ("pipe", "not a regular file"),
         ("x" * 300, "name is too long"),

@@ -14,7 +14,7 @@ _ROOMS = """
 ROOMS = _ROOMS.split()
 
 INSIDE = {
-    "cli": "__init__ info batch decode encode eval weights options watch tables show",
+    "cli": "__init__ info batch decode encode eval weights options paths watch tables show",
     "batch": """
         __init__ run dry_run prepare state
         discover folders lists captions probe cut names replace resume choices settings

@@ -389,9 +389,9 @@ def test_a_folder_is_synced_then_named_then_the_folder_around_it_synced(tmp_path
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("no/a.mp4", "no such file or folder"),
-        ("no/a.npy", "no such file or folder"),
-        ("no/folder", "no such file or folder"),
+        ("no/a.mp4", "does not exist; create it first"),
+        ("no/a.npy", "does not exist; create it first"),
+        ("no/folder", "does not exist; create it first"),
         ("file/a.mkv", "not a folder"),
         ("file/folder", "not a folder"),
         ("file/", "exists and is not a folder"),

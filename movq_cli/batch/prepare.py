@@ -93,7 +93,7 @@ def prepare(
 
 def _find(sources: Sequence[str | os.PathLike[str]], batch: BatchOptions, folder: str) -> Found:
     """Return the items of all videos, or those of the shard. Raises MovqError if the sources have no items."""
-    names = [os.fspath(source) for source in sources]
+    names = [os.fspath(source) for source in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise MovqError("is a file; name a folder", folder)
     if batch.shard is not None:

@@ -55,6 +55,9 @@ FORMER = {
 """Earlier embedded weights by digest: their file in movq's repository, and a commit that contains it."""
 
 
+FORMER_NAMES = {os.path.splitext(os.path.basename(file))[0] for file, _ in FORMER.values()}
+
+
 def embedded_weights() -> Path:
     """Return the path of the embedded weights: inside an installed package, next to the package in a git checkout."""
     name = f"{EMBEDDED}.safetensors"
@@ -244,13 +247,19 @@ def _fitting(
 
 
 def open_checkpoint(path_or_id: str | os.PathLike[str] | None = None) -> Checkpoint:
-    """Open a checkpoint (default: the embedded one), reading only its headers. Nothing is downloaded.
+    """Open a checkpoint (default: the embedded one, which may also be named), reading only its headers. Nothing is downloaded.
 
     It may be a movq weights file, a diffusers autoencoder (its folder, sharded or not, or the safetensors file), a
     safetensors file with CogVideo's names, the folder of a whole CogVideoX model, or the id of one in the Hugging Face
     cache. Raises MovqError if it cannot be used, and for PyTorch files, which can hold code.
     """
-    return open_located(locate(path_or_id if path_or_id is not None else embedded_weights()))
+    if path_or_id is None or os.fspath(path_or_id) == EMBEDDED:
+        path_or_id = embedded_weights()
+    elif os.fspath(path_or_id) in FORMER_NAMES and not os.path.lexists(path_or_id):
+        raise MovqError(
+            f"is the name of earlier embedded weights; the current ones are {EMBEDDED}", os.fspath(path_or_id)
+        )
+    return open_located(locate(path_or_id))
 
 
 def open_located(located: Located) -> Checkpoint:

@@ -62,7 +62,8 @@ def _print_version(wanted: bool) -> None:
 def _root(
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback if movq itself crashes.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+        bool,
+        typer.Option("--version", "-V", help="Print the version and exit.", is_eager=True, callback=_print_version),
     ] = False,
 ) -> None:
     pass  # `run` handles --debug, and _print_version --version
@@ -79,7 +80,7 @@ def run(argv: Sequence[str]) -> int:
         warnings.simplefilter("always", MovqWarning)
         try:
             try:
-                app(list(argv), prog_name="movq")
+                app([*argv[1:], "--help"] if argv[:1] == ["help"] else list(argv), prog_name="movq")
             except SystemExit as end:  # typer ends every command like this; 2 is for usage errors that it finds
                 if sys.stdout is not None:
                     sys.stdout.flush()

@@ -26,7 +26,13 @@ _LEAST_PART = 0.5
 
 
 Output = Annotated[
-    str | None, typer.Option("--output", "-o", metavar="DIR", help="Folder for the latents; created if missing.")
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="DIR",
+        help="Folder for the latents; created if missing. Needed, except with --merge.",
+    ),
 ]
 Sources = Annotated[
     list[str] | None,
@@ -91,11 +97,11 @@ def batch_encode(
     if dry_run:
         _print_plan(plan_batch(sources or [], folder, options, batch), folder, quiet, verbose)
         return
-    if not quiet:
-        say_whose_weights(options)
     with watching(quiet) as watch, redirect_stdout(sys.stderr):  # Ray's messages go to stderr
         result = encode_batch(sources or [], folder, options, batch, watch=watch)
     _report(result, folder, quiet, batch.shard is not None)
+    if not quiet and result.made:
+        say_whose_weights(options)
     failed = sum(line["status"] == "failed" for line in result.lines)
     if result.stopped or failed > allowed(len(result.lines)):
         raise typer.Exit(1)

@@ -9,6 +9,7 @@ import typer
 from ..options import DecodeOptions
 from ..values import format_bytes
 from . import options as o
+from .paths import latents_input, video_output
 from .show import complain, duration, name_of, plural, progress_bar
 
 if TYPE_CHECKING:
@@ -17,23 +18,26 @@ if TYPE_CHECKING:
 
 @o.takes(options=DecodeOptions)
 def decode(
-    latents: Annotated[str, typer.Argument(metavar="LATENTS", help="A latents file of movq.")],
+    files: Annotated[list[str], typer.Argument(metavar="LATENTS", help="A latents file of movq.")],
+    options: DecodeOptions,
     output: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--output",
             "-o",
             metavar="OUT",
-            help="The video: .mp4 or .mov (H.264), .mkv (FFV1, lossless), .npy (uint8), or a folder for .png files.",
+            help="The video: .mp4 or .mov (H.264), .mkv (FFV1, lossless), .npy (uint8), or a folder for .png files. "
+            "(default: LATENTS' name with .decoded.mp4, in the current folder)",
         ),
-    ],
-    options: DecodeOptions,
+    ] = None,
     quiet: o.Quiet = False,
 ) -> None:
     """Decode a latents file back to a video: the right frames, size and times."""
     from ..decode import decode_video
     from ..device import spare_page_faults
 
+    latents = latents_input(files)
+    output = video_output(latents, output)
     spare_page_faults()
     with progress_bar(quiet) as progress:
         result = decode_video(latents, output, options, progress=progress)

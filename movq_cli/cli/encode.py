@@ -10,6 +10,7 @@ import typer
 from ..options import EncodeOptions
 from ..values import format_bytes
 from . import options as o
+from .paths import latents_output, video_input
 from .show import compared, complain, duration, name_of, plural, progress_bar, say_whose_weights, shape, tail
 
 if TYPE_CHECKING:
@@ -19,9 +20,17 @@ if TYPE_CHECKING:
 
 @o.takes(options=EncodeOptions)
 def encode(
-    source: Annotated[str, typer.Argument(metavar="IN", help="A video file, or a picture (png, jpeg, webp).")],
-    output: Annotated[str, typer.Option("--output", "-o", metavar="OUT", help="The latents file, .safetensors.")],
+    sources: Annotated[list[str], typer.Argument(metavar="IN", help="A video file, or a picture (png, jpeg, webp).")],
     options: EncodeOptions,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="The latents file, .safetensors, or a folder for it. (default: IN's name, in the current folder)",
+        ),
+    ] = None,
     dry_run: o.DryRun = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -31,20 +40,22 @@ def encode(
     from ..files import WholeFile, refuse_inputs
     from ..plan import plan_encode
 
+    source = video_input(sources)
+    output = latents_output(source, output)
     if dry_run:
         refuse_inputs(output, source)
         with WholeFile(output, force=options.force):
             pass  # only checks that it can be written
         _print_plan(plan_encode(source, options.beside(output)), output)
         return
-    if not quiet:
-        say_whose_weights(options)
     spare_page_faults()
     with progress_bar(quiet) as progress:
         result = encode_video(source, output, options, progress=progress)
     for warning in result.metadata.warnings:
         complain(f"warning: {warning}", source)
     print(_result_line(result))
+    if not quiet:
+        say_whose_weights(options)
 
 
 def _result_line(result: EncodeResult) -> str:

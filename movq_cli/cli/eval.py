@@ -12,6 +12,7 @@ import typer
 from ..errors import MovqError, MovqUsageError, option, require_torch
 from ..options import EncodeOptions, ModelOptions
 from . import options as o
+from .paths import picture_output
 from .show import complain, name_of, progress_bar
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _frames_to_draw(
         return []
     if len(sources) > 1:
         raise MovqUsageError("draws one video; name one", option="picture")
-    refuse_inputs(picture, *sources)
+    refuse_inputs(picture_output(picture), *sources)
     with WholeFile(picture, force=force):
         pass  # only checks that it can be written
     return picture_frame

@@ -24,7 +24,7 @@ from ..options import (
     STORE_DTYPES,
     TAILS,
 )
-from ..values import Bucket, Pick, Shard, parse_bytes
+from ..values import Bucket, Pick, Shard, parse_bytes, parse_seconds
 
 MODEL, PICTURE, RESULT = "Model", "Picture", "Result"
 FRAMES = "Frames, in this order"
@@ -47,6 +47,14 @@ def fraction(text: str) -> Fraction:
         return Fraction(text)
     except (ValueError, ZeroDivisionError):
         raise typer.BadParameter(f"{text!r} is not a number like 25, 29.97 or 30000/1001") from None
+
+
+_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+
+
+def _dtype(text: str) -> str:
+    """Read torch's name of a precision too."""
+    return _DTYPES.get(text, text)
 
 
 def _choices(values: Iterable[str]) -> str:
@@ -86,8 +94,9 @@ WORDS: Mapping[str, Words] = {
     "device": Words(MODEL, "Device to compute on.", "auto|cpu|cuda[:N]"),
     "precision": Words(
         MODEL,
-        "Precision to compute in. auto: bf16 on CUDA devices that have it, fp32 elsewhere.",
+        "Precision to compute in. (default: auto, bf16 on CUDA devices that have it, fp32 elsewhere)",
         _choices(("auto", *PRECISIONS)),
+        _dtype,
     ),
     "chunk_frames": Words(
         MODEL,
@@ -105,8 +114,10 @@ WORDS: Mapping[str, Words] = {
     ),
     "threads": Words(MODEL, "CPU threads to use. (default: all cores; in a batch, 1 per worker)", "N"),
     "stream": Words(FRAMES, "Index of the video stream. (default: the first)", "I"),
-    "start": Words(FRAMES, "Skip this many seconds.", "S", fraction),
-    "duration": Words(FRAMES, "Take this many seconds.", "S", fraction),
+    "start": Words(
+        FRAMES, "Skip this much: seconds, or hours:minutes:seconds.", "S", partial(parse_seconds, option="start")
+    ),
+    "duration": Words(FRAMES, "Take this much, in the same way.", "S", partial(parse_seconds, option="duration")),
     "fps": Words(
         FRAMES, "Resample to this rate: the nearest frames in time, never blended, never repeated.", "F", fraction
     ),
@@ -125,7 +136,10 @@ WORDS: Mapping[str, Words] = {
     "save": Words(RESULT, "What to store: mean and log variance, the mean, or a draw.", _choices(REPRESENTATIONS)),
     "seed": Words(RESULT, "Random seed for draws.", "N"),
     "store_dtype": Words(
-        RESULT, "Data type to store. auto: the precision that was computed in.", _choices(("auto", *STORE_DTYPES))
+        RESULT,
+        "Data type to store. (default: auto, the precision that was computed in)",
+        _choices(("auto", *STORE_DTYPES)),
+        _dtype,
     ),
     "force": Words(RESULT, "Overwrite the output; in a batch, make everything again."),
     "DecodeOptions.force": Words(RESULT, "Overwrite the output."),

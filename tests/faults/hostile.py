@@ -370,16 +370,17 @@ def own_state():
 def seen(frames, width, height):
     """What movq says of an encoding: 1 + 4n frames make 1 + n latents, sizes are rounded up to multiples of 8."""
     latents, missing = 1 + -(-(frames - 1) // 4), -(frames - 1) % 4
-    repeated = rf" \+ {missing} repeated" if missing else ""
+    times = "once" if missing == 1 else f"{missing} times"
+    repeated = rf" \(the last one repeated {times}\)" if missing else ""
     shape = f": 32 x {latents} x {-(-height // 8)} x {-(-width // 8)} "
-    return shape, rf"\b{frames} frames?{repeated} of {width}x{height} "
+    return shape, rf"\b{frames} frames?{repeated}, {width}x{height}, "
 
 
 def encode(options):
     return ENCODE.replace(" --", f" {options} --")
 
 
-FIVE, SOME = seen(5, 64, 48), (" of 64x48 ",)
+FIVE, SOME = seen(5, 64, 48), (", 64x48, ",)
 RGB8, WEBP = {"codec": "gif", "pix_fmt": "rgb8"}, {"codec": "libwebp", "pix_fmt": "bgra", "format": "webp"}
 FORMATS = {
     "mp4": {"options": {"g": "8"}},
@@ -469,7 +470,7 @@ def names():
     yield plain("a%d.png", still("png", "rgb24"), seen(1, 64, 48), decoys=neighbours)
     yield plain("a%d.mp4", contents("x"), ("not a video",), 1, decoys=neighbours)
     yield plain("http:/x.mp4", lambda path: (path.parent.mkdir(), video()(path)), FIVE)
-    yield plain(f"{URL}x.mp4", nothing, ("no such file",), 1)
+    yield plain(f"{URL}x.mp4", nothing, ("is an address",), 1)
     yield plain("link.mp4", lambda path: (video()(path), path.rename(path.with_name("a")), path.symlink_to("a")), FIVE)
 
 
@@ -653,7 +654,7 @@ def outputs():
         bad("a.mp4", lambda path: (video()(path), os.link(path, path.with_name("b"))), linked),
         bad("a.safetensors", contents(weights), linked, command=itself, about="a.safetensors", decoys=clip),
         bad("a.mp4", video(), ("exists",), command="encode -q -o b --", decoys=old),
-        bad("a.mp4", video(), ("no such",), command="encode -q -o no/b --", about="no/b"),
+        bad("a.mp4", video(), ("does not exist",), command="encode -q -o no/b --", about="no/b"),
         bad("a.mp4", video(), ("not a regular file",), command="encode -q -o /dev/null --", about="/dev/null"),
     )
 
