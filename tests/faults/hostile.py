@@ -304,7 +304,7 @@ def weights():
 
     from movq_cli.model import AutoencoderConfig, Encoder3D
 
-    from .conftest import SMALL
+    from ..helpers.models import SMALL
 
     config = AutoencoderConfig(**SMALL)
     state = Encoder3D(**dataclasses.asdict(config)).state_dict()
@@ -476,7 +476,7 @@ def names():
 
 def cuts():
     bad = partial(Case, "cut", says=(REFUSED,), code=1)
-    some = partial(Case, "cut, allowed", says=(r"\b[1-3]?\d frames?.* of 64x48 ",), warns=CUT)
+    some = partial(Case, "cut, allowed", says=(r"\b[1-3]?\d frames?.*, 64x48, ",), warns=CUT)
     for suffix in ("mp4", "mkv"):
         data = made(suffix, 40, **FORMATS[suffix])
         for part in (0.01, 0.2, 0.4, 0.8, 0.95):
@@ -758,7 +758,7 @@ def lying_latents():
     for output in ("back.mkv", "back.mp4", "back.npy", "back"):
         yield bad(f"to {output}", lie(of), "5 frames, 64x48", 0, f"decode -q -o {output} --")
     yield from (
-        bad("good", lie(of), "1 x 32 x 2 x 6 x 8 BF16", 0),
+        bad("good", lie(of), "1 x 32 x 2 x 6 x 8 F32", 0),
         bad("stats", lie(of), "32 x 2 x 6 x 8", 0, "info --stats --"),
         bad("escapes", lie(of, source_name=red, model=red, movq_version=red, precision=red), "x 6 x 8", 0),
         bad("cut", lambda path: path.write_bytes(of()[:-9]), "safetensors"),
@@ -794,7 +794,7 @@ def lying_latents():
 
 def usages():
     for command, says in {
-        "encode --": "--output",
+        "encode -o x.pt --": "--output",
         "encode -o out --fps fast --": "--fps",
         "encode -o out --frames 0 --": "--frames",
         "encode -o out --chunk-frames 6 --": "--chunk-frames",
