@@ -226,7 +226,7 @@ def test_a_fork_does_what_a_new_interpreter_does(movq, fresh_movq, tmp_path, cli
     for command, out in ((movq, "fork.safetensors"), (fresh_movq, "fresh.safetensors")):
         assert command("encode", clip, "-o", out, "-q").returncode == 0
     assert (tmp_path / "fork.safetensors").read_bytes() == (tmp_path / "fresh.safetensors").read_bytes()
-    for arguments in (["info", "fork.safetensors", "."], ["encode", clip], ["info", "missing"], ["info", "--help"]):
+    for arguments in (["info", "fork.safetensors", "."], ["encode", clip, clip], ["info", "missing"], ["info", "--help"]):
         fork, fresh = movq(*arguments), fresh_movq(*arguments)
         assert (fork.returncode, fork.stdout, fork.stderr) == (fresh.returncode, fresh.stdout, fresh.stderr), arguments
 
