@@ -79,7 +79,11 @@ def test_dry_run_does_nothing(movq, tmp_path, clip):
 
 def test_dry_run_refuses_what_encode_would(movq, tmp_path, clip):
     (tmp_path / "old.safetensors").write_bytes(b"precious")
-    for output, reason in (("old.safetensors", "exists; --force"), ("no/folder/a", "does not exist"), (clip, "same file")):
+    for output, reason in (
+        ("old.safetensors", "exists; --force"),
+        ("no/folder/a", "does not exist"),
+        (clip, "same file"),
+    ):
         refused(movq("encode", clip, "-o", output, "--dry-run"), output, reason)
     refused(movq("encode", clip, "-o", "a", "--dry-run", "--memory-budget", "1MB"), clip, "needs about")
 
@@ -226,7 +230,12 @@ def test_a_fork_does_what_a_new_interpreter_does(movq, fresh_movq, tmp_path, cli
     for command, out in ((movq, "fork.safetensors"), (fresh_movq, "fresh.safetensors")):
         assert command("encode", clip, "-o", out, "-q").returncode == 0
     assert (tmp_path / "fork.safetensors").read_bytes() == (tmp_path / "fresh.safetensors").read_bytes()
-    for arguments in (["info", "fork.safetensors", "."], ["encode", clip, clip], ["info", "missing"], ["info", "--help"]):
+    for arguments in (
+        ["info", "fork.safetensors", "."],
+        ["encode", clip, clip],
+        ["info", "missing"],
+        ["info", "--help"],
+    ):
         fork, fresh = movq(*arguments), fresh_movq(*arguments)
         assert (fork.returncode, fork.stdout, fork.stderr) == (fresh.returncode, fresh.stdout, fresh.stderr), arguments
 
