@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from .checkpoints.checkpoint import EMBEDDED, FORMER_NAMES
+from .checkpoints.checkpoint import is_embedded_name
 from .checkpoints.locate import holds_weights, is_model_id, refuse_pytorch
 from .errors import MovqError
 from .files import require_file
@@ -38,7 +38,7 @@ def kind_of(path: str) -> Kind:
         if os.path.isfile(os.path.join(path, NAME)) or shard_manifests(path):
             return "batch"
         return "weights" if holds_weights(path) and not any(map(is_latents, _candidates_below(path))) else "folder"
-    if is_model_id(path) or (path in (EMBEDDED, *FORMER_NAMES) and not os.path.lexists(path)):
+    if is_model_id(path) or is_embedded_name(path):
         return "weights"
     require_file(path)
     refuse_pytorch(path)

@@ -1,4 +1,4 @@
-"""What an encoding will take: chunks, memory and disk, planned before the work."""
+"""The plan of an encoding: chunks, memory and disk, before the work."""
 
 import dataclasses
 import shutil

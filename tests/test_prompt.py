@@ -1,11 +1,11 @@
-"""What people type from habit, and what they get: the answer they need, or the thing they meant."""
+"""Slips and habits at the prompt: each gets what was meant, or one line that says how to get it."""
 
 import os
 
 import pytest
 
-from movq_cli import encode_batch, open_latents
-from movq_cli.checkpoints import EMBEDDED
+from movq_cli import MovqError, encode_batch, open_latents
+from movq_cli.checkpoints import EMBEDDED, open_checkpoint
 from movq_cli.cli import run
 
 from .helpers import clips
@@ -74,6 +74,13 @@ def test_the_remark_about_the_weights_comes_once_and_last(folder, capsys):
     assert captured.out.startswith("clip.safetensors: ")
     assert run(["info", EMBEDDED]) == 0
     assert capsys.readouterr().out.startswith(EMBEDDED)
+
+
+def test_a_file_comes_before_the_embedded_weights_of_its_name(folder):
+    assert open_checkpoint(EMBEDDED).name == EMBEDDED
+    (folder / EMBEDDED).write_text("a file of one's own")
+    with pytest.raises(MovqError, match=r"not a (readable )?safetensors file"):
+        open_checkpoint(EMBEDDED)
 
 
 def test_help_and_version(capsys):

@@ -1,4 +1,4 @@
-"""Where chunks wait between two stages, and that nothing stays of it."""
+"""The store of chunks between two stages, and the spill file, of which nothing stays."""
 
 import os
 import signal
@@ -49,7 +49,7 @@ def test_a_store_keeps_what_it_may_and_spills_the_rest(tmp_path):
 
 
 def _spilled(pid, folder):
-    """Whether a process holds a file of the folder with something in it."""
+    """Tell whether a process holds a file of the folder that is not empty."""
     try:
         for fd in os.listdir(f"/proc/{pid}/fd"):
             link = f"/proc/{pid}/fd/{fd}"

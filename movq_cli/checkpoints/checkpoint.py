@@ -55,7 +55,12 @@ FORMER = {
 """Earlier embedded weights by digest: their file in movq's repository, and a commit that contains it."""
 
 
-FORMER_NAMES = {os.path.splitext(os.path.basename(file))[0] for file, _ in FORMER.values()}
+_NAMES = {EMBEDDED, *(Path(file).stem for file, _ in FORMER.values())}
+
+
+def is_embedded_name(text: str) -> bool:
+    """Return True if a text names embedded weights, present or former, and not a file that exists."""
+    return text in _NAMES and not os.path.lexists(text)
 
 
 def embedded_weights() -> Path:
@@ -253,13 +258,14 @@ def open_checkpoint(path_or_id: str | os.PathLike[str] | None = None) -> Checkpo
     safetensors file with CogVideo's names, the folder of a whole CogVideoX model, or the id of one in the Hugging Face
     cache. Raises MovqError if it cannot be used, and for PyTorch files, which can hold code.
     """
-    if path_or_id is None or os.fspath(path_or_id) == EMBEDDED:
-        path_or_id = embedded_weights()
-    elif os.fspath(path_or_id) in FORMER_NAMES and not os.path.lexists(path_or_id):
-        raise MovqError(
-            f"is the name of earlier embedded weights; the current ones are {EMBEDDED}", os.fspath(path_or_id)
-        )
-    return open_located(locate(path_or_id))
+    if path_or_id is None:
+        return open_located(locate(embedded_weights()))
+    text = os.fspath(path_or_id)
+    if is_embedded_name(text):
+        if text != EMBEDDED:
+            raise MovqError(f"is the name of earlier embedded weights; the current ones are {EMBEDDED}", text)
+        text = str(embedded_weights())
+    return open_located(locate(text))
 
 
 def open_located(located: Located) -> Checkpoint:

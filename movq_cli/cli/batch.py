@@ -129,10 +129,11 @@ def _merge(folder: str, alone: bool) -> None:
     if not alone:
         raise MovqUsageError("takes the folder alone: nothing is encoded", option="merge")
     whole = summarise(merge_shards(folder))
-    print(f"{name_of(folder)}: {_counts(whole)} of {plural(whole.items, 'item')} in one manifest")
+    print(f"{name_of(folder)}: {counts_of(whole)} of {plural(whole.items, 'item')} in one manifest")
 
 
-def _counts(whole: Summary) -> str:
+def counts_of(whole: Summary) -> str:
+    """Return how many items have each status: `11 done, 1 short`."""
     return ", ".join(f"{count:,} {status}" for status, count in whole.counts.items() if count)
 
 
@@ -187,7 +188,7 @@ def _say_made(made: list[Line], new: Summary) -> None:
 
 
 def _result_line(result: BatchResult, whole: Summary, new: Summary) -> str:
-    counts, items, took = _counts(whole), plural(whole.items, "item"), duration(result.seconds)
+    counts, items, took = counts_of(whole), plural(whole.items, "item"), duration(result.seconds)
     if not result.made:
         again = "; --retry-failed tries the failed ones again" if whole.counts["failed"] else ""
         news = f"; {plural(result.described, 'item')} described differently" if result.described else ""
@@ -273,7 +274,7 @@ def _print_plan(plan: BatchPlan, output: str, quiet: bool, verbose: bool) -> Non
         _say_found(plan.found)
         _say_crops([(item.source_path, item.kept) for item in good])
     short = sum(item.refusal is not None and item.refusal.cause == "short" for item in plan.planned)
-    again = sum(bool(plan.reason(item)) for item in good)
+    again = sum(item.id in plan.reasons for item in good)
     print_pairs(
         {
             "items": f"{len(plan.kept) + len(plan.planned):,}",

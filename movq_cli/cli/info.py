@@ -146,15 +146,14 @@ def _batch(path: str) -> _Described:
 
 
 def _show_batch(path: str, batch: BatchDescription) -> None:
-    from .batch import show_failures
+    from .batch import counts_of, show_failures
     from .tables import print_pairs
 
     whole = batch.summary
-    counts = ", ".join(f"{count:,} {status}" for status, count in whole.counts.items() if count)
     weights = ", ".join(f"{short(digest)}…" for digest in whole.weights)
     print_pairs(
         {
-            "kind": f"batch of {plural(whole.items, 'item')}: {counts}",
+            "kind": f"batch of {plural(whole.items, 'item')}: {counts_of(whole)}",
             "video": f"{duration(whole.video_seconds)}, {plural(whole.frames, 'frame')}",
             "size": f"{format_bytes(whole.bytes)}, {compared(whole.bytes, whole.raw_bytes, 'raw RGB')}, "
             f"{compared(whole.bytes, whole.source_bytes, 'the sources')}",

@@ -36,7 +36,7 @@ def convert(
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="What to call the model. (default: what it is called)")
     ] = None,
-    licence: Annotated[str | None, typer.Option("--licence", metavar="TEXT", help="Of the weights.")] = None,
+    licence: Annotated[str | None, typer.Option("--licence", metavar="TEXT", help="Licence of the weights.")] = None,
     scaling_factor: Annotated[
         str | None,
         typer.Option("--scaling-factor", metavar="F", help="What diffusion models multiply its latents by."),

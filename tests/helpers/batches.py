@@ -1,4 +1,4 @@
-"""What a batch left in its folder."""
+"""Read the manifest and the files of a batch."""
 
 import json
 import os

@@ -20,17 +20,7 @@ GOOD = dict(
 )
 """Arguments that both networks take."""
 
-SMALL = dict(
-    ch=32,
-    out_ch=3,
-    ch_mult=(1, 1, 2, 2),
-    num_res_blocks=1,
-    attn_resolutions=(),
-    in_channels=3,
-    resolution=64,
-    z_channels=4,
-    norm_scope="frame",
-)
+SMALL = GOOD | dict(ch_mult=(1, 1, 2, 2), resolution=64, norm_scope="frame")
 """An encoder with norms per frame."""
 
 VAE = AutoencoderConfig(

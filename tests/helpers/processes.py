@@ -1,4 +1,4 @@
-"""What processes there are, by /proc, and waiting for them."""
+"""Find processes by /proc, and wait for them."""
 
 import os
 import time
