@@ -9,16 +9,18 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .budget import Budget, Task, check_weights, make_budget
-from .checkpoints.checkpoint import FORMER, Checkpoint, open_checkpoint
+from .checkpoints.checkpoint import FORMER, Checkpoint, open_checkpoint, open_located
+from .checkpoints.locate import fetching, is_model_id, locate_cached
 from .codec import RGB, Progress, WorkDone, decode, silent
 from .device import ITEM_SIZE, choose_device, choose_precision, computing, dtype_of, memory_errors
 from .errors import MovqError, about, option
+from .fields import options_of
 from .files import refuse_inputs, short
 from .latents import Latents, open_latents
 from .model.cost import decode_cost, default_chunk_frames
@@ -64,7 +66,7 @@ def decode_video(
     latents, weights or output are refused, before any work if possible.
     """
     started = time.perf_counter()
-    options = replace(options or DecodeOptions(), **overrides).beside(output)
+    options = options_of(DecodeOptions, options, overrides).beside(output)
     opened = open_latents(latents)
     m = opened.metadata
     refuse_inputs(output, latents)
@@ -101,26 +103,47 @@ def decode_video(
 
 
 def find_weights(latents: Latents, options: ModelOptions) -> Checkpoint:
-    """Return the weights of the options, or the embedded ones. Raises MovqError if they did not make the latents."""
+    """Return the weights that made the latents: those of the options, the embedded ones, or cached ones by their name.
+
+    Raises MovqError if these are not the weights that made the latents, and says which to name.
+    """
     checkpoint = open_checkpoint(options.weights)
-    check_weights(options, checkpoint)
     m = latents.metadata
+    made = f"{m.model} (digest {short(m.weights_digest)})"
     if checkpoint.digest != m.weights_digest:
-        made = f"{m.model} (digest {short(m.weights_digest)})"
-        if options.weights is None and m.weights_digest in FORMER:
+        if options.weights is not None:
+            raise MovqError(
+                f"{latents.path} was made with {made}, and these are others (digest {short(checkpoint.digest)})",
+                checkpoint.path,
+            )
+        if m.weights_digest in FORMER:
             file, commit = FORMER[m.weights_digest]
             raise MovqError(
                 f"was made with {made}, the weights of an earlier movq; `git show {commit}:{file} > old.safetensors` in a clone "
                 f"of movq gets them, {option('weights', 'old.safetensors')} takes them",
                 latents.path,
             )
-        if options.weights is None:
-            raise MovqError(
-                f"was made with {made}, not with the embedded weights: {option('weights')} names them", latents.path
-            )
+        checkpoint = _cached_weights(latents, made)
+    check_weights(options, checkpoint)
+    return checkpoint
+
+
+def _cached_weights(latents: Latents, made: str) -> Checkpoint:
+    """Return the weights of the model that the header names, from the Hugging Face cache.
+
+    Headers come from strangers: a name leads to no other place, and the digest must be right.
+    """
+    m = latents.metadata
+    located = locate_cached(m.model)
+    if located is None:
+        fetch = f"`{fetching(m.model)}` fetches them, or " if is_model_id(m.model) else ""
+        raise MovqError(f"was made with {made}: {fetch}name these weights by {option('weights')}", latents.path)
+    checkpoint = open_located(located)
+    if checkpoint.digest != m.weights_digest:
         raise MovqError(
-            f"{latents.path} was made with {made}, and these are others (digest {short(checkpoint.digest)})",
-            checkpoint.path,
+            f"was made with {made}, and the Hugging Face cache has others by this name (digest "
+            f"{short(checkpoint.digest)}): name the right ones by {option('weights')}",
+            latents.path,
         )
     return checkpoint
 

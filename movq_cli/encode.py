@@ -18,6 +18,7 @@ from .codec import Progress, silent
 from .device import choose_device, choose_precision, dtype_of
 from .encoding import EncodeResult, Encoding
 from .errors import MovqWarning
+from .fields import changed, options_of
 from .files import FileIdentity, require_file, sha256_file
 from .options import EncodeOptions
 from .plan import open_weights
@@ -47,7 +48,7 @@ def encode_video(
     """
     started = time.perf_counter()
     require_file(source)
-    encoder = VideoEncoder(replace(options or EncodeOptions(), **overrides))
+    encoder = VideoEncoder(options_of(EncodeOptions, options, overrides))
     result = encoder.encode(source, output, progress=progress)
     return replace(result, seconds=time.perf_counter() - started)
 
@@ -113,7 +114,7 @@ class VideoEncoder:
 
         `open_at_once` is the number of videos that are open at the same time, which all need memory.
         """
-        return Encoding(self, source, output, replace(self.options, **overrides).beside(output), alive, open_at_once)
+        return Encoding(self, source, output, changed(self.options, overrides).beside(output), alive, open_at_once)
 
     def digest_of(self, source: str | os.PathLike[str], identity: FileIdentity) -> Future[str]:
         """Return the sha256 of a source. It is computed once for consecutive spans of the same file."""

@@ -24,6 +24,7 @@ from .options import EncodeOptions, Selection
 from .plan import Plan, expected_frames, least_frames, make_plan, must_count, shortfall, start_reader
 from .posterior import draw_latents
 from .schedule import ChunkSchedule
+from .values import format_time
 from .video import FrameReader, VideoInfo, count_frames
 
 if TYPE_CHECKING:
@@ -289,7 +290,7 @@ class Encoding:
             frame = min(found.frame, len(chunker.times) - 1)  # a repeated frame counts as the last one
             raise MovqError(
                 f"gives numbers that are not finite in {plan.precision}, first in {found.stage} at frame "
-                f"{chunker.indices[frame]} ({chunker.times[frame]:.3f} s): nothing was written; {_WAY_OUT[plan.precision]}"
+                f"{chunker.indices[frame]} ({format_time(chunker.times[frame])}): nothing was written; {_WAY_OUT[plan.precision]}"
             ) from None
         if self._check:
             raise MovqError(

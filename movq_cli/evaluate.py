@@ -25,6 +25,7 @@ from .device import choose_device, choose_precision, computing, dtype_of, memory
 from .difference import Comparison, Difference
 from .encode import EncodeResult, encode_video
 from .errors import MovqError, MovqUsageError, about
+from .fields import options_of
 from .latents import Latents, open_latents
 from .metrics import FrameScores, psnr
 from .options import DecodeOptions, EncodeOptions
@@ -104,7 +105,7 @@ def evaluate_video(
     (default: the first, the worst and the last). Raises MovqError as `encode_video` and `decode_video` do, and for
     TILED if diffusers is not installed.
     """
-    options = replace(options or EncodeOptions(), save="moments")
+    options = options_of(EncodeOptions, options, {"save": "moments"})
     if isinstance(against, str) and against != TILED:
         raise MovqUsageError(f"must be options or {TILED!r}, got {against!r}", option="against")
     for chosen in (options, against):

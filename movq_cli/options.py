@@ -7,13 +7,15 @@ torch, numpy or av. Most invalid values are refused when an option is set, with 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any, Self
 
 from .errors import MovqUsageError, option
-from .values import Bucket, Pick, Shard, parse_bytes
+from .fields import options_of, read_fields
+from .values import Bucket, Pick, Shard
 
 SEMANTICS = ("auto", "whole", "diffusers")
 """Ways to run weights whose norms span frames; weights with norms per frame have one way, "frame"."""
@@ -60,6 +62,7 @@ class Selection:
     allow_partial: bool = False
 
     def __post_init__(self) -> None:
+        read_fields(self)
         if self.start < 0:
             raise MovqUsageError(f"must not be negative, got {float(self.start):g}", option="start")
         for name in ("duration", "fps", "every", "frames"):
@@ -84,6 +87,7 @@ class Picture:
     upscale: bool = False
 
     def __post_init__(self) -> None:
+        read_fields(self)
         if self.short_side is not None and (self.height or self.width):
             raise MovqUsageError(f"goes without {option('height')} and {option('width')}", option="short_side")
         one_of("fit", self.fit, FITS)
@@ -112,6 +116,7 @@ class ModelOptions:
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        read_fields(self)
         one_of("semantics", self.semantics, SEMANTICS)
         if self.threads is not None and self.threads < 1:
             raise MovqUsageError(f"must be above 0, got {self.threads}", option="threads")
@@ -217,13 +222,11 @@ class BatchOptions:
     tar_size: int | None = None
 
     def __post_init__(self) -> None:
+        read_fields(self)
         one_of("short", self.short, SHORT_IN_BATCH)
         one_of("engine", self.engine, ENGINES)
         if self.layout is not None:
             one_of("layout", self.layout, LAYOUTS)
-        for name, kind in (("shard", Shard), ("pick", Pick)):
-            if not isinstance(value := getattr(self, name), kind | None):
-                raise MovqUsageError(f"must be a text like that on the command line, got {value!r}", option=name)
         if self.workers is not None and self.workers < 0:
             raise MovqUsageError(f"must be 0 or more, got {self.workers}", option="workers")
         if self.workers == 0 and self.engine != "local":
@@ -236,23 +239,12 @@ class BatchOptions:
             raise MovqUsageError(f"above 1 must be a whole number, got {self.ray_gpus:g}", option="ray_gpus")
 
 
-def with_overrides(
-    options: EncodeOptions | None, batch: BatchOptions | None, overrides: dict[str, Any]
+def batch_options(
+    options: EncodeOptions | None, batch: BatchOptions | None, changes: Mapping[str, Any]
 ) -> tuple[EncodeOptions, BatchOptions]:
-    """Return both options with the overrides, which come by name. Texts are parsed as on the command line."""
-    own = {field.name: overrides.pop(field.name) for field in fields(BatchOptions) if field.name in overrides}
-    for name, read in (("pick", Pick.parse), ("shard", Shard.parse), ("tar_size", _tar_bytes)):
-        if isinstance(own.get(name), str):
-            own[name] = read(own[name])
-    if "buckets" in own:
-        buckets = (Bucket.parse(one) if isinstance(one, str) else one for one in own["buckets"])
-        own["buckets"] = tuple(dict.fromkeys(buckets))
-    if "lists" in own:
-        own["lists"] = tuple(map(os.fspath, own["lists"]))
-    if own.get("captions") is not None:
-        own["captions"] = os.fspath(own["captions"])
-    return replace(options or EncodeOptions(), **overrides), replace(batch or BatchOptions(), **own)
-
-
-def _tar_bytes(text: str) -> int:
-    return parse_bytes(text, "tar_size")
+    """Return both options of a batch, with changes by name. Raises MovqUsageError as `options_of` does."""
+    own = {field.name for field in fields(BatchOptions)} & changes.keys()
+    return (
+        options_of(EncodeOptions, options, {name: value for name, value in changes.items() if name not in own}),
+        options_of(BatchOptions, batch, {name: changes[name] for name in own}),
+    )

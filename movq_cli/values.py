@@ -16,8 +16,8 @@ _LEAST_BYTES = 10**5
 """A size below this without a unit is taken for a slip."""
 
 
-def parse_bytes(text: str, option: str) -> int:
-    """Return the bytes of '64MB', '2.5 GB', '512MiB' or a number. Raises MovqUsageError that names the option."""
+def parse_bytes(text: str) -> int:
+    """Return the bytes of '64MB', '2.5 GB', '512MiB' or a number. Raises MovqUsageError."""
     units = {"": 1, "B": 1}
     for i, letter in enumerate("KMGT", 1):
         units |= {letter: 1000**i, f"{letter}B": 1000**i, f"{letter}IB": 1024**i}
@@ -26,16 +26,16 @@ def parse_bytes(text: str, option: str) -> int:
     try:
         value = float(number) * units[upper[len(number) :].strip()]
     except (KeyError, ValueError):
-        raise MovqUsageError(f"is not a size like 64MB or 2GiB: {text!r}", option=option) from None
+        raise MovqUsageError(f"is not a size like 64MB or 2GiB: {text!r}") from None
     if not 0 < value < float("inf"):
-        raise MovqUsageError("must be above 0", option=option)
+        raise MovqUsageError(f"must be above 0, got {text!r}")
     if value < _LEAST_BYTES and not upper[len(number) :].strip():
-        raise MovqUsageError(f"{text.strip()} is a number of bytes: did you mean {text.strip()}GB?", option=option)
+        raise MovqUsageError(f"{text.strip()} is a number of bytes: did you mean {text.strip()}GB?")
     return int(value)
 
 
-def parse_seconds(text: str, option: str) -> Fraction:
-    """Return the seconds of '90.5', '1:30.5' or '00:01:30.5', exactly. Raises MovqUsageError about the option."""
+def parse_seconds(text: str) -> Fraction:
+    """Return the seconds of '90.5', '1:30.5' or '00:01:30.5', exactly. Raises MovqUsageError."""
     *larger, seconds = text.split(":")
     try:
         if len(larger) > 2 or not all(part.isdecimal() for part in larger):
@@ -44,8 +44,19 @@ def parse_seconds(text: str, option: str) -> Fraction:
         for power, part in enumerate(reversed(larger), 1):
             total += int(part) * 60**power
     except (ValueError, ZeroDivisionError):
-        raise MovqUsageError(f"is not a time like 90.5, 1:30.5 or 00:01:30.5: {text!r}", option=option) from None
+        raise MovqUsageError(f"is not a time like 90.5, 1:30.5 or 00:01:30.5: {text!r}") from None
     return total
+
+
+def format_time(seconds: float) -> str:
+    """Return a place in a video as `parse_seconds` reads it, to a thousandth: 0:01.5, 1:02:03.25."""
+    thousandths = round(seconds * 1000)
+    minutes, rest = divmod(abs(thousandths), 60_000)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{rest / 1000:06.3f}".rstrip("0")
+    text = f"{text}0" if text.endswith(".") else text
+    sign = "-" if thousandths < 0 else ""
+    return f"{sign}{hours}:{minutes:02d}:{text}" if hours else f"{sign}{minutes}:{text}"
 
 
 def format_bytes(count: float) -> str:
@@ -83,7 +94,7 @@ class Shard:
             return cls._found(environment)
         match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
         if match is None or not (count := int(match[2])) or int(match[1]) > count:
-            raise MovqUsageError(f"must be I/N, like 0/8 to 7/8 or 1/8 to 8/8, or auto; got {text!r}", option="shard")
+            raise MovqUsageError(f"must be I/N, like 0/8 to 7/8 or 1/8 to 8/8, or auto; got {text!r}")
         return cls(int(match[1]) % count, count)
 
     @classmethod
@@ -97,11 +108,11 @@ class Shard:
                     environment.get(step, "1"),
                 ]
                 if not all(re.fullmatch(r"\d{1,9}", text) for text in texts):
-                    raise MovqUsageError(f"auto finds {number}={texts[0]!r} and {count}={texts[1]!r}", option="shard")
+                    raise MovqUsageError(f"auto finds {number}={texts[0]!r} and {count}={texts[1]!r}")
                 i, n, least, by = map(int, texts)
                 return cls.parse(f"{(i - least) // max(by, 1)}/{n}", {})
         names = "; ".join(f"{number} and {count}" for number, count, _, _ in _SETS)
-        raise MovqUsageError(f"auto finds neither {names} in the environment", option="shard")
+        raise MovqUsageError(f"auto finds neither {names} in the environment")
 
     def __contains__(self, name: str) -> bool:
         """Return True if the video of this id belongs to the shard."""
@@ -128,7 +139,7 @@ class Bucket:
         """Read FxHxW. Raises MovqUsageError."""
         parts = text.lower().split("x")
         if len(parts) != 3 or not all(re.fullmatch(r"[1-9]\d{0,6}", part) for part in parts):
-            raise MovqUsageError(f"must be FRAMESxHEIGHTxWIDTH like 49x480x720, got {text!r}", option="buckets")
+            raise MovqUsageError(f"must be FRAMESxHEIGHTxWIDTH like 49x480x720, got {text!r}")
         return cls(*map(int, parts))
 
     def enlarges(self, width: int, height: int) -> bool:
@@ -158,7 +169,7 @@ class Pick:
             return cls("head")
         if kind in ("uniform", "slide", "random") and colon and re.fullmatch(r"[1-9]\d{0,6}", number):
             return cls(kind, int(number))
-        raise MovqUsageError(f"must be head, uniform:K, slide:S or random:K, got {text!r}", option="pick")
+        raise MovqUsageError(f"must be head, uniform:K, slide:S or random:K, got {text!r}")
 
     def starts(self, frames: int, length: int, key: str) -> list[int]:
         """Return the first frames of spans of `length` in a video of `frames`, sorted and without duplicates.

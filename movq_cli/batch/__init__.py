@@ -2,7 +2,7 @@
 
 from .discover import Found, find_items
 from .dry_run import BatchPlan, plan_batch
-from .item import Item, part_kept
+from .item import Item
 from .manifest import NAME, Line, read_batch, read_folder, read_lines
 from .merge import merge_shards
 from .orphans import compare_outputs, note_places
@@ -25,7 +25,6 @@ __all__ = [
     "find_items",
     "merge_shards",
     "note_places",
-    "part_kept",
     "plan_batch",
     "read_batch",
     "read_folder",

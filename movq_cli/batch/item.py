@@ -12,13 +12,7 @@ from msgspec import Struct
 from ..errors import MovqError
 from ..files import FileIdentity, text_of
 from ..options import EncodeOptions, Picture
-from ..video import VideoFacts
-
-
-def part_kept(width: int, height: int, to_width: int, to_height: int) -> float:
-    """Return the fraction of a picture that remains when it is scaled to cover another size and cropped to it."""
-    ratio = to_width * height / (to_height * width)
-    return min(ratio, 1 / ratio)
+from ..video import VideoFacts, part_kept
 
 
 class Item(Struct, frozen=True, gc=False):

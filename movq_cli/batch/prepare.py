@@ -17,7 +17,7 @@ from ..device import choose_device, choose_precision
 from ..errors import MovqError
 from ..files import os_reason, sweep
 from ..model.config import AutoencoderConfig
-from ..options import PRECISIONS, BatchOptions, EncodeOptions, with_overrides
+from ..options import PRECISIONS, BatchOptions, EncodeOptions, batch_options
 from ..plan import open_weights
 from .cut import check_cut, cut_item, cut_to_dict, in_order, is_cut
 from .discover import Found, find_items
@@ -69,7 +69,7 @@ def prepare(
 
     Raises MovqError if sources, weights or the output folder are refused, and MovqUsageError if options are not valid.
     """
-    options, batch = with_overrides(options, batch, overrides)
+    options, batch = batch_options(options, batch, overrides)
     folder = os.fspath(output)
     checkpoint = open_weights(options)
     check_cut(batch, options, checkpoint.config)

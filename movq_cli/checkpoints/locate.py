@@ -57,12 +57,23 @@ def locate(path_or_id: str | os.PathLike[str]) -> Located:
         if folder is None:
             raise MovqError(
                 f"no such file or folder, and no model of that id in the Hugging Face cache {hub_cache()}; "
-                f'to fetch it: hf download {text} --include "{_VAE}/*"',
+                f"to fetch it: {fetching(text)}",
                 text,
             )
         return _in_folder(folder, text)
     require_file(text)
     return Located(text, Path(file_name(text)).stem, file_name(text), (text,), config=_config_in(os.path.dirname(text)))
+
+
+def locate_cached(model: str) -> Located | None:
+    """Find a model in the Hugging Face cache and in no other place. Returns None if it is not there, or is no model id."""
+    folder = _in_cache(model) if _ID.fullmatch(model) else None
+    return None if folder is None else _in_folder(folder, model)
+
+
+def fetching(model: str) -> str:
+    """Return the command that downloads a model's autoencoder to the Hugging Face cache."""
+    return f'hf download {model} --include "{_VAE}/*"'
 
 
 def is_model_id(text: str) -> bool:

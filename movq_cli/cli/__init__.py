@@ -18,9 +18,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from .._version import __version__
-from ..errors import MovqError, MovqWarning
+from ..errors import MovqError, MovqUsageError, MovqWarning
 from ..files import os_reason
 from . import batch, decode, encode, eval, info, weights
+from .habits import slip
 from .show import complain
 
 app = typer.Typer(
@@ -32,11 +33,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("encode")(encode.encode)
-app.command("batch-encode")(batch.batch_encode)
-app.command("decode")(decode.decode)
-app.command("eval")(eval.evaluate)
-app.command("info")(info.info)
+app.command("encode", epilog=encode.EXAMPLES)(encode.encode)
+app.command("batch-encode", epilog=batch.EXAMPLES)(batch.batch_encode)
+app.command("decode", epilog=decode.EXAMPLES)(decode.decode)
+app.command("eval", epilog=eval.EXAMPLES)(eval.evaluate)
+app.command("info", epilog=info.EXAMPLES)(info.info)
 app.add_typer(weights.app, name="weights")
 
 
@@ -79,12 +80,11 @@ def run(argv: Sequence[str]) -> int:
         warnings.showwarning = _show_warning
         warnings.simplefilter("always", MovqWarning)
         try:
-            try:
-                app([*argv[1:], "--help"] if argv[:1] == ["help"] else list(argv), prog_name="movq")
-            except SystemExit as end:  # typer ends every command like this; 2 is for usage errors that it finds
-                if sys.stdout is not None:
-                    sys.stdout.flush()
-                return int(end.code or 0)
+            asked = [*argv[1:], "--help"] if argv[:1] == ["help"] else list(argv)
+            code = app(asked, prog_name="movq", standalone_mode=False)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return code if isinstance(code, int) else 0
         except MovqError as error:
             _end_if_stopped()
             complain(error)
@@ -95,13 +95,18 @@ def run(argv: Sequence[str]) -> int:
                 raise
             complain(MovqError(os_reason(error), str(error.filename or "")))
             return 1
+        except SystemExit as end:  # typer's, if standard output is a closed pipe
+            return int(end.code or 0)
         except Exception as error:
             _end_if_stopped()
+            if (usage := slip(error)) is not None:
+                if type(error).__name__ != "NoArgsIsHelpError":  # which has printed the help
+                    complain(MovqUsageError(usage))
+                return MovqUsageError.exit_code
             if "--debug" in argv:
                 raise
             complain(MovqError(f"a bug of movq: {type(error).__name__}: {error} (movq --debug ... shows where)"))
             return 3
-    raise AssertionError("typer ends every command by SystemExit")
 
 
 def main() -> NoReturn:

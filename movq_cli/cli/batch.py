@@ -15,14 +15,13 @@ from ..errors import MovqUsageError, option
 from ..options import BatchOptions, EncodeOptions
 from ..values import format_bytes
 from . import options as o
-from .show import compared, complain, duration, name_of, plural, say_whose_weights, tail
+from .show import LEAST_PART, compared, complain, duration, name_of, plural, say_whose_weights, tail
 
 if TYPE_CHECKING:
     from ..batch import BatchPlan, BatchResult, Found, Item, Line, Summary
 
 _NAMES, _REASONS = 5, 20
 _CAPTION = 60  # characters of a caption that a dry run shows
-_LEAST_PART = 0.5
 
 
 Output = Annotated[
@@ -31,12 +30,12 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="DIR",
-        help="Folder for the latents; created if missing. Needed, except with --merge.",
+        help="Folder for the latents; created if missing. Required, except with --merge.",
     ),
 ]
 Sources = Annotated[
     list[str] | None,
-    typer.Argument(metavar="SRC...", help='Folders, with all below them; files; quoted globs; "-": a list on stdin.'),
+    typer.Argument(metavar="SRC", help='Folders, with all below them; files; quoted globs; "-": a list on stdin.'),
 ]
 MaxFailures = Annotated[
     str,
@@ -44,7 +43,8 @@ MaxFailures = Annotated[
         "--max-failures",
         rich_help_panel=o.RUN,
         metavar="N|P%",
-        help="Still exit 0 with up to this many failures: a number, or a percentage.",
+        help="Still exit 0 with up to this many failures: a number, or a percentage. (default: 0)",
+        show_default=False,
     ),
 ]
 Merge = Annotated[
@@ -67,6 +67,15 @@ Verbose = Annotated[
 ]
 
 
+EXAMPLES = o.examples(
+    ("movq batch-encode clips -o latents", "all videos below clips; run it again to make what is missing"),
+    (
+        "movq batch-encode --list clips.csv -o latents --bucket 49x480x720 --fps 8 --dry-run",
+        "what a list would become",
+    ),
+)
+
+
 @o.takes(options=EncodeOptions, batch=BatchOptions)
 def batch_encode(
     output: Output = None,
@@ -80,10 +89,7 @@ def batch_encode(
     verbose: Verbose = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Encode folders, files and lists of videos to a folder of latents. Skips outputs that are up to date.
-
-    On a CPU each worker has one thread unless --threads says otherwise: so the bytes do not depend on the number of workers.
-    """
+    """Encode folders, files and lists of videos to a folder of latents. Skips outputs that are up to date."""
     from ..batch import encode_batch, plan_batch
     from .watch import watching
 
@@ -240,14 +246,14 @@ def _is_cropped(line: Line) -> bool:
 
 def _kept(line: Line) -> float:
     """Return the fraction of a video's picture that its crop keeps."""
-    from ..batch import part_kept
+    from ..video import part_kept
 
     return part_kept(line["seen"].width, line["seen"].height, line["width"], line["height"])
 
 
 def _say_crops(parts: list[tuple[str, float]]) -> None:
-    """Report, of (path, fraction of the picture that is kept), those that keep less than _LEAST_PART."""
-    bad = sorted((part, path) for path, part in parts if part < _LEAST_PART)
+    """Report, of (path, fraction of the picture that is kept), those that keep less than LEAST_PART."""
+    bad = sorted((part, path) for path, part in parts if part < LEAST_PART)
     if bad:
         part, path = bad[0]
         complain(

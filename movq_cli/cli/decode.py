@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from ..decode import DecodeResult
 
 
+EXAMPLES = o.examples(
+    ("movq decode clip.safetensors", "to clip.decoded.mp4"),
+    ("movq decode clip.safetensors -o back.mkv --weights zai-org/CogVideoX-2b", "lossless, with published weights"),
+)
+
+
 @o.takes(options=DecodeOptions)
 def decode(
     files: Annotated[list[str], typer.Argument(metavar="LATENTS", help="A latents file of movq.")],

@@ -11,11 +11,32 @@ from ..options import EncodeOptions
 from ..values import format_bytes
 from . import options as o
 from .paths import latents_output, video_input
-from .show import compared, complain, duration, name_of, plural, progress_bar, say_whose_weights, shape, tail
+from .show import (
+    LEAST_PART,
+    compared,
+    complain,
+    duration,
+    name_of,
+    plural,
+    progress_bar,
+    say_whose_weights,
+    shape,
+    tail,
+)
 
 if TYPE_CHECKING:
     from ..encode import EncodeResult
+    from ..metadata import Metadata
     from ..plan import Plan
+
+
+EXAMPLES = o.examples(
+    ("movq encode clip.mp4", "all frames, to clip.safetensors"),
+    (
+        "movq encode clip.mp4 -o part.safetensors --start 0:01.5 --frames 49 --short-side 480",
+        "49 frames from there, scaled down",
+    ),
+)
 
 
 @o.takes(options=EncodeOptions)
@@ -55,7 +76,17 @@ def encode(
         complain(f"warning: {warning}", source)
     print(_result_line(result))
     if not quiet:
+        _say_crop(result.metadata, source)
         say_whose_weights(options)
+
+
+def _say_crop(m: Metadata, source: str) -> None:
+    from ..video import part_kept
+
+    width, height = m.preprocessing["shown"]
+    kept = part_kept(width, height, m.width, m.height)
+    if m.crop is not None and kept < LEAST_PART:
+        complain(f"the crop keeps {kept:.0%} of the picture; --fit contain keeps all of it, with padding", source)
 
 
 def _result_line(result: EncodeResult) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import MovqError, MovqUsageError, option, require_torch
+from ..fields import changed
 from ..options import EncodeOptions, ModelOptions
 from . import options as o
+from .habits import slip
 from .paths import picture_output
 from .show import complain, name_of, progress_bar
 
@@ -19,9 +21,15 @@ if TYPE_CHECKING:
     from ..evaluate import Evaluation
 
 
+EXAMPLES = o.examples(
+    ("movq eval clip.mp4 --frames 17 --picture seen.png", "scores, and a picture of the worst frame"),
+    ('movq eval clips --frames 17 --against "--precision bf16"', "what bf16 costs"),
+)
+
+
 @o.takes(options=EncodeOptions, without=("save", "seed", "force"))
 def evaluate(
-    sources: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Video files.")],
+    sources: Annotated[list[str], typer.Argument(metavar="VIDEO", help="Video files.")],
     options: EncodeOptions,
     against: Annotated[
         str | None,
@@ -189,18 +197,20 @@ def _number(value: float | None, digits: int) -> str:
 def _other_options(options: EncodeOptions, text: str) -> EncodeOptions:
     """Return the options, changed by the flags in `text`, as typed at a prompt. Raises MovqUsageError."""
     try:
-        given = _settings(shlex.split(text), standalone_mode=False)
+        return changed(options, _settings(shlex.split(text), standalone_mode=False))
+    except MovqUsageError as error:
+        reason = error.with_flags
+    except ValueError as error:  # of shlex
+        reason = str(error)
     except Exception as error:
-        # typer's usage errors are classes of the click inside it, so they are recognized by this method.
-        if not isinstance(error, ValueError) and not hasattr(error, "format_message"):
+        if (usage := slip(error)) is None:
             raise
-        reason = str(error) if isinstance(error, ValueError) else error.format_message()
-        raise MovqUsageError(f"does not accept {text!r}: {reason}", option="against") from None
-    return replace(options, **given)
+        reason = usage
+    raise MovqUsageError(f"does not accept {text!r}: {reason}", option="against")
 
 
 _SETTINGS = {field.name for field in fields(ModelOptions)} | {"store_dtype"}
-_NOT_SETTINGS = {field.name for _, _, field in o.flat_fields(EncodeOptions)} - _SETTINGS
+_NOT_SETTINGS = {name for _, name, _ in o.flat_fields(EncodeOptions)} - _SETTINGS
 _settings = typer.Typer(add_completion=False)
 
 

@@ -26,10 +26,14 @@ if TYPE_CHECKING:
     from ..latents import Latents
 
 
+EXAMPLES = o.examples(
+    ("movq info clip.safetensors clip.mp4", "what latents are; what a video would become"),
+    ("movq info latents --json", "a batch, for programs"),
+)
+
+
 def info(
-    paths: Annotated[
-        list[str], typer.Argument(metavar="PATH...", help="Latents, videos, weights, folders of latents.")
-    ],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Latents, videos, weights, folders of latents.")],
     stats: Annotated[bool, typer.Option("--stats", help="Read the latents: mean, std, min, max per channel.")] = False,
     weights: o.Weights = None,
     as_json: o.Json = False,
@@ -243,11 +247,13 @@ def _show_video(kind: str, path: str, video: VideoDescription) -> None:
     from .tables import print_pairs
 
     v, raw, latents = video.info, video.raw_bytes, 2 * math.prod(video.latents_shape)
-    turned = f", turned by {v.rotation} degrees" if v.rotation else ""
+    turned = (
+        f", rotation {-v.rotation if v.rotation <= 180 else 360 - v.rotation}" if v.rotation else ""
+    )  # as by ffprobe
     turned += ", mirrored" if v.mirrored else ""
     turned += f", pixels of {v.pixel_aspect}" if v.pixel_aspect != 1 else ""
     stored = f", stored as {v.width}x{v.height}{turned}" if turned else ""
-    rate = f" at {float(v.fps):.6g} fps" if v.fps else ""
+    rate = f" at {float(v.fps):.6g} fps{', variable' if v.variable_rate else ''}" if v.fps else ""
     length = f"; {duration(float(v.duration))}" if v.duration else ""
     print_pairs(
         {

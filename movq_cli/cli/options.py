@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from fractions import Fraction
-from functools import partial, wraps
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from dataclasses import fields, is_dataclass
+from functools import wraps
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 
 from ..checkpoints.checkpoint import EMBEDDED
-from ..errors import MovqUsageError, flag
+from ..errors import flag
+from ..fields import changed, declared
 from ..options import (
     ENGINES,
     FITS,
@@ -24,54 +24,24 @@ from ..options import (
     STORE_DTYPES,
     TAILS,
 )
-from ..values import Bucket, Pick, Shard, parse_bytes, parse_seconds
 
-MODEL, PICTURE, RESULT = "Model", "Picture", "Result"
-FRAMES = "Frames, in this order"
-ITEMS, RUN, SHARDS, OUTPUT = "Batch: items", "Batch: workers", "Batch: shards", "Batch: output"
+FRAMES, PICTURE, MODEL = "Frames, in this order", "Picture", "Model"
+ITEMS, RESULT, OUTPUT = "Items", "Result", "Files or tars"
+COMPUTE, RUN, SHARDS = "Memory and speed", "Workers and resuming", "Several machines"
+_PANELS = (ITEMS, FRAMES, PICTURE, MODEL, RESULT, OUTPUT, COMPUTE, RUN, SHARDS)
+"""The groups of options in a command's help, in the order of use."""
 
 
-@dataclass(frozen=True)
-class Words:
-    """The help of an option. `parse` converts its text, if that is more than a number, a name or a path."""
+class Words(NamedTuple):
+    """The help of an option."""
 
     panel: str
     help: str
     metavar: str | None = None
-    parse: Callable[[str], Any] | None = None
-
-
-def fraction(text: str) -> Fraction:
-    """Read '25', '29.97' or '30000/1001', exactly."""
-    try:
-        return Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        raise typer.BadParameter(f"{text!r} is not a number like 25, 29.97 or 30000/1001") from None
-
-
-_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-
-
-def _dtype(text: str) -> str:
-    """Read torch's name of a precision too."""
-    return _DTYPES.get(text, text)
 
 
 def _choices(values: Iterable[str]) -> str:
     return "|".join(values)
-
-
-def _auto(name: str, what: str, text: str) -> int | None:
-    """Return None for "auto", or the number. Raises MovqUsageError that names the option."""
-    if text == "auto":
-        return None
-    if not text.isdecimal():
-        raise MovqUsageError(f"must be auto or a number of {what}, got {text!r}", option=name)
-    return int(text)
-
-
-def _bytes(name: str) -> Callable[[str], int]:
-    return partial(parse_bytes, option=name)
 
 
 WORDS: Mapping[str, Words] = {
@@ -86,44 +56,34 @@ WORDS: Mapping[str, Words] = {
         "For weights that normalise across frames: over the whole clip, or over diffusers' windows. auto: as the weights say.",
         _choices(SEMANTICS),
     ),
-    "DecodeOptions.semantics": Words(
+    "decode.semantics": Words(
         MODEL,
         "For weights that normalise across frames: over windows of 2 latents, as published, or the whole clip.",
         _choices(SEMANTICS),
     ),
-    "device": Words(MODEL, "Device to compute on.", "auto|cpu|cuda[:N]"),
+    "device": Words(COMPUTE, "Device to compute on.", "auto|cpu|cuda[:N]"),
     "precision": Words(
-        MODEL,
+        COMPUTE,
         "Precision to compute in. (default: auto, bf16 on CUDA devices that have it, fp32 elsewhere)",
         _choices(("auto", *PRECISIONS)),
-        _dtype,
     ),
-    "chunk_frames": Words(
-        MODEL,
-        "Frames to compute at once. Costs memory, never quality. (default: auto)",
-        "auto|N",
-        partial(_auto, "chunk_frames", "frames"),
-    ),
-    "memory_budget": Words(
-        MODEL, "Stay within this much memory, like 4GB. (default: what is free)", "SIZE", _bytes("memory_budget")
-    ),
+    "chunk_frames": Words(COMPUTE, "Frames to compute at once. Costs memory, never quality. (default: auto)", "auto|N"),
+    "memory_budget": Words(COMPUTE, "Stay within this much memory, like 4GB. (default: what is free)", "SIZE"),
     "spill_dir": Words(
-        MODEL,
-        "Where to spill activations that exceed --memory-budget. (default: next to the output)",
-        "DIR",
+        COMPUTE, "Where to spill activations that exceed --memory-budget. (default: next to the output)", "DIR"
     ),
-    "threads": Words(MODEL, "CPU threads to use. (default: all cores; in a batch, 1 per worker)", "N"),
+    "threads": Words(COMPUTE, "CPU threads to use. (default: all cores)", "N"),
+    "batch_encode.threads": Words(
+        COMPUTE, "CPU threads of each worker. With 1, bytes do not depend on the number of workers. (default: 1)", "N"
+    ),
     "stream": Words(FRAMES, "Index of the video stream. (default: the first)", "I"),
-    "start": Words(
-        FRAMES, "Skip this much: seconds, or hours:minutes:seconds.", "S", partial(parse_seconds, option="start")
-    ),
-    "duration": Words(FRAMES, "Take this much, in the same way.", "S", partial(parse_seconds, option="duration")),
-    "fps": Words(
-        FRAMES, "Resample to this rate: the nearest frames in time, never blended, never repeated.", "F", fraction
-    ),
+    "start": Words(FRAMES, "Skip this much: seconds, or hours:minutes:seconds.", "S"),
+    "duration": Words(FRAMES, "Take this much, in the same way.", "S"),
+    "fps": Words(FRAMES, "Resample to this rate: the nearest frames in time, never blended, never repeated.", "F"),
     "fps_repeat": Words(FRAMES, "Let --fps repeat frames of a slower video."),
     "every": Words(FRAMES, "Keep every N-th frame, starting with the first.", "N"),
-    "frames": Words(FRAMES, "Take the first N frames; in a batch that cuts spans, N for each.", "N"),
+    "frames": Words(FRAMES, "Take the first N frames.", "N"),
+    "batch_encode.frames": Words(FRAMES, "Take the first N frames; with --pick, N for each span.", "N"),
     "allow_partial": Words(FRAMES, "Encode a damaged video up to the damage, with a warning."),
     "tail": Words(
         FRAMES, "Leftover frames that do not fill a latent: pad (repeat the last), drop, or fail.", _choices(TAILS)
@@ -134,17 +94,17 @@ WORDS: Mapping[str, Words] = {
     "fit": Words(PICTURE, "With --height and --width: crop the middle, fit inside, or distort.", _choices(FITS)),
     "upscale": Words(PICTURE, "Allow enlarging the picture."),
     "save": Words(RESULT, "What to store: mean and log variance, the mean, or a draw.", _choices(REPRESENTATIONS)),
-    "seed": Words(RESULT, "Random seed for draws.", "N"),
+    "seed": Words(RESULT, "Random seed for --save sample.", "N"),
+    "batch_encode.seed": Words(RESULT, "Random seed for --save sample and --pick random.", "N"),
     "store_dtype": Words(
         RESULT,
         "Data type to store. (default: auto, the precision that was computed in)",
         _choices(("auto", *STORE_DTYPES)),
-        _dtype,
     ),
-    "force": Words(RESULT, "Overwrite the output; in a batch, make everything again."),
-    "DecodeOptions.force": Words(RESULT, "Overwrite the output."),
+    "force": Words(RESULT, "Overwrite the output."),
+    "batch_encode.force": Words(RUN, "Make everything again."),
     "draw": Words(RESULT, "Decode a random draw from the moments instead of their mean."),
-    "DecodeOptions.seed": Words(RESULT, "Random seed for --draw.", "N"),
+    "decode.seed": Words(RESULT, "Random seed for --draw.", "N"),
     "crf": Words(RESULT, "Quality of H.264; lower is better.", "N"),
     "lists": Words(
         ITEMS,
@@ -161,13 +121,12 @@ WORDS: Mapping[str, Words] = {
         ITEMS,
         "Cut each video to the longest bucket that fits, then the nearest in shape, and crop it to its size. Repeatable.",
         "FxHxW",
-        Bucket.parse,
     ),
     "pick": Words(
         ITEMS,
-        "Cut spans out of each video: the first, K evenly spaced, one every S frames, or K random ones, by --seed.",
-        "head|uniform:K|slide:S|random:K",
-        Pick.parse,
+        "Cut spans out of each video: head (the first), uniform:K (K, evenly spaced), slide:S (one every S frames) or "
+        "random:K (K, by --seed).",
+        "RULE",
     ),
     "short": Words(
         ITEMS, "Videos with too few frames: skip them, or pad (repeat the last frame).", _choices(SHORT_IN_BATCH)
@@ -176,13 +135,11 @@ WORDS: Mapping[str, Words] = {
         SHARDS,
         "Encode only this part of the videos: 0/8 to 7/8, or 1/8 to 8/8. auto: from SLURM or torchrun.",
         "I/N|auto",
-        Shard.parse,
     ),
     "workers": Words(
         RUN,
         "Number of worker processes; 0 encodes in this process. (default: auto, one per CUDA device or core)",
         "auto|N",
-        partial(_auto, "workers", "processes"),
     ),
     "timeout": Words(RUN, "Give up on a file after this many seconds without progress.", "S"),
     "retry_failed": Words(RUN, "Also try items again that were refused before."),
@@ -199,9 +156,9 @@ WORDS: Mapping[str, Words] = {
         "Write one file per item, or tars for WebDataset. (default: as in DIR; files in a new one)",
         _choices(LAYOUTS),
     ),
-    "tar_size": Words(OUTPUT, "Maximum size of a tar. (default: 1GB)", "SIZE", _bytes("tar_size")),
+    "tar_size": Words(OUTPUT, "Maximum size of a tar. (default: 1GB)", "SIZE"),
 }
-"""The help of each field, by its name, or by CLASS.NAME if classes need different help for the same name."""
+"""The help of each field, by its name, or by COMMAND.NAME if a command needs other words."""
 
 _ALIASES = {"tar_size": ("--shard-size",)}
 """Other flags of an option: WebDataset calls a tar a shard."""
@@ -210,17 +167,23 @@ WITHOUT_FLAG = {"skip", "EncodeOptions.short"}
 """Fields without a flag, because a batch sets them when it cuts items out of videos."""
 
 
-def option_of(name: str, owner: str = "") -> typer.models.OptionInfo:
-    """Return the typer option of a field, with the help that the class `owner` has for it, if any."""
-    words = WORDS.get(f"{owner}.{name}") or WORDS[name]
+def option_of(name: str, default: Any = None, command: str = "") -> typer.models.OptionInfo:
+    """Return the typer option of a field, with the words that this command has for it, if any."""
+    words = WORDS.get(f"{command}.{name}") or WORDS[name]
+    shown = (
+        ""
+        if default in (None, False, ()) or "(default:" in words.help
+        else f" (default: {default:g})"
+        if isinstance(default, float)
+        else f" (default: {default})"
+    )
     option: typer.models.OptionInfo = typer.Option(
         flag(name),
         *_ALIASES.get(name, ()),
         rich_help_panel=words.panel,
-        help=words.help,
+        help=words.help + shown,
         metavar=words.metavar,
-        parser=words.parse,
-        show_default=words.parse is None,
+        show_default=False,
     )
     return option
 
@@ -229,11 +192,16 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", rich_help_panel=RESULT, help="Show what would be done, without doing it.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", rich_help_panel=RESULT, help="Hide progress and remarks.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Json = Annotated[bool, typer.Option("--json", rich_help_panel=RESULT, help="Print JSON.")]
 Weights = Annotated[str | None, option_of("weights")]
 Force = Annotated[bool, typer.Option("--force", rich_help_panel=RESULT, help="Overwrite the output.")]
 
 Command = Callable[..., Any]
+
+
+def examples(*commands: tuple[str, str]) -> str:
+    """Return the end of a command's help: commands, each with what it does."""
+    return "\n\n".join(("Examples:", *(f"[bold]{command}[/bold]   # {what}" for command, what in commands)))
 
 
 def takes(*, without: Collection[str] = (), unset: bool = False, **options: type) -> Callable[[Command], Command]:
@@ -241,7 +209,7 @@ def takes(*, without: Collection[str] = (), unset: bool = False, **options: type
 
     With `takes(options=EncodeOptions)`, `def encode(source, options)` has the flags --chunk-frames, --tail and so on,
     and receives an EncodeOptions. Fields in `without` have no flag and keep their defaults. With `unset`, the parameter
-    is a dict of only those fields that were given.
+    is a dict of only those fields that were given. Flags take texts, which the option classes read.
     """
 
     def decorated(command: Command) -> Command:
@@ -250,7 +218,9 @@ def takes(*, without: Collection[str] = (), unset: bool = False, **options: type
         names: dict[str, list[str]] = {}
         for name, own in inspect.signature(command).parameters.items():
             if name in options:
-                flags = list(_flags(options[name], without, unset))
+                flags = [
+                    _flag(*found, command.__name__) for found in flat_fields(options[name]) if found[1] not in without
+                ]
                 names[name] = [parameter.name for parameter in flags]
                 parameters += flags
             else:
@@ -260,55 +230,38 @@ def takes(*, without: Collection[str] = (), unset: bool = False, **options: type
         def run(**values: Any) -> Any:
             for place, taken in names.items():
                 given = {name: values.pop(name) for name in taken}
-                if unset:
-                    values[place] = {name: value for name, value in given.items() if value is not None}
-                else:
-                    values[place] = _made(options[place], given)
+                given = {name: value for name, value in given.items() if value not in (None, False)}
+                values[place] = given if unset else changed(options[place](), given)
             return command(**values)
 
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__signature__ = inspect.Signature(sorted(parameters, key=_place))  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return run
 
     return decorated
 
 
-def flat_fields(kind: Any) -> Iterator[tuple[str, Any, Field[Any]]]:
-    """Yield (class name, type, field) of every option with a flag. A nested class is replaced by its own fields."""
-    hints = get_type_hints(kind)
+def flat_fields(kind: Any) -> Iterator[tuple[type, str, Any]]:
+    """Yield (class, name, default) of every option with a flag. A nested class is replaced by its own fields."""
     for field in fields(kind):
-        hint = hints[field.name]
-        if is_dataclass(hint) and is_dataclass(field.default):
-            yield from flat_fields(hint)
+        if is_dataclass(field.default):
+            yield from flat_fields(type(field.default))
         elif not {field.name, f"{kind.__name__}.{field.name}"} & WITHOUT_FLAG:
-            yield kind.__name__, hint, field
+            yield kind, field.name, field.default
 
 
-def _flags(kind: type, without: Collection[str], unset: bool) -> Iterator[inspect.Parameter]:
-    for owner, hint, field in flat_fields(kind):
-        if field.name in without:
-            continue
-        default: Any = field.default if field.default is not MISSING else None
-        if get_origin(hint) is tuple:  # a flag that may be repeated
-            hint, default = list[get_args(hint)[0]], list(default or ())  # type: ignore[misc]
-        option = option_of(field.name, owner)
-        if unset or option.parser is not None:  # typer would also parse the default
-            default = None
-        yield inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=default,
-            annotation=Annotated[hint if default is not None else hint | None, option],
-        )
+def _flag(owner: type, name: str, default: Any, command: str) -> inspect.Parameter:
+    kind, several, _ = declared(owner)[name]
+    hint: Any = bool if kind is bool else list[str] | None if several else str | None
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False if kind is bool else None,
+        annotation=Annotated[hint, option_of(name, default, command)],
+    )
 
 
-def _made(kind: type, values: Mapping[str, Any]) -> Any:
-    """Return an instance of an option class from values by field. A field whose value is None keeps its default."""
-    hints = get_type_hints(kind)
-    own: dict[str, Any] = {}
-    for field in fields(kind):
-        if is_dataclass(hints[field.name]) and is_dataclass(field.default):
-            own[field.name] = _made(hints[field.name], values)
-        elif (value := values.get(field.name)) is not None:
-            own[field.name] = tuple(dict.fromkeys(value)) if isinstance(value, list) else value
-    return kind(**own)
+def _place(parameter: inspect.Parameter) -> int:
+    """Return where a parameter stands in the help: arguments and options of no panel first, then panel by panel."""
+    panel = getattr(parameter.annotation.__metadata__[0], "rich_help_panel", None)
+    return _PANELS.index(panel) + 1 if panel in _PANELS else 0

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 from ..checkpoints.checkpoint import EMBEDDED
 from ..errors import MovqError, printable
 
+LEAST_PART = 0.5
+"""The part of a picture that a crop should keep; less is remarked on."""
+
 if TYPE_CHECKING:
     from ..codec import Progress
     from ..options import EncodeOptions

@@ -21,7 +21,13 @@ def _weights() -> None:
     pass  # with a callback, typer keeps `convert` a subcommand
 
 
-@app.command()
+EXAMPLES = o.examples(
+    ("movq weights convert 3d-vae.pt -o vae.safetensors --ema", "a checkpoint of CogVideo"),
+    ("movq weights convert zai-org/CogVideoX-2b -o vae.safetensors", "a model in the Hugging Face cache"),
+)
+
+
+@app.command(epilog=EXAMPLES)
 def convert(
     source: Annotated[
         str,

@@ -3,7 +3,7 @@
 Decoding runs in a separate process.
 """
 
-from .geometry import Geometry, plan_geometry
+from .geometry import Geometry, part_kept, plan_geometry
 from .info import SUFFIXES, VideoFacts, VideoInfo
 from .reader import AHEAD_BYTES, Frame, FrameReader, count_frames, probe, read_frames, survey, warm_decoders
 from .write import FrameWriter, open_writer, write_png
@@ -19,6 +19,7 @@ __all__ = [
     "VideoInfo",
     "count_frames",
     "open_writer",
+    "part_kept",
     "plan_geometry",
     "probe",
     "read_frames",

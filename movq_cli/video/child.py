@@ -12,6 +12,7 @@ import os
 import resource
 import traceback
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import av.logging
@@ -22,7 +23,7 @@ from ..processes import Talk
 from ..records import from_values, to_values
 from ..values import format_bytes
 from .container import open_video
-from .frames import FILTER_NAME, Decoder, count_frames
+from .frames import FILTER_NAME, Decoder, count_frames, has_variable_rate
 from .info import VideoFacts
 from .keyframes import find_entry
 from .messages import Opened, Request
@@ -91,11 +92,13 @@ def _serve(talk: Talk, request: Request, memory: int | None) -> None:
         entry = find_entry(path, selection, talk.alive) if request.mode == "frames" else None
         decoder = Decoder(source, selection.allow_partial, talk.alive, entry)
         if request.mode == "probe":
-            talk.say("end", info=to_values(decoder.info))
+            with open_video(path, selection.stream) as again:  # the decoder has taken packets of `source`
+                info = replace(decoder.info, variable_rate=has_variable_rate(again))
+            talk.say("end", info=to_values(info))
             return
         if request.mode == "survey":
             width, height = decoder.info.shown_width, decoder.info.shown_height
-            with open_video(path, selection.stream) as again:  # the decoder has taken packets of `source`
+            with open_video(path, selection.stream) as again:
                 frames = count_frames(again, selection, talk.alive)
             talk.say("end", facts=VideoFacts(frames, width, height))
             return

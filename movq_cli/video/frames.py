@@ -8,7 +8,9 @@ from __future__ import annotations
 import array
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from fractions import Fraction
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import av
@@ -35,6 +37,9 @@ T = TypeVar("T")
 
 FILTER = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 FILTER_NAME = "swscale bicubic, full chroma, accurate, bit-exact"
+_SAMPLE = 500  # packets whose times show if frames are equally far apart
+_REORDERED = 32  # the last of a sample, between which frames may be missing
+_MILLISECOND = Fraction(1, 1000)  # times of Matroska and FLV are rounded to it
 _CUTTABLE = ("mpegts", "mpeg")  # streams that are routinely cut at any point
 _TIMELESS = ("avi", "mxf")  # hold a rate but no times; with B-frames, the times that libav gives are out of order
 
@@ -328,6 +333,20 @@ def count_frames(source: Source, selection: Selection, passed: Callable[[], None
         if not selection.allow_partial or error.cause != MovqError.cause:
             raise
     return _length(select((Shown(i, t, end, None) for i, (t, end) in enumerate(sorted(spans))), selection))
+
+
+def has_variable_rate(source: Source) -> bool:
+    """Return True if frames are at unequal distances, judged by the first packets of the file."""
+    if source.picture or source.container.format.name in _TIMELESS:
+        return False
+    times, tick = [], Fraction(0)
+    with suppress(MovqError), av_errors("is damaged"):
+        for packet in islice(source.container.demux(source.stream), _SAMPLE):
+            if packet.size and packet.pts is not None and not packet.is_discard:
+                tick = Fraction(packet.time_base)
+                times.append(packet.pts * tick)
+    gaps = sorted(after - before for before, after in pairwise(sorted(times)[: max(0, _SAMPLE - _REORDERED)]))
+    return bool(gaps) and gaps[-1] - gaps[0] > 2 * max(tick, _MILLISECOND)
 
 
 def _length(items: Iterable[T]) -> int:

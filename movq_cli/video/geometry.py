@@ -144,6 +144,12 @@ def _target(shown: tuple[int, int], picture: Picture) -> tuple[tuple[int, int], 
     return size, size
 
 
+def part_kept(width: int, height: int, to_width: int, to_height: int) -> float:
+    """Return the fraction of a picture that remains when it is scaled to cover another size and cropped to it."""
+    ratio = to_width * height / (to_height * width)
+    return min(ratio, 1 / ratio)
+
+
 def smaller_pictures(size: tuple[int, int], multiple: int) -> Iterator[tuple[int, int]]:
     """Yield smaller sizes (width, height) of the same aspect, from large to small, whose short side is a multiple."""
     short = min(size)

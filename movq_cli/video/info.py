@@ -21,7 +21,8 @@ class VideoInfo:
     """The properties of a video, from its header and its first frame. Sizes are in pixels, times in seconds.
 
     `width` and `height` are as stored; `shown_width` and `shown_height` are after turning, with square pixels.
-    `rotation` is in degrees clockwise. `frames_from_header` may be wrong. `fps` is the average rate.
+    `rotation` is in degrees clockwise. `frames_from_header` may be wrong. `fps` is the average rate; `variable_rate` is
+    True if `probe` saw frames at unequal distances.
     """
 
     container: str
@@ -44,6 +45,7 @@ class VideoInfo:
     bytes: int
     is_picture: bool
     warnings: tuple[str, ...]
+    variable_rate: bool = False
 
 
 class VideoFacts(NamedTuple):

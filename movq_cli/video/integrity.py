@@ -14,6 +14,7 @@ from fractions import Fraction
 import av
 
 from ..errors import MovqError
+from ..values import format_time
 from .container import Source, av_errors, open_video
 
 _END_TOLERANCE = Fraction(3, 2)  # frames by which the last one may fall short of a stream's stated end
@@ -42,7 +43,7 @@ def check_whole(
         raise MovqError(f"is cut off: {packets} of {expected} frames are there")
     stated = _stated_end(source)
     if stated is not None and end + _END_TOLERANCE / rate < stated:
-        raise MovqError(f"is cut off: it ends at {float(end):.2f} s of {float(stated):.2f} s")
+        raise MovqError(f"is cut off: it ends at {format_time(float(end))} of {format_time(float(stated))}")
     ends_well = _LAST_BYTES.get(source.container.format.name)
     if ends_well is not None and not ends_well(source, last):
         raise MovqError(f"is cut off: it does not end as a {source.container.format.name} file does")

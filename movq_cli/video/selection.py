@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 from ..errors import MovqError, option
 from ..options import Selection
+from ..values import format_time
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -69,7 +70,7 @@ def _nearest(frames: Iterable[Shown[T]], fps: Fraction, repeat: bool) -> Iterato
             if times and not repeat:
                 gap = float(following.time - here.time)
                 raise MovqError(
-                    f"is slower than {float(fps):g} frames per second: frames at {float(here.time):.3f} s are "
+                    f"is slower than {float(fps):g} frames per second: frames at {format_time(float(here.time))} are "
                     f"{gap:.3f} s apart ({1 / gap:.4g} frames per second); lower {option('fps')}, or repeat frames with "
                     f"{option('fps_repeat', True)}"
                 )
