@@ -30,6 +30,11 @@ SHORT_IN_BATCH = ("skip", "pad")
 """The same in a batch: only note it in the manifest, or repeat the last frame."""
 ENGINES = ("local", "ray")
 LAYOUTS = ("files", "tar")
+OUTPUTS = (
+    ".mp4 or .mov (H.264), .webm (VP9), .mkv (FFV1, lossless), .gif, .npy (an array), no suffix (a folder of PNG "
+    "pictures), or .png or .jpg for a single frame"
+)
+"""The names that decoding writes to."""
 TAR_BYTES = 10**9
 """The default size limit of a tar in bytes. An item that would exceed it starts the next tar."""
 TIMEOUT = 600.0

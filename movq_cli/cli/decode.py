@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..options import DecodeOptions
+from ..options import OUTPUTS, DecodeOptions
 from ..values import format_bytes
 from . import options as o
 from .paths import latents_input, video_output
@@ -32,8 +32,7 @@ def decode(
             "--output",
             "-o",
             metavar="OUT",
-            help="The video: .mp4 or .mov (H.264), .mkv (FFV1, lossless), .npy (uint8), or a folder for .png files. "
-            "(default: LATENTS' name with .decoded.mp4, in the current folder)",
+            help=f"The video: {OUTPUTS}. (default: LATENTS' name with .decoded.mp4, in the current folder)",
         ),
     ] = None,
     quiet: o.Quiet = False,

@@ -14,7 +14,7 @@ from ..fields import changed
 from ..options import EncodeOptions, ModelOptions
 from . import options as o
 from .habits import slip
-from .paths import picture_output
+from .paths import picture_output, video_inputs
 from .show import complain, name_of, progress_bar
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ EXAMPLES = o.examples(
 
 @o.takes(options=EncodeOptions, without=("save", "seed", "force"))
 def evaluate(
-    sources: Annotated[list[str], typer.Argument(metavar="VIDEO", help="Video files.")],
+    sources: Annotated[list[str], typer.Argument(metavar="VIDEO", help="Videos, and folders of them.")],
     options: EncodeOptions,
     against: Annotated[
         str | None,
@@ -69,6 +69,7 @@ def evaluate(
     from ..video import write_png
 
     other = against if against in (None, TILED) else _other_options(options, str(against))
+    sources = video_inputs(sources)
     frames = _frames_to_draw(sources, picture, picture_frame, force)
     require_torch()
     spare_page_faults()

@@ -105,7 +105,7 @@ WORDS: Mapping[str, Words] = {
     "batch_encode.force": Words(RUN, "Make everything again."),
     "draw": Words(RESULT, "Decode a random draw from the moments instead of their mean."),
     "decode.seed": Words(RESULT, "Random seed for --draw.", "N"),
-    "crf": Words(RESULT, "Quality of H.264; lower is better.", "N"),
+    "crf": Words(RESULT, "Quality of H.264 and VP9; lower is better.", "N"),
     "lists": Words(
         ITEMS,
         "Read videos from a text, CSV or JSON lines file: path, and optionally id, start, duration, caption. "

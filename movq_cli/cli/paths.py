@@ -26,6 +26,22 @@ def video_input(paths: Sequence[str]) -> str:
     return path
 
 
+def video_inputs(paths: Sequence[str]) -> list[str]:
+    """Return the videos named, and those below the folders named. Raises MovqError if a folder has none."""
+    found: list[str] = []
+    for path in paths:
+        if not os.path.isdir(path):
+            found.append(_readable(path))
+            continue
+        from ..batch import find_items
+
+        below = [os.path.relpath(item.source_path, path) for item in find_items([path], [], "").items]
+        if not below:
+            raise MovqError("has no videos in it", path)
+        found += (os.path.join(path, name) for name in below)
+    return found
+
+
 def latents_input(paths: Sequence[str]) -> str:
     """Return the one latents file to decode. Raises MovqError and MovqUsageError that name the command that was meant."""
     path = _one(paths, "LATENTS", "run it once for each")
@@ -65,7 +81,11 @@ def picture_output(output: str) -> str:
 def _one(paths: Sequence[str], argument: str, several: str) -> str:
     if len(paths) != 1:
         raise MovqUsageError(f"takes one file, got {plural(len(paths), 'name')}; {several}", argument)
-    (path,) = paths
+    return _readable(paths[0])
+
+
+def _readable(path: str) -> str:
+    """Return a path. Raises MovqError if it is standard input or an address."""
     if path == "-":
         raise MovqError("is standard input; movq reads files, so save it to one first", path)
     if "://" in path and not os.path.lexists(path):

@@ -5,8 +5,9 @@ Decoding runs in a separate process.
 
 from .geometry import Geometry, part_kept, plan_geometry
 from .info import SUFFIXES, VideoFacts, VideoInfo
+from .pictures import write_png
 from .reader import AHEAD_BYTES, Frame, FrameReader, count_frames, probe, read_frames, survey, warm_decoders
-from .write import FrameWriter, open_writer, write_png
+from .write import FrameWriter, open_writer
 
 __all__ = [
     "AHEAD_BYTES",

@@ -1,6 +1,6 @@
 """Write frames to a video, an array or a folder of pictures, one at a time. The output is whole or absent.
 
-PyAV is imported only when a video or a PNG picture is written.
+PyAV is imported only when a video or a picture is written.
 """
 
 from __future__ import annotations
@@ -8,31 +8,66 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from fractions import Fraction
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
 from ..errors import MovqError, MovqUsageError
 from ..files import WholeFile, WholeFolder
+from ..options import OUTPUTS
+from .clock import Clock, clock_at_rate, clock_of_format
+from .pictures import encode_jpeg, encode_png, with_palette
 
 if TYPE_CHECKING:
     import av
     from av.container import OutputContainer
     from av.video.stream import VideoStream
 
-POSSIBLE = ".mp4 or .mov (H.264), .mkv (FFV1, lossless), .npy (an array), or no suffix (a folder of PNG pictures)"
-"""The output names that `open_writer` knows."""
+Encode = Callable[[np.ndarray], bytes]
+"""A function that returns the file of a picture, RGB uint8 (H, W, 3)."""
 
-_FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
-# In seconds. Frames at 24, 25, 30 and 60 per second, also divided by 1.001, last a whole number of these.
-_FINE = Fraction(1, 360000)
-_MATROSKA = Fraction(1, 1000)
-_SLACK = 1e-3  # seconds; tolerance for frames that were moved by a file that holds whole milliseconds
+
+class _Kind(NamedTuple):
+    """A kind of video: libav's muxer and encoder, its pixels, also for odd sizes, and how to name it.
+
+    `tick` is set if the format holds times in ticks of its own, in seconds; `holds` says so.
+    """
+
+    muxer: str
+    encoder: str
+    pixels: str
+    odd_pixels: str
+    words: str
+    tick: Fraction | None = None
+    holds: str = ""
+
+
+_MILLISECONDS = "Matroska and WebM hold times in whole milliseconds"
+_H264 = ("libx264", "yuv420p", "yuv444p", "H.264")
+_KINDS = {
+    ".mp4": _Kind("mp4", *_H264),
+    ".mov": _Kind("mov", *_H264),
+    ".mkv": _Kind("matroska", "ffv1", "bgr0", "bgr0", "FFV1 lossless RGB", Fraction(1, 1000), _MILLISECONDS),
+    ".webm": _Kind("webm", "libvpx-vp9", "yuv420p", "yuv420p", "VP9", Fraction(1, 1000), _MILLISECONDS),
+    ".gif": _Kind(
+        "gif",
+        "gif",
+        "pal8",
+        "pal8",
+        "GIF of 256 colours",
+        Fraction(1, 100),
+        "GIF holds times in hundredths of a second",
+    ),
+}
+_PICTURES: Mapping[str, tuple[str, Encode]] = {
+    ".png": ("PNG picture", encode_png),
+    ".jpg": ("JPEG picture", encode_jpeg),
+    ".jpeg": ("JPEG picture", encode_jpeg),
+}
 _LONGEST = 1e9  # seconds
 _CRF = range(52)
 _NUMBERED = re.compile(r"\d{6,}\.png")
@@ -99,7 +134,7 @@ def open_writer(
     threads: int = 2,
     force: bool = False,
 ) -> FrameWriter:
-    """Return a writer of the kind that the suffix of `path` asks for (POSSIBLE).
+    """Return a writer of the kind that the suffix of `path` asks for (OUTPUTS).
 
     `times`: the time of every frame in seconds, on any clock; a video starts at 0. `duration`: seconds from the first
     frame to the end of the last. `fps`: the rate, if one is known. `crf`: the quality of H.264, 0 to 51; lower is
@@ -113,39 +148,19 @@ def open_writer(
         return _FolderWriter(name, width, height, len(times), force)
     if suffix == ".npy":
         return _ArrayWriter(name, width, height, len(times), force)
-    if suffix not in _FORMATS:
-        raise MovqUsageError(f"{suffix} is not a kind of output movq writes; name it {POSSIBLE}", name)
+    if suffix in _PICTURES:
+        return _PictureWriter(name, width, height, len(times), *_PICTURES[suffix], force)
+    if suffix not in _KINDS:
+        raise MovqUsageError(f"{suffix} is not a kind of output movq writes; name it {OUTPUTS}", name)
     if crf not in _CRF:
         raise MovqUsageError(f"must be from {_CRF[0]} to {_CRF[-1]}, got {crf}", option="crf")
     starts = np.asarray(times, np.float64)
     seconds = np.append(starts - starts[0], duration)
     if not (abs(seconds) < _LONGEST).all():
         raise MovqError("its frame times cannot be written: some are not numbers, or too large", name)
-    clock = _matroska_clock(seconds, fps) if suffix == ".mkv" else _clock(seconds, fps)
-    return _VideoWriter(name, width, height, clock, _FORMATS[suffix], crf, threads, force)
-
-
-def write_png(path: str | os.PathLike[str], image: np.ndarray, *, force: bool = False) -> None:
-    """Write an RGB uint8 (H, W, 3) picture as a PNG file.
-
-    Raises MovqError if the path exists (unless `force`) or cannot be written.
-    """
-    with WholeFile(path, force=force) as file:
-        file.write(encode_png(image))
-        file.commit()
-
-
-def encode_png(image: np.ndarray) -> bytes:
-    """Return the PNG file of an RGB uint8 (H, W, 3) picture."""
-    import av
-
-    codec = av.CodecContext.create("png", "w")
-    codec.height, codec.width, _ = image.shape
-    codec.pix_fmt, codec.time_base, codec.sample_aspect_ratio = "rgb24", Fraction(1), Fraction(1)
-    codec.options = {"pred": "avg"}
-    codec.thread_count = 1
-    frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-    return b"".join(map(bytes, (*codec.encode(frame), *codec.encode(None))))
+    kind = _KINDS[suffix]
+    clock = clock_at_rate(seconds, fps) if kind.tick is None else clock_of_format(seconds, fps, kind.tick, kind.holds)
+    return _VideoWriter(name, width, height, clock, kind, crf, threads, force)
 
 
 class _FolderWriter(FrameWriter):
@@ -168,6 +183,30 @@ class _FolderWriter(FrameWriter):
 
     def _close(self) -> None:
         self._folder.__exit__(None, None, None)
+
+
+class _PictureWriter(FrameWriter):
+    def __init__(
+        self, path: str, width: int, height: int, frames: int, words: str, encode: Encode, force: bool
+    ) -> None:
+        super().__init__(width, height, frames)
+        if frames != 1:
+            raise MovqUsageError(
+                f"holds one picture, and there are {frames} frames; a name without a suffix makes a folder of them",
+                path,
+            )
+        self.description, self._encode = words, encode
+        self._file = WholeFile(path, force=force)
+
+    def _put(self, image: np.ndarray, index: int) -> None:
+        self._file.write(self._encode(image))
+
+    def _finish(self) -> int:
+        self._file.commit()
+        return self._file.size
+
+    def _close(self) -> None:
+        self._file.__exit__(None, None, None)
 
 
 class _ArrayWriter(FrameWriter):
@@ -194,106 +233,70 @@ class _ArrayWriter(FrameWriter):
         self._file.__exit__(None, None, None)
 
 
-@dataclass(frozen=True)
-class _Clock:
-    """The times of frames in whole ticks of `base` seconds: int64 (frames + 1,), from 0; the last is the end.
-
-    `rate` is in frames per second, nominal if frames are not evenly spaced.
-    """
-
-    base: Fraction
-    ticks: np.ndarray
-    rate: Fraction
-    notes: tuple[str, ...] = ()
-
-    @property
-    def even(self) -> bool:
-        return bool((np.diff(self.ticks) == self.ticks[1]).all())
-
-
-def _clock(seconds: np.ndarray, fps: Fraction | None) -> _Clock:
-    """Return a clock that ticks at the rate if every frame falls on a tick, else one with ticks too fine to matter.
-
-    `seconds`: float64 (frames + 1,).
-    """
-    if fps is not None and max(fps.numerator, fps.denominator) < 1 << 31:
-        places = seconds * float(fps)
-        ticks = np.rint(places).astype(np.int64)
-        near = abs(places - ticks) <= min(0.25, _SLACK * float(fps))
-        if near.all() and (np.diff(ticks) > 0).all():
-            return _Clock(1 / fps, ticks, fps)
-    return _free_clock(seconds, fps, _FINE)
-
-
-def _matroska_clock(seconds: np.ndarray, fps: Fraction | None) -> _Clock:
-    clock = _free_clock(seconds, fps, _MATROSKA)
-    moved = abs(seconds - clock.ticks * float(_MATROSKA)).max()
-    if clock.notes or moved < float(_FINE):
-        return clock
-    rounded = "Matroska holds times in whole milliseconds: frame times are rounded to them"
-    return _Clock(clock.base, clock.ticks, clock.rate, (rounded,))
-
-
-def _free_clock(seconds: np.ndarray, fps: Fraction | None, base: Fraction) -> _Clock:
-    """Return a clock with every frame at its nearest tick, but at least one tick after the frame before."""
-    order = np.arange(len(seconds))
-    wanted = np.rint(seconds / float(base)).astype(np.int64)
-    ticks = np.maximum.accumulate(wanted - order) + order
-    late = int((ticks != wanted)[:-1].sum())
-    notes = (f"{late} frame times do not grow: those frames follow the one before at once",) if late else ()
-    rate = fps or Fraction(len(wanted) - 1) / max(Fraction(float(seconds[-1])), _MATROSKA)
-    rate = min(max(rate, Fraction(1, 100)), Fraction(1000)).limit_denominator(1 << 20)  # within what libav can hold
-    return _Clock(base, ticks, rate, notes)
-
-
 class _VideoWriter(FrameWriter):
     def __init__(
-        self, path: str, width: int, height: int, clock: _Clock, format: str, crf: int, threads: int, force: bool
+        self, path: str, width: int, height: int, clock: Clock, kind: _Kind, crf: int, threads: int, force: bool
     ) -> None:
         super().__init__(width, height, len(clock.ticks) - 1)
-        self._clock, self.notes = clock, clock.notes
-        self._lossless = format == "matroska"
-        self._pixels = "bgr0" if self._lossless else "yuv420p"
-        if not self._lossless and (width % 2 or height % 2):
-            self._pixels = "yuv444p"
+        self._clock, self._kind, self.notes = clock, kind, clock.notes
+        odd = width % 2 or height % 2
+        self._pixels = kind.odd_pixels if odd else kind.pixels
+        if self._pixels != kind.pixels:
             self.notes += (f"{width}x{height} is odd: written as H.264 4:4:4, which not every player shows",)
-        self.description = "FFV1 lossless RGB" if self._lossless else f"H.264 {self._pixels}"
+        self.description = f"{kind.words} {self._pixels}" if self._is_yuv else kind.words
         self._begun = False
         self._file = WholeFile(path, force=force)
         try:
             with self._errors():
-                self._container, self._stream = self._begin(format, crf, threads)
+                self._container, self._stream = self._begin(crf, threads)
         except BaseException:
             self._close()
             raise
 
-    def _begin(self, format: str, crf: int, threads: int) -> tuple[OutputContainer, VideoStream]:
+    @property
+    def _is_yuv(self) -> bool:
+        return self._pixels.startswith("yuv")
+
+    def _begin(self, crf: int, threads: int) -> tuple[OutputContainer, VideoStream]:
         import av
         from av.codec.context import Flags
         from av.video.reformatter import ColorRange, VideoReformatter
 
         self._reformatter = VideoReformatter()
-        options: dict[str, str] = {}
-        if not self._lossless:
+        options = {"crf": str(crf)} if self._is_yuv else {}
+        if self._kind.encoder == "libx264" and not self._clock.even:
             # An MP4 sample lasts from one decoding time to the next. That is as long as its frame only without
             # B-frames, or if all frames are equally long.
-            options = {"crf": str(crf)} if self._clock.even else {"crf": str(crf), "bf": "0"}
+            options["bf"] = "0"
+        if self._kind.encoder == "libvpx-vp9":
+            options |= {"b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"}
         # Opened by path: with a Python file, signals that arrive while libav writes would be lost, or crash it.
-        container = av.open(f"file:{self._file.place}", "w", format=format, container_options={"fflags": "+bitexact"})
+        container = av.open(
+            f"file:{self._file.place}",
+            "w",
+            format=self._kind.muxer,
+            options=self._muxer_options(),
+            container_options={"fflags": "+bitexact"},
+        )
         height, width, _ = self._shape
-        stream = container.add_stream("ffv1" if self._lossless else "libx264", rate=self._clock.rate, options=options)
+        stream = cast("VideoStream", container.add_stream(self._kind.encoder, rate=self._clock.rate, options=options))
         stream.width, stream.height, stream.pix_fmt = width, height, self._pixels
         codec = stream.codec_context
         codec.time_base = self._clock.base
         codec.flags |= Flags.frame_duration
         codec.thread_count = threads
-        codec.thread_type = "SLICE" if self._lossless else "FRAME"
-        if not self._lossless:
+        codec.thread_type = "SLICE" if self._kind.encoder == "ffv1" else "FRAME"
+        if self._is_yuv:
             codec.colorspace = codec.color_primaries = codec.color_trc = _BT709
             codec.color_range = ColorRange.MPEG
         container.start_encoding()
         self._begun = True
         return container, stream
+
+    def _muxer_options(self) -> dict[str, str]:
+        """Return the options that make the last frame of a GIF last as long as it should; no other format needs any."""
+        ticks = self._clock.ticks
+        return {"final_delay": str(int(ticks[-1] - ticks[-2]))} if self._kind.muxer == "gif" else {}
 
     def _put(self, image: np.ndarray, index: int) -> None:
         with self._errors():
@@ -309,11 +312,14 @@ class _VideoWriter(FrameWriter):
 
         from .frames import FILTER
 
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+        if self._pixels == "pal8":
+            return with_palette(frame)
         return self._reformatter.reformat(
-            av.VideoFrame.from_ndarray(image, format="rgb24"),
+            frame,
             format=self._pixels,
-            dst_colorspace=None if self._lossless else _BT709,
-            dst_color_range=None if self._lossless else ColorRange.MPEG,
+            dst_colorspace=_BT709 if self._is_yuv else None,
+            dst_color_range=ColorRange.MPEG if self._is_yuv else None,
             interpolation=FILTER | Interpolation.FULL_CHR_H_INP,
             threads=1,
         )
