@@ -329,7 +329,7 @@ def test_every_format_tells_where_it_is_cut(tmp_path, suffix):
 
 
 def test_whole_files_of_other_writers(tmp_path):
-    """A GIF with bytes behind it; MXF with B-frames, whose times libav gives in coding order; FLV whose last frame stays."""
+    """A GIF may have bytes behind it, MXF gives times of B-frames in coding order, FLV may show its last frame long."""
     gif = tmp_path / "a.gif"
     for behind in (b"\n", bytes(512), b"GIF89a and more"):
         gif.write_bytes(hostile.made("gif", 9, **hostile.RGB8) + behind)

@@ -19,7 +19,7 @@ from torch import Tensor
 FILM = 0.55
 """Share of clips that are film; the others are pictures that a camera moves over."""
 STILL, SPRITES, CUT, FADE = 0.12, 0.3, 0.12, 0.05
-"""Shares of clips: STILL of the pictures do not move; SPRITES, CUT and FADE of all clips have moving pieces, a cut, a fade."""
+"""Shares: STILL of the pictures do not move; SPRITES, CUT and FADE of the clips have moving pieces, a cut, a fade."""
 PALE, LEAST_CONTRAST = 0.25, 0.3
 """Share of clips whose contrast is reduced, and the least contrast that remains: dark, flat, grey or bright footage."""
 REACH = 2.2

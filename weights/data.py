@@ -68,7 +68,7 @@ def _fetch(client: str, package: str, folder: Path) -> Path:
 
 
 def _fetch_debian_source(package: str, folder: Path) -> Path:
-    """Fetch a source package with package lists of its own: the machine's lists seldom name sources, and are left as they are."""
+    """Fetch a source package with package lists of its own: the machine's lists seldom name sources, and stay as is."""
     lists = folder / "lists"
     (lists / "partial").mkdir(parents=True)
     targets = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]
@@ -102,7 +102,7 @@ def _output(command: list[str], folder: Path | None = None) -> str:
 
 
 def files_of(package: Path, pattern: str) -> Iterator[bytes]:
-    """Yield the contents of an unpacked package's files that match; a pattern after "!" is for the files inside a zip."""
+    """Yield the contents of a package's files that match; a pattern after "!" is for the files inside a zip."""
     outer, _, inner = pattern.partition("!")
     for path in sorted(package.glob(outer)):
         if not inner:
@@ -113,7 +113,7 @@ def files_of(package: Path, pattern: str) -> Iterator[bytes]:
 
 
 def write_clips(data: bytes, stem: Path, source: Source) -> tuple[int, int]:
-    """Re-encode the frames to keep as STEM-NUMBER.mp4, one file for each run of them. Return the counts of files and frames."""
+    """Re-encode the frames to keep as STEM-NUMBER.mp4, a file for each run. Return counts of files and frames."""
     kept, every = source.keep
     files = frames = 0
     with av.open(io.BytesIO(data)) as video:
@@ -141,7 +141,7 @@ def _write_clip(pictures: Iterator[np.ndarray], path: Path) -> int:
 
 
 def pictures_of(source: Source, data: bytes) -> list[np.ndarray]:
-    """Return the pictures in a file, RGB (H, W, 3), without those that are too small; of large ones also the quarters."""
+    """Return the pictures in a file, RGB (H, W, 3), without those too small; of large ones also the quarters."""
     assert source.pictures is not None
     found = []
     for stream in source.pictures(data):

@@ -46,13 +46,13 @@ def network(path: str | None) -> Codec:
 
 
 def linear(footage: Footage, values: int = 16, batches: int = 120) -> Codec:
-    """Return the best linear codec of blocks: `values` principal components of 4x8x8 pixels, or of 1x8x8 for a first frame."""
+    """Return the best linear codec of blocks: `values` principal components of 4x8x8 pixels, 1x8x8 for first frames."""
     parts = {1: slice(0, 1), 4: slice(1, 5)}
     sums = {frames: torch.zeros(frames * 192 + 1, frames * 192 + 1, dtype=torch.float64) for frames in parts}
     for step in range(batches):
         x = rearrange(batch(footage, step, seed=1, clips=16, frames=5, side=64), "b t h w c -> b c t h w")
         for frames, part in parts.items():
-            rows = F.pad(_blocks(x[:, :, part]).flatten(0, 1).double(), (0, 1), value=1.0)  # the column of ones gives the mean
+            rows = F.pad(_blocks(x[:, :, part]).flatten(0, 1).double(), (0, 1), value=1.0)  # the ones give the mean
             sums[frames] += rows.T @ rows
     bases = {}
     for frames, products in sums.items():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Source:
-    """Files of one package that are alike. `members` is a pattern of their names; after a "!" follows one of names in a zip."""
+    """Files of one package that are alike. `members` is a pattern of their names; after "!", of names inside a zip."""
 
     name: str
     client: str

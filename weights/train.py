@@ -79,11 +79,11 @@ class Recipe:
 
 BEGAN = time.monotonic()
 RESERVE = 25.0
-"""Seconds of --minutes reserved for imports, the scaling factor and the files; the last evaluation has a reserve of its own."""
+"""Seconds of --minutes reserved for imports, scaling factor and files; the last evaluation has its own reserve."""
 
 
 class Autoencoder(nn.Module):
-    """Both networks with weights in fp32, computing in the recipe's precision. Raises SystemExit for other kinds of networks."""
+    """Both networks: weights in fp32, computing in the recipe's precision. Raises SystemExit for other networks."""
 
     def __init__(self, recipe: Recipe, device: torch.device, compiled: bool = False) -> None:
         super().__init__()

@@ -444,7 +444,7 @@ def test_a_full_disk(stage, kind):
 
 @pytest.mark.parametrize("force", [False, True], ids=["new", "replaced"])
 def test_two_at_once(stage, force):
-    """One output appears, whole. Without --force the later command is refused, unless it began after the other ended."""
+    """One output appears whole. Without --force the later command is refused, unless it began after the other's end."""
     out, dice, ended = stage / "out", random.Random(SEED), []
     wanted = {(stage / f"{name}.safetensors").read_bytes(): name for name in ("old", "new")}
     for i in range(10):
