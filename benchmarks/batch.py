@@ -1,13 +1,14 @@
-"""Batches: what a tree of hostile clips comes to, kills, how long resuming takes, and throughput against a shell loop.
+"""Batches: a tree of hostile clips, kills, the time to resume, and throughput against a shell loop.
 
     python benchmarks/batch.py tree [--good 270] [--bad 30] [--kills 5]
     python benchmarks/batch.py scan [--clips 10000] [--lines 100000] [--rows 1000000]
     python benchmarks/batch.py throughput [--clips 16] [--frames 49] [--size 256x256] [--runs 3]
     python benchmarks/batch.py tiny [--clips 2000] [--against CHECKOUT]
 
-`tree` encodes a tree of tests/faults/nasty.py, runs again, then once more into another folder, killing the whole process group
-that many times on the way, and compares the results byte for byte. `tiny` is what clips of 10 frames of 64x48 cost by one worker
-of one thread: the CPU of the whole machine, so leave it alone; with another checkout of movq, by that too. Prints Markdown.
+`tree` encodes a tree of tests/faults/nasty.py, runs again, then encodes it into another folder, killing the whole
+process group --kills times on the way, and compares the results byte for byte. `tiny` measures the cost of clips of 10
+frames of 64x48, with one worker of one thread, and with --against also for another checkout of movq. It counts the CPU
+time of the whole machine, so run nothing else. Prints Markdown.
 """
 
 import json
@@ -35,7 +36,7 @@ MOVQ = [sys.executable, "-m", "movq_cli"]
 
 
 def run(*arguments, cwd, **more):
-    """(seconds, CPU seconds, peak MB of the largest process, result)."""
+    """Run movq and return (seconds, CPU seconds, peak MB of the largest process, result)."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     result = subprocess.run([*MOVQ, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, **more)
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -44,7 +45,7 @@ def run(*arguments, cwd, **more):
 
 
 def contents(folder):
-    """Every file and its bytes; of the manifest everything but seconds."""
+    """Map each file's relative path to its bytes, and "manifest" to the manifest's lines without `seconds`."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.name == "manifest.jsonl":
@@ -119,7 +120,7 @@ def scan(folder, options):
     clip.unlink(), latents.unlink()
     (folder / "many").mkdir()
     manifest(folder / "many" / "manifest.jsonl", options.lines, False)
-    with open(folder / "list.txt", "w") as file:  # of files that are missing, so that the list alone is measured
+    with open(folder / "list.txt", "w") as file:  # files are missing, so that only the list is measured
         file.writelines(f"clips/{i % 1000:03d}/clip-{i:07d}.mp4\n" for i in range(options.rows))
     print("| command | s | peak MB | says |\n|---|---|---|---|")
     for arguments in (
@@ -137,7 +138,7 @@ def scan(folder, options):
 
 
 def measured(arguments, folder):
-    """`run`, with a peak of its own: in a process that has no other children."""
+    """Call `run` in a process without other children, so that the peak is that of this command."""
     code = (
         "import json, sys; sys.path.insert(0, sys.argv[1]); from benchmarks.batch import run; "
         "s, c, p, r = run(*sys.argv[3:], cwd=sys.argv[2]); print(json.dumps([s, c, p, r.returncode, r.stdout, r.stderr]))"
@@ -199,7 +200,7 @@ def tiny(folder, options):
     )
     for checkout in filter(None, (options.against, ROOT)):
         taken = []
-        for source in ("few", "in"):  # the first one is what starting costs
+        for source in ("few", "in"):  # the first one is the cost of starting
             before, started = cpu_of_all(), time.perf_counter()
             run(
                 *("batch-encode", source, "-o", f"out {source}", "--workers", "1", "--force"),
@@ -217,7 +218,7 @@ def tiny(folder, options):
 
 
 def cpu_of_all():
-    """Seconds of CPU that the machine has spent: some processes are waited for by nobody here."""
+    """Return the seconds of CPU that the whole machine has spent: some processes are not waited for here."""
     user, nice, system = map(int, Path("/proc/stat").read_text().split()[1:4])
     return (user + nice + system) / os.sysconf("SC_CLK_TCK")
 

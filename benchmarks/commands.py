@@ -3,10 +3,11 @@
     python benchmarks/commands.py [--size 128x128 ...] [--frames 17 65 ...] [--channels 128 256 256 512] [--precision bf16]
                                   [--tiling] [--runs 3] [--json FILE]
 
-All take turns, on one clip and with one set of random weights, of the published size unless --channels makes them smaller;
-script.py is what they are compared with, untiled and, with --tiling, tiled. Peaks are of the process and its children,
-sampled every 20 ms. "off" is the root mean square difference of the latents from the untiled script's, in standard deviations.
-The precision is what `auto` is here. Needs diffusers and imageio. Prints a Markdown table.
+All take turns, on one clip and with one set of random weights, of the published size unless --channels makes them
+smaller. movq is compared with script.py, untiled and, with --tiling, also tiled. Peaks are those of the process and its
+children, sampled every 20 ms. "off" is the root mean square difference of the latents' means from the untiled script's,
+in standard deviations. The default precision is the one that `auto` takes here. Needs diffusers and imageio. Prints a
+Markdown table.
 """
 
 import statistics

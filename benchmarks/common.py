@@ -1,4 +1,4 @@
-"""What benchmarks share: clips, weights, the peak memory of a command, options and tables."""
+"""Code that benchmarks share: clips, weights, the peak memory of a command, options and tables."""
 
 import argparse
 import dataclasses
@@ -20,14 +20,14 @@ SIZES = {
     "tiny": dict(ch=32, ch_mult=(1, 2, 4, 4), num_res_blocks=1, norm_scope="frame"),
 }
 REST = dict(out_ch=3, attn_resolutions=(), in_channels=3, resolution=256, z_channels=16)
-"""The arguments of networks of the two sizes, and those that they share."""
+"""Arguments of networks of the two sizes, and the arguments that both sizes have."""
 
 FASTER, MEMORY = "movq is faster by", "movq takes of its memory"
-"""Columns that say how movq does against another way; benchmarks/short.py sums them up."""
+"""Columns that compare movq with another way; benchmarks/short.py sums them up."""
 
 
 def options(text, runs=3):
-    """A parser with what every benchmark has. `text` is what --help says."""
+    """Return a parser with the options that every benchmark has. `text` is shown by --help."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=runs)
     parser.add_argument("--json", type=Path, metavar="FILE", help="the rows as JSON too")
@@ -35,9 +35,9 @@ def options(text, runs=3):
 
 
 class Table:
-    """Rows as they come: as Markdown on standard output and, in a `file`, as a JSON list of objects, written anew with each.
+    """A table that is printed as Markdown row by row and, with a `file`, kept there as a JSON list of objects.
 
-    `columns` maps names to format specifications; None is an empty cell.
+    `columns` maps names to format specifications; None is an empty cell. The file is written again with each row.
     """
 
     def __init__(self, columns, file=None):
@@ -53,7 +53,7 @@ class Table:
 
 
 def native_precision():
-    """What `--precision auto` is on this machine's CPU."""
+    """Return the precision that `--precision auto` takes on this machine's CPU."""
     import torch
 
     from movq_cli.device import choose_precision
@@ -62,18 +62,18 @@ def native_precision():
 
 
 def ratio(theirs, ours):
-    """The median of how much more they take, run by run."""
+    """Return the median, run by run, of `theirs` divided by `ours`."""
     return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
 def in_child(*arguments):
-    """What a Python process of its own prints as JSON, given these arguments."""
+    """Run a Python process with these arguments and return what it prints as JSON."""
     command = [sys.executable, *map(str, arguments)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def default_windows(images, size, config):
-    """Frames (T, H, W, 3) in the windows that movq takes by default for weights of a size: one chunk each."""
+    """Return frames (T, H, W, 3) in the windows that movq takes by default for weights of a size: one chunk each."""
     from movq_cli.model.cost import default_chunk_frames
     from movq_cli.schedule import ChunkSchedule
 
@@ -84,7 +84,7 @@ def default_windows(images, size, config):
 
 
 def network(kind, size, dtype):
-    """An Encoder3D or Decoder3D of a size, with random weights, laid out as movq does it."""
+    """Return an Encoder3D or Decoder3D of a size, with random weights, laid out in memory as movq does it."""
     from movq_cli.model.convolution import lay_out
 
     model = kind(**SIZES[size], **REST).eval().requires_grad_(False).to(dtype)
@@ -111,7 +111,7 @@ def synthetic(path, frames, width, height):
 
 
 def peak(command):
-    """ru_maxrss in bytes of a command's own process, which begins at what this process holds: little."""
+    """Return a command's peak bytes (ru_maxrss). A process begins with the memory of its parent, which is little here."""
     pid = os.posix_spawn(command[0], command, os.environ, file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, 1, 0)])
     _, status, usage = os.wait4(pid, 0)
     assert status == 0
@@ -119,7 +119,7 @@ def peak(command):
 
 
 def timed(command):
-    """(seconds, peak bytes) of a command; of memory, that of the process and its children together, every 20 ms."""
+    """Return (seconds, peak bytes) of a command; memory is its own and its children's together, every 20 ms."""
     started, most = time.perf_counter(), 0
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while process.poll() is None:
@@ -137,21 +137,21 @@ def _resident(pid):
         with open(f"/proc/{pid}/task/{pid}/children") as file:
             return own + sum(map(_resident, file.read().split()))
     except (OSError, IndexError):
-        return 0  # it is over
+        return 0  # it has ended
 
 
 def published_weights(path):
-    """Random weights of the published encoder's size: a movq weights file."""
+    """Write a movq weights file of the published encoder's size, with random weights."""
     return _in_a_process_of_its_own(_make_weights, path)
 
 
 def diffusers_weights(path, channels=(128, 256, 256, 512)):
-    """Random weights, of the published size unless with other channels: a folder of diffusers'."""
+    """Write a folder of diffusers' with random weights, of the published size unless `channels` differ."""
     return _in_a_process_of_its_own(_make_diffusers, path, channels)
 
 
 def _in_a_process_of_its_own(make, path, *more):
-    """Whose memory would count as what is measured: a process begins with what the one that starts it holds."""
+    """Call `make` in another process: a measured process starts from the memory of the one that starts it."""
     maker = multiprocessing.get_context("spawn").Process(target=make, args=(path, *more))
     maker.start()
     maker.join()

@@ -1,8 +1,9 @@
-"""Every convolution of an encoder on a CPU in fp32: by the kernel that torch chooses, and by movq's choice, in turn.
+"""Every convolution of an encoder on a CPU in fp32: by the kernel that torch chooses and by movq's choice, in turn.
 
     python benchmarks/convolutions.py [--size tiny|published] [--shape 4x256x256] [--runs 5] [--json FILE]
 
-One chunk of T x H x W in the middle of a stream; each figure is the best of the runs. Prints a Markdown table.
+The input is a chunk of T x H x W in the middle of a stream; each figure is the best of the runs. Prints a Markdown
+table.
 """
 
 import sys
@@ -15,7 +16,7 @@ from benchmarks.common import SIZES, Table, network, options
 
 
 def calls(model, frames, height, width):
-    """Each convolution that a later chunk of a stream runs, with its name and the input it is given."""
+    """Return (name, layer, input) of each convolution that a later chunk of a stream runs."""
     import torch
 
     from movq_cli.model import StreamCache

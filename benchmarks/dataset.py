@@ -1,11 +1,11 @@
-"""From clips to a training set: items cut out of a list, engines and shards compared, tars killed and resumed, reading back.
+"""From clips to a training set: items cut from a list, engines and shards compared, tars killed and resumed, read back.
 
     python benchmarks/dataset.py items
     python benchmarks/dataset.py engines
     python benchmarks/dataset.py tars [--kills 8]
     python benchmarks/dataset.py read [--items 200] [--size 480x720] [--frames 49] [--runs 3]
 
-Everything is made in a temporary folder, by the real command; what is said to be equal was compared byte for byte. Prints
+Everything is made in a temporary folder by the real command; what is called equal was compared byte for byte. Prints
 Markdown.
 """
 
@@ -34,7 +34,7 @@ BUCKETS = ["--bucket", "17x48x80", "--bucket", "1x64x64"]
 
 
 def make_list(folder):
-    """A list of 60 items over 20 files: spans of 15 videos with captions, and 5 pictures."""
+    """Write a list of 60 items over 20 files, spans of 15 videos with captions, and 5 pictures; return its rows."""
     (folder / "in").mkdir()
     rows = []
     for i in range(15):
@@ -97,7 +97,7 @@ def items(folder, options):
 
 
 def relay():
-    """A process of Ray's that has a worker at work."""
+    """Wait for a Ray process whose worker is encoding, and return its pid."""
     from tests.helpers.processes import relays
 
     while not (found := relays()):
@@ -211,7 +211,7 @@ def read(folder, options):
     line = lines_of(folder / "files")[0]
     with open(
         folder / "files" / "manifest.jsonl", "w"
-    ) as file:  # the same clip under other names, with files of their own
+    ) as file:  # the same clip under other names, each with its own file
         for i in range(options.items):
             name = f"{i:04}.mp4"
             if i:
@@ -249,7 +249,7 @@ def read(folder, options):
         for name, way in ways.items():
             started = time.perf_counter()
             way()
-            if number:  # the first is for the page cache
+            if number:  # the first run fills the page cache
                 seconds[name].append(time.perf_counter() - started)
     shape = " x ".join(map(str, line["shape"]))
     print(f"{options.items} items of {shape} {line['dtype']}, {size / 1e6:.1f} MB each, in the page cache:\n")

@@ -1,9 +1,10 @@
-"""The published decoder against diffusers', in one run: ratio of times and of peak memory.
+"""The published decoder against diffusers' in one run: ratios of time and of peak memory.
 
     python benchmarks/decoder.py [--precision bf16] [--shape 5x16x16] [--runs 3] [--json FILE]
 
-Published size (ch 128, mult 1 2 2 4, 3 blocks, random weights), latents of L x H x W; both in windows of 2 latents. The two
-take turns, each in a process of its own; the precision is what `auto` is here. Needs diffusers. Prints a Markdown table.
+Published size (ch 128, mult 1 2 2 4, 3 blocks, random weights), latents of L x H x W; both decode in windows of 2
+latents. The two take turns, each in a process of its own. The default precision is the one that `auto` takes here.
+Needs diffusers. Prints a Markdown table.
 """
 
 import json
@@ -19,7 +20,7 @@ from benchmarks.common import FASTER, MEMORY, Table, in_child, native_precision,
 
 
 def measure(which, precision, shape):
-    """In a child process: one warm-up, one timed decoding; seconds and peak bytes."""
+    """Print the seconds and peak bytes of this child process: one decoding to warm up, one timed."""
     import torch
 
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]

@@ -1,13 +1,14 @@
-"""The encoder alone against diffusers, against the published operations in one chunk, and against its own bare convolutions.
+"""The encoder against diffusers, against the published operations in one chunk, and against its own bare convolutions.
 
     python benchmarks/encoder.py [--size published|tiny] [--precision bf16 fp32] [--shape 17x128x128 ...] [--runs 3] [--json FILE]
 
-All take turns in one run, each in a process of its own, so that a busy machine hits all and peaks are their own. "naive" is
-tests/helpers/published.py in one chunk: torch.cat and F.pad, x * sigmoid(x), every stage's output kept; "convolutions" is every
-convolution that movq runs, on inputs of the same shapes and layout, and nothing else. Of the published size movq runs
-diffusers' windows, as diffusers does without tiling; movq-tiny norms per frame, in its default chunks. The precision is what
-`auto` is here unless given (a CPU without native bf16 takes minutes for what fp32 does in one). "in ..." compares with movq in
-that precision, its default. Needs diffusers for the published size. Prints a Markdown table.
+All take turns in one run, each in a process of its own, so that a busy machine affects all alike and peaks are their
+own. "naive" is tests/helpers/published.py in one chunk: torch.cat and F.pad, x * sigmoid(x), every stage's output kept.
+"convolutions" is every convolution that movq runs, on inputs of the same shapes and layout, and nothing else. At the
+published size movq runs diffusers' windows, as diffusers does without tiling; movq-tiny has norms per frame, and its
+default chunks. The default precision is the one that `auto` takes here (a CPU without native bf16 needs minutes for
+what fp32 does in one). "in ..." compares with movq in this default. Needs diffusers for the published size. Prints a
+Markdown table.
 """
 
 import json
@@ -35,7 +36,7 @@ from benchmarks.common import (
 
 
 def measure(which, size, precision, shape):
-    """In a child process: one warm-up, two timed runs of which the faster counts; seconds, peak bytes, GEMM rate, FLOPs."""
+    """Print this child process's seconds (the faster of two runs after a warm-up), peak bytes, GEMM rate and FLOPs."""
     import torch
 
     from movq_cli.codec import encode
@@ -91,7 +92,7 @@ def measure(which, size, precision, shape):
 
 
 def bare_convolutions(model, forward):
-    """The summed seconds of every convolution that a forward runs, each on an input like the one it was given."""
+    """Return the summed seconds of every convolution that a forward runs, each alone on an input of the same shape."""
     import torch
     from torch import nn
 
@@ -109,7 +110,7 @@ def bare_convolutions(model, forward):
     for layer, shape, stride in calls:
         x = torch.empty_strided(shape, stride, dtype=layer.weight.dtype).normal_()
         best = float("inf")
-        for _ in range(3):  # the first one is also what oneDNN prepares
+        for _ in range(3):  # the first run also prepares oneDNN
             started = time.perf_counter()
             layer(x)
             best = min(best, time.perf_counter() - started)
@@ -118,7 +119,7 @@ def bare_convolutions(model, forward):
 
 
 def gemm_rate(dtype, n=4096):
-    """FLOP per second of a square matrix product, the best of three."""
+    """Return the FLOP per second of a square matrix product, the best of four runs."""
     import torch
 
     a, b = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)

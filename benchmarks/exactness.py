@@ -1,9 +1,9 @@
-"""How far chunk sizes and precisions are from each other on real footage, through the real command.
+"""The differences between chunk sizes and between precisions on real footage, through the real command.
 
     python benchmarks/exactness.py [--frames 49] [--precision fp32 bf16]
 
-Encodes tests/data/city.mp4 with the embedded weights; prints differences as the README has them, and whether the two files'
-metadata are equal.
+Encodes tests/data/city.mp4 with the embedded weights; prints differences as in docs/exactness.md, and whether the two
+files' metadata are equal.
 """
 
 import argparse

@@ -1,21 +1,21 @@
-"""Everything that is to be known of movq on one CUDA device, in at most six minutes.
+"""Measure everything about movq on one CUDA device, in at most six minutes.
 
     python benchmarks/gpu.py [--only machine,encoder] [--json FILE] [--minutes 6]
-    python benchmarks/gpu.py --cpu          # the same code, small, on a CPU: nothing but the device is new on the day
+    python benchmarks/gpu.py --cpu          # the same code, small, on a CPU, so that only the device is new on the day
 
-Each part runs in a process of its own, in order of worth, and is ended when its time is over; what it has printed by then
-stands, and the next part begins. Prints Markdown as it goes; the JSON file is written anew after every part.
+Each part runs in a process of its own, the most useful first, and is ended when its time is over; what it has printed
+by then counts, and the next part begins. Prints Markdown as it goes; the JSON file is written again after every part.
 
     machine     the card, its rates of products and copies
     tests       the tests marked gpu, with the rows of the table of what is exact
-    encoder     frames per second, beside the bare convolutions and diffusers; memory against movq's estimate
+    encoder     frames per second, next to the bare convolutions and diffusers; memory against movq's estimate
     candidates  other ways to norm, compared with the plain one before they are timed
-    profile     where the time of one encoding goes, kernel by kernel
+    profile     the time of one encoding, kernel by kernel
     commands    whole commands on real clips, against a script around diffusers; batches; how many decoders a device needs
-    decoder     the way back
+    decoder     the decoder against diffusers', with its memory
     precision   tf32, bf16 and fp16 against fp32, in latents and pictures
 
-Without diffusers or PyAV the rows that need them are left out, and said.
+Without diffusers or PyAV the rows that need them are left out, with a line that says so.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-PARTS = {  # its module and function, and the most seconds it may take
+PARTS = {  # module, function, and the most seconds that it may take
     "machine": ("benchmarks.gpu_networks", "machine", 20),
     "tests": ("benchmarks.gpu", "tests", 75),
     "encoder": ("benchmarks.gpu_networks", "encoder", 90),
@@ -43,11 +43,11 @@ PARTS = {  # its module and function, and the most seconds it may take
     "decoder": ("benchmarks.gpu_networks", "decoder", 25),
     "precision": ("benchmarks.precision", "precision", 60),
 }
-_LEAST = 5  # seconds that a part needs to begin at all
+_LEAST = 5  # seconds that a part needs in order to begin
 
 
 def tests(part):
-    """Run the tests marked gpu; print the rows that they give, and how they ended."""
+    """Run the tests marked gpu; print the rows that they print, and how they ended."""
     command = [sys.executable, "-m", "pytest", "-q", "-s", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_gpu.py"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print("| what | against | where | largest difference in standard deviations |\n|---|---|---|---|")
@@ -63,7 +63,7 @@ def tests(part):
 
 
 class Part:
-    """What a part is told: where to compute, whether small, and where its tables go."""
+    """A part's settings: where to compute, whether small, and where its tables go."""
 
     def __init__(self, name, cpu, folder):
         self.name, self.cpu, self._folder, self._tables = name, cpu, folder, 0
@@ -87,7 +87,7 @@ class Part:
 
 
 def run(name, arguments, seconds):
-    """Run one part in a process group of its own for so long at most. Return how it ended, its time and its tables."""
+    """Run one part in its own process group, for at most `seconds`. Return how it ended, its time and its tables."""
     environment = os.environ | {"PYTHONUNBUFFERED": "1"} | ({"OMP_NUM_THREADS": "1"} if arguments.cpu else {})
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--part", name, "--tables", folder, *(["--cpu"] if arguments.cpu else [])]

@@ -1,8 +1,8 @@
-"""The part of gpu.py that tries other ways to norm on CUDA: each a switch, compared with the plain way before it is timed.
+"""The part of gpu.py that tries other ways to norm on CUDA, each compared with the plain way before it is timed.
 
-The plain way (movq_cli/model/norms.py) norms as many frames at once as fit a bound. Here it is a frame at a time, as on a CPU;
-all frames at once in fewer steps, from sums of squares; the same by torch.compile; and two Triton kernels. Triton is not a
-dependency of movq. TRITON_INTERPRET=1 runs its kernels on a CPU.
+The plain way (movq_cli/model/norms.py) norms as many frames at once as a bound allows. The others norm a frame at a
+time, as on a CPU; all frames at once in fewer steps, from sums of squares; the same by torch.compile; and with two
+Triton kernels. Triton is not a dependency of movq. TRITON_INTERPRET=1 runs its kernels on a CPU.
 """
 
 import os
@@ -33,7 +33,7 @@ def candidates(part):
         "a frame at a time": a_frame_at_a_time,
         "all frames at once, sums of squares": lambda: normed_by(statistics_at_once, apply_at_once),
     }
-    if not part.cpu:  # it needs a compiler, and minutes
+    if not part.cpu:  # needs a compiler, and minutes
         ways["the same, torch.compile"] = lambda: normed_by(compiled(statistics_at_once), compiled(apply_at_once))
     if triton is not None and (device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"):
         ways["Triton"] = lambda: normed_by(statistics_by_triton, apply_by_triton)
@@ -59,7 +59,7 @@ def candidates(part):
                     latents = torch.cat(encoded(size, images[: SHAPES[0][0]], "fp32", device, inside)[1], 2)
                     run, _ = encoded(size, images, "bf16", device, inside)
                     taken = seconds_of(run, device)
-            except Exception as error:  # of one way: the others are still of interest
+            except Exception as error:  # one way failed; the others are still of interest
                 part.say(f"{name}: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
                 continue
             if expected is None:
@@ -73,7 +73,7 @@ def candidates(part):
 
 
 def encoded(size, images, precision, device, inside):
-    """Return (what encodes the images again, their latents) by the same random weights each time."""
+    """Return (function that encodes the images again, their latents), with the same random weights each time."""
     from movq_cli.model import Encoder3D
 
     torch.manual_seed(0)
@@ -165,11 +165,11 @@ def compiled(function, known={}):  # noqa: B006  # compiled once for all norms
 
 if triton is not None:
     _TILE = 4096  # numbers that a program holds at a time
-    _PROGRAMS = 1024  # of a launch, at least, where there is work for so many
+    _PROGRAMS = 1024  # programs of a launch, at least, if there is enough work
 
     @triton.jit
     def _measure(x, mean_out, m2_out, frame_stride, pixels, per_program, C: tl.constexpr, ROWS: tl.constexpr):
-        """Mean and M2 of each channel over a run of pixels of a frame, merged tile by tile (Chan et al. 1979)."""
+        """Measure mean and M2 of each channel over a run of a frame's pixels, tile by tile (Chan et al. 1979)."""
         frame, run = tl.program_id(0), tl.program_id(1)
         channels = tl.arange(0, C)
         begin = run * per_program
@@ -208,7 +208,7 @@ if triton is not None:
         C: tl.constexpr,
         ROWS: tl.constexpr,
     ):
-        """x * scale + shift of some pixels of a frame, and SiLU."""
+        """Write x * scale + shift for some pixels of a frame, with SiLU if asked."""
         frame, block = tl.program_id(0), tl.program_id(1)
         channels = tl.arange(0, C)
         rows = block * ROWS + tl.arange(0, ROWS)
@@ -222,7 +222,10 @@ if triton is not None:
         tl.store(out + frame.to(tl.int64) * out_stride + place, y.to(out.dtype.element_ty), mask=inside)
 
     def statistics_by_triton(x, groups, each_frame):
-        """As statistics_at_once, from means and M2 of runs of pixels. For B = 1 and channels that are a power of two."""
+        """Return the same as statistics_at_once, from means and M2 of runs of pixels.
+
+        Needs B = 1 and channels that are a power of two.
+        """
         b, c, t, h, w = x.shape
         assert b == 1
         pixels, rows = h * w, max(1, _TILE // c)
@@ -240,7 +243,7 @@ if triton is not None:
         return center.reshape(1, -1, groups), m2.reshape(1, -1, groups)
 
     def apply_by_triton(x, scale, shift, out, silu):
-        """As apply_at_once, in one launch. For B = 1 and channels that are a power of two."""
+        """Write the same as apply_at_once, in one launch. Needs B = 1 and channels that are a power of two."""
         _, c, t, h, w = x.shape
         assert out.stride()[3:] == x.stride()[3:] == (w * c, c)
         rows = max(1, _TILE // c)

@@ -1,4 +1,4 @@
-"""The part of gpu.py that is about whole commands: clips from disk to latents on disk, one by one and in batches."""
+"""The part of gpu.py about whole commands: clips from disk to latents on disk, one by one and in batches."""
 
 import importlib.util
 import os
@@ -17,7 +17,7 @@ TINY = str(embedded_weights())
 
 
 def commands(part):
-    """Time encoding from file to file: cold commands, warm ones, and batches; and what decoders alone give."""
+    """Time encoding from file to file, in cold commands, warm ones, and batches, and the decoders alone."""
     if importlib.util.find_spec("av") is None:
         part.say("without PyAV: no command can be run")
         return
@@ -55,7 +55,7 @@ def movq(*arguments):
 
 
 def single(part, folder, clips, weights, has_diffusers):
-    """One clip: the command from its start, the same in a process that has the weights, and a script around diffusers."""
+    """Time one clip: the command from its start, a process that has the weights, and a script around diffusers."""
     from movq_cli import EncodeOptions, Selection
     from movq_cli.encode import VideoEncoder
 
@@ -95,7 +95,7 @@ def single(part, folder, clips, weights, has_diffusers):
 
 
 def decoders(part, clips, weights):
-    """What one decoding process gives, and how many the device would need to wait for none."""
+    """Time one decoding process, and compute how many of them the device needs in order never to wait."""
     from movq_cli import EncodeOptions, Selection
     from movq_cli.encode import VideoEncoder
     from movq_cli.plan import start_reader
@@ -130,7 +130,7 @@ def encoding_rate(encoder, images, device):
 
 
 def batches(part, folder, clips, weights):
-    """A batch of equal clips, with one worker and with two on the device."""
+    """Time a batch of equal clips, with one worker and with two on the device."""
     name, path, frames = clips[0]
     count = 3 if part.cpu else 40
     (folder / "in").mkdir()

@@ -1,4 +1,4 @@
-"""The parts of gpu.py that are about the networks: the machine, the encoder, its profile, the decoder."""
+"""The parts of gpu.py about the networks: the machine, the encoder, its profile, the decoder."""
 
 import gc
 import statistics
@@ -18,12 +18,12 @@ DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, 
 SHAPES = [(17, 256, 256), (49, 480, 720), (17, 768, 1360)]
 SMALL = [(9, 32, 48)]
 THEIRS = {}
-"""Arguments of diffusers' autoencoder; by default it is the published size."""
+"""Arguments of diffusers' autoencoder; by default it has the published size."""
 _LEAST = 3
 
 
 def shrink():
-    """Make everything small, for a CPU: the same code in seconds."""
+    """Make everything small, so that a CPU runs the same code in seconds."""
     global _LEAST
     _LEAST = 1
     SIZES["published"] |= dict(ch=32, num_res_blocks=1)
@@ -36,7 +36,7 @@ def synchronize(device):
 
 
 def seconds_of(work, device, budget=2.0, most=20):
-    """Return the median seconds of `work`, run 3 times or more after a warm-up, while it is below the budget of seconds."""
+    """Return the median seconds of `work` after a warm-up: of 3 runs, or of more if the budget of seconds allows."""
     work()
     synchronize(device)
     taken = []
@@ -61,7 +61,7 @@ def copy_rate(device, numbers):
 
 
 def machine(part):
-    """Print what the device is, and the rates that everything else is held against."""
+    """Print the device, and the rates that everything else is compared with."""
     device, small = part.device, part.cpu
     if small:
         part.say(f"a CPU, torch {torch.__version__}")
@@ -85,7 +85,7 @@ def make_images(shape):
 
 
 def plan_for(model, shape, precision, device):
-    """Plan an encoding as `movq encode` would, of frames that are in memory."""
+    """Plan an encoding of frames in memory as `movq encode` would."""
     from movq_cli import EncodeOptions, Picture
     from movq_cli.plan import make_plan
     from movq_cli.video.geometry import Orientation, plan_geometry
@@ -103,7 +103,7 @@ def plan_for(model, shape, precision, device):
 
 
 def encoding(model, images, plan, precision, device, inside=nullcontext, kept=None):
-    """Return a function that encodes the images as planned, in a context `inside` movq's own, and appends to `kept` if given."""
+    """Return a function that encodes the images as planned, in the context `inside`, and appends latents to `kept`."""
     from movq_cli.codec import encode
     from movq_cli.device import computing
     from movq_cli.model import StreamCache
@@ -142,7 +142,7 @@ def encoding(model, images, plan, precision, device, inside=nullcontext, kept=No
 
 
 def convolutions_of(model, forward, device):
-    """Return (seconds, FLOP) of every convolution that a forward runs, each by itself on an input of the same layout."""
+    """Return (seconds, FLOP) of every convolution that a forward runs, alone on an input of the same layout."""
     calls = Counter()
     layers = {}
 
@@ -181,7 +181,7 @@ def peak_of(work, device):
 
 
 def encoder(part):
-    """Time the encoder of both sizes, with its memory, and diffusers beside it in the same process."""
+    """Time the encoder of both sizes, with its memory, and diffusers in the same process."""
     from movq_cli.model import Encoder3D
 
     device = part.device
@@ -259,7 +259,7 @@ def diffusers_encodings(images, dtype, device, part):
 
 
 def profile(part):
-    """Print the kernels that one encoding spends its time in, and what it does besides computing."""
+    """Print the kernels that take the time of one encoding, and the share of copies from the host."""
     from movq_cli.model import Encoder3D
 
     device = part.device
@@ -291,7 +291,7 @@ def profile(part):
 
 
 def kernels_of(measured, device):
-    """Return (seconds, launches) by name of what ran on the device; of a CPU, the operators' own time."""
+    """Return (seconds, launches) by name of everything that ran on the device; on a CPU, the operators' own time."""
     found = {}
     for event in measured.key_averages():
         taken = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
@@ -302,7 +302,7 @@ def kernels_of(measured, device):
 
 
 def decoder(part):
-    """Time the decoder of the published size in bf16, with its memory, and diffusers beside it."""
+    """Time the decoder of the published size in bf16, with its memory, and diffusers."""
     from movq_cli.codec import decode
     from movq_cli.model import Decoder3D
     from movq_cli.schedule import ChunkSchedule

@@ -1,11 +1,12 @@
-"""movq against diffusers' own autoencoder, through the real commands, in fp32: how far latents and frames are apart.
+"""movq against diffusers' own autoencoder, through the real commands, in fp32: differences of latents and of frames.
 
     python benchmarks/judge.py [--channels 128 256 256 512] [--size 64x48] [--frames 1 5 9 13 17 49]
 
-Random weights, saved by diffusers as a folder, sharded, and as a file like CogVideo's .pt, which `movq weights convert` reads.
-Differences of latents are those of the README's table; of frames, in levels of 255 and the part of values that
-differ at all (a value between two bytes may round either way). For T = 5 and 13 diffusers decodes 8 and 16 frames, so there
-the judge of frames is Decoder3D, its windows by hand. Needs diffusers. Prints a Markdown table.
+Weights are random, saved by diffusers as a folder and sharded, and as a file like CogVideo's .pt, which is converted by
+`movq weights convert`. Differences of latents are as in docs/exactness.md; those of frames are in levels of 255, with
+the share of values that differ at all (a value between two bytes may round either way). For T = 5 and 13 diffusers
+decodes 8 and 16 frames, so there Decoder3D judges the frames, with windows made by hand. Needs diffusers. Prints a
+Markdown table.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""Peak memory of `movq encode`: flat in the length of the video, and as predicted by --dry-run; of `movq decode` too.
+"""Peak memory of `movq encode`: flat in the length of the video, and as predicted by --dry-run; also of `movq decode`.
 
     python benchmarks/memory.py [--frames 65 1025] [--size 128x128] [--precision bf16] [--semantics frame] [--decode]
                                 [--runs 3] [--json FILE]
 
-Norms per frame are those of the embedded weights; other --semantics are of random weights of the published size.
+`--semantics frame` takes the embedded weights; other semantics take random weights of the published size.
 
-Makes synthetic clips at 10 frames per second, encodes each in a process of its own and reads ru_maxrss of that process; the
-decoding process, which is another, is printed beside it.
+Makes synthetic clips at 10 frames per second, encodes each in a process of its own and reads ru_maxrss of that process.
+The decoding process is another one, whose memory is not added.
 """
 
 import itertools

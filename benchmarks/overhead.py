@@ -1,11 +1,11 @@
-"""What an encoding takes besides its convolutions, and what getting memory from Linux has to do with it.
+"""The time of an encoding besides its convolutions, and how getting memory from Linux affects it.
 
     python benchmarks/overhead.py [--size published|tiny] [--precision bf16 fp32] [--shape 17x128x128] [--runs 3] [--json FILE]
 
-Every convolution gives zeros at once, so what is timed is norms, SiLU, padding, sums, halvings and, above all for large
-pictures, page faults. "plain" is malloc as it comes; "kept" tells it to keep what is freed, up to its limit of 32 MB per
-tensor; "movq" is device.spare_page_faults, which the commands call. All take turns, each in a process of its own; peaks are
-of the network alone. Prints a Markdown table.
+Every convolution gives zeros at once, so the time is that of norms, SiLU, padding, sums, halvings and, above all for
+large pictures, page faults. "plain" is malloc with its defaults; "kept" tells it to keep freed memory, up to its limit
+of 32 MB per tensor; "movq" is device.spare_page_faults, which the commands call. All take turns, each in a process of
+its own; peaks are those of the network alone. Prints a Markdown table.
 """
 
 import json
@@ -22,7 +22,7 @@ from benchmarks.common import FASTER, SIZES, Table, default_windows, in_child, n
 
 
 def measure(way, size, precision, shape):
-    """In a child process: one warm-up, three timed runs of which the fastest counts."""
+    """Print this child process's seconds (the fastest of three runs after a warm-up), peak bytes and page faults."""
     from movq_cli.device import spare_page_faults
 
     if way != "plain":

@@ -1,16 +1,17 @@
-"""Whether decoding costs anything: `movq encode` against decoding alone and encoding alone, on the same frames.
+"""The cost of decoding: `movq encode` against decoding alone and encoding alone, on the same frames.
 
     python benchmarks/pipeline.py [CLIP ...] [--frames 49] [--runs 3] [--json FILE]
     python benchmarks/pipeline.py --device-seconds [S ...] [--clips 12]
 
-Without clips: tests/data/city.mp4, and a synthetic one of 1920x1080. In one process, with weights loaded: "decoding" reads all
-frames as the encoder gets them; "encoding" encodes the same frames out of memory; "both" encodes the video to its file. Then
-processes from their start: "cold encoding", the same frames out of a file that is mapped, and "cold" the command `movq encode`;
-"start" is what the command takes beside "both": Python, torch, weights. Prints a Markdown table.
+Without clips it takes tests/data/city.mp4, and a synthetic one of 1920x1080. In one process, with weights loaded:
+"decoding" reads all frames as the encoder gets them; "encoding" encodes the same frames from memory; "both" encodes the
+video to its file. Then whole processes: "cold encoding" takes the same frames from a memory-mapped file, and "cold" is
+the command `movq encode`; "start" is what the command takes besides "both": Python, torch, weights. Prints a Markdown
+table.
 
-With --device-seconds: a batch of 1920x1080 clips, one worker, and in place of a device one that takes S seconds for a clip and
-none of the CPU (stand_in.py): the share of time that it is busy, from its first chunk to its last. Without S: 1.25 times what
-decoding a clip takes, and 0.5.
+With --device-seconds: a batch of 1920x1080 clips, one worker, and instead of a device a stand-in that takes S seconds
+for a clip and none of the CPU (stand_in.py). Prints the share of time that it is busy, from its first chunk to its
+last. Without S: 1.25 times the time of decoding a clip, and 0.5.
 """
 
 import shutil
@@ -29,7 +30,7 @@ from benchmarks.common import Table, options, ratio, synthetic  # noqa: E402
 
 
 def seconds_of(work):
-    """Of a function, or of a command."""
+    """Return the seconds that a function or a command takes."""
     started = time.perf_counter()
     if isinstance(work, list):
         subprocess.run(work, check=True, stdout=subprocess.DEVNULL)
@@ -39,7 +40,7 @@ def seconds_of(work):
 
 
 def computing(frames, encode_options):
-    """Encodes frames (T, H, W, 3) each time it is called, and keeps nothing."""
+    """Return a function that encodes frames (T, H, W, 3) and keeps nothing."""
     from movq_cli.codec import Chunker, encode
     from movq_cli.device import dtype_of
     from movq_cli.encode import VideoEncoder
@@ -61,7 +62,7 @@ def computing(frames, encode_options):
 
 
 def busy_shares(wanted, frames, count, runs, file):
-    """Add a row for each time that a clip takes on the device."""
+    """Add a row for each number of seconds that a clip takes on the device."""
     from movq_cli import EncodeOptions
     from movq_cli.encode import VideoEncoder
     from movq_cli.plan import start_reader
@@ -172,7 +173,7 @@ def main():
             for run in range(args.runs + 1):
                 for name, way in ways.items():
                     seconds = seconds_of(way)
-                    if run:  # the first is a warm-up
+                    if run:  # the first run is a warm-up
                         runs[name].append(seconds)
             longer = list(map(max, runs["decoding"], runs["encoding"]))
             start = statistics.median((c - b) / c for b, c in zip(runs["both"], runs["cold"], strict=True))

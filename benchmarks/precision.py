@@ -1,10 +1,11 @@
-"""What computing in less than fp32 costs: latents and pictures of each precision against those of fp32, on real clips.
+"""The cost of computing in less than fp32: latents and pictures of each precision against those of fp32, on real clips.
 
     python benchmarks/precision.py [CLIP ...] [--precision bf16] [--frames 17] [--weights FILE] [--device cpu]
 
-Without clips: six shots of tests/data/city.mp4. Means differ in their own standard deviations, log variances in nats; "of a
-draw's noise" is the means' rms beside the median deviation of the posterior; "dB lost" is what the mean PSNR against the
-source is less than with fp32; "dB apart" the PSNR of one reconstruction against the other. Prints Markdown.
+Without clips it takes six shots of tests/data/city.mp4. Differences of means are in their own standard deviations,
+those of log variances in nats. "of a draw's noise" is the means' rms divided by the median deviation of the posterior.
+"dB lost" is the loss of mean PSNR against the source, compared with fp32; "dB apart" is the PSNR of one reconstruction
+against the other. Prints Markdown.
 """
 
 import statistics
@@ -19,7 +20,7 @@ from benchmarks.common import Table, options  # noqa: E402
 
 CITY = ROOT / "tests" / "data" / "city.mp4"
 SHOTS = [Fraction(n, 5) for n in (0, 4, 8, 12, 16, 20)]
-"""Seconds at which parts of city.mp4 begin that do not overlap."""
+"""Seconds at which parts of city.mp4 begin; the parts do not overlap."""
 COLUMNS = {
     "clip": "",
     "precision": "",
@@ -34,7 +35,7 @@ COLUMNS = {
 
 
 def compare(table, clips, precisions, frames, weights=None, device="auto"):
-    """Add a row for each clip and precision to a table of COLUMNS, and one of their worst."""
+    """Add a row for each clip and precision to a table of COLUMNS, and rows of the worst and of the medians."""
     from movq_cli import EncodeOptions, Selection, evaluate_video
 
     rows = {precision: [] for precision in precisions}
@@ -61,7 +62,7 @@ def shots(count=6):
 
 
 def precision(part):
-    """The part of gpu.py: on CUDA all precisions, on a CPU one clip in bf16."""
+    """Run the part of gpu.py: on CUDA all precisions, on a CPU one clip in bf16."""
     table = part.table(COLUMNS)
     if part.cpu:
         compare(table, shots(1), ["bf16"], 5, device="cpu")

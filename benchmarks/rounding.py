@@ -1,12 +1,13 @@
-"""Find where bf16's error comes from: run the encoder with the activations of one part at a time in fp32, and the others in bf16.
+"""Find the source of bf16's error: run the encoder with the activations of one part in fp32 and all others in bf16.
 
     python benchmarks/rounding.py [CLIP ...] [--frames 9] [--size 256] [--weights FILE]
 
-The figures are those of benchmarks/precision.py, against fp32 everywhere, as medians over the clips (without any: six shots of
-tests/data/city.mp4), of the middle `--size` squared. Weights are rounded in all rows but the last. "plain" rounds each weight by
-itself; below "filters", which rounds them as movq does (model/convolution.py, round_weight), each row is one change to that. The
-network is run by the few lines below and not by movq, as only here each part can have a precision of its own; "movq" is movq in
-bf16, to see that both agree. Norms compute in fp32 in every row. Prints Markdown.
+The figures are those of benchmarks/precision.py, against fp32 everywhere, as medians over the clips (by default six
+shots of tests/data/city.mp4), of the middle `--size` squared. Weights are rounded in all rows but the last. "plain"
+rounds each weight separately; "filters" rounds them as movq does (model/convolution.py, round_weight), and each row
+below it is one change to that. The network is run by the few lines below and not by movq, as only here each part can
+have a precision of its own; "movq" is movq in bf16, to show that both agree. Norms compute in fp32 in every row. Prints
+Markdown.
 """
 
 import statistics
@@ -36,7 +37,7 @@ LOW, FULL = torch.bfloat16, torch.float32
 
 @dataclass(frozen=True)
 class Parts:
-    """The precision of each part: pixels, convolutions by stage, what blocks add to, what norms give, and the moments."""
+    """The precision of each part: pixels, convolutions by stage, residual stream, results of norms, and moments."""
 
     pixels: torch.dtype = LOW
     conv_in: torch.dtype = LOW
@@ -44,21 +45,21 @@ class Parts:
     mid: torch.dtype = LOW
     conv_out: torch.dtype = LOW
     stream: torch.dtype = LOW
-    inside: torch.dtype = LOW  # what a block's first convolution gives
+    inside: torch.dtype = LOW  # the result of a block's first convolution
     moments: torch.dtype = LOW
-    weights: str = "filters"  # how they are rounded: "filters", "plain", or "fp32" for not at all
+    weights: str = "filters"  # rounded by "filters" or "plain", or not at all: "fp32"
 
     def weight(self, weight):
-        """Return a convolution's weight as it is rounded, in fp32."""
+        """Return a convolution's weight, rounded, in fp32."""
         if self.weights == "fp32":
             return weight
         return round_weight(weight, LOW).float() if self.weights == "filters" else weight.to(LOW).float()
 
 
 def conv(module, x, dtype, out, parts):
-    """A convolution, causal in time where it is 3-D, in `dtype`; its result rounded once, to `out`.
+    """Run a convolution in `dtype`, causal in time if it is 3-D; its result is rounded once, to `out`.
 
-    A convolution of bf16 adds up in fp32, so bf16 is computed here by one of fp32 with rounded numbers.
+    A convolution of bf16 adds up in fp32, so bf16 is computed here by a convolution of fp32 with rounded numbers.
     """
     inner = getattr(module, "conv", module)
     weight, bias = parts.weight(inner.weight), inner.bias.to(dtype).float()
@@ -72,13 +73,13 @@ def conv(module, x, dtype, out, parts):
 
 
 def norm(module, x, dtype):
-    """GroupNorm of each frame, then SiLU, computed in fp32 and rounded once."""
+    """Run GroupNorm on each frame, then SiLU, computed in fp32 and rounded once."""
     y = F.group_norm(fold_frames(x.float()).contiguous(), module.num_groups, module.weight, module.bias, module.eps)
     return unfold_frames(F.silu(y), x.shape[0]).to(dtype)
 
 
 def block(module, x, dtype, parts):
-    """A residual block."""
+    """Run a residual block."""
     h = conv(module.conv1, norm(module.norm1, x, dtype), dtype, parts.inside if dtype == LOW else FULL, parts)
     h = norm(module.norm2, h, dtype)
     stream = parts.stream if dtype == LOW else FULL
@@ -89,7 +90,7 @@ def block(module, x, dtype, parts):
 
 
 def down(module, x, dtype, parts):
-    """Half of time, then of height and width."""
+    """Halve time, then height and width."""
     if module.compress_time:
         x = torch.cat([x[:, :, :1], (x[:, :, 1::2] + x[:, :, 2::2]) * 0.5], 2)
     frames = F.pad(fold_frames(x), (0, 1, 0, 1))
@@ -97,7 +98,7 @@ def down(module, x, dtype, parts):
 
 
 def encode(network, pixels, parts):
-    """Moments of a whole clip (1, 3, T, H, W) of fp32 in [-1, 1], by a network in fp32 with norms per frame."""
+    """Return the moments of a whole clip (1, 3, T, H, W) of fp32 in [-1, 1]. The network is in fp32, norms per frame."""
     x = pixels.to(parts.pixels)
     x = conv(network.conv_in, x, parts.conv_in, parts.stream if parts.conv_in == LOW else FULL, parts)
     for level, dtype in zip(network.down, parts.levels, strict=True):

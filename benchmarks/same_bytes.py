@@ -1,11 +1,11 @@
-"""Compare what two checkouts of movq make of the same files, byte for byte: latents, headers, manifests and tars.
+"""Compare the results of two checkouts of movq on the same files, byte for byte: latents, headers, manifests and tars.
 
     git worktree add /tmp/before COMMIT
     python benchmarks/same_bytes.py /tmp/before
 
-Encodes 30 clips one by one, each with other options, then a batch of a tree of 40 files, bad ones among them, and a list of
-40 spans and pictures with captions and buckets, as files and as tars. `seconds` in manifests may differ, and nothing else.
-Both use the same weights, by default those of this checkout. Exits with 1 where anything differs.
+Encodes 30 clips one by one, each with other options, then a tree of 40 files as a batch, bad ones among them, and a
+list of 40 spans and pictures with captions and buckets, as files and as tars. Only `seconds` in manifests may differ.
+Both use the same weights, by default those of this checkout. Exits with 1 if anything differs.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def make_sources(folder):
 
 
 def encode(checkout, folder, output, weights):
-    """Run all of it with the movq of a checkout."""
+    """Encode everything with the movq of a checkout."""
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     output.mkdir()
     jobs = [
@@ -70,7 +70,7 @@ def encode(checkout, folder, output, weights):
         command = [sys.executable, "-m", "movq_cli", "batch-encode", *arguments, "-o", output / name]
         command += ["--weights", weights, "--workers", "2", "--quiet"]
         result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-        if result.returncode not in (0, 1):  # 1: the bad files of the tree
+        if result.returncode not in (0, 1):  # 1: the tree has bad files
             raise SystemExit(f"{checkout}: {' '.join(map(str, command))}\n{result.stderr}")
     return jobs
 

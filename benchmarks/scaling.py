@@ -1,11 +1,12 @@
-"""What encoding costs on paper, checked against this machine: FLOPs, bytes and memory per frame, and from them an H100.
+"""The cost of encoding on paper, checked on this machine: FLOPs, bytes and memory per frame, and from them an H100.
 
     python benchmarks/scaling.py [--shape 17x128x128] [--precision bf16]
 
-FLOPs by formula: 2 x weights x the pixels they meet, summed over layers (model/stages.py counts the same for progress
-bars); the judge is torch's own counter. Bytes by formula: every convolution reads its input and writes its output, every norm
-reads twice and writes once, every sum reads twice and writes once, and nothing stays in a cache. The time that the two take
-at this machine's rates of matrix products and of copies is printed beside the time measured. Prints Markdown.
+FLOPs by formula: 2 x weights x the pixels that they meet, summed over layers (model/stages.py counts the same for
+progress bars); torch's own counter is the judge. Bytes by formula: every convolution reads its input and writes its
+output, every norm reads twice and writes once, every sum reads twice and writes once, and nothing stays in a cache. The
+time that both would take at this machine's rates of matrix products and of copies is printed next to the measured time.
+Prints Markdown.
 """
 
 import argparse
@@ -19,9 +20,9 @@ from benchmarks.common import REST, SIZES, network
 from benchmarks.encoder import gemm_rate
 
 H100_FLOPS, H100_BYTES, H100_SHARE = 989e12, 3.35e12, 0.4
-"""bf16 without sparsity and HBM3 by NVIDIA's data sheet (SXM); what share of the FLOPs convolutions reach is an assumption."""
+"""bf16 without sparsity, HBM3, by NVIDIA's data sheet (SXM); the share of FLOPs that convolutions reach is assumed."""
 CLIPS, FRAMES, DOLLARS = 1_000_000, 49, 2.5
-"""A million clips of CogVideoX's length; dollars per H100 hour are an assumption."""
+"""A million clips of CogVideoX's length; dollars per H100 hour are assumed."""
 
 
 def flops_per_frame(encoder, height, width):
@@ -29,7 +30,7 @@ def flops_per_frame(encoder, height, width):
 
 
 def bytes_per_frame(config, height, width, item):
-    """Of activations, in and out of every layer."""
+    """Return the bytes of activations, in and out of every layer, per frame."""
     total, channels, pixels = 0.0, config.ch, float(height * width)
     total += (config.in_channels + channels) * pixels
     for level in range(config.levels):
@@ -52,7 +53,7 @@ def _norm(channels):
 
 
 def copy_rate():
-    """Bytes read and written per second by a large copy, the best of three."""
+    """Return the bytes read and written per second by a large copy, the best of three runs."""
     import torch
 
     a = torch.empty(1 << 28, dtype=torch.uint8).fill_(1)

@@ -1,10 +1,10 @@
-"""What people use today, as a script: diffusers' autoencoder over all frames of a video at once.
+"""A script as people use it today: diffusers' autoencoder over all frames of a video at once.
 
     python benchmarks/script.py VIDEO VAE OUT.pt [--tiling] [--precision bf16] [--device cuda] [--frames 49]
 
-With --tiling it does what CogVideo's own demo of its autoencoder does: imageio, all frames in memory, slicing and tiling on.
-Without, what scripts that precompute latents for training do. Both scale pixels to [-1, 1] and keep the moments, so that
-their numbers can be compared.
+With --tiling it does the same as CogVideo's own demo of its autoencoder: imageio, all frames in memory, slicing and
+tiling on. Without, it does the same as scripts that precompute latents for training. Both scale pixels to [-1, 1] and
+keep the moments, so that their numbers can be compared.
 """
 
 import argparse

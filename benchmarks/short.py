@@ -1,8 +1,9 @@
-"""The short form of every benchmark that sets movq beside something else, and who wins where, losses included.
+"""The short form of every benchmark that compares movq with something else, and who wins where, losses included.
 
     python benchmarks/short.py [--runs 1] [--json FILE]
 
-An hour or less: one run each, small pictures. A ratio within 2 % of 1 is a draw. With --json, every row of every benchmark.
+It takes an hour or less: one run each, small pictures. A ratio within 2 % of 1 is a draw. --json keeps every row of
+every benchmark.
 """
 
 import json
@@ -49,7 +50,7 @@ def main():
 
 
 def verdict(times, better, worse):
-    """What a ratio, above 1 in favour of movq, is in words."""
+    """Return a ratio in words; above 1 movq wins."""
     if 0.98 < times < 1.02:
         return f"a draw: {times:.2f}"
     return f"movq wins: {times:.2f} times {better}" if times > 1 else f"movq LOSES: {1 / times:.2f} times {worse}"

@@ -1,9 +1,10 @@
-"""What a span of frames costs to decode, by how far into the video it lies.
+"""The time to decode a span of frames, by how far into the video it begins.
 
     python benchmarks/spans.py [--frames 1800] [--size 640x360] [--runs 3] [--json FILE]
 
-The same packets as .mp4, where decoding begins at the key frame in front of the span, and as .ts, where it begins with the
-file. Each span is 17 frames, read in a process of its own as the encoder reads them. Prints a Markdown table.
+The same packets are read from an .mp4, where decoding begins at the key frame in front of the span, and from a .ts,
+where it begins with the file. Each span is 17 frames, decoded in a process of its own, as for the encoder. Prints a
+Markdown table.
 """
 
 import statistics

@@ -1,8 +1,9 @@
-"""A stand-in for a device, to see how busy a batch keeps one where there is none: pipeline.py --device-seconds.
+"""A stand-in for a device, to see how busy a batch keeps one on a machine without any: pipeline.py --device-seconds.
 
-Its `main` is a worker's, whose network takes a fixed time for each frame, none of the CPU, and gives zeros. As with a CUDA
-device, the worker goes on meanwhile: it waits for the previous result when it hands over a chunk, and for the last result at the
-end of a clip. How long the device was busy is in the file that MOVQ_STAND_IN_FILE names, as "busy begun ended" in seconds.
+Its `main` is that of a worker whose network takes a fixed time for each frame, none of the CPU, and gives zeros. As
+with a CUDA device, the worker goes on meanwhile: it waits for the previous result when it hands over a chunk, and for
+the last result at the end of a clip. The file that MOVQ_STAND_IN_FILE names has the device's busy time, as "busy begun
+ended" in seconds.
 """
 
 import os
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 
 
 class Device:
-    """A network that takes `MOVQ_STAND_IN_SECONDS` for a frame."""
+    """A network that takes `MOVQ_STAND_IN_SECONDS` for each frame."""
 
     def __init__(self, config):
         self.config = config
@@ -45,7 +46,7 @@ def main():
     from movq_cli.encode import VideoEncoder
 
     torch.set_num_threads(1)
-    codec.to_input = lambda frames, *more: torch.as_tensor(frames).clone()  # as pinned memory is filled
+    codec.to_input = lambda frames, *more: torch.as_tensor(frames).clone()  # copies, as pinned memory is filled
     VideoEncoder.network = property(
         lambda self: self.__dict__.setdefault("device in its place", Device(self.checkpoint.config))
     )
@@ -61,7 +62,7 @@ def main():
 
 
 def busy(folder, clips, seconds_of_frame):
-    """Encode clips by one worker, and return (busy share, seconds of a clip) from the first chunk to the last."""
+    """Encode clips with one worker, and return (busy share, seconds of a clip) from the first chunk to the last."""
     from movq_cli import encode_batch
     from movq_cli.batch import engines
 

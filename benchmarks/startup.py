@@ -1,4 +1,4 @@
-"""How fast the command answers, against importing torch, in one run: medians and ratios.
+"""The time until the command answers, against importing torch, in one run: medians and ratios.
 
 python benchmarks/startup.py [--runs 7] [--json FILE]
 """

@@ -1,11 +1,12 @@
-"""What was tried for norm and SiLU and did not pay: one chunk of 4 frames of each level of movq-tiny at 256x256, milliseconds.
+"""Ways to run norm and SiLU that did not pay: milliseconds for 4 frames of each level of movq-tiny at 256x256.
 
     python benchmarks/tried.py
 
-"movq" is model/norms.py: exact statistics of blocks that stay in the cache, then normalising and SiLU block by block, into
-the next convolution's buffer. Against it: torch's own group_norm, whose plain sums lose digits, and SiLU behind it;
-torch.compile of normalising and SiLU in one pass, statistics apart. Of the statistics alone: torch.var_mean, and a product
-with the transpose, which needs the square of the mean taken away. Prints a Markdown table, and how long compiling took.
+"movq" is model/norms.py: exact statistics of blocks that stay in the cache, then normalising and SiLU block by block,
+into the next convolution's buffer. It is compared with torch's own group_norm, whose plain sums lose digits, followed
+by SiLU, and with torch.compile of normalising and SiLU in one pass, without the statistics. The statistics alone are
+compared with torch.var_mean, and with a product with the transpose, from which the square of the mean must be
+subtracted. Prints a Markdown table, and how long compiling took.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""What exact whole-clip norms cost in chunks and on disk, against one chunk: time, peak memory, difference of the latents.
+"""The cost of exact whole-clip norms in chunks and on disk, against one chunk: time, peak memory, change of latents.
 
     python benchmarks/whole.py [--frames 49] [--size 128x128] [--precision bf16] [--runs 3] [--json FILE]
 
 Encodes a synthetic clip by `movq encode --semantics whole` with random weights of the published size: in one chunk, in
-chunks of 4 and 8, and with a memory budget of 64 MB, whose activations wait in a file. Prints a Markdown table.
+chunks of 4 and 8, and with a memory budget of 64 MB, so that activations wait in a file. Prints a Markdown table.
 """
 
 import statistics

@@ -22,7 +22,7 @@ from .helpers.zygote import Zygote
 
 @pytest.fixture(scope="session")
 def zygote():
-    """The process that `movq` forks from; one for each worker of xdist."""
+    """Yield the process that `movq` is forked from; each worker of xdist has one."""
     zygote = Zygote()
     yield zygote
     zygote.close()
@@ -30,13 +30,13 @@ def zygote():
 
 @pytest.fixture
 def movq(zygote, tmp_path):
-    """Run `movq` as a process of its own, in an empty folder, away from the checkout: `movq("encode", path, ...)`."""
+    """Run `movq` as a process of its own, in an empty folder outside the checkout: `movq("encode", path, ...)`."""
     return functools.partial(zygote.run, cwd=tmp_path)
 
 
 @pytest.fixture
 def fresh_movq(tmp_path):
-    """Run `movq` in a new interpreter, for tests of what is imported and of variables that are read then."""
+    """Run `movq` in a new interpreter, for tests of imports and of variables that are read during them."""
 
     def run(*arguments, **more):
         return subprocess.run(
@@ -49,7 +49,7 @@ def fresh_movq(tmp_path):
 
 @pytest.fixture
 def make_weights(tmp_path):
-    """Writes a movq weights file of a small encoder with random weights; `change` edits its tensors in place."""
+    """Write a movq weights file of a small encoder with random weights; `change` edits its tensors in place."""
 
     def make(name="weights.safetensors", change=None, metadata=None, **config):
         torch.manual_seed(0)
@@ -67,7 +67,7 @@ def make_weights(tmp_path):
 
 
 class Vae(NamedTuple):
-    """A model of diffusers, the judge, and the folder it saved itself in."""
+    """A model of diffusers, by which movq is judged, and the folder it saved itself in."""
 
     model: torch.nn.Module
     folder: str
@@ -75,7 +75,7 @@ class Vae(NamedTuple):
 
 @pytest.fixture(scope="session")
 def vae(tmp_path_factory):
-    """A small AutoencoderKLCogVideoX with random weights, none of which is the 0 or 1 that would hide it."""
+    """Make a small AutoencoderKLCogVideoX of random weights; norm weights of 1 or biases of 0 could hide mistakes."""
     from diffusers import AutoencoderKLCogVideoX
 
     torch.manual_seed(0)
@@ -96,7 +96,7 @@ def embedded():
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """Tensors here are small: on a busy machine threads that wait for each other take most of the time."""
+    """Compute on one thread: tensors are small, and on a busy machine threads mostly wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -105,26 +105,26 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """A folder with three clips and a bad one in `in`, and the batch of them in `out`."""
+    """Make a folder with three clips and a bad one in `in`, and the batch of them in `out`."""
     folder = tmp_path_factory.mktemp("small")
     (folder / "in").mkdir()
     for name, count in (("a.mp4", 5), ("b.mp4", 6), ("c.mp4", 7)):
         clips.write(folder / "in" / name, clips.pictures(count))
     (folder / "in" / "bad.mp4").write_text("no video")
-    result = encode_batch([folder / "in"], folder / "out", workers=1)  # what is made again without workers is the same
+    result = encode_batch([folder / "in"], folder / "out", workers=1)  # without workers: the same bytes
     assert {line["id"] for line in result.made} == {"a.mp4", "b.mp4", "c.mp4", "bad.mp4"}
     return folder
 
 
 @pytest.fixture
 def small(finished, tmp_path):
-    """Three clips and a bad one, encoded: (folder, run), where run() resumes and tells which items were made."""
+    """Return (folder, run) of a batch of three clips and a bad one; run() resumes it and returns what was made."""
 
     def run(*sources, **options):
         result = encode_batch(sources or [tmp_path / "in"], tmp_path / "out", **{"workers": 0} | options)
         return {line["id"] for line in result.made}
 
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    assert run() == {"bad.mp4"}  # another inode; of videos the contents are known
+    assert run() == {"bad.mp4"}  # bad.mp4 has a new inode; videos are known by their contents
     assert run() == set()
     return tmp_path, run

@@ -1,4 +1,4 @@
-"""`movq batch-encode`: every item once, whatever its name and state, and resuming by content."""
+"""`movq batch-encode`: every item is encoded once, whatever its name and state, and resumed by content."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from .helpers.batches import manifest, tree
 
 @pytest.fixture(scope="module")
 def done(zygote, tmp_path_factory):
-    """A nasty tree and the batch of it: (folder, result of the command, what bad items should say)."""
+    """Build a nasty tree and encode it as a batch: (folder, result of the command, what bad items should say)."""
     folder = tmp_path_factory.mktemp("batch")
     reasons = nasty.build(folder / "in", good=24, bad=len(nasty.BAD))
     return folder, zygote.run("batch-encode", "in", "-o", "out", cwd=folder), reasons
@@ -77,7 +77,7 @@ def test_a_second_run_does_nothing_and_says_so(done, movq):
     before = tree(folder / "out")
     stamps = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*")}
     result = movq("batch-encode", folder / "in", "-o", folder / "out")
-    assert result.returncode == 1  # there are failures
+    assert result.returncode == 1  # some items failed
     assert f"{24 + len(reasons)} items, nothing new: 24 done, {len(reasons)} failed" in result.stdout
     assert tree(folder / "out") == before
     assert stamps == {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*")}

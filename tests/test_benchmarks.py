@@ -1,4 +1,4 @@
-"""The benchmark for GPUs runs on a CPU, small, so that nothing but the device is new on the day that there is one."""
+"""The benchmark for GPUs runs on a CPU with small sizes, so that only the device is new when there is one."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The streaming contract, checked on every layer that streams: whole clip = chunk by chunk, and no look at the future."""
+"""The streaming contract of every layer that streams: chunks give the whole clip's result, and see no future frames."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def tiny(**changes):
 
 
 class Stream:
-    """A layer under test: its whole-clip call and its call for one chunk, told whether it is the first."""
+    """A layer under test, called on a whole clip or on chunks; a cache says whether a chunk is the first."""
 
     def __init__(self, name, layer, channels, spare=lambda n: n):
         self.name, self.layer, self.channels, self.spare = name, layer.double().eval(), channels, spare
@@ -75,7 +75,7 @@ def test_chunks_are_the_whole_clip(stream, lengths):
 
 @pytest.mark.parametrize("mode", ["first", "constant"])
 def test_short_chunks_use_older_cache(mode):
-    """Chunks shorter than the past a convolution remembers."""
+    """Chunks may be shorter than the past that a convolution remembers."""
     stream = Stream("conv", CausalConv3d(4, 8, (5, 3, 3), mode), 4)
     x = torch.randn(1, 4, 9, 8, 8, dtype=torch.float64)
     assert off(stream.chunks(x, [1] * 9), stream.layer(x)) < SAME
@@ -93,7 +93,7 @@ def test_stride_in_time():
 
 
 def test_constant_padding_is_zeros_in_the_past_and_reflect_mirrors():
-    """Against torch's own padding, done by hand."""
+    """Padding is compared with torch's own, applied by hand."""
     x = torch.randn(1, 4, 5, 8, 8, dtype=torch.float64)
     for mode in ("constant", "reflect"):
         layer = CausalConv3d(4, 8, 3, mode).double()
@@ -146,7 +146,7 @@ def stream(encoder, x, lengths):
 @pytest.mark.parametrize("lengths", [(5, 4, 4, 4), (9, 8), (5, 12), (17,)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_whole_norm_window_may_be_cut_into_chunks(lengths, dtype):
-    """Statistics accumulated over the chunks of a window are those of the window in one piece."""
+    """Statistics accumulated over the chunks of a window equal those of the window in one piece."""
     encoder = tiny(norm_scope="whole", attn_resolutions=[16]).to(dtype)
     x = torch.randn(2, 3, 17, 16, 16, dtype=dtype)
     pieces = list(encoder.encode_window(x.split(lengths, dim=2), StreamCache()))
@@ -207,7 +207,7 @@ def test_two_streams_do_not_meet():
 
 @pytest.mark.slow
 def test_documented_example():
-    """CogVideo's: (1, 3, 16, 256, 256) becomes (1, 8, 4, 32, 32); with a quarter of its hidden channels, for speed."""
+    """CogVideo's example: (1, 3, 16, 256, 256) becomes (1, 8, 4, 32, 32); with a quarter of its channels, for speed."""
     encoder = Encoder3D(
         ch=32,
         out_ch=3,
@@ -233,12 +233,12 @@ def test_gradients_are_those_of_the_published_operations():
             forward(x).pow(2).sum().backward()
         grads.append({n: p.grad.clone() for n, p in encoder.named_parameters()})
     for name, grad in grads[1].items():
-        # A bias behind which a norm takes the mean away again has no gradient but rounding.
+        # A norm takes away the mean, so the gradient of a bias in front of it is only rounding.
         assert (grads[0][name] - grad).abs().max() < 1e-9 * max(grad.abs().max(), 1e-3), name
 
 
 def test_axes_move_without_a_copy():
-    """In channels-last memory, which all activations have, frames fold and unfold as views."""
+    """Frames fold and unfold as views in channels-last memory, which all activations have."""
     x = torch.randn(2, 8, 3, 4, 6).contiguous(memory_format=torch.channels_last_3d)
     frames = fold_frames(x)
     assert frames.shape == (6, 8, 4, 6)
@@ -256,5 +256,5 @@ def test_pixels_and_latents_move_without_a_copy_of_their_own():
     pixels = torch.randint(0, 256, (3, 4, 6, 3), dtype=torch.uint8)
     x = to_input(pixels, torch.float32)
     assert x.shape == (1, 3, 3, 4, 6)
-    assert x.is_contiguous(memory_format=torch.channels_last_3d)  # as pixels lie in memory
+    assert x.is_contiguous(memory_format=torch.channels_last_3d)  # the layout that pixels have in memory
     assert torch.equal(to_pixels(x), pixels)

@@ -34,7 +34,7 @@ def test_the_embedded_weights(embedded):
 
 
 def test_the_embedded_weights_make_an_autoencoder():
-    """Encoder and decoder together give the picture back: what weights are judged by."""
+    """Encoder and decoder together restore the picture, which is how weights are judged."""
     checkpoint = open_checkpoint()
     encoder, decoder = (load(dtype=torch.float32) for load in (checkpoint.load_encoder, checkpoint.load_decoder))
     y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
@@ -42,11 +42,11 @@ def test_the_embedded_weights_make_an_autoencoder():
     with torch.no_grad():
         back = decoder(encoder(picture)[:, :16])
     psnr = 10 * torch.log10(4 / (back - picture).pow(2).mean())
-    assert psnr > 25  # the model card's worst picture has 23.3, of a city
+    assert psnr > 25  # the lowest PSNR of the model card's pictures is 23.3, of a city
 
 
 def test_digest_is_what_the_format_says(make_weights):
-    """Recomputed here from safetensors' own reader."""
+    """The digest is computed here again with safetensors' own reader."""
     path = make_weights()
     digest = hashlib.sha256()
     with safe_open(path, "pt") as file:
@@ -140,7 +140,7 @@ def test_headers_that_do_not_fit(make_weights, metadata, reason):
     ids=str,
 )
 def test_a_config_that_lies(make_weights, lie, reason):
-    """Also where the network it asks for could not be built."""
+    """A config is also refused if the network it describes could not be built."""
     config = json.loads(open_checkpoint(make_weights()).config.to_json()) | lie
     with pytest.raises(MovqError, match=reason) as caught:
         open_checkpoint(make_weights(metadata={"config": json.dumps(config)})).load_encoder()

@@ -101,7 +101,7 @@ def test_a_folder_passes_over_what_is_no_latents_and_reports_what_is_damaged(mov
 
 
 def test_standard_output_on_a_full_disk(tmp_path, clip):
-    """In a new interpreter, which flushes standard output once more as it ends."""
+    """A new interpreter is needed: it flushes standard output once more as it ends."""
     for arguments in (["info", clip], ["info", "--json", clip], ["--help"]):
         with open("/dev/full", "w") as full:
             command = [sys.executable, "-m", "movq_cli", *map(str, arguments)]
@@ -159,7 +159,7 @@ def test_bad_inputs_are_one_line_and_leave_nothing(movq, tmp_path):
     before = listing(tmp_path)
     for name, reason in reasons.items():
         refused(movq("encode", name, "-o", "out.safetensors", "-q", "--short-side", "40", "--upscale"), name, reason)
-        if name not in ("folder", "cut.mp4"):  # a folder of no latents says so; of a cut file, the header is whole
+        if name not in ("folder", "cut.mp4"):  # info says that the folder has no latents; cut.mp4's header is whole
             refused(movq("info", name), name)
     assert listing(tmp_path) == before
 
@@ -226,7 +226,7 @@ def test_any_file_name_works_and_none_writes_to_the_terminal(movq, tmp_path, cli
 
 @pytest.mark.slow
 def test_a_fork_does_what_a_new_interpreter_does(movq, fresh_movq, tmp_path, clip):
-    """Most tests run forks of a process that has imported everything: exit codes, files and what is printed are the same."""
+    """Most tests run forks of a process that has imported everything; exit codes, files and output are the same."""
     for command, out in ((movq, "fork.safetensors"), (fresh_movq, "fresh.safetensors")):
         assert command("encode", clip, "-o", out, "-q").returncode == 0
     assert (tmp_path / "fork.safetensors").read_bytes() == (tmp_path / "fresh.safetensors").read_bytes()
@@ -249,7 +249,7 @@ def test_names_that_are_not_utf8(fresh_movq, tmp_path, clip):
 
 
 def catches(pid, number):
-    """Tell whether a process has a handler for a signal. Python itself has one for SIGINT alone."""
+    """Return True if a process has a handler for a signal. Python itself has one only for SIGINT."""
     with open(f"/proc/{pid}/status") as status:
         caught = next(int(line.split()[1], 16) for line in status if line.startswith("SigCgt"))
     return bool(caught >> number - 1 & 1)
@@ -258,7 +258,7 @@ def catches(pid, number):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 @pytest.mark.parametrize("after", [0.4, 3.0])
 def test_signals_leave_nothing(zygote, tmp_path, number, after):
-    """A new interpreter imports after 0.4 s and encodes after 3; a fork saves 2 of these."""
+    """A new interpreter is importing after 0.4 s and encoding after 3 s; a fork is 2 s faster."""
     command = ("encode", CITY, "-o", "out.safetensors", "-q")
     if after < 1:
         process = subprocess.Popen(
@@ -268,7 +268,7 @@ def test_signals_leave_nothing(zygote, tmp_path, number, after):
             text=True,
             start_new_session=True,
         )
-        wait_for(lambda: catches(process.pid, signal.SIGTERM))  # on a busy machine, 0.4 s may not do
+        wait_for(lambda: catches(process.pid, signal.SIGTERM))  # on a busy machine 0.4 s may be too short
     else:
         process = zygote.start(*command, cwd=tmp_path, start_new_session=True)
         after -= 2
@@ -284,7 +284,7 @@ def test_signals_leave_nothing(zygote, tmp_path, number, after):
 
 @pytest.fixture
 def unchanged():
-    """Settings of the whole process, which `run` leaves as they were."""
+    """Check that `run` leaves the settings of the whole process as they were."""
 
     def settings():
         return (

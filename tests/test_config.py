@@ -1,4 +1,4 @@
-"""Configurations: what is refused and why, what is warned about, what the factors are."""
+"""Configurations: what is refused and why, what causes a warning, what the factors are."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""`movq weights convert`: anything to a movq weights file, and PyTorch files whose code is never run."""
+"""`movq weights convert`: any checkpoint to a movq weights file, and PyTorch files whose code is never run."""
 
 import os
 import pickle
@@ -31,7 +31,7 @@ def saved(tmp_path_factory):
 
 
 def averaged(state):
-    """As LitEma of CogVideo keeps them: names without their dots, and its own two numbers."""
+    """Return averaged weights as CogVideo's LitEma keeps them: names without their dots, and two numbers of its own."""
     ema = {f"model_ema.{name.replace('.', '')}": tensor + 1 for name, tensor in state.items()}
     return ema | {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(3)}
 
@@ -66,7 +66,7 @@ def test_every_wrapper_of_a_pytorch_file(tmp_path, wrapper):
 
 
 def test_one_model_one_digest(saved, tmp_path, monkeypatch):
-    """Whatever it came in, and converted again."""
+    """The digest is the same for every container that a model came in, and after a second conversion."""
     cached(tmp_path, saved)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     save_file(sat_state(), tmp_path / "sat.safetensors")
@@ -98,7 +98,7 @@ def test_a_pytorch_file_of_diffusers_takes_the_config_beside_it(saved, tmp_path)
 
 
 def test_what_is_written(tmp_path):
-    """A file like any other to safetensors: in order of name, dtypes kept, the same bytes from other containers."""
+    """The file is a plain safetensors file: sorted by name, dtypes kept, the same bytes from other containers."""
     state = {
         name: tensor.to(torch.bfloat16 if "conv1" in name else torch.float16) for name, tensor in sat_state().items()
     }
@@ -256,7 +256,7 @@ def test_refused_in_one_line_with_nothing_written(tmp_path, write, reason):
         convert_checkpoint(tmp_path / name, tmp_path / "out.safetensors")
     assert str(caught.value).startswith(str(tmp_path / name))
     assert "\n" not in str(caught.value)
-    assert "weights_only" not in str(caught.value)  # torch's advice is to run it
+    assert "weights_only" not in str(caught.value)  # torch's advice would run the file's code
     assert os.listdir(tmp_path) == before
 
 
@@ -319,7 +319,7 @@ def test_the_result_line(movq, saved, tmp_path):
 
 @pytest.mark.slow
 def test_memory_is_flat(tmp_path):
-    """What is not asked for is not read: here 300 MB of a loss."""
+    """Tensors that are not needed are not read: here 300 MB of a loss."""
     weight = torch.randn(3_000_000)
     save_pt(tmp_path / "3d-vae.pt", lambda state: state | {"loss.big": weight.repeat(25)})
     script = (
@@ -347,7 +347,7 @@ def test_help_names_no_torch():
 
 
 def test_shared_numbers_are_written_out_and_bombs_refused(tmp_path):
-    """A stride of 0 lets a file of a few bytes promise any number of them."""
+    """A stride of 0 lets a file of a few bytes promise any number of values."""
     bomb = {"encoder.conv_in.conv.weight": torch.zeros(1).expand(10**7)}
     torch.save(bomb, tmp_path / "bomb.pt")
     with pytest.raises(MovqError, match="far larger than the file"):

@@ -1,4 +1,4 @@
-"""Convolutions by oneDNN give torch's numbers, whatever the size of a chunk, and in bf16 also where a CPU has none."""
+"""Convolutions by oneDNN give torch's numbers for any chunk size, and in bf16 also on a CPU without native bf16."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_numbers_are_torchs(case):
 
 
 def test_a_size_of_one_may_have_any_stride(case):
-    """The same frame, alone and as a part of several: oneDNN would round the one otherwise than the other."""
+    """A frame gives the same result alone and as a part of several; oneDNN itself would round the two differently."""
     layer, x = case
     x = lay_out(x)[:1]
     if x.dim() == 5:
@@ -55,7 +55,7 @@ def test_a_size_of_one_may_have_any_stride(case):
 
 
 def test_bf16_is_rounded_once(case):
-    """To the nearest, which is at most 2^-8 of it away, where a CPU has no bf16; one that has it may be a step off."""
+    """A CPU without bf16 rounds to the nearest, at most 2^-8 away; one that has bf16 may be a step off."""
     layer, x = case
     x = x.bfloat16()
     rounded = type(layer)(
@@ -77,7 +77,7 @@ def test_bf16_is_rounded_once(case):
 
 @pytest.mark.parametrize("kernel", [(3, 3, 3), (3, 3), (1, 1, 1)], ids=str)
 def test_a_filter_is_rounded_as_a_whole(kernel):
-    """Its sum is kept to half a step of its largest tap, and no tap is off by more than two steps."""
+    """The sum of its taps is kept to a step of its largest tap, and no tap is off by more than two steps."""
     torch.manual_seed(0)
     weight = torch.randn(64, 32, *kernel)
     rounded = round_weight(weight, torch.bfloat16)
@@ -89,7 +89,7 @@ def test_a_filter_is_rounded_as_a_whole(kernel):
     if len(kernel) > 1 and kernel[-1] > 1:
         plain = (weight.bfloat16().double() - weight.double()).flatten(2).sum(2)
         assert off.sum(2).pow(2).mean() < plain.pow(2).mean() / 4
-    assert torch.equal(round_weight(rounded, torch.bfloat16), rounded)  # what was rounded before stays as it is
+    assert torch.equal(round_weight(rounded, torch.bfloat16), rounded)  # rounding again changes nothing
     assert torch.equal(round_weight(weight, torch.float32), weight)
 
 

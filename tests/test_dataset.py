@@ -32,13 +32,13 @@ from movq_cli.headers import parse_header
 from .helpers import clips
 from .helpers.batches import tree
 
-# Latents here have no scaling factor; tests of that catch warnings themselves.
+# Latents here have no scaling factor; tests of scaling factors catch warnings themselves.
 pytestmark = pytest.mark.filterwarnings("ignore:.*no scaling factor:movq_cli.errors.MovqWarning")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Clips in two shapes and of other states, as files and as tars."""
+    """Encode clips of two shapes and one that fails, as files and as tars."""
     made = tmp_path_factory.mktemp("dataset")
     (made / "in").mkdir()
     for i in range(5):
@@ -110,7 +110,7 @@ def test_draws_agree_with_mean_and_deviation(out, folder):
 def test_scales_are_named(out):
     plain = LatentDataset(out, draw=False, scale=1.0)[0]["latents"]
     assert LatentDataset(out, draw=False, scale=0.5)[0]["latents"].equal(plain * 0.5)
-    # CogVideo's sat/configs/cogvideox_2b.yaml and cogvideox_5b.yaml say so
+    # The factors of CogVideo's sat/configs/cogvideox_2b.yaml and cogvideox_5b.yaml.
     for name, factor in (("cogvideox-2b", 1.15258426), ("zai-org/CogVideoX-5b", 0.7), ("CogVideoX1.5-5B-I2V", 0.7)):
         assert LatentDataset(out, draw=False, scale=name)[0]["latents"].equal(plain * factor)
     with pytest.raises(MovqUsageError, match="cogvideox-2b"):
@@ -123,7 +123,7 @@ def test_scales_are_named(out):
 
 
 def warned(folder, **options):
-    """The dataset, and what making it, reading it and reading a copy as workers have it warned of."""
+    """Return the dataset, and the warnings of making it, of reading it, and of reading a copy as workers have it."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         dataset = LatentDataset(folder, draw=False, **options)
@@ -135,7 +135,7 @@ def warned(folder, **options):
 
 @pytest.fixture
 def headers_say(monkeypatch):
-    """Has the headers of latents say other things: `headers_say(scaling_factor="0.7")`, or by a function of what they say."""
+    """Change the metadata in latents' headers: `headers_say(scaling_factor="0.7")`, or by a function of the old."""
 
     def say(change=lambda said: {}, **metadata):
         def parse(data):
@@ -179,7 +179,7 @@ def test_latents_without_a_scaling_factor_warn_once_and_stay_as_they_are(out, he
         'scale="cogvideox-5b" (0.7), the name of another model, a number, or scale=1.0 to keep them so'
     ]
     assert dataset[0]["latents"].equal(plain[0]["latents"])
-    assert warned(out, scale="cogvideox-5b")[1] == []  # nothing contradicts it
+    assert warned(out, scale="cogvideox-5b")[1] == []  # no factor contradicts the name
 
 
 @pytest.mark.parametrize("shift", ["0", "much", "nan", None])
@@ -227,7 +227,7 @@ def test_latents_of_several_weights_have_a_scale_each(out, headers_say, tmp_path
 
 
 def test_the_same_weights_have_the_same_scale_though_some_headers_lack_it(out, headers_say):
-    """A factor may be recorded in the weights' file between two runs of a batch: the second encodes nothing again."""
+    """A factor may be added to the weights' file between two runs of a batch; the second run encodes nothing again."""
     plain, _ = warned(out, scale=1.0)
     source = plain.row(0)["source_sha256"]
     headers_say(lambda said: {"scaling_factor": "0.7" if said["source_sha256"] == source else ""})
@@ -297,11 +297,11 @@ def test_a_loader_with_workers_and_batches_of_one_shape(out, folder, context):
         assert not first.equal(second)
         assert abs(first.mean()) < 0.1
         assert abs(first.std() - 1) < 0.1
-        assert abs((first * second).mean()) < 0.1  # independent
+        assert abs((first * second).mean()) < 0.1  # independent draws
 
 
 class Buckets:
-    """Stands for a dataset where only its buckets matter."""
+    """Stands in for a dataset of which only the buckets matter."""
 
     def __init__(self, *sizes):
         ends = np.cumsum([0, *sizes]).tolist()
@@ -371,7 +371,7 @@ def test_what_is_not_as_the_manifest_says_is_refused(folder, tmp_path):
         with pytest.raises(MovqError, match=rf"{i}\.mp4\.safetensors: .*{re.escape(reason)}"):
             files[i]
     index = json.loads((tmp_path / "tar" / "latents-00000.index.json").read_text())
-    index["bytes"] -= 512  # of an older tar
+    index["bytes"] -= 512  # the index of an older tar
     index["members"] = [member | {"offset": member["offset"] - 512} for member in index["members"]]
     for text in (json.dumps(index), "{}", "[" * 100_000):
         (tmp_path / "tar" / "latents-00000.index.json").write_text(text)

@@ -1,4 +1,4 @@
-"""Latents back to video: counts, sizes and times, chunks, draws, and weights that are not theirs."""
+"""Latents back to video: counts, sizes and times, chunks, draws, and weights that did not make them."""
 
 import json
 import shutil
@@ -78,7 +78,7 @@ def test_times_come_back(tmp_path):
 
 
 def test_a_streaming_decoder_is_the_whole_one():
-    """Norms per frame: any chunks of latents, in float64."""
+    """With norms per frame, any chunks of latents give the whole clip's frames, in float64."""
     decoder = open_checkpoint().load_decoder(dtype=torch.float64)
     z = torch.randn(1, 16, 6, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -128,7 +128,7 @@ def test_means_and_samples_are_decoded_as_they_are(tmp_path, clip, latents):
 
 
 def test_weights_are_found_by_their_digest(tmp_path, clip, vae, movq, make_weights, embedded):
-    """The embedded ones by themselves, also by a copy of another name; others must be named, and be the right ones."""
+    """The embedded weights need no name, and a copy may have any; other weights must be named and be the right ones."""
     encode_video(clip, tmp_path / "theirs", weights=vae.folder, selection=Selection(frames=5))
     encode_video(clip, tmp_path / "ours", selection=Selection(frames=5))
     shutil.copy(embedded, tmp_path / "copy.safetensors")
@@ -150,7 +150,7 @@ def test_weights_are_found_by_their_digest(tmp_path, clip, vae, movq, make_weigh
 
 
 def edited(path, to, *, tensors=None, **metadata):
-    """A copy of a latents file that says something else."""
+    """Copy a latents file with other tensors or metadata."""
     with safe_open(path, framework="pt") as file:
         held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         said = file.metadata()
@@ -213,7 +213,7 @@ def test_metadata_that_cannot_be(tmp_path, latents, said):
 
 
 def test_values_that_are_not_finite_are_not_made_black(tmp_path, latents):
-    """Finite latents that the decoder cannot bear."""
+    """The latents are finite, but the decoder overflows on them."""
     large = torch.full_like(open_latents(latents).latents, 1e38)
     large[:, ::2] *= -1
     with pytest.raises(MovqError, match="not finite; try precision=fp32"):

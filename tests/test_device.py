@@ -1,6 +1,6 @@
-"""Computing the same whatever a caller has set torch to, with any torch that movq takes, and one line where there is none.
+"""Results do not depend on what a caller has set torch to or on its version; without a usable torch there is one line.
 
-Settings of torch belong to the whole process, and some cannot be put back once set: each test that sets one forks.
+Settings of torch belong to the whole process, and some cannot be reset: each test that sets one forks.
 """
 
 import os
@@ -54,7 +54,7 @@ if hasattr(BACKENDS, "fp32_precision"):
 
 
 def settings():
-    """Every setting of the new interface, and of the old one as far as it can be read."""
+    """Return every setting of the new interface, and those of the old one that can be read."""
     return [setting.fp32_precision for setting in FP32_SETTINGS] + [
         readable(lambda: BACKENDS.cuda.matmul.allow_tf32),
         readable(lambda: BACKENDS.cudnn.allow_tf32),
@@ -72,7 +72,7 @@ def readable(get):
 
 
 def settings_to_come():
-    """The settings now, and after each change that shows which of them follow another one."""
+    """Return the settings now, and after each change that shows which of them follow another one."""
     seen = [settings()]
     for precision in ("tf32", "ieee", "none"):
         BACKENDS.fp32_precision = precision
@@ -88,7 +88,7 @@ def in_a_fork(work):
     child = os.fork()
     if not child:
         try:
-            torch.set_num_threads(1)  # the threads of the process before it are not in this one
+            torch.set_num_threads(1)  # a fork does not have its parent's threads
             result = True, work()
         except BaseException:
             result = False, traceback.format_exc()
@@ -110,7 +110,7 @@ def clip(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def latents(clip, tmp_path_factory):
-    """The bytes of the clip's latents where nobody has set anything."""
+    """Return the bytes of the clip's latents, made with torch's settings untouched."""
     output = tmp_path_factory.mktemp("device") / "plain.safetensors"
     in_a_fork(lambda: encode_video(clip, output, precision="fp32", threads=1).output_path)
     return output.read_bytes()
@@ -201,7 +201,7 @@ def test_a_torch_that_does_not_tell_what_the_cpu_has(monkeypatch):
 
 @pytest.fixture(params=["missing", "2.3.0+cpu"])
 def other_torch(request, tmp_path):
-    """An environment whose torch is missing or old, and what movq says of it."""
+    """Return an environment whose torch is missing or old, and what movq says about it."""
     folder = tmp_path / "packages"
     (folder / "torch").mkdir(parents=True)
     if request.param == "missing":

@@ -36,7 +36,7 @@ FP32 = EncodeOptions(precision="fp32")
 
 @pytest.fixture
 def clip(tmp_path):
-    """23 frames of 64x48, kept bit for bit."""
+    """Write 23 frames of 64x48 that keep every bit."""
     return clips.lossless(tmp_path / "clip.mkv", clips.pictures(23))
 
 
@@ -45,7 +45,7 @@ def as_input(images):
 
 
 def test_a_file_holds_what_the_network_gives_for_its_frames(tmp_path, clip, make_weights):
-    """The whole way, against the published operations on the same pixels, padded by hand."""
+    """A file holds what the published operations give for the same pixels, padded by hand."""
     weights = make_weights(norm_scope="whole")
     result = encode_video(clip, tmp_path / "a.safetensors", FP32, weights=str(weights))
     shown = clips.pictures(23)
@@ -97,7 +97,7 @@ def test_what_the_file_says(tmp_path):
     assert latents.frame_times.tolist() == pytest.approx([1 + i / 25 for i in range(9)])
     assert m.duration == pytest.approx(9 / 25)
     assert (m.width, m.height, m.pad_right, m.pad_bottom) == (40, 60, 0, 4)
-    assert m.crop == [0, 6, 40, 60]  # 50x90 turned, scaled to 40x72, its middle
+    assert m.crop == [0, 6, 40, 60]  # 50x90 turned, scaled to 40x72, cut to its middle
     assert m.preprocessing["rotation"] == 270
     assert (m.semantics, m.precision, m.fps) == ("frame", plan_encode(clip).precision, 25)
     assert m.source_sha256 == hashlib.sha256(clip.read_bytes()).hexdigest()
@@ -142,13 +142,13 @@ def test_mean_and_draws(tmp_path, clip):
     assert off(draws["b"].latents, draws["a"].latents) < AGREE
     assert off(draws["c"].latents, draws["a"].latents) > 0.01
     assert draws["c"].metadata.seed == 1
-    # What was drawn is standard normal: (sample - mean) / std.
+    # The draw's noise, (sample - mean) / std, is standard normal.
     std = (0.5 * moments.latents[:, 16:].clamp(-30, 20)).exp()
     noise = (draws["a"].latents - moments.mean) / std
     assert abs(noise.mean()) < 4 / noise.numel() ** 0.5
     assert abs(noise.std() - 1) < 0.05
     frames = noise[0].transpose(0, 1).flatten(1)
-    assert (torch.corrcoef(frames) - torch.eye(len(frames))).abs().max() < 0.15  # every latent frame its own
+    assert (torch.corrcoef(frames) - torch.eye(len(frames))).abs().max() < 0.15  # every latent has noise of its own
 
 
 def test_draws_are_keyed_by_content_and_place():
@@ -203,7 +203,7 @@ def test_frames_fewer_than_asked_for_are_said(tmp_path, clip):
 
 
 def test_duration_with_fps(tmp_path):
-    """A sampled frame stands until the next one would."""
+    """A sampled frame is shown until the next one would be."""
     clip = clips.write(tmp_path / "clip.mp4", clips.pictures(150, 32, 32))
     encode_video(clip, tmp_path / "a", selection=Selection(fps=Fraction(1), frames=5))
     assert open_latents(tmp_path / "a").metadata.duration == 5
@@ -212,14 +212,14 @@ def test_duration_with_fps(tmp_path):
 
 
 def test_one_pixel_of_latents(tmp_path):
-    """Pictures of 8x8, one latent frame per chunk: layouts are ambiguous there."""
+    """Pictures are 8x8, with one latent per chunk: memory layouts are ambiguous at this size."""
     clip = clips.lossless(tmp_path / "clip.mkv", clips.pictures(9, 8, 8))
     result = encode_video(clip, tmp_path / "a", chunk_frames=4)
     assert result.shape == (1, 32, 3, 1, 1)
 
 
 def test_any_thread_may_encode(tmp_path, clip):
-    """No signal handlers, no main-module tricks: a library call."""
+    """A library call needs no signal handlers and no main-module tricks."""
     results = []
     thread = threading.Thread(target=lambda: results.append(encode_video(clip, tmp_path / "a")))
     thread.start()
@@ -241,7 +241,7 @@ def test_the_last_chunk_is_known_before_it_is_given(frames, plan, tail):
     for length in chain.from_iterable(plan):
         left = wanted - sum(given)
         given += [min(length or left, left)] if left else []
-    cut = wanted > sum(given)  # by a plan for fewer frames
+    cut = wanted > sum(given)  # the plan has too few frames
     assert [n for n, _ in told] == given
     assert [so_far for _, so_far in told] == [0] * (len(given) - 1) + [0 if cut else 1]
 
@@ -267,13 +267,13 @@ main()
 
 @pytest.mark.slow
 def test_where_memory_runs_out_smaller_chunks_are_tried(tmp_path):
-    """A process whose address space has room for chunks of 4 frames, and not for 32."""
+    """The process has address space for chunks of 4 frames, and not of 32."""
     clips.write(tmp_path / "a.mp4", clips.pictures(33, 256, 192))
 
     def encode(limit, output, chunk):
         options = ["-o", output, "--precision", "fp32", "--threads", "1", "--chunk-frames", str(chunk)]
         command = [sys.executable, "-c", LIMITED, str(limit), "encode", "a.mp4", *options]
-        one_arena = os.environ | {"MALLOC_ARENA_MAX": "1"}  # or threads reserve addresses as it happens
+        one_arena = os.environ | {"MALLOC_ARENA_MAX": "1"}  # else the threads reserve varying amounts of addresses
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=one_arena)
 
     small = encode(0, "small.safetensors", 4)
@@ -292,13 +292,13 @@ def test_where_memory_runs_out_smaller_chunks_are_tried(tmp_path):
 @pytest.mark.parametrize("options", [{}, {"chunk_frames": 4}])
 @pytest.mark.parametrize("scope", ["frame", "whole"])
 def test_numbers_that_are_not_finite_are_traced_to_stage_and_frame(tmp_path, make_weights, scope, options):
-    """Weights that are finite, see colour alone, and multiply it beyond all bounds; pictures are white before frame 10."""
+    """Finite weights see only colour and multiply it until it overflows; pictures are white before frame 10."""
 
     def overflow(tensors):
         for name in ("conv_in", "down.0.block.0.conv1"):
             tensors[f"encoder.{name}.conv.bias"].zero_()
         taps = tensors["encoder.conv_in.conv.weight"]
-        taps[:, 0] = taps[:, 0].sign() / 8  # exact, so that white, 1.0, cancels out exactly
+        taps[:, 0] = taps[:, 0].sign() / 8  # powers of two, so that white, 1.0, cancels exactly
         taps[:, 1], taps[:, 2] = -taps[:, 0], 0
         tensors["encoder.down.0.block.0.norm2.weight"].mul_(100)
         tensors["encoder.down.0.block.0.conv2.conv.weight"].mul_(1e38)
@@ -307,7 +307,7 @@ def test_numbers_that_are_not_finite_are_traced_to_stage_and_frame(tmp_path, mak
     white = np.full((48, 64, 3), 255, np.uint8)
     clip = clips.lossless(tmp_path / "a.mkv", [white] * 10 + clips.pictures(7))
     stage = r"not finite in fp32, first in down\.0\.block\.0\.conv2 at frame "
-    first = r"10 \(0\.400 s\)" if scope == "frame" else r"\d+ \(.*\)"  # a norm over the clip leaves nothing white
+    first = r"10 \(0\.400 s\)" if scope == "frame" else r"\d+ \(.*\)"  # a norm over the clip changes white frames too
     with pytest.raises(MovqError, match=f"a.mkv: gives numbers that are {stage}{first}: nothing was written"):
         encode_video(clip, tmp_path / "a.safetensors", FP32, weights=weights, **options)
     assert sorted(os.listdir(tmp_path)) == ["a.mkv", "weights.safetensors"]

@@ -1,4 +1,4 @@
-"""`movq eval`: what it measures, against numbers made by hand; two settings; the picture; bad videos among good ones."""
+"""`movq eval`: measurements against numbers made by hand; two settings; the picture; bad videos among good ones."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_scores_are_those_of_the_decoded_file(tmp_path, clip):
 
 
 def test_frames_at_chunk_borders(clip):
-    """11 frames and one repeated in chunks of 5, 4, 4: borders before frames 5 and 9."""
+    """11 frames and a repeated one in chunks of 5, 4 and 4 have borders before frames 5 and 9."""
     made = evaluate_video(clip, EncodeOptions(chunk_frames=4), frames=range(11))
     values = [psnr(*pair) for pair in made.pairs.values()]
     assert made.scores["psnr_borders"] == pytest.approx(np.mean([values[i] for i in (4, 5, 8, 9)]))
@@ -89,7 +89,7 @@ def test_two_settings(tmp_path, clip, vae):
 
 @pytest.mark.slow
 def test_against_diffusers_with_tiling(tmp_path, vae):
-    """Tiles begin past 240x360; below that tiling changes nothing, and the numbers are those of its windows."""
+    """Tiles begin past 240x360; a smaller picture has one tile, and the numbers are those of diffusers' windows."""
     small = clips.lossless(tmp_path / "small.mkv", clips.pictures(9, 64, 48))
     made = evaluate_video(small, EncodeOptions(precision="fp32", weights=vae.folder), against="tiled")
     assert made.difference.mean.largest < AGREE
@@ -130,7 +130,7 @@ def test_only_what_was_encoded_is_compared(clip):
 
 
 def test_the_command(tmp_path, clip, movq):
-    """JSON keys as the README has them; a bad video is refused in a line and the others go on; nothing stays behind."""
+    """JSON keys are as in docs/evaluation.md; a bad video is refused in a line, others go on; nothing stays behind."""
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     before = {"clip.mkv", "bad.mp4", "out.png", "temporary"}
     (tmp_path / "temporary").mkdir()

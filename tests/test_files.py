@@ -26,7 +26,7 @@ def test_nothing_until_commit_and_nothing_without(tmp_path):
 
 @pytest.mark.parametrize("named", [False, True], ids=["nameless", "named"])
 def test_commit(tmp_path, monkeypatch, named):
-    """Also on file systems that know no nameless files."""
+    """Files are also whole or absent on file systems without nameless files."""
     if named:
         monkeypatch.delattr(os, "O_TMPFILE")
     old = os.umask(0o027)
@@ -63,7 +63,7 @@ def test_a_file_that_came_meanwhile_is_not_overwritten(tmp_path):
 
 
 def test_synced_then_named_then_the_folder_synced(tmp_path):
-    """The order of system calls, by strace."""
+    """strace shows the order of system calls."""
     log = tmp_path / "log"
     for force, named in ((False, ["linkat"]), (True, ["linkat", "rename"])):
         script = f"from movq_cli.files import WholeFile\nwith WholeFile({str(tmp_path / 'a')!r}, force={force}) as f:\n"
@@ -78,7 +78,7 @@ def test_synced_then_named_then_the_folder_synced(tmp_path):
 
 
 def test_of_two_that_end_at_once_one_is_refused(tmp_path):
-    """The second ends while the first is about to name its file."""
+    """The second one ends while the first is about to name its file."""
     with WholeFile(tmp_path / "a") as first, WholeFile(tmp_path / "a") as second:
         first.write(b"first")
         second.write(b"second")
@@ -99,7 +99,7 @@ def test_sigkill_leaves_nothing(tmp_path):
 
 
 def test_a_full_disk_is_one_line(tmp_path):
-    """A limit on file size stands in for it: the write fails halfway."""
+    """A limit on file size stands in for the full disk: the write fails halfway."""
     script = (
         "import resource, signal\nfrom movq_cli.files import WholeFile\nfrom movq_cli import MovqError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"

@@ -1,4 +1,4 @@
-"""The process that decoders are forked from: what it is, and what becomes of everyone when one of them ends."""
+"""The process that decoders are forked from: what it is, and what happens to the others when one of them ends."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from .helpers.processes import command, decoders, forkers, wait_for
 
 @pytest.fixture
 def forker():
-    """The one process that this process's decoders are forked from."""
+    """Return the process that this process's decoders are forked from."""
     with read_frames(CITY) as reader:
         next(reader)
     (found,) = forkers()
@@ -41,7 +41,7 @@ def test_decoders_have_none_of_each_others_descriptors(forker):
     with read_frames(CITY, ahead=2) as first, read_frames(CITY, ahead=2) as second:
         next(first), next(second)
         both = []
-        for decoder in (pid for pid in decoders() if any(command(pid))):  # a zombie of an earlier test has none
+        for decoder in (pid for pid in decoders() if any(command(pid))):  # an earlier test's zombie has no command line
             paths = [f"/proc/{decoder}/fd/{fd}" for fd in os.listdir(f"/proc/{decoder}/fd")]
             both.append({os.stat(path).st_ino: os.readlink(path) for path in paths})
         kinds = [sorted(name.split(":")[0] for name in opened.values()) for opened in both]
@@ -128,7 +128,7 @@ def test_decoders_of_one_that_is_gone_are_not_asked_of_another(forker):
         next(first), next(second)
         os.kill(forker, signal.SIGKILL)
         with pytest.raises(MovqError):
-            list(first)  # by now both their numbers are known
+            list(first)  # now the pids of both decoders are known
         with read_frames(CITY, ahead=2) as third:
             next(third)
             second.close()

@@ -1,4 +1,4 @@
-"""The published modules' own numbers (tests/golden, see README.md there) against ours."""
+"""The published modules' own numbers (tests/golden, see its README.md) against ours."""
 
 import json
 import sys
@@ -17,11 +17,12 @@ GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))
 from formula import fill, wave  # noqa: E402
 
-# Agreement is the root mean square difference, in standard deviations of the output. The largest one cannot be held to 1e-4:
-# these networks amplify rounding a thousandfold (a group of one channel may hardly vary), so that the published operations
-# in float64 are already 0.4 to 2.1e-4 from the published numbers at the worst element, and replacing x * sigmoid(x) by
-# silu(x) alone moves it by 2.0e-4. `python -m tests.test_goldens` prints both for every case. What rounding hides is held to
-# 1e-11 in float64, against operations that print the golden numbers exactly.
+# Agreement is the root mean square difference, in standard deviations of the output. The largest difference cannot be
+# held to 1e-4: these networks amplify rounding a thousandfold (a group of one channel may hardly vary), so that the
+# published operations in float64 are already 0.4e-4 to 2.1e-4 from the published numbers at the worst element, and
+# replacing x * sigmoid(x) by silu(x) alone moves it by 2.0e-4. `python -m tests.test_goldens` prints both for every
+# case. Errors that rounding would hide are held to 1e-11 in float64, against operations that print the golden numbers
+# exactly.
 
 CASES = json.loads((GOLDEN / "reference.json").read_text())
 EXPECTED = load_file(GOLDEN / "reference.safetensors")
@@ -57,7 +58,7 @@ def test_golden(case, grad):
 
 @pytest.mark.parametrize("case", [c for c in CASES if c["kind"] == "Encoder3D"], ids=lambda c: c["name"])
 def test_the_published_operations_are_the_golden_ones_and_ours(case):
-    """What rounding hides above: our encoder is the published one to 12 digits, in float64."""
+    """Our encoder agrees with the published one to 1e-11 in float64, where rounding hides no error."""
     module, (x,) = build(case), inputs(case)
     with torch.no_grad():
         golden = published.encode(module, x).flatten()[:: case["output_step"]]

@@ -1,5 +1,6 @@
-"""What only a CUDA device can show. `make test-gpu` runs these and prints the README's rows; without a device they are
-skipped, not faked.
+"""Tests that need a CUDA device: `make test-gpu` runs them and prints rows for docs/exactness.md.
+
+They are skipped without a device, not faked.
 """
 
 import numpy as np
@@ -19,7 +20,9 @@ pytestmark = [
 
 
 ROUNDED = 0.05
-"""Of means in bf16, fp16 or tf32, root mean square; bf16 on a CPU is 0.02 off at most (docs/precision.md). Unmeasured on CUDA."""
+"""Limit for means in bf16, fp16 or tf32, root mean square; bf16 on a CPU is 0.02 off at most (docs/precision.md).
+Not yet measured on CUDA.
+"""
 
 
 @pytest.fixture
@@ -29,7 +32,7 @@ def clip(tmp_path):
 
 @pytest.fixture
 def row():
-    """Prints a row of the README's table of what is exact."""
+    """Print a row of the table in docs/exactness.md."""
 
     def show(what, against, made, expected):
         device = torch.cuda.get_device_name()
@@ -89,7 +92,7 @@ def test_whole_clips_in_chunks(tmp_path, clip, vae, row):
 
 
 def test_every_tier_gives_back_what_it_was_given(tmp_path):
-    """On the device, in pinned host memory, and in the file, in turn."""
+    """Chunks wait on the device, in pinned host memory, and in the file, in turn."""
     chunks = [
         torch.randn(1, 8, 4, 6, 5, device="cuda").contiguous(memory_format=torch.channels_last_3d) for _ in range(3)
     ]

@@ -1,4 +1,7 @@
-"""A batch in the calling process, `workers=0`: interrupted, resumed, and with a bug in the encoder. Its bytes: test_batch.py."""
+"""A batch in the calling process, `workers=0`: interrupted, resumed, and with a bug in the encoder.
+
+test_batch.py compares its bytes with those of workers.
+"""
 
 import os
 

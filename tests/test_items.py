@@ -1,4 +1,4 @@
-"""Items: what is found in folders and lists, what is passed over, and that no two share an output."""
+"""Items: what is found in folders and lists, what is passed over, and that no two items share an output."""
 
 import json
 import os
@@ -24,7 +24,7 @@ BOM = b"\xef\xbb\xbf"
 
 
 def make(folder, *names):
-    """Empty files, with the folders they are in; names as text or bytes."""
+    """Create empty files, with the folders they are in; names are text or bytes."""
     for name in names:
         path = os.path.join(os.fsencode(folder), os.fsencode(name))
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -43,7 +43,7 @@ def find(*sources, lists=(), output="no/such/folder"):
 
 
 def listed(folder, data, name="list.csv"):
-    """What is found by a list that holds `data`."""
+    """Return the items found by a list that holds `data`."""
     (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
     return find(lists=[folder / name])
 
@@ -57,7 +57,7 @@ def outputs(found):
 
 
 def assert_places(found, count):
-    """Each of `count` items has an id and an output of its own, also where case and composition make no difference."""
+    """Check that `count` items have ids and outputs of their own, even if case and composition are ignored."""
     made = {unicodedata.normalize("NFC", item.output).casefold() for item in found.items}
     assert len(found.items) == len(set(ids(found))) == len(made) == count
     assert [(a, b) for a in made for b in made if b.startswith(a + "/")] == []
@@ -157,7 +157,7 @@ def test_what_is_not_there_is_refused(tmp_path, monkeypatch, sources, lists, why
 
 @pytest.mark.parametrize("by_list", [False, True], ids=["source", "list"])
 def test_a_path_through_a_link_is_the_file_that_it_opens(tmp_path, by_list):
-    """`link/..` is the folder above what the link leads to, not the one that the link is in."""
+    """`link/..` is the folder above the link's target, not the folder that the link is in."""
     make(tmp_path, "other/clip.mp4", "other/deep/x.mp4", "here/clip.mp4")
     link(tmp_path / "here/link", "../other/deep")
     found = listed(tmp_path, "here/link/../clip.mp4", "l.txt") if by_list else find(f"{tmp_path}/here/link/../clip.mp4")

@@ -1,4 +1,4 @@
-"""The latents file: written in chunks, whole or not at all, read lazily, refused when it lies."""
+"""The latents file: written in chunks, whole or absent, read lazily, refused when it lies."""
 
 import os
 
@@ -51,7 +51,7 @@ def test_values_that_are_not_finite_are_not_written(tmp_path, value):
 
 @pytest.mark.slow
 def test_memory_does_not_hold_what_was_appended(tmp_path):
-    """256 MB appended in 1 MB chunks, in a process whose peak is then asked for."""
+    """256 MB are appended in chunks of 1 MB, in a process whose peak memory is then read."""
     import subprocess
     import sys
 
@@ -76,7 +76,7 @@ print(peak() - before)
 
 
 def rewritten(tmp_path, change):
-    """A whole file with one thing changed in its strings or tensors."""
+    """Write a whole file with one thing changed in its strings or tensors."""
     path = write_latents(tmp_path / "good.safetensors", LATENTS)
     with safe_open(path, "pt") as file:
         strings, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118

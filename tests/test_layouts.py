@@ -1,4 +1,4 @@
-"""Other people's checkpoints, read in place. The judges are diffusers itself and the renaming of CogVideo's own script."""
+"""Other people's checkpoints, read in place, judged by diffusers itself and by CogVideo's own renaming script."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A whole model: model_index.json, a vae folder, and another vae folder whose weights are in shards."""
+    """Save a whole model: model_index.json, a vae folder, and another vae folder whose weights are in shards."""
     model = tmp_path_factory.mktemp("layouts") / "CogVideoX-small"
     small_vae().save_pretrained(model / "vae")
     small_vae().save_pretrained(model.parent / "sharded" / "vae", max_shard_size="5MB")
@@ -39,7 +39,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def vae(saved, tmp_path):
-    """A vae folder to spoil."""
+    """Copy a vae folder that a test may spoil."""
     return shutil.copytree(saved / "vae", tmp_path / "model" / "vae")
 
 
@@ -55,7 +55,7 @@ def rewrite(path, **changes):
 
 @pytest.mark.parametrize("levels", [3, 4])
 def test_every_name_both_ways(levels):
-    """At the published size, and with a level less, where the decoder's levels count from another end."""
+    """Names match at the published size, and with a level less, where the decoder counts levels from the other end."""
     widths = (128, 256, 256, 512)[:levels]
     with torch.device("meta"):
         vae = of_diffusers(
@@ -121,7 +121,7 @@ def test_what_each_kind_of_checkpoint_says(saved, tmp_path, monkeypatch):
 
 
 def test_the_numbers_of_diffusers(saved):
-    """Nine frames are one window of its encoder, three latents one of its decoder."""
+    """Nine frames are one window of diffusers' encoder, three latents one window of its decoder."""
     checkpoint = open_checkpoint(saved)
     torch.manual_seed(1)
     x, z = torch.rand(1, 3, 9, 32, 32) * 2 - 1, torch.randn(1, 4, 3, 4, 4)
@@ -145,7 +145,7 @@ def test_paths_come_before_ids(saved, tmp_path, monkeypatch):
 
 @pytest.fixture(params=["hub", "no hub"])
 def with_and_without_the_hub(request, monkeypatch):
-    """With huggingface_hub, which finds files in its cache itself, and as if it were not installed."""
+    """Run a test with huggingface_hub, which finds files in its cache itself, and as if it were not installed."""
     if request.param == "no hub":
         monkeypatch.setitem(sys.modules, "huggingface_hub", None)
 
@@ -178,7 +178,7 @@ def test_where_the_cache_is(saved, tmp_path, monkeypatch, variables, place):
 @pytest.mark.usefixtures("with_and_without_the_hub")
 @pytest.mark.parametrize("what", ["nothing", "ref", "snapshot", "weights", "commit"])
 def test_an_id_that_is_not_all_there(saved, tmp_path, monkeypatch, what):
-    """Also after a download of something else, or one cut short: what fetches it is the same."""
+    """The message names the command that fetches the files, also after a download of other files or one cut short."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     snapshot = cached(tmp_path, saved)
     if what == "nothing":
@@ -358,7 +358,7 @@ def test_diffusers_builds_the_same_network():
 
 
 def test_attention_and_other_sizes_are_inferred():
-    """Resolutions as if the picture had 256 pixels; the encoder alone says nothing of a decoder."""
+    """Resolutions are given as if the picture had 256 pixels; the encoder alone tells nothing about a decoder."""
     config = dataclasses.replace(
         VAE,
         ch_mult=(1, 1, 3),
@@ -414,7 +414,7 @@ def test_shapes_that_make_no_network(change, reason):
 
 
 def test_inferred_and_still_not_fitting(tmp_path):
-    """Wrong in a place that the config is not inferred from."""
+    """The fault is in a place that the config is not inferred from."""
     path = tmp_path / "vae.safetensors"
     for key, change, reason in (
         ("encoder.down.1.downsample.conv.bias", None, "lacks encoder.down.1.downsample.conv.bias"),

@@ -39,7 +39,7 @@ def test_a_line_that_cannot_be_is_left_out_with_a_warning(finished, tmp_path, ed
 
 
 def test_read_from_its_end_a_manifest_is_the_same(finished, tmp_path):
-    """Keep the later of two lines of an item, ignore damaged and torn lines, include the lines of shards."""
+    """The later of two lines of an item counts, damaged and torn lines are ignored, and shards' lines are included."""
     text = (finished / "out" / "manifest.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     again = [json.dumps(line | {"seconds": 2.5}) for line in lines[:2]]

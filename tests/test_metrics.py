@@ -50,7 +50,7 @@ def test_extremes():
 def test_no_picture_but_an_equal_one_is_above_the_cap():
     source = np.zeros((1200, 1200, 3), np.uint8)
     made = source.copy()
-    made[0, 0, 0] = 1  # 114 dB
+    made[0, 0, 0] = 1  # 114 dB without the cap
     assert psnr(source, made) == psnr(source, source) == 100
 
 
@@ -73,7 +73,7 @@ def scored(pairs):
 
 
 def plain(value):
-    """Whether JSON holds it as it is: no numpy, no inf, no NaN."""
+    """Return True if JSON holds the value as it is: no numpy, no inf, no NaN."""
     if isinstance(value, dict):
         return all(type(k) is str and plain(v) for k, v in value.items())
     return value is None or type(value) in (int, float)

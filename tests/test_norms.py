@@ -1,4 +1,4 @@
-"""Statistics of norms against torch's, and merging."""
+"""Statistics of norms and their merging, against torch's."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_group_norm_is_torchs(shape, scope):
 
 
 def test_means_far_from_zero_keep_their_digits():
-    """Plain fp32 sums of squares lose them: a mean of 100 standard deviations, half a million numbers per group."""
+    """Plain fp32 sums of squares lose them: the mean is 100 standard deviations, a group has half a million numbers."""
     torch.manual_seed(0)
     x = torch.randn(1, 32, 8, 256, 256) + 100
     with torch.no_grad():
@@ -64,7 +64,7 @@ def test_merging_statistics_is_measuring_together():
 
 
 def test_spatial_norm_against_its_formula():
-    """norm(f) * conv_y(up(zq)) + conv_b(up(zq)), with zq enlarged first, the first frame apart."""
+    """The formula is norm(f) * conv_y(up(zq)) + conv_b(up(zq)): zq is enlarged first, its first frame apart."""
     torch.manual_seed(0)
     norm = SpatialNorm3D(32, 4).double()
     f, zq = torch.randn(2, 32, 5, 8, 8, dtype=torch.float64), torch.randn(2, 4, 3, 4, 4, dtype=torch.float64)
@@ -103,7 +103,7 @@ def test_blocks_of_several_frames_are_normed_as_one_by_one(monkeypatch, scope, d
 
 
 class Operators(TorchDispatchMode):
-    """Counts what torch is asked to compute, views apart, and notes the shapes of what is copied."""
+    """Count the operators that torch runs, without views, and note the shapes of copies."""
 
     def __init__(self):
         super().__init__()
@@ -133,7 +133,7 @@ def test_launches_on_a_device_do_not_grow_with_the_frames(monkeypatch, scope):
 
 
 def test_activations_are_not_copied_on_their_way():
-    """But for the pixels into their padded buffer, and where height and width are halved and time is not."""
+    """Only pixels (to be padded) are copied, and chunks whose height and width are halved but not their time."""
     found = operators(Encoder3D(**SMALL).eval(), torch.zeros(1, 3, 17, 16, 16))
     whole = [shape for shape in found.copied if len(shape) == 5 and shape[2] > 2]
     assert whole == [(1, 3, 17, 16, 16), (1, 64, 5, 4, 4)]

@@ -1,4 +1,4 @@
-"""Options: each declared once, with words on the command line, and errors that name them as their reader does."""
+"""Options: each is declared once, with words on the command line, and errors name them as their reader does."""
 
 from fractions import Fraction
 
@@ -17,7 +17,7 @@ COMMANDS = {
     "decode": [DecodeOptions],
 }
 OWN = {"--output", "--dry-run", "--verbose", "--quiet", "--max-failures", "--merge", "--help"}
-"""Flags of commands that are no options of the library."""
+"""Flags of commands that are not options of the library."""
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -1,4 +1,4 @@
-"""Still pictures are turned as their Exif says, and side data that PyAV has no name for costs nothing. Pillow is the judge."""
+"""Still pictures turned as their Exif says, and side data that PyAV has no name for. Pillow is the judge."""
 
 import io
 import os
@@ -24,7 +24,7 @@ SHORT, LONG, ORIENTATION, EXIF_IFD = 3, 4, 0x112, 0x8769
 
 
 def ifd(*entries, order="<", following=0):
-    """One directory of Exif. An entry is (tag, type, count, value or four bytes)."""
+    """Return one directory of Exif. An entry is (tag, type, count, value or four bytes)."""
     data = struct.pack(order + "H", len(entries))
     for tag, kind, count, value in entries:
         if isinstance(value, int):
@@ -43,7 +43,7 @@ def oriented(value, order="<"):
 
 
 def encoded(suffix):
-    """The picture as a file without Exif. JPEG in full colour resolution, so that decoders hardly differ."""
+    """Return the picture as a file without Exif. JPEG keeps full colour resolution, so that decoders hardly differ."""
     file = io.BytesIO()
     more = {"jpg": {"quality": 100, "subsampling": 0}, "png": {}, "webp": {"lossless": True}}[suffix]
     Image.fromarray(PICTURE).save(file, {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[suffix], **more)
@@ -66,7 +66,7 @@ def webp_chunk(kind, body):
 
 
 def with_exif(suffix, block, prefix=None, last=False):
-    """A file with this block of Exif, byte for byte: Pillow would write it anew. `last` puts it behind the pixels."""
+    """Return a file with this Exif, byte for byte; Pillow would rewrite it. `last` puts it behind the pixels."""
     plain = PLAIN[suffix]
     if suffix == "jpg":
         return plain[:2] + jpeg_segment((b"Exif\0\0" if prefix is None else prefix) + block) + plain[2:]
@@ -81,14 +81,14 @@ def with_exif(suffix, block, prefix=None, last=False):
 
 
 def judged(data):
-    """What Pillow shows, (H, W, 3)."""
+    """Return the picture that Pillow shows, (H, W, 3)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
 
 
 def shown(path):
-    """The first frame as movq shows it, in this process: `read_frames` would start another for each file."""
+    """Return the first frame as movq shows it, in this process: `read_frames` would start another for each file."""
     with container.open_video(str(path)) as opened:
         decoder = frames.Decoder(opened)
         plan = decoder.geometry(geometry.Picture(), 1)
@@ -113,7 +113,7 @@ def test_a_photo_with_exif_is_shown_as_pillow_shows_it(name):
         judge = judged(file.read())
     image = shown(path)
     assert image.shape == judge.shape == ((64, 48, 3) if name[5] in "56" else (48, 64, 3))
-    assert abs(image.astype(int) - judge).mean() < (2 if name.endswith("jpg") else 0.01)  # chroma is not enlarged alike
+    assert abs(image.astype(int) - judge).mean() < (2 if name.endswith("jpg") else 0.01)  # enlarged chroma differs
 
 
 def test_a_photo_with_exif_goes_all_the_way():
@@ -138,7 +138,7 @@ def test_frames_that_carry_a_view_id_are_read():
 @pytest.mark.parametrize("order", ["<", ">"], ids=["little", "big"])
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_pictures_are_turned_as_their_exif_says(tmp_path, suffix, order):
-    """Values outside 1..8 mean as stored. Pillow's JPEG decoder rounds by another rule."""
+    """Values outside 1..8 do not turn the picture. Pillow's JPEG decoder rounds differently."""
     for value in range(10):
         data = with_exif(suffix, oriented(value, order))
         assert agrees(data, tmp_path / "a", 3 if suffix == "jpg" else 0), value
@@ -156,7 +156,7 @@ def test_turning_moves_pixels_and_changes_none(tmp_path, value):
     assert np.array_equal(shown(path), np.asarray(ImageOps.exif_transpose(tagged)))
 
 
-# -- Exif as it is met
+# -- Exif as it occurs
 
 
 MET = {
@@ -186,7 +186,7 @@ MET = {
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_damage_elsewhere_in_exif_costs_neither_the_turn_nor_the_picture(tmp_path, suffix):
-    """libav gives up all of Exif for one tag it cannot read, and refuses the PNG."""
+    """libav gives up all of Exif for one tag that it cannot read, and refuses the PNG."""
     for name, block in MET.items():
         assert agrees(with_exif(suffix, block), tmp_path / "a", 3 if suffix == "jpg" else 0), name
 
@@ -195,12 +195,12 @@ def test_damage_elsewhere_in_exif_costs_neither_the_turn_nor_the_picture(tmp_pat
 @pytest.mark.parametrize("last", [False, True], ids=["in front", "behind"])
 @pytest.mark.parametrize("prefix", [b"", b"Exif\0\0"], ids=["bare", "prefixed"])
 def test_exif_is_found_on_either_side_of_the_pixels_and_with_a_prefix(tmp_path, suffix, last, prefix):
-    """Some writers put the prefix of JPEG in front of it in other formats too."""
+    """Some writers put JPEG's prefix in front of Exif in other formats too."""
     assert agrees(with_exif(suffix, oriented(7), prefix, last), tmp_path / "a", 0)
 
 
 def test_exif_in_a_text_of_a_png_is_followed(tmp_path):
-    """As older programs write it. movq leaves that to libav's display matrix."""
+    """Older programs write Exif so. movq leaves it to libav's display matrix."""
     block = b"Exif\0\0" + oriented(8)
     text = b"Raw profile type exif\0\nexif\n%8d\n%s\n" % (len(block), block.hex().encode())
     plain = PLAIN["png"]
@@ -218,7 +218,7 @@ def test_exif_of_a_jpeg_in_two_parts_and_between_others(tmp_path):
 
 
 def test_hostile_bytes_are_no_orientation_and_no_error():
-    """Cuts, flips, lengths that lie: the reader gives one of eight orientations or none."""
+    """The reader finds one of eight orientations or none, whatever is cut, flipped or given a false length."""
     rng = random.Random(7)
     for suffix in SUFFIXES:
         whole = with_exif(suffix, tiff((EXIF_IFD, LONG, 1, 8), (ORIENTATION, SHORT, 1, 6)), last=suffix == "webp")
@@ -236,7 +236,7 @@ def test_hostile_bytes_are_no_orientation_and_no_error():
 
 
 def test_of_two_the_one_that_counts_is_read():
-    """The last of a PNG, as Pillow and libav do; an odd chunk of WebP is followed by a byte that fills it."""
+    """The last Exif of a PNG counts, as in Pillow and libav; an odd chunk of WebP is followed by a byte of padding."""
     first = with_exif("png", oriented(6))
     assert exif.read_orientation(first[:33] + png_chunk(b"eXIf", oriented(3)) + first[33:]) == exif.ORIENTATIONS[6]
     webp = with_exif("webp", oriented(8))
@@ -257,7 +257,7 @@ def test_a_long_row_of_empty_parts_is_soon_given_up():
 
 @pytest.mark.parametrize(("turn", "mirror"), [(90, False), (0, True), (270, True)])
 def test_a_display_matrix_is_found_among_side_data_without_a_name(tmp_path, turn, mirror):
-    """The view id comes in front of the matrix, where the list of side data would end."""
+    """The view id is in front of the matrix, and would end the list of side data."""
     spatial, path = os.path.join(FIELD, "spatial.mov"), tmp_path / "a.mov"
     with av.open(spatial) as a, av.open(str(path), "w") as b:
         stream = b.add_stream_from_template(a.streams.video[0])
@@ -271,7 +271,7 @@ def test_a_display_matrix_is_found_among_side_data_without_a_name(tmp_path, turn
 
 
 def test_pictures_with_a_colour_profile_do_not_crash_a_long_survey(tmp_path):
-    """PyAV frees the names in side data, of which the profile has one, a second time once its list of them was asked for."""
+    """Reading its list of side data makes PyAV free the names in it a second time; a colour profile has such a name."""
     path = tmp_path / "a.png"
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     Image.fromarray(PICTURE).save(path, icc_profile=profile)

@@ -25,7 +25,7 @@ from .helpers import clips
 
 @pytest.fixture
 def clip(tmp_path):
-    """23 frames of 64x48, kept bit for bit."""
+    """Write 23 frames of 64x48 that keep every bit."""
     return clips.lossless(tmp_path / "clip.mkv", clips.pictures(23))
 
 
@@ -59,7 +59,7 @@ def test_what_does_not_fit_is_lowered_or_refused(tmp_path, clip, make_weights):
 
 
 def test_where_no_chunk_fits_the_largest_picture_that_does_is_named(tmp_path):
-    """The one named is planned with the same budget, and the next larger one is not."""
+    """The size that is named can be planned with the same budget, and the next larger one cannot."""
     clip = clips.write(tmp_path / "a.mp4", clips.pictures(5, 640, 400), options={"preset": "ultrafast"})
     options = EncodeOptions(precision="fp32", memory_budget=700_000_000)
     with pytest.raises(MovqError, match=r"4 frames of 640x400 needs about .*; the largest that fits is ") as caught:
@@ -90,7 +90,7 @@ def test_a_large_picture_is_planned_as_one_frame(tmp_path):
 
 
 def test_predicted_cost_counts_every_convolution():
-    """The caches of a real run, element for element."""
+    """The prediction equals the caches of a real run, element for element."""
     from movq_cli.model import StreamCache
 
     checkpoint = open_checkpoint()
@@ -103,7 +103,7 @@ def test_predicted_cost_counts_every_convolution():
 
 @pytest.mark.slow
 def test_a_clip_of_one_chunk_is_planned_without_what_another_would_need(tmp_path, vae):
-    """The same 9 frames as the only window, and as the first of two."""
+    """The same 9 frames are planned as the only window, and as the first of two."""
     config = open_checkpoint(vae.folder).config
     one, two = (clips.lossless(tmp_path / f"{n}.mkv", clips.pictures(n, 256, 192)) for n in (9, 17))
     options = dataclasses.replace(EncodeOptions(precision="fp32"), weights=vae.folder)
@@ -113,7 +113,7 @@ def test_a_clip_of_one_chunk_is_planned_without_what_another_would_need(tmp_path
 
 
 def test_predicted_waiting_is_what_waits(vae):
-    """Element for element, at the worst barrier, for encoder and decoder."""
+    """The prediction is exact, element for element, at the worst barrier, for encoder and decoder."""
 
     class Watched(Store):
         held = most = 0
@@ -145,7 +145,7 @@ def test_predicted_waiting_is_what_waits(vae):
         list(decoder.decode_window([(z, z)], cache, Watched()))
         assert Watched.most == decode_cost(checkpoint.config, 5, 32, 48).waiting
         Watched.most = 0
-        list(decoder.decode_window([(z, z)], cache, Watched()))  # a later window: no frame stands alone
+        list(decoder.decode_window([(z, z)], cache, Watched()))  # a later window: no first frame that stands alone
         assert Watched.most == decode_cost(checkpoint.config, 8, 32, 48).waiting
 
 

@@ -1,4 +1,4 @@
-"""Workers that die, hang or swell, batches that are interrupted, and what is shown meanwhile: real processes and signals."""
+"""Workers that die, hang or swell, interrupted batches, and what is shown meanwhile: real processes and signals."""
 
 import fcntl
 import json
@@ -31,7 +31,7 @@ def start(zygote):
 
 
 def start_fresh(cwd, *arguments, **more):
-    """Start it in a new interpreter, for tests of how a process ends."""
+    """Start `movq batch-encode` in a new interpreter, for tests of how a process ends."""
     return subprocess.Popen(
         [sys.executable, "-m", "movq_cli", "batch-encode", *map(str, arguments)],
         cwd=cwd,
@@ -42,7 +42,7 @@ def start_fresh(cwd, *arguments, **more):
 
 
 def opened(pid):
-    """The files a process has open."""
+    """Return the files that a process has open."""
     try:
         return [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
     except OSError:
@@ -51,7 +51,7 @@ def opened(pid):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Clips that take a second or two each."""
+    """Write clips that take a second or two each, and a bad one."""
     made = tmp_path_factory.mktemp("clips")
     (made / "in" / "deep").mkdir(parents=True)
     for i in range(6):
@@ -92,12 +92,12 @@ def test_a_worker_that_dies_or_hangs_costs_one_attempt_at_one_file(
     assert again[0]["warnings"][0].startswith("made at attempt 2; at the first: ")
     assert reason in again[0]["warnings"][0]
     assert again[0]["chunk_frames"] == (4 if number == signal.SIGKILL else 8)
-    if number != signal.SIGKILL:  # which may have been for lack of memory: smaller chunks
+    if number != signal.SIGKILL:  # SIGKILL may mean a lack of memory: its second attempt has smaller chunks
         again[0]["warnings"] = []
     wait_for(lambda: not group(process.pid), 5)
     made, wanted = tree(tmp_path / "out"), dict(undisturbed)
     made.pop("manifest"), wanted.pop("manifest")
-    if number == signal.SIGKILL:  # other chunks
+    if number == signal.SIGKILL:  # its chunks were smaller
         name = again[0]["output"]
         latents = [open_latents(path / name).latents.float() for path in (tmp_path / "out", folder / "undisturbed")]
         assert moments_off(*latents) < AGREE
@@ -116,7 +116,7 @@ def test_what_kills_every_worker_is_failed_after_two_attempts_and_tried_again_la
         path = tmp_path / "out" / "manifest.jsonl"
         lines = path.read_text() if path.exists() else ""
         if killed and "b.mp4" not in lines:
-            continue  # b's turn comes before a's second
+            continue  # b is tried before a's second attempt
         os.kill(workers[0], signal.SIGSEGV)
         killed.add(workers[0])
     _, talk = process.communicate(timeout=60)
@@ -131,8 +131,9 @@ def test_what_kills_every_worker_is_failed_after_two_attempts_and_tried_again_la
 
 @pytest.mark.slow
 def test_a_worker_that_leaks_is_replaced(start, tmp_path):
-    """The leak is a thread that Python's own start-up begins in workers: 900 MB once the second output is there, when what the
-    first took is known.
+    """The worker hoards 900 MB in a thread once the second output exists, when the memory of the first is known.
+
+    The thread is begun by Python's own start-up, in workers only.
     """
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys, threading, time\n"
@@ -198,7 +199,7 @@ def test_workers_end_with_the_batch_even_when_stopped(start, tmp_path):
     clip = clips.write(tmp_path / "a.mp4", clips.pictures(1000, 160, 128))
     shutil.copy(clip, tmp_path / "b.mp4")
     process = start(tmp_path, "a.mp4", "b.mp4", "-o", "out", "--workers", 2)
-    workers = wait_for(lambda: encoding(process.pid))  # the other may be at its start yet, or at a video too
+    workers = wait_for(lambda: encoding(process.pid))  # the other one may still be starting
     os.kill(workers[0], signal.SIGSTOP)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
@@ -235,7 +236,7 @@ def test_interrupted_while_it_reads_a_large_video_it_does_not_wait(tmp_path):
     start_fresh(tmp_path, "a.mp4", "-o", "out").communicate(timeout=60)
     lines = manifest(tmp_path / "out")
     os.truncate(tmp_path / "a.mp4", 40 << 30)
-    lines["a.mp4"]["source"][0] = 40 << 30  # as if that had been its size, so that only reading it tells
+    lines["a.mp4"]["source"][0] = 40 << 30  # as if that had been its size: only reading tells the difference
     (tmp_path / "out" / "manifest.jsonl").write_text(json.dumps(lines["a.mp4"]) + "\n")
     process = start_fresh(tmp_path, "a.mp4", "-o", "out")
     wait_for(lambda: str(tmp_path / "a.mp4") in opened(process.pid))
@@ -257,7 +258,7 @@ def test_two_batches_on_one_folder_the_second_is_refused(start, folder, tmp_path
 
 @pytest.mark.slow
 def test_a_full_disk_stops_the_batch_and_loses_nothing(tmp_path):
-    """A file system of 700 kB, in a mount namespace of the command's own: one clip of 330 kB fits, and needs it twice."""
+    """The disk, mounted for the command alone, has 700 kB: one clip of 330 kB fits, and needs that space twice."""
     for name in "013456789":
         clips.write(tmp_path / f"{name}.mp4", clips.pictures(17, 256, 256))
     clips.write(tmp_path / "2 small.mp4", clips.pictures(5))
@@ -272,7 +273,7 @@ def test_a_full_disk_stops_the_batch_and_loses_nothing(tmp_path):
     assert result.returncode == 1, result
     assert re.search("out: stopped: no space left on device; [234] items left: the same command goes on", result.stderr)
     lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
-    assert all(line["cause"] == "disk" for line in lines[6:])  # what the worker had when it was stopped
+    assert all(line["cause"] == "disk" for line in lines[6:])  # the items that the worker held when it was stopped
     assert [(line["id"][0], line["status"], line.get("cause")) for line in lines[:6]] == [
         ("0", "done", None),
         ("1", "failed", "disk"),
@@ -392,7 +393,7 @@ def test_videos_with_fewer_frames_than_asked_for_are_short_not_failed(tmp_path, 
 
 @pytest.fixture
 def two(start, tmp_path):
-    """A batch of one worker that encodes a.mp4, with b.mp4 opened ahead: (batch, worker, forker, decoders of a and of b)."""
+    """Start a batch that encodes a.mp4 with b.mp4 opened ahead: (batch, worker, forker, decoders of a and of b)."""
     clips.write(tmp_path / "a.mp4", clips.pictures(400, 160, 128))
     clips.write(tmp_path / "b.mp4", clips.pictures(60, 160, 128))
     process = start(tmp_path, "a.mp4", "b.mp4", "-o", "out", "--workers", 1, "--timeout", 4)
@@ -406,7 +407,7 @@ def two(start, tmp_path):
 
 
 def ended(process, folder):
-    """The batch's lines by id; all are done and nothing is left of its processes or beside its outputs."""
+    """Return the batch's lines by id, after checking that all are done and that no process or other file is left."""
     _, talk = process.communicate(timeout=120)
     assert process.returncode == 0, talk
     wait_for(lambda: not group(process.pid), 5)
@@ -458,7 +459,7 @@ def test_nothing_is_left_when_a_batch_is_killed_with_an_item_opened_ahead(two, t
 
 @pytest.mark.slow
 def test_a_bug_costs_its_own_item_wherever_it_is(start, tmp_path):
-    """While b is opened, c computed and d finished; the items beside them pay nothing."""
+    """The bugs are in opening b, computing c and finishing d; the items before and after are not affected."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
         "def broken(kind, name, victim, path):\n"

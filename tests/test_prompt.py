@@ -13,7 +13,7 @@ from .helpers import clips
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty current folder with a clip in `in`."""
+    """Make a folder with a clip in `in`, and change to it."""
     (tmp_path / "in").mkdir()
     clips.write(tmp_path / "in" / "clip.mp4", clips.pictures(30), rate=10)
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Workers on Ray: a real cluster of this machine. The same as local workers, also when actors are killed."""
+"""Workers on Ray, on a real cluster of this machine: the same results as local workers, also when actors are killed."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 
 def held(count):
-    """Relays whose workers were stopped amid an item, and those workers: what is killed now had something to do."""
+    """Return (relay, worker) of workers that were stopped while encoding, so that a kill hits something at work."""
     found = wait_for(lambda: len(relays()) >= count and relays(), 100)
     for _, worker in found:
         os.kill(worker, signal.SIGSTOP)
@@ -79,7 +79,7 @@ def test_an_actor_that_is_killed_costs_one_attempt_and_the_bytes_are_those_of_lo
 
 
 def test_in_python_with_a_cluster_that_is_there(folder, tmp_path):
-    """In a process of its own: Ray stays in the process that it was started in."""
+    """A process of its own is needed: Ray stays in the process that it was started in."""
     code = (
         "import json, sys, ray, movq_cli\n"
         "ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level='ERROR')\n"
@@ -105,7 +105,7 @@ def test_waiting_for_a_machine_can_be_interrupted(folder, tmp_path):
         [*command, "--threads", "999"], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     wait_for(lambda: any(b"raylet" in b"".join(command_of(child)) for child in children(process.pid)))
-    time.sleep(15)  # until it waits: while Ray starts, signals are Ray's
+    time.sleep(15)  # until it waits: while Ray starts, it handles the signals
     process.send_signal(signal.SIGTERM)
     _, talk = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, talk
@@ -126,7 +126,7 @@ def test_what_cannot_be(folder, movq):
 
 
 def test_a_machine_that_is_lost_costs_one_attempt(folder, tmp_path):
-    """Two machines, as far as Ray can tell; in a process of its own, which takes one away."""
+    """Ray sees two machines; the test runs in a process of its own, which takes one away."""
     code = (
         "import subprocess, sys\n"
         "from ray.cluster_utils import Cluster\n"

@@ -1,4 +1,4 @@
-"""Every command and example of the README and the docs, run as it stands there, in an empty folder with a clip in it."""
+"""Every command and example of the README and the docs runs as written, in a folder with a few clips."""
 
 import re
 import shlex
@@ -17,7 +17,7 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
 def blocks(language):
-    """The blocks of a language in all pages. `console` shows what was printed and is not run: it may need the network."""
+    """Return the blocks of a language in all pages. `console` shows output and is not run: it may need the network."""
     return [found for page in PAGES for found in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)]
 
 
@@ -38,7 +38,7 @@ def folder(tmp_path):
 
 
 def run_commands(parts, zygote, folder):
-    """Run the commands of some blocks, one after the other, and return how many they were."""
+    """Run the commands of some blocks, one after the other, and return their number."""
     lines = [line.split(" #")[0] for part in parts for line in part.splitlines() if line.startswith("movq ")]
     for line in lines:
         result = zygote.run(*shlex.split(line)[1:], cwd=folder)
@@ -53,7 +53,7 @@ def test_commands(zygote, folder):
 
 @pytest.mark.slow
 def test_commands_of_batches(zygote, folder, monkeypatch):
-    with tempfile.TemporaryDirectory(prefix="ray") as own:  # or it joins a cluster of test_ray.py, which may end
+    with tempfile.TemporaryDirectory(prefix="ray") as own:  # else it joins a cluster of test_ray.py, which may end
         monkeypatch.setenv("RAY_TMPDIR", own)
         assert run_commands([block for block in blocks("sh") if "batch-encode" in block], zygote, folder) >= 8
 
@@ -68,7 +68,7 @@ def test_examples(folder):
 
 
 def test_map_of_the_source():
-    """The map names every file of the package, and no file that is not there."""
+    """The map names every file of the package, and no other file."""
     package = ROOT / "movq_cli"
     there = {str(p.relative_to(package)) for p in package.rglob("*.py") if p.name not in ("__init__.py", "__main__.py")}
     section = (ROOT / "docs" / "architecture.md").read_text().split("## Where things are")[1].split("\n## ")[0]

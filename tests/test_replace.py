@@ -1,4 +1,4 @@
-"""What the same command with other options does to a finished batch: nothing, unless it is told to replace it."""
+"""Other options for the same command leave a finished batch as it is, unless they may replace it."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ from .helpers import clips
 
 @pytest.fixture
 def batch(tmp_path):
-    """Encodes `in/a.mp4`, `in/b.mp4` and `in/c.mp4` to `out`; the ids of what was made."""
+    """Encode `in/a.mp4`, `in/b.mp4` and `in/c.mp4` to `out`, and return the ids of what was made."""
     (tmp_path / "in").mkdir()
     for name in "abc":
         clips.write(tmp_path / "in" / f"{name}.mp4", clips.pictures(9))
@@ -119,7 +119,7 @@ def test_only_what_the_command_names_is_compared(batch):
 
 
 def test_what_is_out_of_date_is_made_again_unasked(batch):
-    """A video of other contents, a damaged output, another format: under whatever options."""
+    """A video has other contents, an output is damaged, another has an old format: options do not matter."""
     batch(save="mean")
     clips.write(batch.folder / "in" / "a.mp4", clips.pictures(12))
     with open(batch.folder / "out" / "b.mp4.safetensors", "r+b") as file:
@@ -218,7 +218,7 @@ def test_a_verdict_of_weights_goes_with_them(batch, make_weights):
 
 @pytest.mark.slow
 def test_a_verdict_of_a_precision_goes_with_it(batch, make_weights):
-    """What failed in one precision says nothing on which to take where none is named."""
+    """A failure in one precision tells nothing about the precision to take if none is named."""
 
     def large(tensors):
         tensors["encoder.conv_in.conv.weight"].fill_(1e38)
@@ -228,11 +228,11 @@ def test_a_verdict_of_a_precision_goes_with_it(batch, make_weights):
         [batch.folder / "in"], batch.folder / "out", workers=0, weights=weights, precision="bf16"
     ).lines
     assert {(line["status"], line["precision"]) for line in lines} == {("failed", "bf16")}
-    assert batch(weights=weights) == EVERYTHING  # tried again, in whatever suits
+    assert batch(weights=weights) == EVERYTHING  # tried again, in the precision that suits
 
 
 def test_a_refusal_is_remembered_only_for_what_it_depended_on(tmp_path):
-    """Where videos are looked at before they are cut into items."""
+    """Refusals are kept by what was asked of the video, before it is cut into items."""
     clip = clips.write(tmp_path / "a.mp4", clips.pictures(5))
     item = Item("a.mp4", str(clip), "")
     source = FileIdentity.of(os.stat(clip))
@@ -249,7 +249,7 @@ def test_a_refusal_is_remembered_only_for_what_it_depended_on(tmp_path):
 @pytest.mark.parametrize("bucket", ["5x320x480", "49x32x48"])
 @pytest.mark.parametrize("layout", ["files", "tar"])
 def test_what_is_finished_does_not_fail_by_another_option(batch, bucket, layout):
-    """A bucket that no video fills would make all of them failed or short."""
+    """With a bucket that no video fills, all of them would be failed or short."""
     batch(layout=layout)
     there = files(batch.folder)
     with pytest.raises(MovqError, match=f"made with no buckets; this command says buckets={bucket}"):
@@ -259,7 +259,7 @@ def test_what_is_finished_does_not_fail_by_another_option(batch, bucket, layout)
 
 
 def test_what_is_finished_is_kept_while_its_video_is_away(tmp_path):
-    """As on a disk that is not mounted: in a list it is named all the same."""
+    """A list still names a video whose disk is not mounted."""
     (tmp_path / "in").mkdir()
     clips.write(tmp_path / "in" / "a.mp4", clips.pictures(5))
     (tmp_path / "list.txt").write_text("in/a.mp4\n")
@@ -323,7 +323,7 @@ def test_a_second_source_is_computed_as_the_first_was(batch):
 
 @pytest.mark.slow
 def test_a_slower_video_is_made_again_where_frames_may_repeat(batch):
-    """The last frame is then shown until it ends, which is one more here."""
+    """The last frame is then shown until it ends, which gives one frame more here."""
     rate = Selection(fps=Fraction(50, 3))
     assert batch(selection=rate) == EVERYTHING
     with pytest.raises(MovqError, match="no fps_repeat; this command says fps_repeat=True"):

@@ -24,7 +24,7 @@ from .helpers.batches import manifest, tree
 
 @pytest.fixture
 def batch(finished, tmp_path):
-    """A copy of the batch, to be changed. Calling it plans the batch again and returns, by id, why items are made again."""
+    """Copy the batch, to be changed. Calling it plans the batch again and returns, by id, why items are made again."""
     shutil.copytree(finished / "out", tmp_path / "out")
 
     def reasons(**options):
@@ -121,7 +121,7 @@ def test_planning_does_not_import_the_encoder():
 
 
 def swap_contents(path):
-    """Other contents of the same size, under the same inode and time: what only reading tells."""
+    """Change a file's contents but not its size, inode and time, so that only reading tells the difference."""
     before, data = path.stat(), bytearray(path.read_bytes())
     data[-9] ^= 1
     with open(path, "r+b") as file:
@@ -162,7 +162,7 @@ def test_changed_inputs_are_encoded_again_whatever_their_times_say(small):
     assert run() == {"a.mp4"}
     assert open_latents(folder / "out" / "a.mp4.safetensors").metadata.frames == 9
     swap_contents(folder / "in" / "b.mp4")
-    os.utime(folder / "in" / "b.mp4")  # of the same size, with another time: only its contents tell
+    os.utime(folder / "in" / "b.mp4")  # same size, another time: only its contents tell
     assert run() == {"b.mp4"}
     os.replace(clips.write(folder / "good.mp4", clips.pictures(5)), folder / "in" / "bad.mp4")
     assert run() == {"bad.mp4"}
@@ -216,7 +216,7 @@ def test_options_that_change_the_latents_make_all_again_and_knobs_do_not(small, 
 @pytest.mark.slow
 def test_precision_and_threads_of_a_batch_stay_as_they_were(small):
     folder, run = small
-    run(precision="fp32", threads=2, force=True, workers=1)  # not here: two threads would start OpenMP in pytest
+    run(precision="fp32", threads=2, force=True, workers=1)  # not in pytest: two threads would start OpenMP
     clips.write(folder / "in" / "d.mp4", clips.pictures(5))
     assert run(workers=1) == {"d.mp4"}
     line = manifest(folder / "out")["d.mp4"]
@@ -269,7 +269,7 @@ def test_a_source_with_names_that_are_taken_is_refused(small):
         run(folder / "other")
     assert tree(folder / "out") == before
     assert run(folder / "other", force=True) == {"a.mp4"}
-    shutil.copy(folder / "in" / "b.mp4", folder / "other" / "b.mp4")  # the same video, though
+    shutil.copy(folder / "in" / "b.mp4", folder / "other" / "b.mp4")  # the same video, so not refused
     assert run(folder / "other") == set()
 
 

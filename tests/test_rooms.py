@@ -1,11 +1,11 @@
-"""The structure: imports point one way, and no factor of the model is written down outside it."""
+"""The structure: imports point one way, and no factor of the model is written outside it."""
 
 import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "movq_cli"
 
-# Each may import from those after it, rooms also from themselves.
+# Each may import from those after it; rooms also import from themselves.
 _ROOMS = """
     __main__ cli dataset describe batch evaluate decode encode encoding plan budget codec schedule transfers posterior device
     video latents metadata checkpoints model headers options values files difference metrics forks processes threads records
@@ -34,7 +34,7 @@ def modules():
 
 
 def imported(path, tree):
-    """The modules that a module's own imports name, as parts of their paths in the package."""
+    """Yield the modules that a module's own imports name, as parts of their paths in the package."""
     package = path.parts[:-1]
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
@@ -49,7 +49,7 @@ def name(path):
 
 
 def test_imports_point_down():
-    """Between rooms and inside them; a new file needs a place in the lists above."""
+    """Imports point down between rooms and inside them; a new file needs a place in the lists above."""
     for path, tree in modules():
         own = name(path)
         if own == ("__init__",):
@@ -76,7 +76,7 @@ def test_no_test_imports_another():
 
 
 def test_functions_are_short_and_commands_thin():
-    """At most 60 lines, and 25 in the body of a command: options in, one call of the library, print."""
+    """A function has at most 60 lines, the body of a command 25: options in, one call of the library, print."""
     for path, tree in modules():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
@@ -105,7 +105,7 @@ def test_only_video_imports_pyav_and_only_the_decoding_process_and_the_writer_at
 
 
 def test_no_factor_outside_the_model():
-    """4, 8 and 16 belong to the config; files.py and headers.py speak of bytes, metrics.py of grey levels."""
+    """4, 8 and 16 belong to the config; files.py and headers.py count bytes, metrics.py grey levels."""
     allowed = {"files.py", "headers.py", "metrics.py", "device.py", "latents.py", "cli", "video"}
     for path, tree in modules():
         if path.parts[0] in allowed | {"model", "checkpoints"}:

@@ -1,4 +1,4 @@
-"""A batch touches nothing outside its folders: what edited manifests name, and where links lead."""
+"""A batch touches nothing outside its folders, whatever edited manifests name and wherever links lead."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from .helpers import clips
 
 @pytest.fixture
 def batch(tmp_path):
-    """Makes `out` of `in/a.mp4` and `in/b.mp4`, as files or as tars: `batch(layout="tar")`."""
+    """Make `out` from `in/a.mp4` and `in/b.mp4`, as files or as tars: `batch(layout="tar")`."""
     (tmp_path / "in").mkdir()
     for name in "ab":
         clips.write(tmp_path / "in" / f"{name}.mp4", clips.pictures(5))
@@ -30,7 +30,7 @@ def batch(tmp_path):
 
 
 def edit(folder, change):
-    """Changes the first line of a manifest."""
+    """Change the first line of a manifest."""
     path = folder / "out" / "manifest.jsonl"
     lines = [json.loads(text) for text in path.open()]
     change(lines[0])
@@ -38,7 +38,7 @@ def edit(folder, change):
 
 
 def readings(folder):
-    """All ways to use what a manifest says."""
+    """Return all ways to use the content of a manifest."""
     return {
         "batch-encode": lambda: encode_batch([folder / "in"], folder / "out", workers=0),
         "dataset": lambda: LatentDataset(folder / "out", scale=1.0)[0],
@@ -107,7 +107,7 @@ def test_nothing_is_written_through_a_link(batch):
 
 @pytest.mark.parametrize("swap", ["bytes", "link", "latents"])
 def test_only_what_movq_made_is_deleted_when_it_is_packed(batch, swap):
-    """What lies where a tar's item was a file, after a kill, is deleted if it is that item, and only then."""
+    """After a kill, a file in the old place of a packed item is deleted only if it is that item."""
     batch()
     path = batch.folder / "out" / "a.mp4.safetensors"
     data = path.read_bytes()
@@ -127,7 +127,7 @@ def test_only_what_movq_made_is_deleted_when_it_is_packed(batch, swap):
 
 
 def test_a_snapshot_of_the_hugging_face_cache_is_read_and_not_written(batch):
-    """Each of its files is a link to a blob of the same repository."""
+    """Each file of a snapshot is a link to a blob of the same repository."""
     batch()
     snapshot = batch.folder / "hub" / "datasets--me--set" / "snapshots" / "abc"
     blobs = batch.folder / "hub" / "datasets--me--set" / "blobs"
@@ -165,7 +165,7 @@ def test_a_caption_is_no_link_to_somewhere_else(batch):
     assert dict(result.ignored)[str(batch.folder / "in" / "a.txt")] == (
         "a caption that is a link to a file outside the source folders, so that its video has none"
     )
-    # A file that is named is taken, link or not; so is a video that is a link.
+    # A file that is named is taken, link or not; a video that is a link, too.
     (batch.folder / "prompts.txt").symlink_to(secret)
     (batch.folder / "in" / "c.mp4").symlink_to(clips.write(batch.folder / "c.mp4", clips.pictures(5)))
     secret.write_text("one\ntwo\nthree\n")
@@ -185,7 +185,7 @@ def test_captions_in_a_snapshot_of_the_hugging_face_cache_are_taken(tmp_path):
 
 
 def test_a_caption_beside_the_video_that_a_link_leads_to_is_taken(batch):
-    """A choice of videos by links, captions and all."""
+    """Links choose some videos, with their captions."""
     chosen = batch.folder / "chosen"
     chosen.mkdir()
     (batch.folder / "in" / "a.txt").write_text("a pattern")
@@ -225,7 +225,7 @@ def test_a_file_that_another_item_claims_is_not_overwritten(batch):
 
 
 def test_names_that_lead_out_of_a_tar_are_not_passed_on(batch):
-    """An edited index: the tar itself is read instead."""
+    """The index is edited, so the tar itself is read instead."""
     batch(layout="tar")
     path = batch.folder / "out" / "latents-00000.index.json"
     index = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""A late part of a video: what decoding from a key frame on gives is what decoding everything gives."""
+"""Late parts of a video: decoding from a key frame gives the same as decoding everything."""
 
 import struct
 from fractions import Fraction
@@ -35,11 +35,11 @@ ENTERED = {
     ),
     "av1.mp4": dict(codec="libsvtav1", options={"g": str(GOP), "preset": "12"}),
 }
-"""Videos that may be entered at a key frame behind the first."""
+"""Videos that may be entered at a key frame after the first."""
 
 
 def remuxed(path, source, edit):
-    """The packets of a video again, each as `edit(number, bytes, is_key)` has it, which gives bytes and a delay in frames."""
+    """Write a video's packets again, each as the (bytes, delay in frames) that `edit(number, bytes, is_key)` yields."""
     with av.open(str(source)) as video, av.open(str(path), "w") as other:
         stream = other.add_stream_from_template(video.streams.video[0])
         for number, packet in enumerate(p for p in video.demux(video=0) if p.size):
@@ -52,7 +52,7 @@ def remuxed(path, source, edit):
 
 
 def broken_link(path):
-    """HEVC whose third key frame is a BLA: what follows it in the file and is shown before it is left out."""
+    """Write HEVC whose third key frame is a BLA: what follows it in the file and is shown before it is left out."""
     source = clips.write(path.with_suffix(".0.mp4"), clips.pictures(FRAMES, 64, 64), **ENTERED["hevc-open.mp4"])
     keys = count()
 
@@ -69,7 +69,7 @@ def broken_link(path):
 
 
 def ended(path):
-    """HEVC with an end of sequence in front of its third key frame, at the end of a packet."""
+    """Write HEVC with an end of sequence in front of its third key frame, at the end of a packet."""
     source = clips.write(path.with_suffix(".0.mp4"), clips.pictures(FRAMES, 64, 64), **ENTERED["hevc-open.mp4"])
     with av.open(str(source)) as video:
         keys = [i for i, p in enumerate(p for p in video.demux(video=0) if p.size) if p.is_keyframe]
@@ -78,7 +78,7 @@ def ended(path):
 
 
 def two_descriptions(path):
-    """An MP4 whose frames from 24 on have parameter sets of their own, that libav hands over with the first of them."""
+    """Write an MP4 whose frames from 24 on have their own parameter sets; libav passes them on with the first one."""
     parts = [path.with_suffix(f".{i}.mp4") for i in range(2)]
     for part, images, offset in zip(
         parts, (clips.pictures(24, 64, 64), clips.pictures(76, 64, 64)), (0, 10), strict=True
@@ -119,7 +119,7 @@ WHOLE = {
     "h264.avi": dict(options=X264 | {"bf": "0"}),
     "vp8.webm": dict(codec="libvpx", options={"g": str(GOP)}),
 }
-"""Videos that are decoded from the beginning: key frames that need others, packets that do not tell."""
+"""Videos that are decoded from the beginning: their key frames need other frames, or their packets do not tell."""
 
 SELECTIONS = [
     Selection(start=Fraction("1.93"), duration=Fraction("0.3")),
@@ -132,7 +132,7 @@ SELECTIONS = [
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
-    """By its name: a video, its frames by decoding everything, and what is said of it."""
+    """Return by its name: a video, its frames from decoding everything, and its warnings."""
     folder, made = tmp_path_factory.mktemp("videos"), {}
 
     def make(name):
@@ -188,7 +188,7 @@ def test_the_entry_is_the_last_key_frame_in_front(video, name):
 
 
 def test_what_is_in_front_is_not_decoded(tmp_path, video):
-    """Damage there is no hindrance; where decoding comes to it, it is one."""
+    """Damage in front of the entry does no harm; damage that decoding meets is an error."""
     path, everything, _ = video("no-b-frames.mp4")
     with av.open(str(path)) as container:
         packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
@@ -205,7 +205,7 @@ def test_what_is_in_front_is_not_decoded(tmp_path, video):
 
 
 def test_packets_that_are_no_frames(tmp_path, video):
-    """Two that hold a delimiter alone, in front: decoding everything refuses the file, and a part of it is refused too."""
+    """Two packets in front hold only a delimiter: decoding everything refuses the file, and decoding a part, too."""
     path, _, _ = video("no-b-frames.mp4")
 
     def edit(number, data, key):
@@ -220,7 +220,7 @@ def test_packets_that_are_no_frames(tmp_path, video):
 
 
 def test_times_that_jump_back_behind_the_entry(tmp_path):
-    """A Matroska file whose second cluster claims to begin at 0: no frame of it is lost."""
+    """The second cluster of a Matroska file claims to begin at 0; none of its frames is lost."""
     clip = clips.write(tmp_path / "0.mkv", clips.pictures(150, 64, 64), options=X264 | {"bf": "0"})
     clips.copy_packets(clip, tmp_path / "a.mkv", {"cluster_time_limit": "2800"})
     data = bytearray((tmp_path / "a.mkv").read_bytes())

@@ -1,4 +1,4 @@
-"""Weights whose norms span frames: diffusers' windows against diffusers itself, whole clips in chunks, what waits on disk."""
+"""Weights whose norms span frames: diffusers' windows against diffusers, whole clips in chunks, and the spill file."""
 
 import json
 
@@ -35,13 +35,13 @@ def test_encoding_is_what_diffusers_encodes(tmp_path, vae, frames):
         encode_video(clip, tmp_path / f"{chunk}", FP32, weights=vae.folder, chunk_frames=chunk)
         made = open_latents(tmp_path / f"{chunk}")
         assert moments_off(made.latents, expected) < AGREE, chunk
-        assert made.metadata.semantics == "diffusers"  # by itself: the weights are in diffusers' layout
+        assert made.metadata.semantics == "diffusers"  # chosen by auto: the weights are in diffusers' layout
         assert sum(made.metadata.windows) == frames
 
 
 @pytest.mark.parametrize("frames", LENGTHS)
 def test_decoding_is_what_diffusers_decodes(tmp_path, vae, frames):
-    """For an even number of latents diffusers makes 4 frames of the first one; there the judge is Decoder3D by hand."""
+    """For an even number of latents diffusers makes 4 frames of the first one; there Decoder3D by hand is the judge."""
     clip, _ = clip_of(tmp_path, frames)
     encode_video(clip, tmp_path / "latents", FP32, weights=vae.folder)
     mean = open_latents(tmp_path / "latents").mean
@@ -110,7 +110,7 @@ def test_frame_norms_have_one_way(tmp_path, movq, embedded):
 
 
 def test_a_count_that_lies_is_corrected(tmp_path, vae):
-    """Packets may promise other frames than decoding gives: then the windows are made anew, once."""
+    """Packets may promise more or fewer frames than decoding gives; the windows are then planned again, once."""
     clip, x = clip_of(tmp_path, 21)
     from movq_cli import encoding as module
 
@@ -129,7 +129,7 @@ def test_a_count_that_lies_is_corrected(tmp_path, vae):
 
 
 def test_progress_counts_work(tmp_path, vae):
-    """Of a whole clip in chunks, every frame is taken long before half of the work is done."""
+    """All frames of a whole clip in chunks are taken long before half of the work is done."""
     clip, _ = clip_of(tmp_path, 17)
     seen = []
     encode_video(
@@ -157,7 +157,7 @@ def test_info_tells_the_windows(tmp_path, movq, vae):
 
 
 def test_which_frame_a_step_is_of():
-    """Of chunks of so many frames, halved in time so often: a stream's first frame is a step of its own."""
+    """The first frame of a stream is a step of its own, also after chunks were halved in time."""
     for frames, steps, expected in (
         (17, 17, range(17)),
         (4, 4, range(4)),

@@ -1,4 +1,4 @@
-"""Shards: which videos are whose, and that their manifests, merged, are that of one batch."""
+"""Shards: which videos each one takes, and that their merged manifests are the manifest of one batch."""
 
 import functools
 import json
@@ -68,10 +68,10 @@ def test_every_video_is_of_one_shard_and_they_are_about_alike():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Six videos, one bad, and the batch of them in one."""
+    """Make six videos, one of them bad, and encode them as one batch."""
     made = tmp_path_factory.mktemp("shards")
     (made / "in").mkdir()
-    for i, name in enumerate("abcej"):  # by their names, of either of two shards and of each of three
+    for i, name in enumerate("abcej"):  # these names give videos to both of two shards and to each of three
         clips.write(made / "in" / f"{name}.mp4", clips.pictures(9 + 2 * i))
     (made / "in" / "bad.mp4").write_text("no video")
     batch(made, "whole")
@@ -85,7 +85,7 @@ def batch(folder, out, **options):
 
 @pytest.mark.slow
 def test_merged_shards_are_one_batch(zygote, folder):
-    """Two commands with a worker each, against one batch without workers."""
+    """Two commands with a worker each are compared with one batch without workers."""
     command = ("batch-encode", "in", "-o", "two", "--frames", 9, "--pick", "slide:4", "--workers", 1, "--shard")
     shards = [zygote.start(*command, f"{i}/2", cwd=folder) for i in (1, 2)]
     talk = [shard.communicate(timeout=120)[1] for shard in shards]
@@ -103,10 +103,10 @@ def test_merged_shards_are_one_batch(zygote, folder):
         f"two: {ITEMS - 1} done, 1 failed of {ITEMS} items in one manifest\n",
     )
     assert tree(folder / "two") == tree(folder / "whole")
-    assert zygote.run("batch-encode", "--merge", "two", cwd=folder).returncode == 0  # once more
+    assert zygote.run("batch-encode", "--merge", "two", cwd=folder).returncode == 0  # merged again
     assert batch(folder, "two").made == []
     (folder / "in" / "a.txt").write_text("a caption")
-    for i in range(3):  # in other shards than it was made in
+    for i in range(3):  # in other shards than before
         assert batch(folder, "two", shard=f"{i}/3").made == []
     merge_shards(folder / "two")
     batch(folder, "whole")
@@ -145,7 +145,7 @@ def test_a_merge_that_was_interrupted_is_finished(folder, tmp_path):
     kept = {path: path.read_bytes() for path in (tmp_path / "out").glob("manifest.*-of-2.jsonl")}
     merge_shards(tmp_path / "out")
     done = tree(tmp_path / "out")
-    for path in sorted(kept):  # it had removed the other one already, or none
+    for path in sorted(kept):  # as if interrupted after the other one was removed
         path.write_bytes(kept[path])
         merge_shards(tmp_path / "out")
         assert tree(tmp_path / "out") == done
@@ -156,7 +156,7 @@ def test_a_merge_that_was_interrupted_is_finished(folder, tmp_path):
 
 
 def test_one_process_at_a_time_works_on_a_shard_and_none_beside_them(folder, tmp_path):
-    """Real processes: one that holds the lock while others try."""
+    """Processes are real: one holds the lock while others try."""
     (tmp_path / "out").mkdir()
     hold = (
         "import sys; from movq_cli.batch.manifest import only_one; from movq_cli.values import Shard\n"

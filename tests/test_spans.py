@@ -1,4 +1,4 @@
-"""Captions, buckets and spans: which items are cut out of videos, and that they are what `movq encode` would make."""
+"""Captions, buckets and spans: which items are cut out of videos, and that they equal what `movq encode` makes."""
 
 import json
 import os
@@ -27,7 +27,7 @@ CONFIG = AutoencoderConfig(**SMALL)
 
 
 def cut(seen, buckets=(), pick=None, short="skip", **options):
-    """The items cut out of a video of (frames, width, height), as (id, shape), or the reason why there are none."""
+    """Return the items cut out of a video of (frames, width, height), as (id, shape), or the reason for none."""
     batch = BatchOptions(buckets=tuple(map(Bucket.parse, buckets)), pick=pick and Pick.parse(pick), short=short)
     frames = options.pop("frames", None)
     picture = Picture(**{name: options.pop(name) for name in ("upscale", "height", "width") if name in options})
@@ -81,7 +81,7 @@ def test_frames_alone():
     assert cut((16, 64, 48), frames=17) == ("short", "has 16 of the 17 frames asked for")
     assert cut((16, 64, 48), frames=17, short="pad") == whole(17, 48, 64)
     assert cut((16, 64, 48), frames=30, short="pad") == whole(33, 48, 64)
-    assert cut((16, 60, 44)) == whole(17, 48, 64)  # tail and edges are padded as ever
+    assert cut((16, 60, 44)) == whole(17, 48, 64)  # tail and edges are padded as always
     assert cut((16, 60, 44), tail="drop") == whole(13, 48, 64)
     assert cut((16, 60, 44), tail="error")[0] == "refused"
 
@@ -93,7 +93,7 @@ def test_frames_alone():
         ("uniform:1", 40, [11]),
         ("uniform:2", 40, [0, 23]),
         ("uniform:3", 40, [0, 12, 23]),
-        ("uniform:9", 19, [0, 1, 2]),  # none twice
+        ("uniform:9", 19, [0, 1, 2]),  # no span twice
         ("slide:10", 40, [0, 10, 20]),
         ("slide:17", 51, [0, 17, 34]),
         ("slide:17", 50, [0, 17]),
@@ -238,7 +238,7 @@ def test_captions_of_a_file_pair_by_line(tmp_path):
             find_items([str(tmp_path / s) for s in sources], [str(tmp_path / s) for s in lists], "out", prompts)
 
 
-# As real batches.
+# Real batches.
 
 BUCKETS = ("17x48x64", "17x64x48", "1x48x64")
 HEAD = ("--frames", 17, "--pick", "head", "--workers", 0)
@@ -251,7 +251,7 @@ def again(folder, **options):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Wide and tall videos, a picture, one too small, one that is none, and captions; and the batch of them in buckets."""
+    """Make wide and tall videos, a picture, a video too small, a text, and captions; encode them in buckets."""
     made = tmp_path_factory.mktemp("spans")
     (made / "in").mkdir()
     for name, count, width, height in (("wide", 34, 96, 64), ("tall", 20, 64, 96), ("small", 30, 40, 40)):
@@ -309,7 +309,7 @@ def test_spans_are_resumed_by_content_and_captions_edited_without_encoding(folde
     from shutil import copytree
 
     copytree(folder, tmp_path, dirs_exist_ok=True)
-    again(tmp_path)  # other inodes
+    again(tmp_path)  # the copies have new inodes
     before = tree(tmp_path / "out")
     assert made(again(tmp_path)) == set()
     (tmp_path / "in" / "wide.txt").write_text("edited")
@@ -499,7 +499,7 @@ def test_options_of_other_kinds_are_refused_in_python(tmp_path):
 
 
 def test_what_is_refused_for_one_reason_shares_its_error(tmp_path):
-    """Each of its own would keep its traceback, and with it all that led to it: 2 KB for each row of a million."""
+    """An error for each item would keep a traceback and all that led to it: 2 KB for each row of a million."""
     names = [str(tmp_path / f"{n}.mp4") for n in range(200)]
     items = [Item(name, name, name) for name in names]
     made = list(cut_items(items, BatchOptions(), EncodeOptions(), CONFIG))

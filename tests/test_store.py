@@ -1,4 +1,4 @@
-"""The store of chunks between two stages, and the spill file, of which nothing stays."""
+"""The store of chunks between two stages, and the spill file, which leaves nothing behind."""
 
 import os
 import signal
@@ -45,11 +45,11 @@ def test_a_store_keeps_what_it_may_and_spills_the_rest(tmp_path):
                 assert torch.equal(got, expected)
         assert spill._held == 0
         store.put(chunk(0))
-        assert spill._held == 0  # room again
+        assert spill._held == 0  # there is room again
 
 
 def _spilled(pid, folder):
-    """Tell whether a process holds a file of the folder that is not empty."""
+    """Return True if a process holds a file of the folder that is not empty."""
     try:
         for fd in os.listdir(f"/proc/{pid}/fd"):
             link = f"/proc/{pid}/fd/{fd}"
@@ -62,7 +62,7 @@ def _spilled(pid, folder):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_stays_of_a_spill_file(zygote, tmp_path, vae, number):
-    """It has no name even while it is written."""
+    """The spill file has no name even while it is written."""
     clip = clips.lossless(tmp_path / "clip.mkv", clips.pictures(197, 48, 32))
     spill = tmp_path / "spill"
     spill.mkdir()

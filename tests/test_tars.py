@@ -1,4 +1,4 @@
-"""The tar layout: what WebDataset reads, and that a kill, an edit or damage at any moment leaves tars whole and true."""
+"""The tar layout: WebDataset reads it, and tars stay whole and true after a kill, an edit or damage at any moment."""
 
 import json
 import random
@@ -22,7 +22,7 @@ SIZE = 60_000  # of a tar; an item takes about 15,000 in bf16
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Nine clips, one bad, in folders and with captions; the batch of them as files, and as tars."""
+    """Make nine clips, one bad, in folders and with captions; encode them as files and as tars."""
     made = tmp_path_factory.mktemp("tars")
     (made / "in" / "a.b").mkdir(parents=True)
     for i in range(8):
@@ -42,9 +42,9 @@ def packed(folder, out="tars", **options):
 
 @pytest.fixture
 def copy(folder, tmp_path):
-    """The same again, to be spoilt."""
+    """Copy the folder and its batches, which a test may spoil."""
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    assert {line["id"] for line in packed(tmp_path).made} == {"bad.mp4"}  # another inode
+    assert {line["id"] for line in packed(tmp_path).made} == {"bad.mp4"}  # it has a new inode
     return tmp_path
 
 
@@ -87,12 +87,12 @@ def test_tars_hold_what_files_hold_and_what_is_said_of_it(folder):
             said = json.loads(held[name.replace(".safetensors", ".json")])
             found[said["id"]] = held[name], said, path.name
     good = {name: line for name, line in files.items() if line["status"] == "done"}
-    assert list(found) == list(good)  # in order
+    assert list(found) == list(good)  # in the same order
     for name, line in good.items():
         data, said, tar = found[name]
         assert data == (folder / "files" / line["output"]).read_bytes()
         assert (said["caption"], said["shape"]) == (line["caption"], line["shape"])
-        assert not {"path", "seconds", "source", "output"} & set(said)  # nothing of this machine
+        assert not {"path", "seconds", "source", "output"} & set(said)  # nothing about this machine
         assert lines[name] == line | {"output": tar, "member": member_name(name), "seconds": lines[name]["seconds"]}
     assert lines["bad.mp4"]["status"] == "failed"
 
@@ -119,7 +119,7 @@ def test_webdataset_reads_them(folder):
 def test_a_second_run_does_nothing(copy):
     before = {path: (path.stat().st_ino, path.read_bytes()) for path in (copy / "tars").iterdir()}
     assert packed(copy).made == []
-    assert packed(copy, layout="files").made == []  # what is packed stays so
+    assert packed(copy, layout="files").made == []  # packed latents stay packed
     assert {path: (path.stat().st_ino, path.read_bytes()) for path in (copy / "tars").iterdir()} == before
 
 
@@ -136,13 +136,13 @@ def test_killed_at_random_and_resumed(zygote, folder, tmp_path):
         process.wait()
         wait_for(lambda process=process: not group(process.pid), 5)
         for path in tars(tmp_path):
-            members(path)  # whole
+            members(path)  # raises if it is not whole
     packed(tmp_path, source=folder / "in")
     assert tree(tmp_path / "tars") == tree(folder / "tars")
 
 
 def unpack(folder, names=None):
-    """Takes a batch back to the moment before tars were packed: files are there and the manifest has them."""
+    """Return a batch to the moment before tars were packed: the files exist and the manifest names them."""
     lines, files = manifest(folder / "tars"), manifest(folder / "files")
     with open(folder / "tars" / "manifest.jsonl", "w") as out:
         for name, line in lines.items():
@@ -208,7 +208,7 @@ def test_what_is_made_again_takes_its_old_place(copy):
     assert packed(copy).made == []
     (copy / "in" / name).write_text("no video any more")
     assert {line["status"] for line in packed(copy).made} == {"failed"}
-    assert members(tars(copy)[1]) == after  # the last there was of it
+    assert members(tars(copy)[1]) == after  # the last latents that it had
     clips.write(copy / "in" / "new.mp4", clips.pictures(5))
     packed(copy)
     assert list(members(tars(copy)[3])) == ["new%2Emp4.safetensors", "new%2Emp4.json"]
@@ -219,7 +219,7 @@ def test_a_folder_of_files_is_packed_without_encoding(copy):
     outputs = [copy / "files" / line["output"] for line in lines]
     data = bytearray(outputs[4].read_bytes())
     data[-1] ^= 1
-    outputs[4].write_bytes(data)  # damaged since
+    outputs[4].write_bytes(data)  # damaged after it was written
     with pytest.warns(MovqWarning, match="damaged before they were packed; the same command makes them again"):
         assert {line["id"] for line in packed(copy, "files").made} == {"bad.mp4"}
     line = manifest(copy / "files")[lines[4]["id"]]
@@ -274,7 +274,7 @@ def test_forced_again_all_take_their_places_and_are_no_orphans(copy):
 
 
 def test_files_that_are_no_longer_in_a_tar_are_not_taken_away(copy):
-    """The tar was unpacked by hand, and is gone."""
+    """A tar was unpacked by hand and deleted."""
     tar = tars(copy)[0]
     names = [name for name in members(tar) if name.endswith(".safetensors")]
     lines = [line for line in manifest(copy / "tars").values() if line.get("output") == tar.name]

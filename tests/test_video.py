@@ -1,4 +1,4 @@
-"""Reading videos: the right pixels, the right frames, the right times; and what is refused, in one line each."""
+"""Reading videos: the right pixels, the right frames, the right times; and refusals, in one line each."""
 
 import os
 import re
@@ -70,7 +70,7 @@ def test_frames_without_times_are_said(tmp_path):
 
 
 def test_many_frames_stay_apart(tmp_path):
-    """More frames than the shared memory has slots for, taken slowly and quickly."""
+    """There are more frames than the shared memory has slots, and they are taken slowly and quickly."""
     shown = clips.pictures(40)
     path = clips.lossless(tmp_path / "a.mkv", shown)
     with read_frames(path, ahead=2) as reader:
@@ -91,7 +91,7 @@ def indices(path, **selection):
 
 @pytest.fixture(scope="module")
 def half_minute(tmp_path_factory):
-    """300 frames, 10 per second."""
+    """Write 300 frames, 10 per second."""
     path = tmp_path_factory.mktemp("clips") / "a.mp4"
     return clips.write(path, clips.pictures(300, 32, 32), rate=10)
 
@@ -111,7 +111,7 @@ def test_selection_in_its_order(half_minute):
 
 
 def test_fps_takes_the_nearest_frame(half_minute):
-    """4 per second of 10: times 0, .25, .5, .75 lie nearest to frames 0, 2 (the earlier of two), 5, 7."""
+    """With 4 frames per second of 10, times 0, .25, .5, .75 are nearest to frames 0, 2 (the earlier of two), 5, 7."""
     assert indices(half_minute, fps=Fraction(4), duration=Fraction(1)) == [0, 2, 5, 7]
     assert indices(half_minute, fps=Fraction(10)) == list(range(300))
 
@@ -125,7 +125,7 @@ def test_a_slower_video_is_refused_unless_repeating(half_minute):
 
 
 def test_a_range_is_checked_alone(tmp_path):
-    """A cut file is refused, but not where only its whole part is asked for."""
+    """A cut file is refused, unless only its whole part is asked for."""
     whole = clips.write(tmp_path / "a.mp4", clips.pictures(60), options={"bf": "0", "g": "10"})
     cut = tmp_path / "cut.mp4"
     clips.faststart(whole, cut)
@@ -141,7 +141,7 @@ def test_a_range_is_checked_alone(tmp_path):
 @pytest.mark.parametrize("mirror", [False, True])
 @pytest.mark.parametrize("turn", [0, 90, 180, 270])
 def test_all_eight_orientations(tmp_path, turn, mirror):
-    """set_display_rotation turns counter-clockwise; av_display_matrix_flip then flips what is shown."""
+    """set_display_rotation turns counter-clockwise; av_display_matrix_flip then flips the picture that is shown."""
     stored = clips.picture(64, 48)
     path = clips.lossless(tmp_path / "a.mov", [stored], rotation=turn, mirror=mirror)
     shown = np.rot90(stored, turn // 90)[:, :: -1 if mirror else 1]
@@ -167,7 +167,7 @@ def test_pixels_that_are_not_square(tmp_path):
     assert probe(path).pixel_aspect == Fraction(4, 3)
 
 
-# Y'CbCr of RGB (200, 60, 30), by the definition of each matrix: Kr, Kb; 219/224 steps for limited range.
+# Y'CbCr of RGB (200, 60, 30), by each matrix's definition: Kr, Kb; limited range has 219 steps for Y', 224 for chroma.
 MATRICES = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}
 
 
@@ -190,7 +190,7 @@ def ycbcr(rgb, matrix, full, bits=8):
     ids=str,
 )
 def test_colour_as_tagged(tmp_path, matrix, tag, height, full, pix_fmt):
-    """Frames made without swscale. Untagged: BT.709 from 720 lines up, BT.601 below."""
+    """Frames are made without swscale. Without a tag, BT.709 holds from 720 lines up, BT.601 below."""
     rgb = (200, 60, 30)
     numbers = ycbcr(rgb, matrix, full, 10 if "10" in pix_fmt else 8)
     frame = clips.yuv(64, height, *numbers, pix_fmt=pix_fmt, colorspace=tag, color_range=2 if full else 1)
@@ -329,7 +329,7 @@ def test_every_format_tells_where_it_is_cut(tmp_path, suffix):
 
 
 def test_whole_files_of_other_writers(tmp_path):
-    """Bytes behind a GIF; MXF with B-frames, whose times libav gives in coding order; a last frame of FLV that stays."""
+    """A GIF may have bytes behind it, MXF gives times of B-frames in coding order, FLV may show its last frame long."""
     gif = tmp_path / "a.gif"
     for behind in (b"\n", bytes(512), b"GIF89a and more"):
         gif.write_bytes(hostile.made("gif", 9, **hostile.RGB8) + behind)
@@ -351,7 +351,7 @@ def test_whole_files_of_other_writers(tmp_path):
 
 @pytest.mark.parametrize(("gop", "start", "stop"), [("12", 4, 10), ("1", 4, 10), ("1", 4, 12), ("1", 0, 7)])
 def test_an_edit_list_hides_frames_and_misses_none(tmp_path, gop, start, stop):
-    """Of key frames alone, libav leaves out what is hidden before it counts."""
+    """If all are key frames, libav leaves out hidden frames before it counts."""
     hostile.edit_list(gop, start, stop)(tmp_path / "a.mov")
     whole = images(clips.write(tmp_path / "b.mov", clips.pictures(12), options={"bf": "0", "g": gop}))
     shown = images(tmp_path / "a.mov")
@@ -384,7 +384,7 @@ def test_of_a_cut_video_what_comes_before_is_taken_where_that_is_allowed(tmp_pat
 
 
 def test_damage_is_not_concealed(tmp_path):
-    """Bytes overwritten in the middle of what every frame is coded in: libav would show something all the same."""
+    """Bytes in the middle of each frame's coded data are overwritten; libav would still show something."""
     clip = clips.write(tmp_path / "a.mp4", clips.pictures(20, 128, 96), options={"g": "5"})
     data = bytearray(clip.read_bytes())
     with av.open(str(clip)) as container:
@@ -398,7 +398,7 @@ def test_damage_is_not_concealed(tmp_path):
 
 
 def test_size_change_in_mid_stream(tmp_path):
-    """Two elementary streams, joined: what a broken recorder leaves."""
+    """The file is two elementary streams joined, as a broken recorder leaves it."""
     a = clips.write(tmp_path / "a.h264", clips.pictures(5), format="h264")
     b = clips.write(tmp_path / "b.h264", clips.pictures(5, 96, 64), format="h264")
     joined = tmp_path / "c.h264"
@@ -431,7 +431,7 @@ def test_a_crash_of_the_decoder_is_an_error_of_its_file(number):
 
 
 def test_a_decoder_that_hangs_is_an_error_of_its_file(monkeypatch):
-    monkeypatch.setattr("movq_cli.video.reader.HANG_SECONDS", 3.0)  # more than its start takes on a busy machine
+    monkeypatch.setattr("movq_cli.video.reader.HANG_SECONDS", 3.0)  # longer than it takes to start on a busy machine
     before = set(decoders())
     with read_frames(CITY, ahead=2) as reader:
         next(reader)
@@ -442,7 +442,7 @@ def test_a_decoder_that_hangs_is_an_error_of_its_file(monkeypatch):
 
 
 def test_a_decoder_that_takes_too_much_memory_is_an_error_of_its_file(tmp_path, monkeypatch):
-    """Wherever it runs out, and whatever libav makes of that, which has no one word for it."""
+    """Memory may run out anywhere, and libav reports it in several ways."""
     wide = np.tile(clips.picture(64, 48), (40, 40, 1))
     clip = clips.write(tmp_path / "a.mp4", [wide] * 3, options={"preset": "ultrafast"})
     for megabytes in (4, 10, 18, 25, 40):
@@ -462,7 +462,7 @@ def test_no_process_outlives_its_reader():
 
 
 def test_only_the_named_file_is_opened(tmp_path):
-    """What the decoding process opens under the folder of the video, by strace."""
+    """strace shows what the decoding process opens below the video's folder."""
     path = clips.write(tmp_path / "a.mp4", clips.pictures(3))
     log = tmp_path / "strace"
     script = f"from movq_cli import read_frames; list(read_frames({str(path)!r}))"

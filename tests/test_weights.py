@@ -1,4 +1,4 @@
-"""What the embedded weights are made by: the training networks against movq's own, the batches, and runs that are killed."""
+"""Making the embedded weights: the training networks against movq's own, the batches, and runs that are killed."""
 
 import io
 import json
@@ -123,7 +123,7 @@ def test_what_cannot_be_fetched_is_said_and_left_out(tmp_path, monkeypatch, caps
     said = capsys.readouterr().out.splitlines()
     assert said[:2] == ["gone==1: left out, there is no tool-that-is-not-there here", "gone: left out"]
     assert said[2:] == ["here: 3 clips, 6 frames", "nothing: left out"]
-    for run in range(3):  # the first two frames of each four
+    for run in range(3):  # the first two frames of every four
         with av.open(tmp_path / "made" / "clips" / f"here-0-{run:03}.mp4") as video:
             frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
         assert [frame.shape for frame in frames] == [(288, 460, 3)] * 2
@@ -165,7 +165,7 @@ def test_codecs_without_a_network_keep_what_they_can():
 
 
 def numbers(folder):
-    """The log of a run without its times."""
+    """Return the log of a run without its times."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 

@@ -27,7 +27,7 @@ def noise(count, width, height):
 
 
 def write(path, images, times=None, duration=None, **more):
-    """All of `images`, two at a time, at 25 per second unless told; returns the finished writer."""
+    """Write all of `images`, two at a time, by default at 25 per second, and return the finished writer."""
     images = np.stack(list(images))
     times = [i / 25 for i in range(len(images))] if times is None else times
     duration = len(images) / 25 if duration is None else duration
@@ -104,7 +104,7 @@ def test_a_last_frame_that_is_shown_longer(tmp_path):
 
 
 def test_times_in_whole_milliseconds_go_back_to_their_grid(tmp_path):
-    """As Matroska gives them."""
+    """Matroska gives times in whole milliseconds."""
     fps, path = RATES[0], tmp_path / "a.mp4"
     times = [round(float(1000 * i / fps)) / 1000 for i in range(20)]
     write(path, clips.pictures(20), times, 0.667, fps=fps)
@@ -160,7 +160,7 @@ def test_ffv1_is_bit_exact(tmp_path, shape):
 
 
 def bt709(rgb):
-    """RGB in 0..255 to Y, U, V in BT.709 limited range, by its definition (ITU-R BT.709-6, 3)."""
+    """Convert RGB in 0..255 to Y, U, V in BT.709 limited range, by its definition (ITU-R BT.709-6, 3)."""
     r, g, b = (value / 255 for value in rgb)
     y = 0.2126 * r + 0.7152 * g + 0.0722 * b
     return 16 + 219 * y, 128 + 224 * (b - y) / 1.8556, 128 + 224 * (r - y) / 1.5748
@@ -356,7 +356,7 @@ def test_an_old_folder_comes_back_where_the_new_one_cannot_be_named(tmp_path, mo
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", second_fails)
-    monkeypatch.setattr("movq_cli.files._exchange", lambda one, other: False)  # as where names cannot change places
+    monkeypatch.setattr("movq_cli.files._exchange", lambda one, other: False)  # as if names could not be exchanged
     with pytest.raises(MovqError, match="no space left on device"):
         write(folder, noise(1, 8, 8), force=True)
     assert os.listdir(tmp_path) == ["out"]
@@ -364,7 +364,7 @@ def test_an_old_folder_comes_back_where_the_new_one_cannot_be_named(tmp_path, mo
 
 
 def test_a_folder_is_synced_then_named_then_the_folder_around_it_synced(tmp_path):
-    """The order of system calls, by strace."""
+    """strace shows the order of system calls."""
     script = """if True:
         import sys
         import numpy as np
@@ -442,7 +442,7 @@ def run(script, *arguments):
 
 
 def test_a_full_disk_is_one_line(tmp_path):
-    """A limit on file size stands in for it: writes fail from the header on, or later."""
+    """A limit on file size stands in for the full disk: writes fail from the header on, or later."""
     script = """if True:
         import resource, signal, sys
         import numpy as np
@@ -473,7 +473,7 @@ def test_a_full_disk_is_one_line(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
 def test_no_interrupt_is_lost_while_libav_writes(tmp_path, name):
-    """Python code called by libav would swallow the exception, and go on. strace sends the signal from within a write."""
+    """Python code called by libav would swallow the exception and go on. strace sends the signal during a write."""
     script = """if True:
         import signal, sys
         import numpy as np

@@ -1,7 +1,7 @@
 """Batches of clips to train on: film, and pictures under a moving camera, with sprites, cuts and fades.
 
-Everything is chosen by a generator that is seeded with the run's seed and the number of the step: a step's batch depends on
-nothing else, so a run that was killed goes on with the very batches it would have had.
+Everything is chosen by a generator that is seeded with the run's seed and the number of the step: a step's batch
+depends on nothing else, so a run that was killed goes on with the same batches that it would have had.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import Tensor
 FILM = 0.55
 """Share of clips that are film; the others are pictures that a camera moves over."""
 STILL, SPRITES, CUT, FADE = 0.12, 0.3, 0.12, 0.05
-"""Shares of clips: of pictures, those that stand still; of all, those with something that moves across, a cut, a fade."""
+"""Shares: STILL of the pictures do not move; SPRITES, CUT and FADE of the clips have moving pieces, a cut, a fade."""
 PALE, LEAST_CONTRAST = 0.25, 0.3
-"""Share of clips with less contrast than they had, and the least that is left of it: dark, flat, grey or bright footage."""
+"""Share of clips whose contrast is reduced, and the least contrast that remains: dark, flat, grey or bright footage."""
 REACH = 2.2
-"""How many times smaller than stored a clip is shown, at most."""
+"""Largest factor by which a clip is shown smaller than it is stored."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Footage:
 
     @classmethod
     def made_up(cls, device: torch.device) -> Footage:
-        """Return a few smooth pictures, and a clip of one that moves: enough to see that training works."""
+        """Return a few smooth pictures, and a moving clip of one of them: enough to see that training works."""
         waves = torch.Generator().manual_seed(0)
         pictures = []
         for _ in range(6):
@@ -59,7 +59,7 @@ class Footage:
 
 
 def _decode(path: Path) -> Tensor:
-    """Return the frames of a video or picture, RGB (T, 3, H, W) in uint8; by OpenCV where PyAV is missing."""
+    """Return the frames of a video or picture, RGB (T, 3, H, W) in uint8; read by OpenCV if PyAV is missing."""
     try:
         import av
     except ImportError:
@@ -74,7 +74,7 @@ def _decode(path: Path) -> Tensor:
 def _by_opencv(path: Path) -> list[np.ndarray]:
     import cv2
 
-    if path.suffix == ".jpg":  # numbered pictures would be read as one video
+    if path.suffix == ".jpg":  # OpenCV would read numbered pictures as one video
         frames = [cv2.imread(str(path))]
     else:
         video, frames = cv2.VideoCapture(str(path)), []
@@ -86,7 +86,7 @@ def _by_opencv(path: Path) -> list[np.ndarray]:
 
 
 def _pyramid(frames: Tensor, device: torch.device) -> list[Tensor]:
-    """Return them at full size and, where there is enough of it, at half and at a quarter."""
+    """Return the frames at full size and, if they are large enough, also at half and quarter size."""
     levels = [frames.to(device).contiguous()]
     while len(levels) < 3 and min(levels[-1].shape[-2:]) >= 192:
         levels.append(torch.cat([F.avg_pool2d(part.float(), 2).round().byte() for part in levels[-1].split(64)]))
@@ -101,7 +101,7 @@ def batch(footage: Footage, step: int, *, seed: int, clips: int, frames: int, si
 
 
 def _clip(footage: Footage, chance: random.Random, frames: int, side: int) -> Tensor:
-    """(T, H, W, 3) in [0, 255]."""
+    """Return one clip of a batch: (T, H, W, 3) in [0, 255]."""
     clip = _scene(footage, chance, frames, side)
     if footage.pictures and chance.random() < SPRITES:
         for _ in range(chance.randint(1, 2)):
@@ -134,7 +134,7 @@ def _scene(footage: Footage, chance: random.Random, frames: int, side: int) -> T
 
 
 def _through_camera(levels: list[Tensor], times: list[int], moves: bool, chance: random.Random, side: int) -> Tensor:
-    """Return frames of a source as a camera sees them that pans, zooms and turns: (T, side, side, 3)."""
+    """Return frames of a source as seen by a camera that pans, zooms and turns: (T, side, side, 3)."""
     height, width = levels[0].shape[-2:]
     most = min(REACH, min(height, width) / (side * 1.1))
     scale = math.exp(chance.uniform(math.log(0.8), math.log(most))) if most > 0.8 else most
@@ -170,7 +170,7 @@ def _through_camera(levels: list[Tensor], times: list[int], moves: bool, chance:
 
 
 def _with_sprite(clip: Tensor, other: Tensor, chance: random.Random) -> Tensor:
-    """Return the clip with a piece of another, an ellipse or a rectangle, that moves across it."""
+    """Return the clip with an ellipse or a rectangle cut from another one, which moves across it."""
     frames, side = clip.shape[:2]
     steps = torch.arange(side, device=clip.device, dtype=torch.float32)
     t = torch.arange(frames, device=clip.device, dtype=torch.float32).view(-1, 1, 1)

@@ -1,4 +1,4 @@
-"""The log of a run as a picture: loss of every step, smoothed, and PSNR of the clips it is watched by."""
+"""The log of a run as a picture: loss of every step, smoothed, and PSNR of the watched clips."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 _WIDTH, _HEIGHT, _MARGIN = 720, 240, 48
 _SMOOTHED = 50
-"""Points that a curve of many is made of."""
+"""Number of points, roughly, of a smoothed curve."""
 
 
 def svg(lines: Iterable[dict]) -> str:

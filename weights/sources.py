@@ -1,4 +1,4 @@
-"""What the embedded weights are trained on and judged by: files of public packages, with their licences."""
+"""Files of public packages that the embedded weights are trained on and judged by, with their licences."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Source:
-    """Files of one package that are alike. `members` is a pattern of their names; behind a "!" stands one of names in a zip."""
+    """Files of one package that are alike. `members` is a pattern of their names; after "!", of names inside a zip."""
 
     name: str
     client: str
@@ -18,18 +18,18 @@ class Source:
     licence: str
     credit: str
     pictures: Callable[[bytes], list[bytes]] | None = None
-    """How to get the pictures out of a file, if it is not a video."""
+    """Function that returns the pictures in a file, if it is not a video."""
     keep: tuple[int | None, int] = (None, 10**9)
     """Keep the first n of every m frames of a video; each such run is a clip."""
     rows: tuple[int, int | None] = (0, None)
-    """Rows of the picture within black bars."""
+    """Rows of the picture between black bars."""
     most: int | None = None
-    """Pictures of one file, at most: the widest."""
+    """Largest number of pictures to take from one file; the widest are taken."""
 
 
 @dataclass(frozen=True)
 class Judge:
-    """A picture, or the frames of a clip from `first` on, that nothing is trained on."""
+    """A picture, or the frames of a clip from `first` on, to judge by; never trained on."""
 
     name: str
     client: str
@@ -39,7 +39,7 @@ class Judge:
 
 
 def whole(data: bytes) -> list[bytes]:
-    """Return the one picture that a file is."""
+    """Return the only picture of a file, which is the file itself."""
     return [data]
 
 
@@ -55,17 +55,17 @@ def jpegs_inside(data: bytes) -> list[bytes]:
 
 
 def _end_of_jpeg(data: bytes, start: int) -> int:
-    """Return where the JPEG stream that begins at `start` ends; 0 if it is none."""
+    """Return the end of the JPEG stream that begins at `start`; 0 if no stream begins there."""
     at = start + 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xD9:
             return at + 2
-        if marker == 0xFF:  # fill
+        if marker == 0xFF:  # a fill byte
             at += 1
             continue
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == 0xDA:  # entropy-coded data, up to a marker that is none of its own
+        if marker == 0xDA:  # entropy-coded data, up to a marker that is not part of it
             following = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL).search(data, at)
             if following is None:
                 return 0

@@ -1,9 +1,10 @@
 """Train the embedded weights further: `python weights/train.py RUN --steps N`, or `--minutes M`.
 
-RUN is a folder. It gets log.jsonl and its picture, curve.svg; watched-STEP.png, which shows clips that are never trained on and
-what becomes of them; and at the end NAME.safetensors. After a kill the same command goes on from RUN/state.pt: with --steps, on a
-CPU, with the numbers that there would have been; with --minutes from where it was. The minutes are all the run takes, from the
-start of the command to the weights file. `python weights/data.py` makes what is trained on.
+RUN is a folder. It gets log.jsonl and its picture, curve.svg; watched-STEP.png, which shows clips that are never
+trained on and their reconstructions; and at the end NAME.safetensors. After a kill the same command goes on from
+RUN/state.pt: with --steps, on a CPU, with the numbers of a run that was not killed; with --minutes from where it was.
+The minutes are the whole time of the run, from the start of the command to the weights file. `python weights/data.py`
+makes the data.
 """
 
 from __future__ import annotations
@@ -37,22 +38,22 @@ from movq_cli.model.encoder import Encoder3D
 from movq_cli.video.write import write_png
 
 WATCHED, WATCHED_FRAMES = ("bikes", "carphone", "cup", "street", "tree"), 33
-"""The clips that are evaluated during a run, of those to judge by."""
+"""The clips to judge by that are evaluated during a run, and how many of their frames."""
 SCALING_BATCHES = 32
-"""Batches of the training set that the scaling factor is measured on."""
+"""Number of training batches that the scaling factor is measured on."""
 COLLAPSED, FIRST_LOGVAR = -12.0, -7.0
 """A log variance below the first means that the posterior has collapsed; all log variances then start at the second."""
 LOGGED_TOGETHER = 10
-"""Steps whose numbers are fetched from the device at once, so that it need not wait for each."""
+"""Number of steps whose numbers are fetched from the device at once, so that it need not wait for each step."""
 LEAST_ROWS = 16
-"""Fewer filters, or numbers of each, are no matrix worth making orthogonal."""
+"""A weight with fewer filters, or fewer numbers in each, is not worth making orthogonal."""
 WARM_UP, LAST_RATE = 0.03, 0.02
-"""Share of a run in which the learning rate rises, and of the highest what it is at the end."""
+"""Share of a run in which the learning rate rises, and the rate at the end as a share of the highest."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that the numbers of a run depend on, besides code, data and machine. The state of a run holds it."""
+    """Everything that the numbers of a run depend on, besides code, data and machine. The state of a run holds it."""
 
     steps: int | None = None
     minutes: float | None = None
@@ -63,26 +64,26 @@ class Recipe:
     frames: int = 33
     side: int = 64
     pictures: float = 0.25
-    """Share of steps that take single pictures, three times as many as they would clips."""
+    """Share of steps that take single pictures, three times as many as they would take clips."""
     rate: float = 5e-4
     """The highest learning rate."""
     divergence: float = 3e-3
-    """Weight of the KL divergence, a mean over the numbers of the latents."""
+    """Weight of the KL divergence, which is a mean over the numbers of the latents."""
     details: float = 1.0
-    """Weight of what keeps edges sharp, beside 40 times the mean squared error."""
+    """Weight of the terms that keep edges sharp; the mean squared error has the weight 40."""
     average: float = 0.998
-    """Decay of the average of the weights, which is what a run is for."""
+    """Decay of the weights' moving average, which is the result of a run."""
     precision: str = "bf16"
     compiled: bool = True
 
 
 BEGAN = time.monotonic()
 RESERVE = 25.0
-"""Seconds of --minutes kept back for imports, the scaling factor and the files; the last evaluation has its own."""
+"""Seconds of --minutes reserved for imports, scaling factor and files; the last evaluation has its own reserve."""
 
 
 class Autoencoder(nn.Module):
-    """Both networks, their weights in fp32, computing in the recipe's precision. Raises SystemExit for other kinds of them."""
+    """Both networks: weights in fp32, computing in the recipe's precision. Raises SystemExit for other networks."""
 
     def __init__(self, recipe: Recipe, device: torch.device, compiled: bool = False) -> None:
         super().__init__()
@@ -107,12 +108,12 @@ class Autoencoder(nn.Module):
         self.requires_grad_(True)
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log variance of clips."""
+        """Return the mean and log variance of clips' posterior."""
         mean, logvar = self._encode(self.encoder, x.to(self._dtype)).chunk(2, -1)
         return mean, logvar.clamp(-30.0, 20.0)
 
     def frames(self, z: Tensor) -> Tensor:
-        """Return the clips of latents."""
+        """Decode latents to clips."""
         return self._decode(self.decoder, z.to(self._dtype))
 
     @torch.no_grad()
@@ -125,7 +126,7 @@ class Autoencoder(nn.Module):
 
 
 def losses(model: Autoencoder, x: Tensor, noise: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss of clips x (B, T, H, W, 3), and what is in it: the mean squared error and the KL divergence."""
+    """Return the loss of clips x (B, T, H, W, 3), and two parts of it: the mean squared error and the KL divergence."""
     mean, logvar = model.moments(x)
     error = model.frames(mean + (0.5 * logvar).exp() * noise) - x
     squares = error.square().mean()
@@ -138,9 +139,9 @@ def losses(model: Autoencoder, x: Tensor, noise: Tensor, recipe: Recipe) -> tupl
 
 
 class Optimiser:
-    """torch's Muon for the filters, each layer's as the rows of a matrix, and its Adam for all else.
+    """torch's Muon for the filters, each layer's as the rows of a matrix, and torch's Adam for all other parameters.
 
-    At the same learning rate; it was ahead of Adam alone at equal time (weights/README.md).
+    Both have the same learning rate. In equal time it came further than Adam alone (weights/README.md).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -171,12 +172,12 @@ class Optimiser:
 
 
 def _as_matrix(weight: Tensor) -> Tensor:
-    """A layer's filters as rows: a view, in the memory layout of this project."""
+    """Return a layer's filters as rows: a view, in the memory layout of this project."""
     return weight.movedim(1, -1).flatten(1)
 
 
 class Run:
-    """A run and its folder."""
+    """A training run and its folder."""
 
     def __init__(self, folder: Path, recipe: Recipe, footage: Footage, watched: dict[str, Tensor]) -> None:
         self.folder, self.recipe, self.footage, self.watched = folder, recipe, footage, watched
@@ -189,15 +190,15 @@ class Run:
         self.evaluated = -1
         """The last step that was evaluated."""
         self.earlier_seconds = 0.0
-        """How long the processes took that were killed."""
+        """Seconds that the killed processes of the run took."""
         self.setup_seconds = 0.0
-        """How long it took until the first step."""
+        """Seconds until the first step."""
         self.reserve = 0.0
-        """What is kept back of --minutes for the end, in seconds."""
+        """Seconds of --minutes reserved for the end."""
         self.unwritten: list[dict[str, Any]] = []
 
     def train(self, evaluate_every: int, save_every: int) -> None:
-        """Go on to the end of the run."""
+        """Train from the last state, if there is one, to the end of the run."""
         fresh = not (self.folder / "state.pt").exists()
         if fresh:
             (self.folder / "log.jsonl").write_text("")
@@ -225,7 +226,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """How long the run has taken, in all its processes."""
+        """Seconds that the run has taken, in all its processes."""
         return self.earlier_seconds + time.monotonic() - BEGAN
 
     @torch.no_grad()
@@ -246,7 +247,7 @@ class Run:
         return batch(self.footage, step, seed=r.seed, clips=clips, frames=frames, side=r.side)
 
     def _noise(self, x: Tensor, chance: np.random.Generator) -> Tensor:
-        """As large as the latents of x."""
+        """Return noise of the size of x's latents."""
         c, (b, t, h, w, _) = self.model.config, x.shape
         shape = (b, c.latent_frames(t), h // c.spatial_factor, w // c.spatial_factor, c.z_channels)
         return torch.from_numpy(chance.standard_normal(shape, dtype=np.float32)).to(self.device)
@@ -276,7 +277,7 @@ class Run:
         self._log(line | {name: number.detach() for name, number in numbers.items()})
 
     def _log(self, line: dict[str, Any]) -> None:
-        """Write a line now, or together with others. Raises SystemExit if a loss is not finite."""
+        """Write a line to the log, now or together with later ones. Raises SystemExit if a loss is not finite."""
         self.unwritten.append(line)
         if len(self.unwritten) >= LOGGED_TOGETHER:
             self._write_log()
@@ -294,8 +295,8 @@ class Run:
     def evaluate(self) -> None:
         """Evaluate the averaged weights on the watched clips: a line in the log, a picture, and the curve.
 
-        PSNR in dB: "clip" decodes the means, "sample" a draw, "picture" every eighth frame by itself. "spread" is the posterior's
-        deviation, "lowest" its lowest log variance; the deviation is told in those of the means.
+        PSNR in dB: "clip" decodes the means, "sample" a draw, "picture" every eighth frame separately. "spread" is the
+        posterior's deviation, in standard deviations of the means; "lowest" is its lowest log variance.
         """
         found, each, shown = [], {}, []
         for name, x in self.watched.items():
@@ -345,7 +346,7 @@ class Run:
         os.replace(self.folder / "state.tmp", self.folder / "state.pt")
 
     def _load(self) -> None:
-        """Raises SystemExit if the run was begun by another recipe."""
+        """Load the last state. Raises SystemExit if the run was begun with another recipe."""
         state = torch.load(self.folder / "state.pt", map_location="cpu", weights_only=True)
         if state["recipe"] | {"start": ""} != dataclasses.asdict(self.recipe) | {"start": ""}:
             raise SystemExit(f"{self.folder}: was begun by another recipe, {state['recipe']}; take another folder")
@@ -364,7 +365,7 @@ class Run:
         return 1.0 / torch.stack(means).std().item()
 
     def write(self, name: str) -> Path:
-        """Write the averaged weights in fp16, in fp32 and bf16 to compare, and return where the first are."""
+        """Write the averaged weights in fp16, and in fp32 and bf16 to compare; return the path of the first file."""
         metadata = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -382,7 +383,7 @@ class Run:
 
 
 def schedule(progress: float) -> float:
-    """Return the learning rate, of the highest: a rise, then a cosine."""
+    """Return the learning rate as a share of the highest: a rise, then a cosine."""
     cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
     return min(1.0, (progress + 1e-3) / WARM_UP) * (LAST_RATE + (1.0 - LAST_RATE) * cosine)
 
@@ -414,7 +415,7 @@ def load_watched(folder: Path, device: torch.device) -> dict[str, Tensor]:
 SMOKE = Recipe(
     steps=40, start="scratch", clips=2, frames=5, side=32, rate=2e-3, average=0.9, precision="fp32", compiled=False
 )
-"""A run that takes a minute, of made-up pictures."""
+"""A run of a minute, on made-up pictures."""
 
 
 def main() -> None:

@@ -1,4 +1,7 @@
-"""Files from strangers, each with what movq has to make of it: good ones, bad ones, and ones that lie. inputs.py runs them."""
+"""Files from strangers, with what movq must make of each: good ones, bad ones, and ones that lie.
+
+inputs.py runs them.
+"""
 
 import dataclasses
 import json
@@ -30,10 +33,10 @@ URL = f"http://127.0.0.1:{LISTENER.getsockname()[1]}/"
 
 @dataclass(frozen=True)
 class Case:
-    """An input: `make` puts it at the path it is given, `decoys` are put beside it.
+    """An input: `make` writes it to the path that it is given, `decoys` are written to the same folder.
 
-    `says` are searched on stdout, or in the one line of a refusal, which is about `about`; `warns` on stderr, which is to be
-    empty without. `also` may be opened, too.
+    `says` are searched on stdout, or in the one line of a refusal, which begins with `about` (default: the name).
+    `warns` is searched on stderr, which must be empty if there is none. `also` are further files that may be opened.
     """
 
     kind: str
@@ -60,7 +63,7 @@ def contents(data):
 
 
 def video(count=5, width=64, height=48, **more):
-    """Under any name: libav takes a format from it."""
+    """Return a maker of a video under any name; libav takes the format from the name."""
     return lambda path: clips.write(
         path.with_name(f"made{path.suffix or '.mp4'}"), clips.pictures(count, width, height), **more
     ).rename(path)
@@ -71,13 +74,13 @@ def _bytes(suffix, how, more):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"a.{suffix}"
         video(*how, **{key: dict(value) if isinstance(value, tuple) else value for key, value in more})(path)
-        if suffix == "mp4":  # the index in front, where a cut leaves it
+        if suffix == "mp4":  # the index in front, so that a cut keeps it
             clips.faststart(path, path := path.with_name("b.mp4"))
         return path.read_bytes()
 
 
 def made(suffix, *how, **more):
-    """The bytes of a video; of an mp4 with the index in front, so that it opens where it is cut."""
+    """Return the bytes of a video; an mp4 has its index in front, so that it opens when it is cut."""
     return _bytes(suffix, how, tuple((k, tuple(v.items()) if isinstance(v, dict) else v) for k, v in more.items()))
 
 
@@ -101,7 +104,11 @@ def overwritten(data, start, length, byte=0):
 
 
 def streams(*kinds):
-    """A file of several: "art" is cover art, a picture that is a video stream to libav; "sound"; or the size of a video."""
+    """Return a maker of a file of several streams.
+
+    "art" is cover art, a picture that is a video stream to libav; "sound" is sound; (width, height) is a video of that
+    size.
+    """
 
     def make(path):
         with av.open(str(path), "w") as container:
@@ -135,7 +142,7 @@ def hdr(transfer):
 
 
 def png(width, height):
-    """One that says this size, of almost no data."""
+    """Return a PNG that claims this size, of almost no data."""
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = (b"IHDR", head), (b"IDAT", zlib.compress(bytes(99))), (b"IEND", b"")
     packed = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
@@ -150,7 +157,7 @@ def png_in_mov(width, height):
 
 
 def jpeg(width, height):
-    """One that says another size than it has."""
+    """Return a JPEG that claims this size and has another."""
     data = made("jpg", 1, codec="mjpeg", pix_fmt="yuvj420p", format="image2pipe")
     at = data.index(b"\xff\xc0") + 5
     return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
@@ -167,7 +174,7 @@ def boxed(kind, body):
 
 
 def rebuilt(data, edits):
-    """An mp4 whose boxes of these kinds have other bodies; without those for which there is None."""
+    """Return an mp4 in which boxes of these kinds have other bodies; a body of None removes the box."""
     parts, at = [], 0
     while at + 8 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, at)
@@ -182,13 +189,13 @@ def rebuilt(data, edits):
 
 
 def mov(**edits):
-    """Of 12 frames."""
+    """Return a maker of a QuickTime movie of 12 frames with edited boxes."""
     edits = {kind.encode(): (edit if callable(edit) else lambda body, edit=edit: edit) for kind, edit in edits.items()}
     return contents(rebuilt(made("mov", 12, options={"bf": "0", "g": "6"}), edits))
 
 
 def edit_list(gop, start, stop, frames=12):
-    """12 frames or more, a key frame each `gop`, of which those from `start` to `stop` are shown."""
+    """Return a maker of 12 frames or more, a key frame each `gop`, of which those from `start` to `stop` are shown."""
     data = made("mov", frames, options={"bf": "0", "g": gop})
     (scale,) = struct.unpack_from(">I", data, data.index(b"mdhd") + 16)
     elst = struct.pack(">IIIiI", 0, 1, (stop - start) * 40, start * scale // 25, 1 << 16)
@@ -201,12 +208,12 @@ def turned_by_45(body):
 
 
 def reference(entry):
-    """A QuickTime movie whose pictures are in another file, by this entry of its dref."""
+    """Return a maker of a QuickTime movie whose pictures are in another file, by this entry of its dref."""
     return mov(dref=struct.pack(">II", 0, 1) + entry, mdat=lambda body: None)
 
 
 def alias(name):
-    """What old Macs wrote: a file by its name, its folder and its path."""
+    """Return an alias as old Macs wrote it: a file by its name, its folder and its path."""
     record = bytes(10) + b"\4" + b"disk".ljust(27, b"\0") + bytes(12) + bytes([len(name)]) + name.ljust(63, b"\0")
     record += bytes(16) + struct.pack(">HH", 1, 1) + bytes(16)
     for kind, text in ((2, b"disk:" + name), (0, b"decoys"), (18, name), (-1, b"")):
@@ -215,7 +222,7 @@ def alias(name):
 
 
 def huge_element(ident):
-    """A Matroska file of which the first element of this id says that it is huge."""
+    """Return a maker of a Matroska file whose first element of this id claims to be huge."""
     data, ident = made("mkv", 12), bytes.fromhex(ident)
     at = data.index(ident) + len(ident)
     return contents(data[:at] + b"\x01" + b"\xff" * 6 + b"\xfe" + data[at + 9 - data[at].bit_length() :])
@@ -233,7 +240,7 @@ def parts(data):
 
 
 def whole(tensors, metadata, edit=lambda header: None):
-    """A file of them, after an edit of its header."""
+    """Return a safetensors file of the tensors, after an edit of its header."""
     header, at = {"__metadata__": metadata}, 0
     for name, (dtype, shape, data) in tensors.items():
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]}
@@ -244,7 +251,7 @@ def whole(tensors, metadata, edit=lambda header: None):
 
 
 def lie(of, change=lambda tensors: None, header=lambda header: None, **said):
-    """A file of `of`'s tensors and metadata, changed; None takes metadata away."""
+    """Return a maker of a file with the tensors and metadata of `of`, changed; None removes metadata."""
 
     def make(path):
         tensors, metadata = parts(of())
@@ -256,7 +263,7 @@ def lie(of, change=lambda tensors: None, header=lambda header: None, **said):
 
 
 def tensor(name, index, value):
-    """A lie: one item of (dtype, shape, data) is another, or a function of what it was."""
+    """Return a lie: one of a tensor's (dtype, shape, data) is replaced by a value, or by a function of itself."""
 
     def change(tensors):
         tensors[name][index] = value(tensors[name][index]) if callable(value) else value
@@ -265,7 +272,7 @@ def tensor(name, index, value):
 
 
 def number(name, kind, value, at=0):
-    """A lie: a number in a tensor is another."""
+    """Return a lie: one number in a tensor is replaced."""
     put = struct.pack(kind, value)
     return tensor(name, 2, lambda data: data[: at * len(put)] + put + data[(at + 1) * len(put) :])
 
@@ -282,7 +289,7 @@ def offsets(name, at, by):
 
 
 def sized(of, size):
-    """The same with another length of the header said."""
+    """Return a maker of the same file with another length of the header."""
     return lambda path: path.write_bytes(size + of()[8:])
 
 
@@ -299,7 +306,7 @@ def latents():
 
 @cache
 def weights():
-    """A small encoder with random numbers."""
+    """Return the weights of a small encoder with random numbers."""
     import torch
 
     from movq_cli.model import AutoencoderConfig, Encoder3D
@@ -319,7 +326,7 @@ def config(**changes):
 
 
 def folder_of_weights(config_json=None, index=None):
-    """A diffusers folder: the embedded weights under its names."""
+    """Return a maker of a diffusers folder: the embedded weights under diffusers' names."""
     from movq_cli.checkpoints.checkpoint import embedded_weights
     from movq_cli.checkpoints.layouts import diffusers_config, to_diffusers
     from movq_cli.model import AutoencoderConfig
@@ -340,7 +347,7 @@ def folder_of_weights(config_json=None, index=None):
 
 
 class Marker:
-    """Unpickled, it makes a file called `ran`."""
+    """An object that creates a file called `ran` if it is unpickled."""
 
     def __reduce__(self):
         return os.system, ("touch ran",)
@@ -356,7 +363,7 @@ def torch_file(what):
 
 
 def own_state():
-    """CogVideo's own names."""
+    """Return a state under CogVideo's own names."""
     import torch
 
     tensors, _ = parts(weights())
@@ -364,11 +371,11 @@ def own_state():
     return {"state_dict": kept | {"loss.weight": torch.zeros(3)}}
 
 
-# -- what there is
+# -- the cases
 
 
 def seen(frames, width, height):
-    """What movq says of an encoding: 1 + 4n frames make 1 + n latents, sizes are rounded up to multiples of 8."""
+    """Return what movq prints of an encoding: 1 + 4n frames make 1 + n latents, sizes become multiples of 8."""
     latents, missing = 1 + -(-(frames - 1) // 4), -(frames - 1) % 4
     times = "once" if missing == 1 else f"{missing} times"
     repeated = rf" \(the last one repeated {times}\)" if missing else ""
@@ -394,7 +401,7 @@ FORMATS = {
     "ivf": {"codec": "libvpx"},
     "gif": RGB8,
 }
-STREAMS = {"ts": {}, "mpg": {"codec": "mpeg2video"}}  # which are cut as a matter of course
+STREAMS = {"ts": {}, "mpg": {"codec": "mpeg2video"}}  # files of these are routinely cut
 STILLS = {
     "png": {"codec": "png", "pix_fmt": "rgb24", "format": "image2pipe"},
     "jpg": {"codec": "mjpeg", "pix_fmt": "yuvj420p", "format": "image2pipe"},
@@ -520,7 +527,7 @@ SEGMENT = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n{}#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n"
 MPD = """<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet
 mimeType="video/mp4"><Representation id="1"><BaseURL>{}clip.mp4</BaseURL></Representation></AdaptationSet></Period></MPD>"""
 IMF = '<AssetMap xmlns="http://www.smpte-ra.org/schemas/429-9/2007/AM"><Path>clip.mp4</Path></AssetMap>'
-TEXTS = {  # FOLDER is where it lies
+TEXTS = {  # FOLDER is the file's folder
     "text.mp4": "not a video\n" * 100,
     "ansi.mp4": "\x1b[31mred\x1b[0m\n" * 50,
     "page.mp4": "<!DOCTYPE html><html><video src='clip.mp4'></html>",
@@ -551,7 +558,7 @@ TEXTS = {  # FOLDER is where it lies
 
 
 def texts():
-    """What names other files, or draws text, under the names of videos."""
+    """Yield texts that name other files, or draw text, under the names of videos."""
 
     def made_of(text):
         return lambda path: path.write_text(text.replace("FOLDER", str(path.parent)))
@@ -644,7 +651,7 @@ def not_files():
 
 
 def outputs():
-    """Inputs that would be overwritten, and places where no output can be."""
+    """Yield inputs that would be overwritten, and places where no output can be."""
     bad, old = partial(Case, "outputs", code=1, command="encode -q --force -o b --", about="b"), {"b": contents("x")}
     linked = ("same file|not a regular file",)
     itself, clip = "encode -q --force -o a.safetensors clip.mp4 --weights", {"clip.mp4": video()}
@@ -726,7 +733,7 @@ def lying_weights():
         yield bad("folder", folder_of_weights(text), reason, about=file, also=(in_folder, file))
 
 
-SAID = {  # what latents say of themselves that cannot be
+SAID = {  # metadata of latents that cannot be true
     "frames": ("17", "-5", "0", "1" + "0" * 30, "five"),
     "frames_padded": ("-1", "4"),
     "fps": ("1/0", "0", "nan", "-25"),

@@ -2,9 +2,9 @@
 
 python -m tests.faults.inputs [--jobs 2] [--only PART OF A KIND OR NAME]
 
-Each lies in a folder of its own, with decoys beside it where it names some, and has its expectation by what movq promises. Of
-each run are checked the exit code, what is said and where, that the folder is as before but for the output, that nothing but
-what was named is opened in it, and that there are no connections.
+Each file is in a folder of its own, with decoys if it names other files; what is expected follows from movq's promises.
+Each run is checked: its exit code, what it prints and where, that the folder is as before except for the output, that
+only the files that were named are opened in it, and that there are no connections.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def decoded(text):
 
 
 def state(folder):
-    """Everything in a folder: kind and mode, and of files mtime and bytes."""
+    """Map everything in a folder to its kind and mode, and files also to their mtime and bytes."""
     found = {}
     for below, folders, files in os.walk(folder):
         for name in (*folders, *files):
@@ -61,7 +61,7 @@ def state(folder):
 
 
 class Run:
-    """One case in a folder of its own; `wrong` is what was not as promised."""
+    """The run of one case in a folder of its own; `wrong` lists what was not as promised."""
 
     def __init__(self, case, root, number):
         self.case, self.root = case, root
@@ -173,7 +173,7 @@ class Run:
 
 
 def knocks():
-    """How many have tried to connect to the listener."""
+    """Return how many have tried to connect to the listener."""
     LISTENER.setblocking(False)
     count = 0
     while True:

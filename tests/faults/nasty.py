@@ -16,7 +16,7 @@ PLACES = ["", "sub", "sub/deep", "Sub2"]
 
 
 def _real(path, start):
-    """A second of a real clip, small."""
+    """Write a second of a real clip, made small."""
     chosen = Selection(start=Fraction(start, 10), duration=Fraction(1), fps=Fraction(10))
     with read_frames(CITY, chosen, Picture(width=96, height=64)) as frames:
         return clips.write(path, [frame.image for frame in frames], rate=10)
@@ -35,7 +35,7 @@ GOOD = [
 
 
 def _cut(path):
-    """The first half of a Matroska file."""
+    """Write the first half of a Matroska file."""
     clip = clips.write(path, clips.pictures(40))
     clip.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
 
@@ -51,7 +51,7 @@ def _damaged(path):
     path.write_bytes(data)
 
 
-BAD = {  # what it is called: how it is made, what the reason says
+BAD = {  # name: (how it is made, what the reason says)
     "empty.mp4": (lambda path: path.write_bytes(b""), "is empty"),
     "text.mp4": (lambda path: path.write_text("no video\n" * 50), "not a video"),
     "noise.mkv": (lambda path: path.write_bytes(os.urandom(3000)), "not a video"),
@@ -71,7 +71,7 @@ BAD = {  # what it is called: how it is made, what the reason says
 
 
 def build(folder, good, bad):
-    """Makes the tree, of so many good and bad items; what each bad one's reason says, by id."""
+    """Build the tree with these numbers of good and bad items. Return what each bad one's reason says, by id."""
     folder, outside = Path(folder), Path(f"{folder} elsewhere")
     for place in (*(folder / place for place in PLACES), outside):
         place.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def build(folder, good, bad):
     for name in NAMES[:good]:
         made += bool(clips.write(folder / name, clips.pictures(5)))
     undecodable = os.fsdecode(os.fsencode(folder) + b"/\xff.mp4")
-    (folder / "clip.mp4").symlink_to(clips.write(outside / "the one.mp4", clips.pictures(5)))  # the only way there
+    (folder / "clip.mp4").symlink_to(clips.write(outside / "the one.mp4", clips.pictures(5)))  # the only way to it
     clips.write(folder / "clip.mkv", clips.pictures(5))
     clips.write(folder / "Clip.mp4", clips.pictures(6))
     os.rename(clips.write(folder / "x.mp4", clips.pictures(5)), undecodable)
@@ -107,7 +107,7 @@ def build(folder, good, bad):
 
 
 def bad_files(folder):
-    """Name, what the reason says."""
+    """Write bad files and return what the reason for each says, by name."""
     clip = clips.write(folder / "clip.mp4", clips.pictures(30))
     (folder / "folder").mkdir()
     (folder / "empty.mp4").write_bytes(b"")

@@ -1,8 +1,9 @@
-"""What movq promises, the tests that hold it, and whether they go red when it is broken.
+"""Promises of movq, the tests that hold them, and whether the tests fail when a promise is broken.
 
     python -m tests.faults.promises [NUMBER ...]
 
-Of each promise one line or more of movq is broken in a copy of the tree, and its tests must fail there. Prints a table.
+For each promise one or more lines of movq are changed in a copy of the tree, and the promise's tests must fail there.
+Prints a table.
 """
 
 import os
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Break(NamedTuple):
-    """`old` becomes `new` in a file of movq_cli; `tests` fail then."""
+    """A change that breaks a promise: `old` becomes `new` in a file of movq_cli, and `tests` fail."""
 
     words: str
     file: str
@@ -504,7 +505,7 @@ PROMISES = {
 
 
 def red(tree, broken):
-    """Whether the tests fail in a copy that is broken so; green tests are an answer, other troubles are not."""
+    """Return True if the tests fail in a copy broken so, False if they pass. Other troubles raise SystemExit."""
     file = tree / "movq_cli" / broken.file
     text = file.read_text()
     if text.count(broken.old) < 1:

@@ -1,8 +1,8 @@
 """A fault at every system call that writes, kills at random moments, full disks, two commands at once: some minutes.
 
-`make test-faults`. Faults and orders of calls are strace's work. Most commands run in a process forked from one that has
-imported torch already: what is swept is the real command from its options to its exit code, in the process that writes.
-Batches with workers are started as at the prompt, and so is everything that is killed at random.
+`make test-faults`. strace causes the faults and records the order of calls. Most commands run in a process forked from
+one that has imported torch already: the sweep covers the real command from its options to its exit code, in the process
+that writes. Batches with workers are started as at the prompt, and so is everything that is killed at random.
 """
 
 import ctypes
@@ -41,7 +41,7 @@ CALLS = [*WRITING.split(), *NAMING.split()]
 ERRORS = "ENOSPC", "EIO", "EACCES"
 NAMES = "linkat", "rename", "renameat2"
 HIDDEN = re.compile(r"\.movq-[0-9a-f]{16}\.tmp(\.spool|\.old)?")
-COMMANDS = {  # what is made, how
+COMMANDS = {  # output: the command that makes it
     "a.safetensors": "encode IN.mp4 -o OUT --quiet",
     "a.mp4": "decode IN.safetensors -o OUT --quiet",
     "a.npy": "decode IN.safetensors -o OUT --quiet",
@@ -66,12 +66,12 @@ def _needs():
 
 
 def forked(arguments, folder, out, pipe, named):
-    """In the forked process: is movq, which waits to be traced when it first touches `out`."""
+    """Run movq in the forked process, where it waits to be traced when it first touches `out`."""
     ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)  # PR_SET_PTRACER, any
     os.setsid()
     for fd in 1, 2:
         os.dup2(os.open(f"{folder}/{fd}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o666), fd)
-    if named:  # as on file systems that know no nameless files
+    if named:  # as on file systems without nameless files
         del os.O_TMPFILE
     waits = bool(out)
 
@@ -90,7 +90,7 @@ def forked(arguments, folder, out, pipe, named):
 
 
 def begin(folder, *arguments, named=False, out="", strace=()):
-    """The process of a command, from its first touch of `out` on under strace, whose log is `folder`/log."""
+    """Start a command. From its first touch of `out` on it is under strace, whose log is `folder`/log."""
     here, there = fork.Pipe()
     process = fork.Process(target=forked, args=([str(a) for a in arguments], str(folder), str(out), there, named))
     process.start()
@@ -106,7 +106,7 @@ def begin(folder, *arguments, named=False, out="", strace=()):
 
 
 def run(folder, *arguments, **more):
-    """Its exit code and the lines it said; nothing of it is left."""
+    """Run a command and return its exit code and the lines on stderr; none of its processes is left."""
     process, tracer = begin(folder, *arguments, **more)
     process.join(120)
     if tracer:
@@ -116,9 +116,9 @@ def run(folder, *arguments, **more):
 
 
 def calls_on(folder, out, *, thin=40):
-    """(name, the how manyth of that name in this process, line) of the calls in the log that are about `out`.
+    """Return (name, its number among this process's calls of that name, line) of the log's calls about `out`.
 
-    Of more than `thin` of a name the first and last, and some between.
+    If a name has more than `thin`, take the first, the last and some between.
     """
     found, counts = {}, {}
     for line in (folder / "log").read_text().splitlines():
@@ -131,9 +131,10 @@ def calls_on(folder, out, *, thin=40):
 
 
 def inject(folder, out, call, fault, *arguments, named=False, reset=lambda: None):
-    """Runs a command with a fault at this call: (exit code, what it said, the call's line).
+    """Run a command with a fault at this call and return (exit code, lines on stderr, the call's line).
 
-    Some calls more or less may come before it, to other processes: then it is one beside it that is about `out`.
+    Calls to other processes may vary in number and shift the count, so neighbours are tried until the faulty call is
+    about `out`.
     """
     name, first, _ = call
     for nth in (first, first, first + 1, first - 1, first + 2, first - 2, first + 3, first + 4):
@@ -148,7 +149,7 @@ def inject(folder, out, call, fault, *arguments, named=False, reset=lambda: None
 
 
 def put(out, files):
-    """Makes a folder hold these."""
+    """Make a folder hold these files and no others."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     for name, data in files.items():
@@ -157,7 +158,7 @@ def put(out, files):
 
 
 def refused_well(code, said, lines=1):
-    """No error but one that is told in a line, and no bug."""
+    """Check that an error is told in at most `lines` lines and is not a bug."""
     assert code in (0, 1), said
     assert all(line.startswith("movq: ") and "bug of movq" not in line for line in said), said
     assert code == 0 or 1 <= len(said) <= lines, said
@@ -165,7 +166,7 @@ def refused_well(code, said, lines=1):
 
 @pytest.fixture
 def stage(tmp_path, make_weights):
-    """Inputs, old and new, and where outputs go."""
+    """Make inputs, old and new, and the latents and weights of each."""
     for name, count in (("old", 4), ("new", 5)):
         clips.write(tmp_path / f"{name}.mp4", clips.pictures(count))
         assert run(tmp_path, "encode", tmp_path / f"{name}.mp4", "-o", tmp_path / f"{name}.safetensors")[0] == 0
@@ -176,12 +177,12 @@ def stage(tmp_path, make_weights):
 @pytest.mark.parametrize("mode", ["new", "replaced", "named"])
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_a_fault_at_every_call(stage, kind, mode):
-    """Each call about the output fails once, and is once the one before which the process is killed."""
+    """Each call about the output fails once, and the process is killed once before it."""
     out = stage / "out"
     inputs = {path: path.read_bytes() for path in stage.iterdir() if path.is_file() and path.suffix}
 
     def seen():
-        """What is in `out`; of a video that is not the old one its frames, since H.264 of the same frames may differ."""
+        """Return the files in `out`; a new video as its number of frames, since H.264 of the same frames may differ."""
         files = tree(out)
         if kind == "a.mp4" and files.get(kind, before) not in (before, before.get(kind)):
             with read_frames(out / kind) as frames:
@@ -237,7 +238,7 @@ def test_a_fault_at_every_call(stage, kind, mode):
 
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory):
-    """Six short clips, and batches of them as nothing disturbs them: as files and as tars."""
+    """Make six short clips and encode them undisturbed, as files and as tars."""
     made = tmp_path_factory.mktemp("batch")
     (made / "in" / "deep").mkdir(parents=True)
     for i in range(6):
@@ -253,7 +254,7 @@ def members(path):
 
 
 def whole_batch(batch, out, hidden=False):
-    """Whatever happened: every file is whole and right, the manifest true, and nothing else there. The latents there are."""
+    """Check that files are whole and right, the manifest true, and nothing else there. Return the latents found."""
     wanted = {name: data for name, data in tree(batch / "files").items() if name.endswith(".safetensors")}
     found, manifest = {}, out / "manifest.jsonl"
     for path in [path for path in out.rglob("*") if path.is_file() and path != manifest]:
@@ -268,20 +269,20 @@ def whole_batch(batch, out, hidden=False):
             assert HIDDEN.fullmatch(path.name if hidden else ""), name
     assert found.items() <= wanted.items()
     lines = manifest.read_bytes().split(b"\n") if manifest.exists() else [b""]
-    for line in map(json.loads, lines[:-1]):  # a kill may cut off the last
+    for line in map(json.loads, lines[:-1]):  # a kill may cut off the last line
         assert line["status"] != "done" or f"{line['id']}.safetensors" in found, line
     return found
 
 
 @pytest.mark.parametrize("mode", ["packed", "described"])
 def test_a_fault_at_every_call_of_a_batch_without_workers(batch, tmp_path, mode):
-    """Files are packed into tars, or a caption in tars is edited. Afterwards the same command makes what it should have."""
+    """Files are packed into tars, or a caption in tars is edited; afterwards the same command completes the batch."""
     out, source = tmp_path / "out", tmp_path / "in"
     shutil.copytree(batch / "in", source)
     shutil.copytree(batch / ("tars" if mode == "described" else "files"), out)
     command = ["batch-encode", source, "-o", out, "--quiet", *TAR]
     if mode == "described":
-        assert run(tmp_path, *command)[0] == 0  # other inodes
+        assert run(tmp_path, *command)[0] == 0  # the copies have new inodes
         (source / "deep" / "3.txt").write_text("edited")
     else:
         assert run(tmp_path, *command[:-4])[0] == 0
@@ -310,7 +311,7 @@ def test_a_fault_at_every_call_of_a_batch_without_workers(batch, tmp_path, mode)
 
 @pytest.mark.parametrize("fault", ["error=EIO", "signal=SIGKILL"])
 def test_a_fault_at_every_call_of_a_batch_with_a_worker(batch, tmp_path, fault):
-    """The N-th call of a kind in each process, N = 1, 2, 3, ... until none is left. By path, those on nameless files apart."""
+    """Fault each process's N-th call of a kind, N = 1, 2, 3, ..., by path; calls on nameless files have no path."""
     source, runs = batch / "in" / "deep" / "1.mp4", 0
     for name in ("openat", "write", "rename", "fsync", "linkat"):
         for nth in itertools.count(1):
@@ -318,7 +319,7 @@ def test_a_fault_at_every_call_of_a_batch_with_a_worker(batch, tmp_path, fault):
             out.mkdir()
             paths = [out, out / "manifest.jsonl", out / "1.mp4.safetensors"] * (name not in ("fsync", "linkat"))
             strace = ["strace", "-f", "-y", "-s", "0", "-o", tmp_path / "log"]
-            strace += ["--seccomp-bpf"] * ("error" in fault)  # faster; signals do not come through
+            strace += ["--seccomp-bpf"] * ("error" in fault)  # faster, but signals do not come through
             strace += [part for path in paths for part in ("-P", path)]
             strace += ["-e", f"trace={name}", "-e", f"inject={name}:{fault}:when={nth}"]
             movq = [sys.executable, "-m", "movq_cli", "batch-encode", source, "-o", out, "--workers", "1", "--quiet"]
@@ -339,7 +340,7 @@ def test_a_fault_at_every_call_of_a_batch_with_a_worker(batch, tmp_path, fault):
 
 
 def killed(command, folder, dice, within, after=0.0):
-    """Kills a command's whole process group at a random moment: whether it was still there."""
+    """Kill a command's whole process group at a random moment. Return True if it was still running."""
     process = subprocess.Popen(
         [sys.executable, "-m", "movq_cli", *map(str, command)],
         cwd=folder,
@@ -381,7 +382,7 @@ def test_encode_killed_at_random(stage, force):
 
 @pytest.mark.parametrize("layout", ["files", "tars"])
 def test_a_batch_killed_at_random_and_resumed(batch, tmp_path, layout):
-    """Up to five kills in a folder, then it is resumed: the undisturbed batch's bytes."""
+    """After up to five kills a batch is resumed, and has the bytes of the undisturbed batch."""
     dice, kills, folders, appeared, whole = random.Random(SEED), 0, 0, 0, 0.0
     while kills < KILLS // 4:
         out = tmp_path / f"{folders}"
@@ -405,7 +406,7 @@ def test_a_batch_killed_at_random_and_resumed(batch, tmp_path, layout):
 
 @pytest.mark.parametrize("kind", ["a.safetensors", "a.mp4", "a.npy", "pictures", "batch"])
 def test_a_full_disk(stage, kind):
-    """A file system of 64 kB with 4 kB left, in a mount namespace of the command's own; else, a limit on files' sizes."""
+    """The disk, mounted for the command alone, has 4 of 64 kB left; if that is not possible, file sizes are limited."""
     out, kept = stage / "out", stage / "kept"
     command = "batch-encode OLD NEW -o out --workers 1 --quiet" if kind == "batch" else COMMANDS[kind] + " --force"
     name = "out" if kind == "batch" else f"out/{kind}"
@@ -425,7 +426,7 @@ def test_a_full_disk(stage, kind):
     shutil.copytree(out, kept)
     possible = subprocess.run([*isolated, mount + "true"], cwd=stage, capture_output=True).returncode == 0
     fill = "cp -r kept/. out && head -c 99999 /dev/zero 2>&- > out/fill; "
-    fill += "truncate -s -4096 out/fill; " * (kind != "a.mp4")  # which is less
+    fill += "truncate -s -4096 out/fill; " * (kind != "a.mp4")  # which needs less
     script = mount + fill if possible else "ulimit -f 2; "  # in blocks of 512 bytes
     script += 'rm -r kept; "$@"; code=$?; rm -f out/fill; cp -r out kept; exit $code'
     shell = isolated if possible else ["sh", "-c"]
@@ -443,7 +444,7 @@ def test_a_full_disk(stage, kind):
 
 @pytest.mark.parametrize("force", [False, True], ids=["new", "replaced"])
 def test_two_at_once(stage, force):
-    """Of one is made what appears, whole. Without --force the later is refused, unless it began after the other's end."""
+    """One output appears whole. Without --force the later command is refused, unless it began after the other's end."""
     out, dice, ended = stage / "out", random.Random(SEED), []
     wanted = {(stage / f"{name}.safetensors").read_bytes(): name for name in ("old", "new")}
     for i in range(10):
@@ -466,7 +467,7 @@ def test_two_at_once(stage, force):
 
 
 def in_order(log):
-    """No name is given before what it names is on disk, and the process ends with all names on disk. The names given."""
+    """Check that data is on disk before it has a name, and names before the process ends. Return the names given."""
     unsynced, given, names, spool = set(), set(), [], set()
     for line in log.splitlines():
         call = line.split("(")[0]
@@ -488,7 +489,7 @@ def in_order(log):
 
 @pytest.mark.parametrize("kind", [*COMMANDS, "tars"])
 def test_synced_named_synced(stage, batch, kind):
-    """The order of system calls: data to disk, then the name, then the folder, then the exit."""
+    """Data goes to disk first, then the name, then the folder, then the process exits."""
     out = stage / "out"
     put(out, {})
     words = COMMANDS.get(kind, "").replace("IN", str(stage / "new")).replace("OUT", str(out / kind)).split()
@@ -523,7 +524,7 @@ def test_workers_sync_name_and_sync(batch, tmp_path):
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "webm", "avi"])
 def test_cut_at_every_byte(tmp_path, suffix):
-    """Each cut is refused, or all frames are there. By the decoder itself, without a process for each."""
+    """A cut file is refused or has all frames. The decoder runs in this process, not in one of its own for each cut."""
     import av.logging
 
     from movq_cli import MovqError, Selection

@@ -1,5 +1,4 @@
-"""Files that lie: videos and movq's own formats, edited at random, never end in anything but a MovqError. A short run, by
-fixed seeds.
+"""Videos and movq's own formats, edited at random, never end in anything but a MovqError. A short run with fixed seeds.
 
 python -m tests.faults.test_fuzz SECONDS SEED [KIND]     (a long one: every surprise is printed, with what was edited)
 """
@@ -69,11 +68,11 @@ LISTS = [
 
 
 def anything(dice):
-    return copy.deepcopy(dice.choice(VALUES))  # it may be edited in turn
+    return copy.deepcopy(dice.choice(VALUES))  # the copy may be edited in turn
 
 
 def edited(value, dice, depth=0):
-    """JSON with one thing changed somewhere, also in JSON that is a text in it."""
+    """Return JSON with one thing changed somewhere, also inside texts that are JSON."""
     if isinstance(value, dict | list) and value and depth < 6 and dice.random() < 0.85:
         key = dice.choice(list(value)) if isinstance(value, dict) else dice.randrange(len(value))
         how = dice.random()
@@ -113,7 +112,7 @@ def damaged(data, dice):
 
 
 def edited_text(data, dice):
-    """Lines of JSON, or a JSON, of which one is edited; or damaged bytes."""
+    """Return lines of JSON, or a JSON text, with one of them edited; or damaged bytes."""
     if dice.random() < 0.3:
         return damaged(data, dice)
     lines = data.split(b"\n")
@@ -151,7 +150,7 @@ def decode(path):
 
 
 def watch(path):
-    """All that is asked of a video, each by a process of its own."""
+    """Ask everything that movq can tell about a video, each time in a process of its own."""
     for look in (probe, count_frames, lambda path: list(read_frames(path))):
         with contextlib.suppress(MovqError):
             look(path)
@@ -188,7 +187,7 @@ def look_at_list(path):
 
 
 class Fuzz:
-    """Good files, and what reads each kind of them."""
+    """Good files, and for each kind of them how it is edited and read."""
 
     def __init__(self, folder):
         (folder / "in").mkdir()
@@ -220,7 +219,10 @@ class Fuzz:
         self.index = folder / index
 
     def once(self, dice, only=""):
-        """(kind, bytes, what was raised that should not have been). `only`: kinds whose names begin so."""
+        """Try one edited file and return (kind, bytes, traceback of an error other than MovqError, or None).
+
+        `only` is what the kind's name must begin with.
+        """
         name = dice.choice([name for name in self.kinds if name.startswith(only)])
         edit, look = self.kinds[name]
         data = edit(self.good.get(name) or dice.choice(LISTS), dice)

@@ -1,4 +1,7 @@
-"""The breaks of promises.py fit the source: what moves there has to move here. `python -m tests.faults.promises` runs them."""
+"""The breaks in promises.py match the source: a line that changes there must change here, too.
+
+`python -m tests.faults.promises` runs them.
+"""
 
 import ast
 

@@ -10,7 +10,7 @@ def manifest(folder):
 
 
 def tree(folder):
-    """Every file and its bytes, the manifest's without seconds."""
+    """Map each file's relative path to its bytes, and "manifest" to the manifest's lines without `seconds`."""
     found = {}
     for path in sorted(Path(folder).rglob("*")):
         if path.name == "manifest.jsonl":

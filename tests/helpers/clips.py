@@ -12,7 +12,7 @@ CITY = DATA / "city.mp4"
 
 
 def picture(width, height, shift=0):
-    """A smooth RGB picture, different in every corner, moved by `shift` pixels."""
+    """Return a smooth RGB picture, different in every corner, moved by `shift` pixels."""
     y, x = np.mgrid[0:height, 0:width].astype(float)
     x = x + shift
     r = 128 + 90 * np.sin(x / 17) * np.cos(y / 23)
@@ -43,7 +43,7 @@ def write(
     frames=None,
     format=None,
 ):
-    """Writes RGB images (or ready `frames`) as a video. `times` in seconds replace the constant rate."""
+    """Write RGB images (or ready `frames`) as a video. `times` in seconds replace the constant rate."""
     with av.open(str(path), "w", format=format) as container:
         stream = container.add_stream(codec, rate=rate, options=options or {})
         first = frames[0] if frames else images[0]
@@ -77,7 +77,7 @@ def write(
 
 
 def lossless(path, images, **more):
-    """RGB kept bit for bit: FFV1 in Matroska, PNG in MOV."""
+    """Write RGB images as a video that keeps them bit for bit: PNG in MOV, FFV1 in Matroska."""
     if Path(path).suffix == ".mov":
         return write(path, images, codec="png", pix_fmt="rgb24", **more)
     return write(path, images, codec="ffv1", pix_fmt="bgr0", **more)
@@ -94,7 +94,7 @@ def sound_only(path):
 
 
 def still(path, image, codec, pix_fmt="rgb24", format="image2"):
-    """One png, jpeg or webp."""
+    """Write an image as a PNG, JPEG or WebP file."""
     with av.open(str(path), "w", format=format) as container:
         stream = container.add_stream(codec, rate=1)
         stream.width, stream.height, stream.pix_fmt = image.shape[1], image.shape[0], pix_fmt
@@ -106,7 +106,7 @@ def still(path, image, codec, pix_fmt="rgb24", format="image2"):
 
 
 def gif_bomb(path, width=30000, height=20000):
-    """A GIF of a hundred bytes whose picture would take 2 GB."""
+    """Write a GIF of a hundred bytes whose picture would take 2 GB."""
     head = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
     image = b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x44\x01\0;"
     Path(path).write_bytes(head + image)
@@ -114,7 +114,7 @@ def gif_bomb(path, width=30000, height=20000):
 
 
 def yuv(width, height, y, u, v, *, pix_fmt="yuv444p", colorspace=None, color_range=None):
-    """A frame of one colour made without swscale: the judge of colour conversion."""
+    """Return a frame of one colour made without swscale, to judge colour conversion by."""
     frame = av.VideoFrame(width, height, pix_fmt)
     for plane, value in zip(frame.planes, (y, u, v), strict=True):
         if "10" in pix_fmt:
@@ -129,12 +129,12 @@ def yuv(width, height, y, u, v, *, pix_fmt="yuv444p", colorspace=None, color_ran
 
 
 def faststart(source, target):
-    """The same packets with the index in front, so that a cut file still opens."""
+    """Copy a video with its index in front, so that a cut file still opens."""
     copy_packets(source, target, {"movflags": "faststart"})
 
 
 def copy_packets(source, target, options=None):
-    """The same packets in another file, or another container."""
+    """Copy the packets of a video to another file, which may be another container."""
     with av.open(str(source)) as a, av.open(str(target), "w", options=options) as b:
         stream = b.add_stream_from_template(a.streams.video[0])
         for packet in a.demux(a.streams.video[0]):

@@ -1,4 +1,4 @@
-"""docs/cli.md, made of the commands' own help: `make docs` writes it, a test holds that it is current."""
+"""Make docs/cli.md from the commands' own help: `make docs` writes it, a test checks that it is current."""
 
 import html
 

@@ -1,4 +1,4 @@
-"""A latents file of random numbers, and what it says of itself."""
+"""Write a latents file of random numbers with its metadata."""
 
 import os
 from array import array

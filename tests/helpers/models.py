@@ -21,7 +21,7 @@ GOOD = dict(
 """Arguments that both networks take."""
 
 SMALL = GOOD | dict(ch_mult=(1, 1, 2, 2), resolution=64, norm_scope="frame")
-"""An encoder with norms per frame."""
+"""Arguments of networks with norms per frame."""
 
 VAE = AutoencoderConfig(
     ch=32,
@@ -37,7 +37,7 @@ MODEL = "zai-org/CogVideoX-2b"
 
 
 def of_diffusers(**config):
-    """An AutoencoderKLCogVideoX whose every number is random: default norms are all alike."""
+    """Return an AutoencoderKLCogVideoX with every parameter random; by default its norms would all be alike."""
     from diffusers import AutoencoderKLCogVideoX
 
     torch.manual_seed(0)
@@ -54,7 +54,10 @@ def small_vae():
 
 
 def published_name(name, levels=4):
-    """CogVideo's scripts/convert_cogvideox_to_diffusers.py: substrings in this order, then the decoder's levels."""
+    """Return a tensor's name in diffusers, renamed as in CogVideo's scripts/convert_cogvideox_to_diffusers.py.
+
+    Substrings are replaced in this order, then the decoder's levels are counted from the other end.
+    """
     for old, new in {
         "block.": "resnets.",
         "down.": "down_blocks.",
@@ -74,7 +77,7 @@ def published_name(name, levels=4):
 
 
 def shapes_of(config):
-    """Every tensor of our two networks, with its shape."""
+    """Map the name of every tensor of our two networks to its shape."""
     with torch.device("meta"):
         networks = {"encoder": Encoder3D, "decoder": Decoder3D}
         return {
@@ -86,13 +89,13 @@ def shapes_of(config):
 
 @functools.cache
 def sat_state():
-    """The small autoencoder under CogVideo's names."""
+    """Return the small autoencoder's tensors under CogVideo's names."""
     theirs = small_vae().state_dict()
     return {name: theirs[published_name(name)] for name in shapes_of(VAE)}
 
 
 def cached(folder, source, model=MODEL, commit="0123abc"):
-    """`source`, a whole model, as `hf download` leaves it in the cache: blobs, and links to them."""
+    """Store `source`, a whole model, as `hf download` leaves it in the cache: blobs, and links to them."""
     stored = folder / f"models--{model.replace('/', '--')}"
     (stored / "refs").mkdir(parents=True)
     (stored / "refs" / "main").write_text(commit)

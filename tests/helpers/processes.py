@@ -5,7 +5,7 @@ import time
 
 
 def children(pid):
-    """The processes that a process has started and not waited for."""
+    """Return the processes that a process has started and not waited for."""
     try:
         with open(f"/proc/{pid}/task/{pid}/children") as file:
             return [int(child) for child in file.read().split()]
@@ -14,7 +14,7 @@ def children(pid):
 
 
 def command(pid):
-    """A process's command line, words apart; empty if there is no such process."""
+    """Return the words of a process's command line; none if there is no such process."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             return file.read().split(b"\0")
@@ -23,12 +23,12 @@ def command(pid):
 
 
 def forkers(pid=None):
-    """The processes that fork decoders for a process (this one): one, or none yet."""
+    """Return the processes that fork decoders for a process (default: this one): one, or none yet."""
     return [child for child in children(pid or os.getpid()) if b"movq_cli.forks" in command(child)]
 
 
 def decoders(pid=None):
-    """The decoding processes of a process (this one)."""
+    """Return the decoding processes of a process (default: this one)."""
     return [decoder for forker in forkers(pid) for decoder in children(forker)]
 
 
@@ -42,12 +42,12 @@ def wait_for(what, seconds=60):
 
 
 def encoding(pid):
-    """The workers that are at a video: those with a decoding process."""
+    """Return the workers that are encoding a video: those with a decoding process."""
     return [worker for worker in children(pid) if decoders(worker)]
 
 
 def group(pgid):
-    """The processes of a group that are alive."""
+    """Return the processes of a group that are alive."""
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -61,6 +61,6 @@ def group(pgid):
 
 
 def relays():
-    """Processes of Ray that pass messages on to a worker which is encoding, and that worker."""
+    """Return (relay, worker) of each Ray process that passes messages on to a worker which is encoding."""
     found = [int(name) for name in os.listdir("/proc") if name.isdigit() and b"ray::Relay" in b"".join(command(name))]
     return [(relay, worker) for relay in found for worker in children(relay) if decoders(worker)]

@@ -1,8 +1,8 @@
 """The published encoder's operations, one by one, over the weights of our `Encoder3D`.
 
-Written from the published code (CogVideo, movq_enc_3d.py) as plainly as it runs: padding by torch.cat and F.pad, x * sigmoid(x),
-every stage's output kept to the end. In fp32 it prints the numbers of tests/golden to the last bit on the machine that
-made them, so it stands for the published module where there are no golden numbers, and in benchmarks.
+Written from the published code (CogVideo, movq_enc_3d.py) as plainly as it runs: padding by torch.cat and F.pad,
+x * sigmoid(x), every stage's output kept to the end. In fp32 it prints the numbers of tests/golden to the last bit on
+the machine that made them, so it stands for the published module in benchmarks and wherever golden numbers are missing.
 """
 
 import torch
@@ -31,7 +31,7 @@ def conv(m, x):
 
 
 def plain(m, x):
-    """torch's convolution, by the kernel that torch chooses."""
+    """Run torch's convolution, with the kernel that torch chooses."""
     return {4: F.conv2d, 5: F.conv3d}[x.dim()](x, m.weight, m.bias, m.stride, m.padding)
 
 

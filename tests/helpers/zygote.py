@@ -1,7 +1,7 @@
-"""Starts `movq` by forking a process that has imported torch once, and has computed nothing with it.
+"""Start `movq` by forking a process that has imported torch once and has computed nothing with it.
 
-A fork is a real process with its own pid, signals, descriptors, folder and environment; it costs 0.3 CPU-seconds where a new
-interpreter costs 1.9. It does not import anything: tests of imports, and of variables that are read then, need a new one.
+A fork is a real process with its own pid, signals, descriptors, folder and environment; it costs 0.3 CPU-seconds, a new
+interpreter 1.9. It imports nothing: tests of imports, and of variables that are read during them, need the latter.
 
 `Zygote` is pytest's side. Run as a program, this file is the process that forks.
 """
@@ -24,14 +24,14 @@ from importlib import import_module
 
 
 class Zygote:
-    """The process that forks. It is no fork of pytest, which computes: OpenMP does not work in a fork of a process that did."""
+    """The process that forks. It is not a fork of pytest: OpenMP fails in a fork of a process that has computed."""
 
     def __init__(self):
         self._control, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", __file__, str(theirs.fileno())],
-                env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # numpy would start threads as it is imported
+                env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # importing numpy would start threads
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is for pytest
             )
@@ -56,7 +56,7 @@ class Zygote:
         return Process(mine, request, kept)
 
     def run(self, *argv, timeout=300, **options):
-        """Run `movq ARGV...` and return a CompletedProcess, as subprocess.run does. Its outputs are text."""
+        """Run `movq ARGV...` and return a CompletedProcess with its outputs as text, as subprocess.run does."""
         process = self.start(*argv, **options)
         try:
             out, err = process.communicate(timeout)
@@ -71,7 +71,7 @@ class Zygote:
 
 
 class Process:
-    """A fork: what the tests need of subprocess.Popen."""
+    """A fork, with the part of subprocess.Popen's interface that the tests need."""
 
     def __init__(self, wire, request, outputs):
         self.args, self.returncode = ["movq", *request["argv"]], None
@@ -81,7 +81,7 @@ class Process:
         self.pid = int(self._answers.readline())
 
     def wait(self, timeout=None):
-        """Return the exit code, or minus the signal that ended it. Raises subprocess.TimeoutExpired."""
+        """Return the exit code, or minus the number of the signal that ended it. Raises subprocess.TimeoutExpired."""
         if self.returncode is None:
             if not select.select([self._wire], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout)
@@ -95,7 +95,7 @@ class Process:
             return None
 
     def communicate(self, timeout=None):
-        """Wait, and return the text of both outputs; None for one that was given a file."""
+        """Wait, and return the text of both outputs; None for an output that was given a file."""
         self.wait(timeout)
         for file in filter(None, self._outputs):
             file.seek(0)
@@ -106,7 +106,7 @@ class Process:
             os.kill(self.pid, number)
 
     def send_group_signal(self, number):
-        """Signal the process group that it leads; what has ended already needs none."""
+        """Send a signal to the process group that it leads, unless it has ended already."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
@@ -115,7 +115,7 @@ class Process:
 
 
 def serve(control):
-    """Fork once for each request. Returns in the forks alone, each set up as its request asks."""
+    """Fork once for each request. Returns only in the forks, each set up as its request asks."""
     awake, wake = socket.socketpair()
     wake.setblocking(False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -154,7 +154,7 @@ def serve(control):
 
 
 def become(request, standard):
-    """Take on what subprocess.Popen would have given to a new process."""
+    """Set up this fork as subprocess.Popen would have set up a new process."""
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -163,7 +163,7 @@ def become(request, standard):
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
-    tempfile.tempdir = None  # what TMPDIR said before
+    tempfile.tempdir = None  # found by the old TMPDIR
     for number, descriptor in enumerate(standard):
         os.dup2(descriptor, number)
         os.close(descriptor)
@@ -171,7 +171,7 @@ def become(request, standard):
 
 
 def preload():
-    """Import what commands import, as they do, and compute nothing."""
+    """Import what the commands import, in the same way, and compute nothing."""
     from movq_cli.device import spare_page_faults
 
     spare_page_faults()  # before torch is imported
@@ -182,17 +182,17 @@ def preload():
         if not module.name.endswith("__main__"):
             import_module(module.name)
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        run(["--help"])  # typer and rich import some modules when they are used
+        run(["--help"])  # typer and rich import some modules on first use
         run(["info", os.devnull])
 
 
 if __name__ == "__main__":
     preload()
-    gc.freeze()  # collecting garbage would write to, and so copy, all memory that forks share
+    gc.freeze()  # collecting garbage would write to memory that forks share, and so copy it
     serve(socket.socket(fileno=int(sys.argv[1])))
     try:
         import_module("movq_cli.cli").main()
     except SystemExit as end:
         threading._shutdown()
         atexit._run_exitfuncs()
-        os._exit(end.code)  # taking torch apart would cost more than most commands do
+        os._exit(end.code)  # torch's own cleanup would take longer than most commands
