@@ -42,7 +42,8 @@ def main():
     import torch
 
     from movq_cli import codec
-    from movq_cli.batch import work
+    from movq_cli.batch import worker
+    from movq_cli.batch.engines import Ready
     from movq_cli.encode import VideoEncoder
 
     torch.set_num_threads(1)
@@ -50,15 +51,15 @@ def main():
     VideoEncoder.network = property(
         lambda self: self.__dict__.setdefault("device in its place", Device(self.checkpoint.config))
     )
-    work.describe = lambda encoder: {
-        "precision": encoder.precision,
-        "device": "cpu",
-        "devices": 0,
-        "memory": 8 << 30,
-        "cores": 1,
-        "weights_digest": encoder.weights_digest.result(),
-    }
-    work.main()
+    worker.describe = lambda encoder: Ready(
+        precision=encoder.precision,
+        device="cpu",
+        devices=0,
+        memory=8 << 30,
+        cores=1,
+        weights_digest=encoder.weights_digest.result(),
+    )
+    worker.main()
 
 
 def busy(folder, clips, seconds_of_frame):

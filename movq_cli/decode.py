@@ -16,7 +16,7 @@ import numpy as np
 
 from .budget import Budget, Task, check_weights, make_budget
 from .checkpoints.checkpoint import FORMER, Checkpoint, open_checkpoint, open_located
-from .checkpoints.locate import fetching, is_model_id, locate_cached
+from .checkpoints.locate import fetching, locate_cached
 from .codec import RGB, Progress, WorkDone, decode, silent
 from .device import ITEM_SIZE, choose_device, choose_precision, computing, dtype_of, memory_errors
 from .errors import MovqError, about, option
@@ -136,7 +136,7 @@ def _cached_weights(latents: Latents, made: str) -> Checkpoint:
     m = latents.metadata
     located = locate_cached(m.model)
     if located is None:
-        fetch = f"`{fetching(m.model)}` fetches them, or " if is_model_id(m.model) else ""
+        fetch = f"`{command}` fetches them, or " if (command := fetching(m.model)) else ""
         raise MovqError(f"was made with {made}: {fetch}name these weights by {option('weights')}", latents.path)
     checkpoint = open_located(located)
     if checkpoint.digest != m.weights_digest:

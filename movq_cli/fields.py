@@ -6,7 +6,7 @@ The command line and Python read the same texts: `--duration 1:30` is `duration=
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from fractions import Fraction
 from functools import lru_cache, partial
@@ -51,8 +51,6 @@ _NUMBERS: Mapping[type, tuple[str, Callable[[str], Any]]] = {
     Fraction: ("a number like 25, 29.97 or 30000/1001", Fraction),
 }
 
-_REAL: Any = Real  # numpy's numbers among them
-
 
 def read_text(name: str, kind: Any, text: str) -> Any:
     """Return the value that a text means for an option of this type. Raises MovqUsageError that names the option."""
@@ -91,7 +89,7 @@ def read_fields(options: Any) -> None:
         kind, several, optional = kinds[field.name]
         value = getattr(options, field.name)
         if several:
-            listed = [value] if isinstance(value, str | os.PathLike | kind) else value
+            listed = value if isinstance(value, Iterable) and not isinstance(value, str | os.PathLike) else [value]
             read: Any = tuple(dict.fromkeys(_read(field.name, kind, one, False) for one in listed))
         else:
             read = _read(field.name, kind, value, optional)
@@ -105,10 +103,15 @@ def _read(name: str, kind: Any, value: Any, optional: bool) -> Any:
         value = read_text(name, kind, value)
     if (value is None and optional) or type(value) is kind or (kind not in _NUMBERS and isinstance(value, kind)):
         return value
-    if kind in _NUMBERS and isinstance(value, _REAL) and isfinite(value) and (kind is not int or value == int(value)):
+    if kind in _NUMBERS and _is_number(value) and (kind is not int or value == int(value)):
         return kind(value) if kind is int else kind(str(value))  # the Fraction of 0.1 is 1/10
     wanted = _NUMBERS[kind][0] if kind in _NUMBERS else kind.__name__
     raise MovqUsageError(f"must be {wanted}{' or None' if optional else ''}, got {value!r}", option=name)
+
+
+def _is_number(value: Any) -> bool:
+    """Return True for a finite number, numpy's among them."""
+    return isinstance(value, Real) and type(value) is not bool and isfinite(value)
 
 
 def changed(options: T, changes: Mapping[str, Any]) -> T:

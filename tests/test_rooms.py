@@ -8,20 +8,21 @@ PACKAGE = Path(__file__).parents[1] / "movq_cli"
 # Each may import from those after it; rooms also import from themselves.
 _ROOMS = """
     __main__ cli dataset describe batch evaluate decode encode encoding plan budget codec schedule transfers posterior device
-    video latents metadata checkpoints model headers options values files difference metrics forks processes threads records
-    errors _lazy _version
+    video latents metadata checkpoints model headers options fields values files difference metrics forks processes threads
+    records errors _lazy _version
 """
 ROOMS = _ROOMS.split()
 
 INSIDE = {
-    "cli": "__init__ info batch decode encode eval weights options paths watch tables show",
+    "cli": "__init__ info batch decode encode eval weights options paths habits watch tables show",
     "batch": """
         __init__ run dry_run prepare state
         discover folders lists captions probe cut names replace resume choices settings
         inline pool worker ray_engine engines pack summary orphans tars merge manifest item paths
     """,
     "video": """
-        __init__ reader child write frames keyframes integrity sidedata container exif messages selection colour geometry info
+        __init__ reader child write pictures clock frames keyframes integrity sidedata container exif messages selection colour
+        geometry info
     """,
     "checkpoints": "__init__ convert checkpoint locate layouts",
     "model": "__init__ encoder decoder blocks stages norms causal store convolution cost config",
@@ -100,6 +101,7 @@ def test_only_video_imports_pyav_and_only_the_decoding_process_and_the_writer_at
                 "sidedata.py",
                 "container.py",
                 "integrity.py",
+                "pictures.py",
                 "write.py",
             ), path
 

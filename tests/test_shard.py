@@ -55,7 +55,7 @@ def test_numbers(text, environment, index, count):
     ],
 )
 def test_numbers_that_cannot_be(text, environment):
-    with pytest.raises(MovqUsageError, match="shard"):
+    with pytest.raises(MovqUsageError, match=r"must be I/N|auto finds"):
         Shard.parse(text, environment)
 
 

@@ -412,7 +412,7 @@ def test_refused_before_the_first_frame(tmp_path, name, reason):
     assert sorted(os.listdir(tmp_path)) == ["file", "link", "real"]
 
 
-@pytest.mark.parametrize("name", ["a.avi", "a.png", "a.safetensors", "a.mp4.tmp"])
+@pytest.mark.parametrize("name", ["a.avi", "a.webp", "a.safetensors", "a.mp4.tmp"])
 def test_other_suffixes_are_refused_by_naming_what_is_possible(tmp_path, name):
     with pytest.raises(MovqUsageError, match=r"\.mp4 or \.mov .*\.mkv .*\.npy .*folder"):
         open_writer(tmp_path / name, width=8, height=8, times=[0], duration=1)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from movq_cli.checkpoints.checkpoint import open_checkpoint
 from movq_cli.metrics import psnr, ssim
-from movq_cli.video.write import write_png
+from movq_cli.video import write_png
 
 CUT = 25.0
 """Mean difference, in levels of 255, above which two frames belong to different shots."""

@@ -72,8 +72,8 @@ def locate_cached(model: str) -> Located | None:
 
 
 def fetching(model: str) -> str:
-    """Return the command that downloads a model's autoencoder to the Hugging Face cache."""
-    return f'hf download {model} --include "{_VAE}/*"'
+    """Return the command that downloads a model's autoencoder to the Hugging Face cache; "" if its id is not valid."""
+    return "" if _ID.fullmatch(model) is None else f'hf download {model} --include "{_VAE}/*"'
 
 
 def is_model_id(text: str) -> bool:

@@ -15,7 +15,7 @@ from ..errors import printable
 
 _FILE_WIDTH = 200
 _LEAST_FIRST = 16  # characters of the first column
-_GAP = 2  # characters between columns
+_GAP = 3  # characters between columns
 
 
 def print_pairs(pairs: Mapping[str, str | Sequence[str]], title: str = "", file: TextIO | None = None) -> None:

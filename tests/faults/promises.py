@@ -33,14 +33,14 @@ PROMISES = {
         "Whole or absent",
         [
             Break(
-                "the output is written under a name while it grows",
+                "the output has a name while it is written",
                 "files.py",
                 'if hasattr(os, "O_TMPFILE"):',
                 "if False:",
                 "test_files.py::test_sigkill_leaves_nothing",
             ),
             Break(
-                "what was written so far is given its name after an error",
+                "an unfinished output gets its name after an error",
                 "files.py",
                 "        os.close(self._fd)\n        if self._named",
                 "        kind and self.commit()\n        os.close(self._fd)\n        if self._named",
@@ -71,7 +71,7 @@ PROMISES = {
         "A bad input is refused in one line",
         [
             Break(
-                "what PyAV raises is let through",
+                "PyAV's exceptions are not caught",
                 "video/container.py",
                 'raise MovqError(f"{what} ({_words(error)})") from error',
                 "raise",
@@ -80,31 +80,31 @@ PROMISES = {
         ],
     ),
     4: (
-        "Never less than the whole video without a word",
+        "Never less than the whole video without a warning",
         [
             Break(
-                "packets and ends are not compared with the header",
+                "the number of packets and the end time are not compared with the header",
                 "video/frames.py",
                 "        check_whole(source, timeline.packets, timeline.last_byte, timeline.end, timeline.rate, self._passed)\n",
                 "",
                 "test_video.py::test_a_cut_video_is_refused_wherever_it_is_cut",
             ),
             Break(
-                "how a file ends is not looked at",
+                "the end of a file is not checked",
                 "video/integrity.py",
                 "if ends_well is not None and not ends_well(source, last):",
                 "if False:",
                 "test_video.py::test_every_format_tells_where_it_is_cut",
             ),
             Break(
-                "a part that is taken is not said to be one",
+                "a partial video is not marked as partial",
                 "video/frames.py",
                 "            self.partial = True\n",
                 "",
                 "test_video.py::test_of_a_cut_video_what_comes_before_is_taken_where_that_is_allowed",
             ),
             Break(
-                "a change of size is taken",
+                "a change of size is accepted",
                 "video/frames.py",
                 "if self._size != (frame.width, frame.height):",
                 "if False:",
@@ -116,28 +116,28 @@ PROMISES = {
         "The pixels are those a viewer shows",
         [
             Break(
-                "the matrix is libav's guess",
+                "libav guesses the colour matrix",
                 "video/frames.py",
                 "                src_colorspace=colour.matrix_number,\n",
                 "",
                 "test_video.py::test_colour_as_tagged",
             ),
             Break(
-                "every range is taken to be limited",
+                "every colour range counts as limited",
                 "video/frames.py",
                 "src_color_range=colour.range_number",
                 "src_color_range=1",
                 "test_video.py::test_colour_as_tagged",
             ),
             Break(
-                "mirrors are not",
+                "a horizontal mirror is ignored",
                 "video/frames.py",
                 "return Orientation(False, a < 0, d < 0)",
                 "return Orientation(False, False, d < 0)",
                 "test_video.py::test_all_eight_orientations",
             ),
             Break(
-                "pixels are taken to be square",
+                "all pixels count as square",
                 "video/frames.py",
                 "frame, aspect = self._first.payload, self.source.stream.sample_aspect_ratio or Fraction(1)",
                 "frame, aspect = self._first.payload, Fraction(1)",
@@ -151,7 +151,7 @@ PROMISES = {
                 "test_pictures.py::test_damage_elsewhere_in_exif_costs_neither_the_turn_nor_the_picture",
             ),
             Break(
-                "side data is asked for unfiltered",
+                "side data is not filtered",
                 "video/sidedata.py",
                 "graph.link_nodes(entry, *others, end)",
                 "graph.link_nodes(entry, end)",
@@ -163,28 +163,28 @@ PROMISES = {
         "Every frame once, in order, with its time",
         [
             Break(
-                "decoding begins at key frames that need others",
+                "decoding begins at key frames that need earlier frames",
                 "video/keyframes.py",
                 "packet.is_keyframe and _H264_IDR in types",
                 "packet.is_keyframe",
                 "test_seek.py::test_the_entry_is_the_last_key_frame_in_front",
             ),
             Break(
-                "frames passed over are not counted",
+                "skipped frames are not counted",
                 "video/frames.py",
                 "len(entry.before), entry.before[-1].time",
                 "self.index, entry.before[-1].time",
                 "test_seek.py::test_frames_are_those_of_decoding_everything",
             ),
             Break(
-                "times are counted, not read",
+                "frame times are counted instead of read",
                 "video/frames.py",
                 "return frame.pts * base",
                 "return self.end",
                 "test_video.py::test_variable_frame_times",
             ),
             Break(
-                "the last frames are left in the decoder",
+                "the last frames stay in the decoder",
                 "video/frames.py",
                 "if packet is None:",
                 "if packet is None or not packet.size:",
@@ -203,7 +203,7 @@ PROMISES = {
                 "test_video.py::test_bad_files_are_refused_with_the_reason",
             ),
             Break(
-                "pictures are opened by their names",
+                "pictures are opened by name patterns",
                 "video/container.py",
                 "format=picture, ",
                 "format=picture and 'image2', ",
@@ -234,7 +234,7 @@ PROMISES = {
                 "test_video.py::test_bad_files_are_refused_with_the_reason",
             ),
             Break(
-                "a decoder may take any memory",
+                "a decoder may take any amount of memory",
                 "video/child.py",
                 "    _bound(request.memory_limit)\n",
                 "",
@@ -250,7 +250,7 @@ PROMISES = {
         ],
     ),
     10: (
-        "Weights are checked, and latents",
+        "Weights and latents are checked",
         [
             Break(
                 "weights may be NaN",
@@ -260,14 +260,14 @@ PROMISES = {
                 "test_cli.py::test_bad_weights_are_one_line_and_leave_nothing",
             ),
             Break(
-                "latents may be",
+                "latents may be NaN",
                 "latents.py",
                 "if not bool(torch.isfinite(latents).all()):",
                 "if False:",
                 "test_latents.py::test_values_that_are_not_finite_are_not_written",
             ),
             Break(
-                "where they come from is not found out",
+                "the origin of NaN is not traced",
                 "encoding.py",
                 "self._check = True",
                 "raise MovqError('gives numbers that are not finite') from None",
@@ -300,7 +300,7 @@ PROMISES = {
                 "test_safety.py::test_nothing_is_written_through_a_link",
             ),
             Break(
-                "what lies where a packed file was is deleted unseen",
+                "a file at the place of a packed file is deleted unchecked",
                 "batch/pack.py",
                 'if sha256_file(path) == line["sha256"]:',
                 "if True:",
@@ -319,14 +319,14 @@ PROMISES = {
         "No silent overwrite, and refused before the work",
         [
             Break(
-                "what exists is replaced",
+                "existing files are replaced",
                 "files.py",
                 "        if not self._force:\n            raise MovqOutputError",
                 "        if False:\n            raise MovqOutputError",
                 "test_cli.py::test_outputs_that_cannot_be_are_refused_at_once",
             ),
             Break(
-                "a batch makes again what was made with other options",
+                "a batch replaces outputs made with other options",
                 "batch/replace.py",
                 "    if plan.differing and not allowed:",
                 "    if False:",
@@ -338,7 +338,7 @@ PROMISES = {
         "A full disk is one line",
         [
             Break(
-                "system errors are let through",
+                "system errors are not caught",
                 "files.py",
                 "        raise write_error(error, path) from error\n",
                 "        raise\n",
@@ -347,10 +347,10 @@ PROMISES = {
         ],
     ),
     14: (
-        "Ctrl-C, TERM and HUP end it, tidy",
+        "Ctrl-C, TERM and HUP end movq cleanly",
         [
             Break(
-                "TERM is not heard",
+                "TERM is not handled",
                 "cli/__init__.py",
                 "_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)",
                 "_SIGNALS = (signal.SIGINT,)",
@@ -369,7 +369,7 @@ PROMISES = {
                 "test_pool.py::test_a_worker_that_dies_or_hangs_costs_one_attempt_at_one_file",
             ),
             Break(
-                "a decoder that crashes is a bug",
+                "a decoder that crashes is reported as a bug",
                 "video/reader.py",
                 "raise MovqCrashError(",
                 "raise RuntimeError(",
@@ -381,21 +381,21 @@ PROMISES = {
         "Resume is by content",
         [
             Break(
-                "a changed video is taken to be the same",
+                "a changed video counts as unchanged",
                 "batch/resume.py",
                 'self.digests.of(path, identity) != line["source_sha256"]',
                 "False",
                 "test_resume.py::test_changed_inputs_are_encoded_again_whatever_their_times_say",
             ),
             Break(
-                "a damaged output is taken to be whole",
+                "a damaged output counts as whole",
                 "batch/resume.py",
                 "if _is_whole(case.tars, case.line, case.verify) else",
                 "if True else",
                 "test_resume.py::test_damaged_outputs_are_found_and_made_again",
             ),
             Break(
-                "a refusal is kept when what caused it is gone",
+                "a refusal is kept although its cause is gone",
                 "batch/resume.py",
                 ' and line.get("cut") == case.wanted.get("cut")',
                 "",
@@ -404,10 +404,10 @@ PROMISES = {
         ],
     ),
     17: (
-        "A batch report",
+        "A batch reports every item",
         [
             Break(
-                "what failed is left out",
+                "failed items are left out",
                 "batch/run.py",
                 "        self._job.manifest.append(line)\n",
                 "        if line['status'] == 'done':\n            self._job.manifest.append(line)\n",
@@ -419,7 +419,7 @@ PROMISES = {
         "No two inputs share an output",
         [
             Break(
-                "names are compared as they are written",
+                "names beyond ASCII are compared as they are written",
                 "batch/names.py",
                 'return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())',
                 "return name",
@@ -428,7 +428,7 @@ PROMISES = {
         ],
     ),
     19: (
-        "Two movq at once",
+        "Two movq processes at once",
         [
             Break(
                 "a batch does not lock its folder",
@@ -443,7 +443,7 @@ PROMISES = {
         "Same input, same bytes",
         [
             Break(
-                "the process is in the file",
+                "a random value is written to the file",
                 "headers.py",
                 'header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}',
                 'header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items())) | {"made": os.urandom(4).hex()}}',
@@ -455,14 +455,14 @@ PROMISES = {
         "Any file name works, and none writes to the terminal",
         [
             Break(
-                "names are printed as they are",
+                "names are printed without escaping",
                 "errors.py",
                 "c if c.isprintable() else",
                 "c if True else",
                 "test_cli.py::test_any_file_name_works_and_none_writes_to_the_terminal",
             ),
             Break(
-                "names are given to libav as they are",
+                "names are given to libav without a protocol",
                 "video/container.py",
                 '"file:" + path',
                 "path",
@@ -474,14 +474,14 @@ PROMISES = {
         "Every output says how it was made",
         [
             Break(
-                "what was dropped is not said",
+                "dropped frames are not recorded",
                 "encoding.py",
                 "frames_dropped=chunker.dropped,\n            fps",
                 "frames_dropped=0,\n            fps",
                 "test_encode.py::test_what_the_file_says",
             ),
             Break(
-                "a file that says what cannot be is believed",
+                "a file with impossible values is believed",
                 "latents.py",
                 "        _check(header, metadata)\n",
                 "",
@@ -493,7 +493,7 @@ PROMISES = {
         "Normal permissions",
         [
             Break(
-                "an output is its maker's alone",
+                "only the owner may read an output",
                 "files.py",
                 "self._create(self._temp, 0o666)",
                 "self._create(self._temp, 0o600)",
@@ -525,7 +525,7 @@ def red(tree, broken):
 
 def main(wanted):
     started, green = time.perf_counter(), []
-    print("| promise | test | broken so | |\n|---|---|---|---|")
+    print("| promise | test | how movq is broken | |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
         names = shutil.ignore_patterns("__pycache__")
