@@ -111,7 +111,7 @@ def _read(name: str, kind: Any, value: Any, optional: bool) -> Any:
 
 def _is_number(value: Any) -> bool:
     """Return True for a finite number, numpy's among them."""
-    return isinstance(value, Real) and type(value) is not bool and isfinite(value)
+    return not isinstance(value, bool) and isinstance(value, Real) and isfinite(value)
 
 
 def changed(options: T, changes: Mapping[str, Any]) -> T:
