@@ -53,7 +53,8 @@ class Selection:
 
     `start` and `duration` are in seconds, from the first frame shown. `fps` is in frames per second; of these frames,
     each `every`-th is kept. Then `skip` frames are left out and at most `frames` are taken. With `allow_partial`, a
-    video that is cut off or damaged gives the frames before that, instead of none.
+    video that is cut off or damaged gives the frames before that, instead of none. `max_pixels` allows a picture whose
+    size is suspicious for its file.
     """
 
     stream: int | None = None
@@ -65,12 +66,13 @@ class Selection:
     skip: int = 0
     frames: int | None = None
     allow_partial: bool = False
+    max_pixels: int | None = None
 
     def __post_init__(self) -> None:
         read_fields(self)
         if self.start < 0:
             raise MovqUsageError(f"must not be negative, got {float(self.start):g}", option="start")
-        for name in ("duration", "fps", "every", "frames"):
+        for name in ("duration", "fps", "every", "frames", "max_pixels"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise MovqUsageError(f"must be above 0, got {float(value):g}", option=name)

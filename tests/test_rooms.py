@@ -21,8 +21,8 @@ INSIDE = {
         inline pool worker ray_engine engines pack summary orphans tars merge manifest item paths
     """,
     "video": """
-        __init__ reader child write pictures clock frames keyframes integrity sidedata container exif messages selection colour
-        geometry info
+        __init__ reader child write pictures clock frames decoding counting keyframes integrity sidedata container stills raw
+        exif messages selection colour geometry info
     """,
     "checkpoints": "__init__ convert checkpoint locate layouts",
     "model": "__init__ encoder decoder blocks stages norms causal store convolution cost config",
@@ -97,6 +97,8 @@ def test_only_video_imports_pyav_and_only_the_decoding_process_and_the_writer_at
                 "child.py",
                 "colour.py",
                 "frames.py",
+                "decoding.py",
+                "counting.py",
                 "keyframes.py",
                 "sidedata.py",
                 "container.py",

@@ -11,6 +11,8 @@ from ..options import SHORT_IN_BATCH, EncodeOptions
 from .item import Item
 from .manifest import Line
 
+ALLOWING = ("allow_partial", "max_pixels")
+"""Options that only decide if a file is refused."""
 MADE_BY = ("weights_digest", "semantics", "precision")
 
 
@@ -19,7 +21,7 @@ def options_of(line: Line, without: Line | None = None) -> dict[str, Any]:
 
     `upscale` only allows more, so it is left out if the line `without` was made without it.
     """
-    options = {name: value for name, value in line.get("options", {}).items() if name != "allow_partial"}
+    options = {name: value for name, value in line.get("options", {}).items() if name not in ALLOWING}
     if without is not None and "upscale" not in without.get("options", {}):
         options.pop("upscale", None)  # it would not have changed those latents
     computed = line.get("precision", "")

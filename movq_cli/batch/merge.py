@@ -11,7 +11,7 @@ from ..files import os_reason, sweep
 from .manifest import NAME, Line, lines_by_id, only_one, shard_manifests, unfinished_shards, write_lines
 
 _ALIKE = ("weights_digest", "semantics", "precision", "format_version")
-_OF_ITEMS = ("start", "duration", "skip", "allow_partial", "upscale")
+_OF_ITEMS = ("start", "duration", "skip", "allow_partial", "max_pixels", "upscale")
 _OF_CUT_ITEMS = ("frames", "short", "height", "width")
 
 

@@ -15,6 +15,7 @@ from ..files import FileIdentity, require_file, text_of
 from ..options import EncodeOptions
 from ..threads import in_threads
 from ..video import VideoFacts, survey
+from .choices import ALLOWING
 from .item import Item
 from .manifest import Line
 
@@ -29,7 +30,7 @@ class Known:
 
     def __init__(self, lines: Iterable[Line], refused: bool = True) -> None:
         self._seen: dict[tuple[str, str], tuple[FileIdentity, VideoFacts]] = {}
-        self._refused: dict[tuple[str, str, bool], tuple[FileIdentity, str]] = {}
+        self._refused: dict[tuple[str, str, str], tuple[FileIdentity, str]] = {}
         for line in lines:
             if "source" not in line or "options" not in line:
                 continue
@@ -37,15 +38,16 @@ class Known:
             if any(line.get("seen", ())):
                 self._seen[key] = line["source"], line["seen"]
             elif "seen" in line and refused and line.get("cause") == "refused":
-                self._refused[*key, "allow_partial" in line["options"]] = line["source"], line["reason"]
+                self._refused[*key, _text(line["options"], ALLOWING)] = line["source"], line["reason"]
 
     def of(self, item: Item, identity: FileIdentity, options: EncodeOptions) -> VideoFacts | MovqError | None:
         """Return the facts of a video, or why it cannot be read; None if neither is known of the present file."""
-        key = text_of(item.source_path), _text(item.encode_options(options).choices, _RANGE)
+        choices = item.encode_options(options).choices
+        key = text_of(item.source_path), _text(choices, _RANGE)
         before, facts = self._seen.get(key, (None, VideoFacts()))
         if before == identity:
             return facts
-        before, reason = self._refused.get((*key, options.selection.allow_partial), (None, ""))
+        before, reason = self._refused.get((*key, _text(choices, ALLOWING)), (None, ""))
         return MovqError(reason) if before == identity else None
 
 

@@ -84,6 +84,9 @@ WORDS: Mapping[str, Words] = {
     "every": Words(FRAMES, "Keep every N-th frame, starting with the first.", "N"),
     "frames": Words(FRAMES, "Take the first N frames.", "N"),
     "batch_encode.frames": Words(FRAMES, "Take the first N frames; with --pick, N for each span.", "N"),
+    "max_pixels": Words(
+        FRAMES, "Allow pictures of up to N pixels in files that seem too small for them, as made to fill memory.", "N"
+    ),
     "allow_partial": Words(FRAMES, "Encode a damaged video up to the damage, with a warning."),
     "tail": Words(
         FRAMES, "Leftover frames that do not fill a latent: pad (repeat the last), drop, or fail.", _choices(TAILS)

@@ -23,7 +23,8 @@ from ..processes import Talk
 from ..records import from_values, to_values
 from ..values import format_bytes
 from .container import open_video
-from .frames import FILTER_NAME, Decoder, count_frames, has_variable_rate
+from .counting import count_frames, has_variable_rate
+from .frames import FILTER_NAME, Decoder
 from .info import VideoFacts
 from .keyframes import find_entry
 from .messages import Opened, Request
@@ -84,8 +85,7 @@ def _serve(talk: Talk, request: Request, memory: int | None) -> None:
     selection = request.selection
     folder, path = (os.fsdecode(text.encode("utf-8", "surrogateescape")) for text in (request.folder, request.path))
     os.chdir(folder)  # the asking process may have changed its folder since the forking one started
-    with open_video(path, selection.stream) as source:
-        source.stream.codec_context.thread_count = request.threads
+    with open_video(path, selection.stream, max_pixels=selection.max_pixels, threads=request.threads) as source:
         if request.mode == "count":
             talk.say("end", frames=count_frames(source, selection, talk.alive))
             return

@@ -8,40 +8,64 @@ open other files.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import av
 import av.error
 from av.stream import Disposition
 
-from ..errors import MovqError
+from ..errors import MovqError, option
 from ..files import require_file
+from ..values import format_bytes
+from .raw import Bytes
+from .stills import SEQUENCE, Grid, HeifItems, heif_brand, read_still
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
+    from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
 
 MAX_WIDTH, MAX_HEIGHT = 8192, 4320
+_MOST_PIXELS = MAX_WIDTH * MAX_HEIGHT
+_PIXELS_PER_BYTE = 10_000  # a picture above the limit must have fewer: a bomb has more
 _FALLBACK_RATE = Fraction(25)
 _VIDEO_FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,hevc,flv,ogg,asf,gif,mxf,"
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,hevc,flv,ogg,asf,gif,mxf,mjpeg,"
     "yuv4mpegpipe,ivf,av1,obu"
 )
+AVI = "avi"
+TIMELESS = (AVI, "mxf")
+"""Formats that hold a rate but no times. With B-frames, the times that libav gives their frames are out of order."""
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """An open video: its path, its container, the chosen stream, and True if it is a still picture."""
+    """An open video, the chosen stream, and the context that decodes it; `picture` is True for a still picture.
+
+    `data` are the file's bytes. `grid` is set for a picture in tiles, whose first tile is the stream. `notes` are what the
+    user should know about the choice of stream.
+    """
 
     path: str
+    data: Bytes
     container: InputContainer
     stream: VideoStream
+    codec: VideoCodecContext
     picture: bool
+    grid: Grid | None
+    max_pixels: int
+    notes: tuple[str, ...]
+
+    @property
+    def format(self) -> str:
+        """The name of the container format in libav."""
+        return self.container.format.name
 
     @property
     def rate(self) -> Fraction:
@@ -49,43 +73,82 @@ class Source:
         return self.stream.average_rate or self.stream.guessed_rate or _FALLBACK_RATE
 
 
-def packet_span(packet: Packet[VideoStream], usual: Fraction) -> tuple[Fraction, Fraction] | None:
+def packet_span(
+    packet: Packet[VideoStream], usual: Fraction, in_order: bool = False
+) -> tuple[Fraction, Fraction] | None:
     """Return the time and end of a packet's frame, in seconds; None if the packet has no time.
 
-    `usual` is the duration to assume if the packet has none.
+    `usual` is the duration to assume if the packet has none. With `in_order`, the time is that of its place in the file.
     """
-    if packet.pts is None:
+    ticks = packet.dts if in_order else packet.pts
+    if ticks is None:
         return None
     base = Fraction(packet.time_base)
-    time = packet.pts * base
+    time = ticks * base
     return time, time + (packet.duration * base if packet.duration else usual)
 
 
 @contextmanager
-def open_video(path: str, stream: int | None = None, *, edit_list: bool = True) -> Iterator[Source]:
+def open_video(
+    path: str,
+    stream: int | None = None,
+    *,
+    edit_list: bool = True,
+    explode: bool = True,
+    max_pixels: int | None = None,
+    threads: int = 1,
+) -> Iterator[Source]:
     """Open a video file, and choose the video stream with index `stream`, or the first one. Raises MovqError.
 
-    Cover pictures and streams without a decoder do not count as video streams. Without its `edit_list`, a .mp4 or .mov
-    gives all packets, including those that are not to be shown.
+    Cover pictures and streams without a decoder do not count as video streams, and one without data gives way to the
+    next. Without its `edit_list`, a .mp4 or .mov gives all packets, including those that are not to be shown. Without
+    `explode`, the decoder conceals damage instead of raising. `max_pixels` raises the limit for a picture. `threads` are
+    the decoder's.
     """
     require_file(path)
     if os.path.getsize(path) == 0:
         raise MovqError("is empty")
-    picture = _picture_format(path)
-    options = {
-        "protocol_whitelist": "file",
-        "format_whitelist": picture or _VIDEO_FORMATS,
-        "max_pixels": str(MAX_WIDTH * MAX_HEIGHT),
-    }
-    if not edit_list:
-        options["advanced_editlist"] = "0"
-    with av_errors("is not a video movq can read"):
-        container = av.open("file:" + path, format=picture, metadata_errors="replace", options=options)
-    with container:
-        chosen = _choose_stream(container, stream)
-        chosen.codec_context.options = {"max_pixels": str(MAX_WIDTH * MAX_HEIGHT), "err_detect": "explode"}
-        chosen.codec_context.thread_type = "SLICE"
-        yield Source(path, container, chosen, picture is not None)
+    with open(path, "rb") as file:
+        data = Bytes(file)
+        still, brand = read_still(data), heif_brand(data)
+        heif = HeifItems(data) if brand == "picture" else None
+        size = (still.width, still.height) if still else heif.size() if heif else (0, 0)
+        most = _pixel_limit(*size, data.size, max_pixels)
+        options = {
+            "protocol_whitelist": "file",
+            "format_whitelist": still.format if still else _VIDEO_FORMATS,
+            "max_pixels": str(most),
+        }
+        if not edit_list:
+            options["advanced_editlist"] = "0"
+        with av_errors("is not a video movq can read"):
+            demuxer = still.format if still else None
+            container = av.open("file:" + path, format=demuxer, metadata_errors="replace", options=options)
+        with container:
+            picture = heif is not None or (still is not None and still.format != SEQUENCE)
+            grid = heif.grid() if heif else None
+            chosen, notes = _choose_stream(container, stream, brand, heif.primary if heif else 0, grid)
+            codec = _codec(chosen)
+            for context in (codec, *(_tiles(container, grid) if grid else ())):
+                context.options = {"max_pixels": str(most)} | ({"err_detect": "explode"} if explode else {})
+                context.thread_type, context.thread_count = "SLICE", threads
+            yield Source(path, data, container, chosen, codec, picture, grid, most, notes)
+
+
+def _pixel_limit(width: int, height: int, size: int, allowed: int | None) -> int:
+    """Return the limit on pixels for a file of `size` bytes, whose still picture has width x height (0 if unknown).
+
+    Raises MovqError for a picture above the usual limit that has too few bytes to be one.
+    """
+    limit, pixels = max(_MOST_PIXELS, allowed or 0), width * height
+    if pixels <= limit:
+        return limit
+    if pixels > _PIXELS_PER_BYTE * size:
+        raise MovqError(
+            f"has {width}x{height} pixels in {format_bytes(size)}, as a file made to fill memory would; "
+            f"{option('max_pixels', pixels)} allows it"
+        )
+    return pixels
 
 
 @contextmanager
@@ -113,24 +176,10 @@ def _words(error: av.error.FFmpegError) -> str:
     return words
 
 
-def _picture_format(path: str) -> str | None:
-    """Return the demuxer of a still picture, by its first bytes; None for other files. Raises MovqError if animated."""
-    with open(path, "rb") as file:
-        head = file.read(4096)
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        if b"acTL" in head:
-            raise MovqError("is an animated PNG; convert it to a video")
-        return "png_pipe"
-    if head.startswith(b"\xff\xd8\xff"):
-        return "jpeg_pipe"
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        if head[12:16] == b"VP8X" and head[20] & 2:
-            raise MovqError("is an animated WebP; convert it to a video")
-        return "webp_pipe"
-    return None
-
-
-def _choose_stream(container: InputContainer, index: int | None) -> VideoStream:
+def _choose_stream(
+    container: InputContainer, index: int | None, brand: str, item: int, grid: Grid | None
+) -> tuple[VideoStream, tuple[str, ...]]:
+    """Return the stream to decode, and notes for the user. `brand` and `item` are those of a HEIF file, or "" and 0."""
     good = [
         s
         for s in container.streams.video
@@ -139,9 +188,41 @@ def _choose_stream(container: InputContainer, index: int | None) -> VideoStream:
     if index is not None:
         for s in good:
             if s.index == index:
-                return s
-        found = ", ".join(str(s.index) for s in good) or "none"
-        raise MovqError(f"has no video in stream {index}; its video streams: {found}")
+                return s, ()
+        raise MovqError(f"has no video in stream {index}; its video streams: {stream_list(good) or 'none'}")
     if not good:
         raise MovqError("has no video stream")
-    return good[0]
+    if brand == "picture":
+        notes = ("has transparency, which movq does not read in this format",) if any(map(_is_alpha, good)) else ()
+        first = item if grid is None else grid.tiles[0]
+        return next((s for s in good if s.id == first), good[0]), notes
+    if brand == "sequence":  # a still picture may be in front of it
+        good = [s for s in good if s.duration is not None] or good
+    chosen = next((s for s in good if s.codec_context.pix_fmt is not None), good[0])
+    if chosen is good[0]:
+        return chosen, ()
+    return chosen, (f"stream {good[0].index} has no frames: stream {chosen.index} was taken",)
+
+
+def stream_list(streams: Iterable[VideoStream]) -> str:
+    """Return the indices of streams as text."""
+    return ", ".join(str(stream.index) for stream in streams)
+
+
+def _is_alpha(stream: VideoStream) -> bool:
+    return stream.metadata.get("title") == "Alpha"
+
+
+def _codec(stream: VideoStream) -> VideoCodecContext:
+    """Return the context that decodes a stream: libvpx's for VP8 and VP9 with alpha, which libav's own does not read."""
+    context = stream.codec_context
+    name = _ALPHA_DECODERS.get(context.codec.canonical_name, "")
+    if stream.metadata.get("alpha_mode") != "1" or name not in av.codecs_available:
+        return context
+    decoder = cast("VideoCodecContext", av.CodecContext.create(name, "r"))
+    decoder.extradata = context.extradata
+    return decoder
+
+
+def _tiles(container: InputContainer, grid: Grid) -> Iterator[VideoCodecContext]:
+    return (stream.codec_context for stream in container.streams.video if stream.id in grid.tiles)

@@ -32,6 +32,13 @@ class Orientation:
         """True if the picture is mirrored, apart from any rotation."""
         return self.transpose ^ self.mirror_columns ^ self.mirror_rows
 
+    def then(self, other: Orientation) -> Orientation:
+        """Return the orientation that shows what `other` makes of the picture shown by this one."""
+        columns, rows = self.mirror_columns, self.mirror_rows
+        if other.transpose:
+            columns, rows = rows, columns
+        return Orientation(self.transpose ^ other.transpose, columns ^ other.mirror_columns, rows ^ other.mirror_rows)
+
     def apply(self, image: np.ndarray) -> np.ndarray:
         """Return a view of an image (H, W, 3) as it is shown."""
         if self.transpose:

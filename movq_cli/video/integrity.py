@@ -1,56 +1,94 @@
 """Check that a video is whole, by what its container says about itself. PyAV; runs in the decoding process.
 
 libav ends a file that is cut between two packets like a whole one; in some formats, it does so after any cut. Each
-format shows a cut in its own way: by a count of frames, by an end in time, or by how its last bytes must look.
+format shows a cut in its own way: by a count of frames, by an end in time, or by how its last bytes must look (raw.py).
 """
 
 from __future__ import annotations
 
-import os
-import struct
 from collections.abc import Callable
 from fractions import Fraction
+from typing import NamedTuple
 
 import av
 
 from ..errors import MovqError
 from ..values import format_time
-from .container import Source, av_errors, open_video
+from .container import AVI, Source, av_errors, open_video
+from .raw import ENDS, avi_repeats, fragments_duration, fragments_end, is_fragmented, matroska_ends
 
 _END_TOLERANCE = Fraction(3, 2)  # frames by which the last one may fall short of a stream's stated end
+_FRAGMENT_TOLERANCE = Fraction(1, 4)  # seconds; a fragment is longer, and tracks need not end together
 _MP4 = "mp4"
-_ENDS_IN_TIME = ("matroska", "mxf")  # do not count frames; others do, or tell by their bytes, or have no stated end
-_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
-_ASF_HEAD = 1 << 16
-_FLV_START = 4096
-_FLV_TAIL = 4  # bytes that hold the size of the tag before; they end the file too
-_FLV_HEAD = 11  # bytes in front of a tag's data
-_FLV_TAGS = (8, 9, 18)  # sound, video, script
+_MATROSKA = "matroska"
+_ENDS_IN_TIME = (_MATROSKA, "mxf")  # do not count frames; others do, or tell by their bytes, or have no stated end
+_UNCOUNTED = ("ivf",)  # have a count of frames that writers do not keep
 
 
-def check_whole(
-    source: Source, packets: int, last: int, end: Fraction, rate: Fraction, passed: Callable[[], None]
-) -> None:
+class Totals(NamedTuple):
+    """What was read of a stream: packets with and without bytes, where the last ends, and the end of the last frame.
+
+    `last_byte` is a position in the file, `end` is in seconds, `rate` in frames per second.
+    """
+
+    packets: int
+    repeats: int
+    last_byte: int
+    end: Fraction
+    rate: Fraction
+
+
+def stated_frames(source: Source) -> int | None:
+    """Return the number of frames that the file's header states; None if it states none that can be relied on."""
+    if source.format in _UNCOUNTED or (_MP4 in source.format and is_fragmented(source.data)):
+        return None
+    return source.stream.frames or None
+
+
+def check_whole(source: Source, read: Totals, passed: Callable[[], None]) -> None:
     """Raise MovqError if a file that was read to its end was cut before its true end.
 
-    `packets` is the number of packets read, and the last of them ends at byte `last`. `end` is that of the last frame,
-    in seconds; `rate` is in frames per second. `passed` is called now and then.
+    `passed` is called now and then.
     """
     if source.picture:
         return
-    expected = source.stream.frames
-    if packets < expected and not (_MP4 in source.container.format.name and _all_packets(source, passed) >= expected):
-        raise MovqError(f"is cut off: {packets} of {expected} frames are there")
+    expected = stated_frames(source) or 0
+    there = read.packets + read.repeats
+    if there < expected and (there := _all_packets(source, read, passed)) < expected:
+        raise MovqError(f"is cut off: {there} of {expected} frames are there")
     stated = _stated_end(source)
-    if stated is not None and end + _END_TOLERANCE / rate < stated:
-        raise MovqError(f"is cut off: it ends at {format_time(float(end))} of {format_time(float(stated))}")
-    ends_well = _LAST_BYTES.get(source.container.format.name)
-    if ends_well is not None and not ends_well(source, last):
-        raise MovqError(f"is cut off: it does not end as a {source.container.format.name} file does")
+    ends_well = ENDS.get(source.format)
+    if stated is not None and read.end + _END_TOLERANCE / read.rate < stated and not _is_complete(source):
+        raise MovqError(f"is cut off: it ends at {format_time(float(read.end))} of {format_time(float(stated))}")
+    if ends_well is not None and not ends_well(source.data, read.last_byte):
+        raise MovqError(f"is cut off: it does not end as a {source.format} file does")
+    if _MP4 in source.format and is_fragmented(source.data):
+        _check_fragments(source, read)
 
 
-def _all_packets(source: Source, passed: Callable[[], None]) -> int:
-    """Return the number of packets, including those hidden by an edit list: if all are key frames, libav omits them."""
+def _check_fragments(source: Source, read: Totals) -> None:
+    """Raise MovqError if fragments of an MP4 are missing at its end."""
+    if not fragments_end(source.data):
+        raise MovqError("is cut off: its last fragment is not complete")
+    stated, found = fragments_duration(source.data), source.container.duration
+    if stated is not None and found is not None and Fraction(found, av.time_base) + _FRAGMENT_TOLERANCE < stated:
+        raise MovqError(f"is cut off: it ends at {format_time(found / av.time_base)} of {format_time(float(stated))}")
+
+
+def _is_complete(source: Source) -> bool:
+    """Return True if the bytes say that nothing is missing, though frames end earlier: recorders state wall-clock time."""
+    return _MATROSKA in source.format and matroska_ends(source.data)
+
+
+def _all_packets(source: Source, read: Totals, passed: Callable[[], None]) -> int:
+    """Return the number of packets, including those that libav leaves out.
+
+    They are the empty ones of an AVI, which repeat a frame, and those hidden by an edit list if all are key frames.
+    """
+    if source.format == AVI:
+        return read.packets + (avi_repeats(source.data, source.stream.index) or 0)
+    if _MP4 not in source.format:
+        return read.packets + read.repeats
     with open_video(source.path, source.stream.index, edit_list=False) as whole, av_errors("is damaged"):
         count = 0
         for packet in whole.container.demux(whole.stream):
@@ -75,73 +113,3 @@ def _stated_end(source: Source) -> Fraction | None:
     if len(container.streams) == 1 and container.duration is not None:
         return Fraction(container.duration, av.time_base)
     return None
-
-
-def _gif(source: Source, last: int) -> bool:
-    """Return True if a GIF's blocks of sub-blocks end with a semicolon (GIF89a, 15 to 27). Later bytes do not count."""
-    with open(source.path, "rb") as file:
-        file.seek(10)
-        file.seek(2 + _table(file.read(1)), os.SEEK_CUR)
-        while (kind := file.read(1)) != b";":
-            if kind == b",":
-                file.seek(8, os.SEEK_CUR)
-                file.seek(_table(file.read(1)), os.SEEK_CUR)
-            elif kind != b"!":
-                return False
-            file.seek(1, os.SEEK_CUR)
-            while size := int.from_bytes(file.read(1)):
-                file.seek(size, os.SEEK_CUR)
-        return True
-
-
-def _table(flags: bytes) -> int:
-    """Return the size in bytes of the colour table that a byte of flags announces."""
-    packed = int.from_bytes(flags)
-    return 3 << ((packed & 7) + 1) if packed & 0x80 else 0
-
-
-def _flv(source: Source, last: int) -> bool:
-    """Return True if an FLV ends with the size of its last tag (Adobe, FLV 10.1, E.3).
-
-    The size must lead back to the start of a tag, unless the last packet read ends right before it. Some files state
-    their own size, and must not be smaller.
-    """
-    with open(source.path, "rb") as file:
-        _, said, number = file.read(_FLV_START).partition(b"filesize\0")
-    if said and len(number) >= 8 and source.container.size < struct.unpack(">d", number[:8])[0]:
-        return False
-    size = int.from_bytes(_tail(source, _FLV_TAIL))
-    tag = _tail(source, _FLV_TAIL + size)[:_FLV_HEAD] if size >= _FLV_HEAD else b""
-    return last + _FLV_TAIL >= source.container.size or (
-        tag[:1] in map(bytes, zip(_FLV_TAGS)) and int.from_bytes(tag[1:4]) + _FLV_HEAD == size
-    )
-
-
-def _yuv4mpeg(source: Source, last: int) -> bool:
-    """Return True if the frames, uncompressed and one after another, go on up to the last byte."""
-    return last >= source.container.size
-
-
-def _asf(source: Source, last: int) -> bool:
-    """Return False if an ASF is smaller than its header says (Microsoft, ASF 1.2, 3.2). A broadcast's does not say."""
-    with open(source.path, "rb") as file:
-        head = file.read(_ASF_HEAD)
-    at = head.find(_ASF_PROPERTIES)
-    said = head[at : at + 89] if at >= 0 else b""
-    if len(said) < 89 or said[88] & 1:
-        return True
-    return source.container.size >= int.from_bytes(said[40:48], "little")
-
-
-_LAST_BYTES: dict[str, Callable[[Source, int], bool]] = {
-    "asf": _asf,
-    "gif": _gif,
-    "flv": _flv,
-    "yuv4mpegpipe": _yuv4mpeg,
-}
-
-
-def _tail(source: Source, count: int) -> bytes:
-    with open(source.path, "rb") as file:
-        file.seek(max(0, source.container.size - count))
-        return file.read(count)
