@@ -97,10 +97,10 @@ def _serve(talk: Talk, request: Request, memory: int | None) -> None:
             talk.say("end", info=to_values(info))
             return
         if request.mode == "survey":
-            width, height = decoder.info.shown_width, decoder.info.shown_height
+            info = decoder.info
             with open_video(path, selection.stream) as again:
                 frames = count_frames(again, selection, talk.alive)
-            talk.say("end", facts=VideoFacts(frames, width, height))
+            talk.say("end", facts=VideoFacts(frames, info.shown_width, info.shown_height))
             return
         geometry = decoder.geometry(request.picture, request.multiple)
         size = geometry.padded_width * geometry.padded_height * 3

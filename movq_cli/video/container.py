@@ -21,6 +21,7 @@ from av.stream import Disposition
 from ..errors import MovqError, option
 from ..files import require_file
 from ..values import format_bytes
+from .geometry import round_up
 from .raw import Bytes
 from .stills import SEQUENCE, Grid, HeifItems, heif_brand, read_still
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 MAX_WIDTH, MAX_HEIGHT = 8192, 4320
 _MOST_PIXELS = MAX_WIDTH * MAX_HEIGHT
 _PIXELS_PER_BYTE = 10_000  # a picture above the limit must have fewer: a bomb has more
+_ALIGNED = 128  # libav counts the pixels of pictures that are a little larger
 _FALLBACK_RATE = Fraction(25)
 _VIDEO_FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,hevc,flv,ogg,asf,gif,mxf,mjpeg,"
@@ -86,6 +88,12 @@ def packet_span(
     base = Fraction(packet.time_base)
     time = ticks * base
     return time, time + (packet.duration * base if packet.duration else usual)
+
+
+def refuse_encrypted(packet: Packet[VideoStream]) -> None:
+    """Raise MovqError if a packet is encrypted (ISO/IEC 23001-7)."""
+    if packet.has_sidedata("encryption_info"):
+        raise MovqError("is encrypted")
 
 
 @contextmanager
@@ -148,7 +156,7 @@ def _pixel_limit(width: int, height: int, size: int, allowed: int | None) -> int
             f"has {width}x{height} pixels in {format_bytes(size)}, as a file made to fill memory would; "
             f"{option('max_pixels', pixels)} allows it"
         )
-    return pixels
+    return round_up(width, _ALIGNED) * round_up(height, _ALIGNED)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from itertools import islice, pairwise
 
 from ..errors import MovqError
 from ..options import Selection
-from .container import AVI, TIMELESS, Source, av_errors, packet_span
+from .container import AVI, TIMELESS, Source, av_errors, packet_span, refuse_encrypted
 from .selection import Shown, select
 
 _SAMPLE = 500  # packets whose times show if frames are equally far apart
@@ -31,8 +31,8 @@ def count_frames(source: Source, selection: Selection, passed: Callable[[], None
         with av_errors("is damaged"):
             for packet in source.container.demux(source.stream):
                 passed()
-                if packet.has_sidedata("encryption_info"):
-                    raise MovqError("is encrypted")
+                if not spans:
+                    refuse_encrypted(packet)
                 if packet.is_keyframe and not some_key:
                     some_key = True
                     spans.clear()  # frames in front of the first key frame cannot be decoded

@@ -17,7 +17,7 @@ import av.error
 from av.filter import Graph
 
 from ..errors import MovqError
-from .container import AVI, TIMELESS, Source, av_errors, packet_span
+from .container import AVI, TIMELESS, Source, av_errors, packet_span, refuse_encrypted
 from .integrity import Totals, check_whole
 from .keyframes import Entry
 from .raw import avi_repeats
@@ -132,6 +132,7 @@ class Reading:
             try:
                 return self._source.codec.decode(self._prepared(packet) if packet.size else packet)
             except av.error.InvalidDataError:
+                refuse_encrypted(packet)
                 if timeline.cuttable and next((more for more in self._demuxed if more.size), None) is None:
                     self._warn("ends inside a frame, which is left out")
                     log.clear()
@@ -225,7 +226,7 @@ class Timeline:
             warn(f"has frames without times: taken as {float(self.rate):g} frames per second")
 
     def count(self, packet: Packet[VideoStream]) -> None:
-        """Count a packet. Raises MovqError if it is encrypted; or damaged, except in formats that are routinely cut."""
+        """Count a packet. Raises MovqError if it is damaged, unless the stream is `cuttable`, or if the first is encrypted."""
         self.packets += packet.size > 0
         self.repeats += packet.size == 0
         self.last_byte = max(self.last_byte, (packet.pos or 0) + packet.size)
@@ -234,8 +235,8 @@ class Timeline:
             self.repeated_until = max(self.repeated_until, span[1])
         if self._placed and packet.size:
             self._places.append(None if packet.dts is None else packet.dts * Fraction(packet.time_base))
-        if packet.has_sidedata("encryption_info"):
-            raise MovqError("is encrypted")
+        if self.packets == 1:
+            refuse_encrypted(packet)
         if packet.is_corrupt and not self.cuttable:
             raise MovqError(f"is cut off or damaged after {self.index} frames")
 

@@ -21,7 +21,7 @@ from .container import av_errors
 from .raw import Bytes, elements
 
 _DISPLAY_MATRIX = 6  # AV_FRAME_DATA_DISPLAYMATRIX
-_TYPES = range(64)  # libav 62 has 0 to 32, and numbers never change
+_TYPES = range(40)  # libav 62 has 0 to 32, and numbers never change
 
 
 def display_matrix(frame: av.VideoFrame) -> bytes | None:

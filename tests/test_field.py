@@ -1,0 +1,463 @@
+"""Problem files from the field: what other players show. Each kind, by a file of it and by others made here.
+
+The files of tests/data/field come with their right values; frame i carries a patch of grey 20 + 10 i. The names of the
+kinds are those of docs/formats.md.
+"""
+
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from movq_cli import MovqError, Picture, Selection, encode_video, read_frames
+from movq_cli.cli import run
+from movq_cli.video import count_frames, probe
+
+from .helpers import clips, surgery
+from .helpers.surgery import insert_box, make_box, number, numbered
+
+FIELD = Path(__file__).parent / "data" / "field"
+
+
+def shown(path, selection=None, picture=None):
+    with read_frames(path, selection, picture) as reader:
+        frames = list(reader)
+    return frames, reader.warnings
+
+
+def numbers(frames):
+    return [number(frame.image) % 23 for frame in frames]
+
+
+def sizes(frames):
+    return {frame.image.shape[1::-1] for frame in frames}
+
+
+def seconds(*times):
+    return [Fraction(str(time)) for time in times]
+
+
+RIGHT = {
+    "spatial.mov": ((64, 48), range(5), ""),
+    "grid.heic": ((120, 100), [3], ""),
+    "padded_size.heic": ((64, 48), [3], ""),
+    "sequence.avif": ((64, 48), range(5), ""),
+    "alpha_vp9.webm": ((64, 48), range(5), "transparent pixels"),
+    "pixel_crop.mkv": ((64, 32), range(5), ""),
+    "aspect_change.ts": ((64, 48), range(12), "changes the shape of its pixels"),
+    "dolby_vision_5.mp4": ((64, 48), range(5), "Dolby Vision of profile 5"),
+    "words_acTL.png": ((64, 48), [3], ""),
+    "missing_key.mp4": ((64, 48), [*range(12, 23), 0], "its first 7 frames cannot be decoded"),
+    "missing_key_hevc.mp4": ((64, 48), [*range(12, 23), 0], "its first 7 frames cannot be decoded"),
+    "mid_gop_hevc.ts": ((64, 48), [*range(12, 23), 0], "its first 7 frames cannot be decoded"),
+    "ultra_hdr.jpg": ((64, 48), [3], ""),
+    "null_frames.avi": ((64, 48), [0, 1, 2, 3, *range(6, 12)], ""),
+    "null_frame_last.avi": ((64, 48), range(11), ""),
+    "recorder_wall_clock.webm": ((64, 48), range(6), ""),
+    "open_gop_cut.mp4": ((64, 48), [*range(12, 23), *range(13)], ""),
+    "bad_sei.mp4": ((64, 48), range(12), ""),
+    "first_stream_empty.ts": ((64, 48), range(12), "stream 0 has no frames: stream 1 was taken"),
+    "count_900.ivf": ((64, 48), range(12), ""),
+    "theora_duplicates.ogv": ((64, 48), range(9), ""),
+    "trailer.png": ((64, 48), [3], ""),
+    "concatenated.mjpeg": ((64, 48), range(5), "frames without times: taken as 25 frames per second"),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_file_from_the_field_is_shown_as_others_show_it(name):
+    size, right, warning = RIGHT[name]
+    frames, warnings = shown(FIELD / name)
+    assert sizes(frames) == {size}
+    assert numbers(frames) == list(right)
+    assert [warning in text for text in warnings] == ([True] if warning else [])
+    assert count_frames(FIELD / name) == len(frames)
+    info = probe(FIELD / name)
+    assert info.frames_from_header in (None, len(frames), len(frames) + 7, 12, 27)
+    assert (info.shown_width, info.shown_height) == size
+
+
+REFUSED = {
+    "encrypted.mp4": "is encrypted",
+    "fragments_cut_between.mp4": "is cut off: its last fragment is not complete; allow_partial=True takes what comes before",
+    "fragments_cut_in_moof.mp4": "is cut off: its last fragment is not complete; allow_partial=True takes what comes before",
+    "theora_cut.ogv": "is cut off: it does not end as a ogg file does; allow_partial=True takes what comes before",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_file_that_cannot_be_had_is_refused_by_name(name):
+    with pytest.raises(MovqError) as refused:
+        shown(FIELD / name)
+    assert refused.value.reason == REFUSED[name]
+
+
+def test_repeats_without_bytes_keep_times_and_the_last_frame_lasts():
+    avi, _ = shown(FIELD / "null_frames.avi")
+    assert [f.time for f in avi] == seconds(0, 0.04, 0.08, 0.12, 0.24, 0.28, 0.32, 0.36, 0.4, 0.44)
+    last, _ = shown(FIELD / "null_frame_last.avi")
+    assert last[-1].end == Fraction(12, 25)
+    theora, _ = shown(FIELD / "theora_duplicates.ogv")
+    assert [f.time for f in theora] == seconds(0, 0.04, 0.08, 0.12, 0.24, 0.28, 0.32, 0.4, 0.44)
+
+
+# -- pictures in tiles, clean aperture, cropping
+
+
+def tiles(width=64, height=64, count=6):
+    return [clips.picture(width, height, 40 * i) for i in range(count)]
+
+
+@pytest.mark.parametrize("rotation", range(4))
+@pytest.mark.parametrize("mirror", [None, 0, 1])
+def test_tiles_are_put_together_cut_and_turned(tmp_path, rotation, mirror):
+    """The judge puts the tiles together, cuts and turns them as ISO/IEC 23008-12 says: first turned, then mirrored."""
+    pieces = tiles()
+    properties = [make_box(b"irot", bytes([rotation]))] + (
+        [] if mirror is None else [make_box(b"imir", bytes([mirror]))]
+    )
+    path = surgery.heif(tmp_path / "a.heic", pieces, 3, (180, 100), properties)
+    right = np.concatenate([np.concatenate(pieces[:3], axis=1), np.concatenate(pieces[3:], axis=1)])[:100, :180]
+    right = np.rot90(right, rotation)
+    if mirror is not None:
+        right = right[:, ::-1] if mirror else right[::-1]
+    frames, warnings = shown(path)
+    assert (len(frames), warnings) == (1, ())
+    assert frames[0].image.shape == right.shape
+    assert abs(frames[0].image.astype(float) - right).mean() < 6
+    assert probe(path).is_picture
+
+
+def test_tiles_that_are_missing_or_do_not_fit_are_refused(tmp_path):
+    path = surgery.heif(tmp_path / "a.heic", tiles(), 3, (180, 100))
+    data = path.read_bytes()
+    broken = data.replace(struct.pack(">BBBBHH", 0, 0, 1, 2, 180, 100), struct.pack(">BBBBHH", 0, 0, 2, 2, 180, 100))
+    (tmp_path / "b.heic").write_bytes(broken)
+    with pytest.raises(MovqError, match=r"in tiles that do not fit together|is not a video"):
+        shown(tmp_path / "b.heic")
+    (tmp_path / "c.heic").write_bytes(data[:-40])
+    with pytest.raises(MovqError):
+        shown(tmp_path / "c.heic")
+
+
+def with_clap(folder, codec="libx264"):
+    """A clip of 64x48 whose clean aperture is 60x40, 2 to the right of the middle and 1 above it."""
+    path = clips.write(folder / "clap.mp4", numbered(5), codec=codec)
+    clap = make_box(b"clap", struct.pack(">IIIIiIiI", 60, 1, 40, 1, 2, 1, -1, 1))
+    return insert_box(path, b"avc1", clap)
+
+
+def test_a_clean_aperture_is_cut_out_in_mp4_and_matroska(tmp_path):
+    path = with_clap(tmp_path)
+    whole, _ = shown(clips.write(tmp_path / "whole.mp4", numbered(5)))
+    for video in (path, surgery.remux(path, tmp_path / "clap.mkv")):
+        frames, warnings = shown(video)
+        assert (sizes(frames), warnings) == ({(60, 40)}, ())
+        for frame, before in zip(frames, whole, strict=True):
+            assert (frame.image == before.image[3:43, 4:64]).all()
+    scaled, _ = shown(path, picture=Picture(short_side=20))
+    assert sizes(scaled) == {(30, 20)}
+
+
+def test_a_cropped_video_is_encoded_in_its_shown_size(tmp_path):
+    result = encode_video(FIELD / "pixel_crop.mkv", tmp_path / "a.safetensors")
+    assert (result.metadata.width, result.metadata.height) == (64, 32)
+
+
+# -- colours
+
+
+def test_dolby_vision_without_a_base_layer_is_warned_of_in_every_container(tmp_path):
+    record = struct.pack(">BBHB", 1, 0, (5 << 9) | (1 << 3) | 5, 0) + bytes(19)
+    path = clips.write(tmp_path / "a.mp4", numbered(5), codec="libx265", options={"x265-params": "log-level=none"})
+    with_base = insert_box(path, b"hev1", make_box(b"dvcC", record[:4], b"\x10", record[5:]), tmp_path / "base.mp4")
+    insert_box(path, b"hev1", make_box(b"dvcC", record))
+    for video in (path, surgery.remux(path, tmp_path / "a.mkv")):
+        assert "Dolby Vision of profile 5" in shown(video)[1][0]
+    assert shown(with_base)[1] == ()
+
+
+def test_transparency_of_vp8_is_laid_over_black(tmp_path):
+    image = np.dstack([clips.picture(64, 48), np.full((48, 64), 255, np.uint8)])
+    image[:, 32:, 3] = 0
+    frames = [av.VideoFrame.from_ndarray(image, format="rgba").reformat(format="yuva420p") for _ in range(3)]
+    path = clips.write(
+        tmp_path / "a.webm", [], frames=frames, codec="libvpx", pix_fmt="yuva420p", options={"auto-alt-ref": "0"}
+    )
+    made, warnings = shown(path)
+    assert warnings == ("has transparent pixels: laid over black",)
+    assert made[0].image[:, 40:].max() < 12
+    assert made[0].image[:, :24].mean() > 40
+
+
+def test_pixels_that_change_their_shape_are_warned_of(tmp_path):
+    images = numbered(6)
+    parts = []
+    for i, aspect in enumerate((Fraction(1), Fraction(4, 3))):
+        path = clips.write(tmp_path / f"{i}.h264", images, aspect=aspect, format="h264")
+        parts.append(path.read_bytes())
+    (tmp_path / "a.h264").write_bytes(b"".join(parts))
+    frames, warnings = shown(tmp_path / "a.h264")
+    assert len(frames) == 12
+    assert any("changes the shape of its pixels" in text for text in warnings)
+
+
+# -- files that are cut
+
+
+def fragmented(path, codec="libx264", count=40, flags="frag_keyframe+empty_moov+default_base_moof", **options):
+    with av.open(str(path), "w", options={"movflags": flags, **options}) as container:
+        stream = container.add_stream(codec, rate=25, options={"g": "8"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i, image in enumerate(numbered(count)):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
+            frame.pts = i
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def top_boxes(data):
+    at = 0
+    while at < len(data):
+        size, name = struct.unpack_from(">I4s", data, at)
+        yield name, at, at + size
+        at += size
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libvpx-vp9"])
+def test_fragments_cut_inside_of_a_box_are_refused(tmp_path, codec):
+    path = fragmented(tmp_path / "a.mp4", codec)
+    data = path.read_bytes()
+    frames, warnings = shown(path)
+    assert (len(frames), warnings) == (40, ())
+    assert probe(path).frames_from_header is None
+    fragments = [(start, end) for name, start, end in top_boxes(data) if name in (b"moof", b"mdat")][2:]
+    for start, end in fragments:
+        for cut in {start + 3, start + 8, (start + end) // 2, end - 1}:
+            (tmp_path / "cut.mp4").write_bytes(data[:cut])
+            with pytest.raises(MovqError, match=r"cut off|damaged|ends early|is not a video"):
+                shown(tmp_path / "cut.mp4")
+
+
+def test_fragments_cut_between_are_refused_if_the_file_states_its_length(tmp_path):
+    data = fragmented(tmp_path / "a.mp4").read_bytes()
+    whole = insert_box(tmp_path / "a.mp4", b"mvex", make_box(b"mehd", bytes(4), struct.pack(">I", 1600)))
+    stated = whole.read_bytes()
+    assert len(shown(whole)[0]) == 40
+    ends = [end + len(stated) - len(data) for name, _, end in top_boxes(data) if name == b"mdat"]
+    (tmp_path / "cut.mp4").write_bytes(stated[: ends[2]])
+    with pytest.raises(MovqError, match=r"is cut off: it ends at 0:00\.96 of 0:01\.6"):
+        shown(tmp_path / "cut.mp4")
+    frames, _ = shown(tmp_path / "cut.mp4", Selection(allow_partial=True))
+    assert len(frames) == 24
+
+
+def test_header_counts_of_hybrid_fragments_are_not_relied_on(tmp_path):
+    path = fragmented(tmp_path / "a.mp4", flags="frag_keyframe")
+    assert (probe(path).frames_from_header, count_frames(path), len(shown(path)[0])) == (None, 40, 40)
+
+
+def test_an_ogg_of_vp8_is_refused_wherever_it_is_cut(tmp_path):
+    path = clips.write(tmp_path / "a.ogv", numbered(30), codec="libvpx", options={"g": "5"})
+    data = path.read_bytes()
+    assert len(shown(path)[0]) == 30
+    for cut in range(len(data) // 2, len(data), 97):
+        (tmp_path / "cut.ogv").write_bytes(data[:cut])
+        with pytest.raises(MovqError, match=r"cut off|damaged|cannot be decoded"):
+            shown(tmp_path / "cut.ogv")
+
+
+def test_a_transport_stream_cut_inside_a_frame_gives_the_frames_before(tmp_path):
+    """That format is routinely cut at any point: the last frame is left out, with a warning."""
+    for codec in ("libx264", "mpeg2video"):
+        path = clips.write(tmp_path / "a.ts", numbered(12), codec=codec, options={"g": "4", "bf": "0"})
+        data = path.read_bytes()
+        (tmp_path / "cut.ts").write_bytes(data[: len(data) - len(data) // 188 // 3 * 188])
+        frames, _ = shown(tmp_path / "cut.ts")
+        assert numbers(frames) == list(range(len(frames)))
+        assert 4 <= len(frames) < 12
+
+
+# -- files without a key frame in front
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix"),
+    [
+        ("mpeg4", "mp4"),
+        ("mpeg4", "avi"),
+        ("libvpx-vp9", "webm"),
+        ("libx264", "mkv"),
+        ("mpeg2video", "ts"),
+        ("flv1", "flv"),
+    ],
+)
+def test_frames_in_front_of_the_first_key_frame_are_left_out_and_counted(tmp_path, codec, suffix):
+    options = (
+        {"g": "6", "bf": "0", "x264-params": "scenecut=0"}
+        if codec != "libvpx-vp9"
+        else {"g": "6", "lag-in-frames": "0"}
+    )
+    whole = clips.write(tmp_path / f"whole.{suffix}", numbered(18), codec=codec, options=options)
+    path = surgery.without_packets(whole, tmp_path / f"a.{suffix}", range(2))
+    frames, warnings = shown(path)
+    assert numbers(frames) == list(range(6, 18))
+    assert warnings == ("begins without a key frame: its first 4 frames cannot be decoded and are left out",)
+    assert count_frames(path) == 12
+
+
+# -- repeats, counts, durations
+
+
+def test_an_avi_whose_times_jump_keeps_them(tmp_path):
+    """Writers of AVI fill a gap in time with empty chunks."""
+    for codec in ("mpeg4", "mjpeg", "libx264"):
+        times = [i / 25 for i in (0, 1, 2, 6, 7, 11)]
+        path = tmp_path / f"{codec}.avi"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream(codec, rate=25, options={"bf": "0"})
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            stream.codec_context.time_base = Fraction(1, 25)
+            for image, time in zip(numbered(6), times, strict=True):
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=stream.pix_fmt)
+                frame.pts, frame.time_base = round(time * 25), Fraction(1, 25)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        frames, warnings = shown(path)
+        assert (numbers(frames), warnings) == (list(range(6)), ())
+        assert [float(frame.time) for frame in frames] == pytest.approx(times)
+
+
+def test_a_live_recording_in_matroska_is_whole_if_its_last_element_is(tmp_path):
+    path = tmp_path / "a.webm"
+    with av.open(str(path), "w", options={"live": "1"}) as container:
+        stream = container.add_stream("libvpx", rate=25, options={"g": "4"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i, image in enumerate(numbered(12)):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
+            frame.pts = i
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert len(shown(path)[0]) == 12
+
+
+def test_a_count_that_an_ivf_does_not_keep_is_not_relied_on(tmp_path):
+    for codec in ("libvpx", "libsvtav1"):
+        path = clips.write(tmp_path / "a.ivf", numbered(6), codec=codec)
+        data = bytearray(path.read_bytes())
+        data[24:28] = struct.pack("<I", 500)
+        path.write_bytes(data)
+        assert len(shown(path)[0]) == count_frames(path) == 6
+        path.write_bytes(data[:-7])
+        with pytest.raises(MovqError, match=r"cut off|damaged"):
+            shown(path)
+
+
+# -- damage that costs no shown frame, and damage that does
+
+
+def test_damaged_ffv1_is_refused(tmp_path):
+    """Libav conceals it, and only reports that a checksum is wrong."""
+    path = clips.write(
+        tmp_path / "a.mkv", numbered(6), codec="ffv1", pix_fmt="bgr0", options={"slicecrc": "1", "level": "3"}
+    )
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x55
+    path.write_bytes(data)
+    with pytest.raises(MovqError, match=r"is damaged after \d frames \(slice crc mismatch"):
+        shown(path)
+
+
+def test_damage_that_costs_a_frame_stays_refused(tmp_path):
+    data = bytearray((FIELD / "bad_sei.mp4").read_bytes())
+    frames, _ = shown(FIELD / "bad_sei.mp4")
+    with av.open(str(FIELD / "bad_sei.mp4")) as container:
+        places = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    position, size = places[8]
+    data[position + size // 2 : position + size] = bytes(size - size // 2)
+    (tmp_path / "a.mp4").write_bytes(data)
+    with pytest.raises(MovqError, match=r"damaged|cannot be decoded"):
+        shown(tmp_path / "a.mp4")
+    assert len(frames) == 12
+
+
+# -- streams
+
+
+def test_a_refusal_names_the_other_streams(tmp_path):
+    with pytest.raises(MovqError, match=r"has no frame that can be shown; stream=1 takes another"):
+        shown(FIELD / "first_stream_empty.ts", Selection(stream=0))
+
+
+def test_encryption_is_named(tmp_path):
+    path = tmp_path / "a.mp4"
+    options = {
+        "encryption_scheme": "cenc-aes-ctr",
+        "encryption_key": "00112233445566778899aabbccddeeff",
+        "encryption_kid": "00112233445566778899aabbccddeeff",
+    }
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i, image in enumerate(numbered(3)):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
+            frame.pts = i
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    for ask in (shown, probe, count_frames):
+        with pytest.raises(MovqError, match="is encrypted"):
+            ask(path)
+
+
+# -- still pictures
+
+
+def jpeg(path, width, height):
+    return clips.still(path, clips.picture(width, height), "mjpeg", "yuvj420p")
+
+
+def test_what_is_behind_a_picture_does_not_count(tmp_path):
+    first, small = jpeg(tmp_path / "a.jpg", 64, 48), jpeg(tmp_path / "b.jpg", 32, 24)
+    png = clips.still(tmp_path / "a.png", clips.picture(64, 48), "png")
+    webp = clips.still(tmp_path / "a.webp", clips.picture(64, 48), "libwebp", "yuv420p", "webp")
+    for path, behind in ((first, small.read_bytes()), (png, bytes(3000)), (webp, bytes(3000)), (first, b"words")):
+        before, _ = shown(path)
+        (tmp_path / "x").write_bytes(path.read_bytes() + behind)
+        frames, warnings = shown(tmp_path / "x")
+        assert (len(frames), warnings) == (1, ())
+        assert (frames[0].image == before[0].image).all()
+
+
+def test_jpegs_of_one_size_behind_another_are_a_video(tmp_path):
+    path = tmp_path / "a.mjpg"
+    path.write_bytes(b"".join(jpeg(tmp_path / f"{i}.jpg", 64, 48).read_bytes() for i in range(3)))
+    frames, warnings = shown(path)
+    assert len(frames) == count_frames(path) == 3
+    assert warnings == ("has frames without times: taken as 25 frames per second",)
+
+
+def test_a_picture_above_the_limit_of_videos_is_taken_and_a_bomb_is_not(tmp_path, capsys):
+    large = clips.still(tmp_path / "large.jpg", np.zeros((4400, 8400, 3), np.uint8), "mjpeg", "yuvj420p")
+    frames, _ = shown(large, picture=Picture(short_side=44))
+    assert sizes(frames) == {(84, 44)}
+    bomb = tmp_path / "bomb.png"
+    bomb.write_bytes(clips.still(tmp_path / "a.png", clips.picture(64, 48), "png").read_bytes())
+    data = bytearray(bomb.read_bytes())
+    data[16:24] = struct.pack(">II", 30000, 20000)
+    bomb.write_bytes(data)
+    with pytest.raises(MovqError, match=r"has 30000x20000 pixels in .*max_pixels=600000000 allows it"):
+        shown(bomb)
+    assert run(["encode", str(bomb), "-o", str(tmp_path / "x.safetensors")]) == 1
+    assert "--max-pixels 600000000 allows it" in capsys.readouterr().err
+    with pytest.raises(MovqError, match=r"cannot be decoded|damaged|is not a video"):
+        shown(bomb, Selection(max_pixels=600000000))
+
+
+def test_an_animated_avif_is_a_video(tmp_path):
+    path = clips.write(tmp_path / "a.avif", numbered(4), codec="libsvtav1", options={"preset": "10"})
+    frames, _ = shown(path)
+    assert numbers(frames) == list(range(4))
