@@ -126,7 +126,7 @@ def make_budget(task: Task, options: ModelOptions, device: torch.device, precisi
         return task.memory(chunk, precision, device) <= most and task.indexable(chunk)
 
     def refuse(chunk: int, advice: str) -> MovqError:
-        what = f"a chunk of {chunk} frames of {task.picture}"
+        what = f"a picture of {task.picture}" if task.total == 1 else f"a chunk of {chunk} frames of {task.picture}"
         if not task.indexable(chunk):
             return MovqError(f"{what} has a tensor of more than {MAX_ELEMENTS:,} numbers; {advice}")
         needed, allowed = format_bytes(memory(chunk)), format_bytes(most)

@@ -25,7 +25,7 @@ from .plan import Plan, expected_frames, least_frames, make_plan, must_count, sh
 from .posterior import draw_latents
 from .schedule import ChunkSchedule
 from .values import format_time
-from .video import FrameReader, VideoInfo, count_frames
+from .video import FrameReader, VideoInfo, count_frames, is_same_rate
 
 if TYPE_CHECKING:
     import torch
@@ -352,5 +352,6 @@ def _store_dtype(options: EncodeOptions, precision: str) -> torch.dtype:
 
 
 def _rate(info: VideoInfo, selection: Selection) -> Fraction | None:
-    rate = selection.fps or info.fps
+    same = selection.fps is not None and is_same_rate(selection.fps, info.fps)
+    rate = info.fps if same else selection.fps or info.fps
     return rate and rate / selection.every

@@ -1,9 +1,11 @@
 """Problem files from the field: what other players show. Each kind, by a file of it and by others made here.
 
-The files of tests/data/field come with their right values; frame i carries a patch of grey 20 + 10 i. The names of the
-kinds are those of docs/formats.md.
+The files of tests/data/field come with their right values; frame i carries a patch of grey 20 + 10 i. What movq does with each
+kind is in docs/video-files.md.
 """
 
+import contextlib
+import io
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -12,9 +14,9 @@ import av
 import numpy as np
 import pytest
 
-from movq_cli import MovqError, Picture, Selection, encode_video, read_frames
+from movq_cli import MovqError, Picture, Selection, encode_batch, encode_video, open_latents, read_frames
 from movq_cli.cli import run
-from movq_cli.video import count_frames, probe
+from movq_cli.video import count_frames, probe, raw, stills
 
 from .helpers import clips, surgery
 from .helpers.surgery import insert_box, make_box, number, numbered
@@ -357,6 +359,47 @@ def test_a_count_that_an_ivf_does_not_keep_is_not_relied_on(tmp_path):
             shown(path)
 
 
+@pytest.mark.parametrize(
+    ("rate", "asked"),
+    [
+        ("24000/1001", "24"),
+        ("24000/1001", "23.98"),
+        ("24", "23.976"),
+        ("30000/1001", "30"),
+        ("60000/1001", "59.94"),
+        ("60", "60"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_rates_of_an_ntsc_pair_are_the_same_rate(tmp_path, rate, asked, suffix):
+    rate, asked = Fraction(rate), Fraction(asked)
+    path = clips.write(tmp_path / f"a.{suffix}", numbered(40), rate=rate, times=[float(i / rate) for i in range(40)])
+    frames, warnings = shown(path, Selection(fps=asked))
+    assert numbers(frames) == [i % 23 for i in range(40)]
+    said = [text for text in warnings if "frames per second, taken as" in text]
+    assert len(said) == (rate != asked)
+    result = encode_video(path, tmp_path / "a.safetensors", fps=asked, frames=5, short_side=16)
+    assert float(result.metadata.fps) == pytest.approx(float(rate), rel=1e-5)
+
+
+def test_other_rates_are_resampled_as_before(tmp_path):
+    path = clips.write(tmp_path / "a.mp4", numbered(20), rate=25)
+    frames, _ = shown(path, Selection(fps=24))
+    assert len(frames) == 19  # of 0.8 seconds
+    frames, _ = shown(path, Selection(fps=Fraction(25, 2)))
+    assert numbers(frames) == list(range(0, 20, 2))
+    with pytest.raises(MovqError, match="is slower than 30 frames per second"):
+        shown(path, Selection(fps=30))
+
+
+def test_a_gap_behind_the_frames_that_a_batch_takes_is_no_failure(tmp_path):
+    times = [*(i / 25 for i in range(30)), 3.0, 3.04]
+    path = clips.write(tmp_path / "a.mp4", numbered(32), times=times)
+    result = encode_batch(path, tmp_path / "out", buckets="9x16x16", fps=25, workers=0)
+    assert [line["status"] for line in result.lines] == ["done"]
+    assert open_latents(tmp_path / "out" / "a.mp4.safetensors").frame_indices.tolist() == list(range(9))
+
+
 # -- damage that costs no shown frame, and damage that does
 
 
@@ -461,3 +504,39 @@ def test_an_animated_avif_is_a_video(tmp_path):
     path = clips.write(tmp_path / "a.avif", numbered(4), codec="libsvtav1", options={"preset": "10"})
     frames, _ = shown(path)
     assert numbers(frames) == list(range(4))
+
+
+# -- bytes that PyAV does not tell about
+
+
+class Counted(io.BytesIO):
+    """A file that counts the reads, which nothing hostile may multiply."""
+
+    reads = 0
+
+    def read(self, *arguments):
+        self.reads += 1
+        return super().read(*arguments)
+
+
+def test_readers_of_bytes_end_whatever_the_bytes_are():
+    random = np.random.default_rng(0)
+    originals = [path.read_bytes() for path in sorted(FIELD.iterdir())]
+    for turn in range(3000):
+        data = bytearray(originals[turn % len(originals)])
+        for _ in range(random.integers(1, 6)):
+            place = int(random.integers(0, min(len(data), 4000)))
+            data[place : place + 4] = random.choice([b"\0\0\0\0", b"\xff\xff\xff\xff", b"\0\0\0\1", random.bytes(4)])
+        file = Counted(bytes(data[: random.integers(1, len(data) + 1)]))
+        read = raw.Bytes(file)
+        raw.is_fragmented(read), raw.fragments_end(read), raw.fragments_duration(read)
+        raw.matroska_ends(read), raw.avi_repeats(read, 0)
+        for ends in raw.ENDS.values():
+            assert ends(read, 100) in (True, False)
+        heif = stills.HeifItems(read)
+        assert all(side < 1 << 32 for side in heif.size())
+        with contextlib.suppress(MovqError):
+            heif.grid()
+        with contextlib.suppress(MovqError):
+            stills.read_still(read)
+        assert file.reads < 30000, turn

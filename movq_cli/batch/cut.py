@@ -84,7 +84,7 @@ def _cut_item(item: Item, batch: BatchOptions, options: EncodeOptions, config: A
     if length is not None and facts.frames < length and batch.short != "pad":
         raise too_short(facts.frames, length)
     if batch.buckets:
-        bucket = _bucket(facts, min(facts.frames, length or facts.frames), batch, picture.upscale)
+        bucket = _bucket(facts, min(facts.frames, length or facts.frames), batch, picture.upscale, _at(options))
         length, size = bucket.frames, (bucket.height, bucket.width)
         picture = Picture(*size, upscale=picture.upscale)
     kept = min(facts.frames, length or facts.frames)
@@ -100,16 +100,22 @@ def _cut_item(item: Item, batch: BatchOptions, options: EncodeOptions, config: A
     return [_span(item, start, length) for start in starts]
 
 
-def _bucket(facts: VideoFacts, frames: int, batch: BatchOptions, upscale: bool) -> Bucket:
+def _at(options: EncodeOptions) -> str:
+    """Return the rate asked for, as a part of a message."""
+    fps = options.selection.fps
+    return "" if fps is None else f" at {option('fps', f'{float(fps):g}')}"
+
+
+def _bucket(facts: VideoFacts, frames: int, batch: BatchOptions, upscale: bool, at: str) -> Bucket:
     """Return the longest bucket that fits; of several, the nearest in aspect ratio.
 
-    Of buckets equal in both, one that does not enlarge the picture comes first, then the largest. Raises MovqError if
-    none fits.
+    Of buckets equal in both, one that does not enlarge the picture comes first, then the largest. `at` is the rate asked
+    for, in words. Raises MovqError if none fits.
     """
     shortest = min(bucket.frames for bucket in batch.buckets)
     if shortest > frames:
         if batch.short != "pad":
-            raise MovqTooShortError(f"has only {frames} frames; the shortest bucket needs {shortest}")
+            raise MovqTooShortError(f"has only {frames} frames{at}; the shortest bucket needs {shortest}")
         frames = shortest
     fitting = [bucket for bucket in batch.buckets if bucket.frames <= frames]
     fitting = [bucket for bucket in fitting if upscale or not bucket.enlarges(facts.width, facts.height)]

@@ -254,10 +254,11 @@ def _show_video(kind: str, path: str, video: VideoDescription) -> None:
     turned += f", pixels of {v.pixel_aspect}" if v.pixel_aspect != 1 else ""
     stored = f", stored as {v.width}x{v.height}{turned}" if turned else ""
     rate = f" at {float(v.fps):.6g} fps{', variable' if v.variable_rate else ''}" if v.fps else ""
+    container = "" if v.is_picture else f" in {v.container.split(',')[0]}"
     length = f"; {duration(float(v.duration))}" if v.duration else ""
     print_pairs(
         {
-            "kind": f"{kind}: {v.codec} in {v.container.split(',')[0]}, {v.pixel_format}",
+            "kind": f"{kind}: {v.codec}{container}, {v.pixel_format}",
             "size": f"{format_bytes(v.bytes)}, {compared(v.bytes, raw, 'raw RGB')}",
             "picture": f"{v.shown_width}x{v.shown_height}{stored}",
             "frames": f"{video.frames:,}{rate}{length}",

@@ -7,6 +7,7 @@ from .geometry import Geometry, part_kept, plan_geometry
 from .info import SUFFIXES, VideoFacts, VideoInfo
 from .pictures import write_png
 from .reader import AHEAD_BYTES, Frame, FrameReader, count_frames, probe, read_frames, survey, warm_decoders
+from .selection import is_same_rate
 from .write import FrameWriter, open_writer
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "VideoFacts",
     "VideoInfo",
     "count_frames",
+    "is_same_rate",
     "open_writer",
     "part_kept",
     "plan_geometry",

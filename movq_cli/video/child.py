@@ -99,7 +99,7 @@ def _serve(talk: Talk, request: Request, memory: int | None) -> None:
         if request.mode == "survey":
             info = decoder.info
             with open_video(path, selection.stream) as again:
-                frames = count_frames(again, selection, talk.alive)
+                frames = count_frames(again, selection, talk.alive, until_gap=True)
             talk.say("end", facts=VideoFacts(frames, info.shown_width, info.shown_height))
             return
         geometry = decoder.geometry(request.picture, request.multiple)

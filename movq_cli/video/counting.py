@@ -17,10 +17,12 @@ _REORDERED = 32  # the last of a sample, between which frames may be missing
 _MILLISECOND = Fraction(1, 1000)  # times of Matroska and FLV are rounded to it
 
 
-def count_frames(source: Source, selection: Selection, passed: Callable[[], None]) -> int:
+def count_frames(source: Source, selection: Selection, passed: Callable[[], None], until_gap: bool = False) -> int:
     """Return how many frames the selection has, from the times of packets, without decoding them.
 
-    The number is right if the file is whole and its packets are frames. Only decoding can confirm it.
+    The number is right if the file is whole and its packets are frames. Only decoding can confirm it. A video that is too
+    slow for the selection's rate raises MovqError; `until_gap`, the frames before the first gap are counted if they fill
+    a second.
     """
     if source.picture:
         return 1
@@ -44,7 +46,14 @@ def count_frames(source: Source, selection: Selection, passed: Callable[[], None
         if not selection.allow_partial or error.cause != MovqError.cause:
             raise
     shown = (Shown(i, time, end, None) for i, (time, end) in enumerate(sorted(spans)))
-    return sum(1 for _ in select(shown, selection))
+    count = 0
+    try:
+        for _ in select(shown, selection, source.stream.average_rate):
+            count += 1
+    except MovqError:
+        if not (until_gap and selection.fps is not None and count >= selection.fps):
+            raise
+    return count
 
 
 def has_variable_rate(source: Source) -> bool:

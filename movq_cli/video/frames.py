@@ -28,7 +28,7 @@ from .geometry import Geometry, Orientation, plan_geometry
 from .info import VideoInfo
 from .integrity import stated_frames
 from .keyframes import Entry
-from .selection import Shown, select
+from .selection import Shown, is_same_rate, select
 from .sidedata import display_matrix, stream_facts
 
 if TYPE_CHECKING:
@@ -126,7 +126,15 @@ class Decoder:
             yield self._first
             yield from self._shown
 
-        return map(_decoded, select(all_frames(), selection, self._passed))
+        rate = self.source.stream.average_rate
+        if (
+            selection.fps is not None
+            and rate is not None
+            and is_same_rate(selection.fps, rate)
+            and rate != selection.fps
+        ):
+            self._warn(f"has {float(rate):.6g} frames per second, taken as the {float(selection.fps):.6g} asked for")
+        return map(_decoded, select(all_frames(), selection, rate, self._passed))
 
     def rgb(self, frame: av.VideoFrame, scaled: tuple[int, int]) -> np.ndarray:
         """Return a stored frame as RGB uint8 (height, width, 3), resampled once to `scaled` (width, height)."""

@@ -10,7 +10,7 @@ from ..records import Count
 
 _SUFFIXES = """
 .mp4 .m4v .mov .qt .3gp .3g2 .mj2 .f4v .mkv .webm .avi .wmv .asf .flv .ogv .ogg .ogm .mxf .ts .m2ts .mts .mpg .mpeg .m2v
-.mpv .vob .h264 .264 .hevc .h265 .265 .ivf .av1 .obu .y4m .gif .png .jpg .jpeg .webp
+.mpv .vob .h264 .264 .hevc .h265 .265 .ivf .av1 .obu .y4m .mjpeg .mjpg .gif .png .jpg .jpeg .jfif .webp .heic .heif .avif .avifs
 """
 SUFFIXES = frozenset(_SUFFIXES.split())
 """Suffixes of videos and pictures, in lower case, to choose files in a folder by. Opening goes by their contents."""

@@ -26,15 +26,30 @@ class Shown(Generic[T_co]):
     payload: T_co
 
 
+_NTSC = tuple(Fraction(rate, 1001) for rate in (24000, 30000, 60000))
+_NEAR = Fraction(1, 500)
+
+
+def is_same_rate(asked: Fraction, rate: Fraction | None) -> bool:
+    """Return True if two rates are one of NTSC's, exactly or as people write it: 23.976, 23.98 and 24, for example."""
+    return rate is not None and any(
+        abs(asked / standard - 1) <= _NEAR and abs(rate / standard - 1) <= _NEAR for standard in _NTSC
+    )
+
+
 def select(
-    shown: Iterable[Shown[T]], selection: Selection, passed: Callable[[], None] = lambda: None
+    shown: Iterable[Shown[T]],
+    selection: Selection,
+    rate: Fraction | None = None,
+    passed: Callable[[], None] = lambda: None,
 ) -> Iterator[Shown[T]]:
     """Yield the frames of the selection, in order, taking no more of `shown` than needed.
 
-    `passed` is called for each frame taken. Raises MovqError if `fps` needs a frame twice and repeating is not allowed.
+    `rate` is the video's, if it has one: a selection of the same rate takes its frames one by one. `passed` is called
+    for each frame taken. Raises MovqError if `fps` needs a frame twice and repeating is not allowed.
     """
     kept = _span(shown, selection, passed)
-    if selection.fps is not None:
+    if selection.fps is not None and not is_same_rate(selection.fps, rate):
         kept = _nearest(kept, selection.fps, selection.fps_repeat)
     if selection.every > 1:
         kept = _every(kept, selection.every)
