@@ -44,7 +44,7 @@ def compare(table, clips, precisions, frames, weights=None, device="auto"):
             fp32 = EncodeOptions(
                 precision="fp32", weights=weights, device=device, selection=Selection(start=start, frames=frames)
             )
-            made = evaluate_video(path, fp32, against=EncodeOptions(**vars(fp32) | {"precision": precision}), frames=[])
+            made = evaluate_video(path, fp32, against=EncodeOptions(**vars(fp32) | {"precision": precision}), pairs=[])
             mean, logvar, posterior = made.difference.mean, made.difference.logvar, made.difference.posterior
             lost = made.scores["psnr_mean"] - made.other.scores["psnr_mean"]
             values = mean.rms, mean.p999, mean.largest, logvar.rms, posterior.error_share, lost, made.picture_psnr

@@ -71,6 +71,17 @@ class _Scaling(NamedTuple):
     shift: float = 0.0
 
 
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """Return a dtype, also by its name in torch or in --store-dtype. Raises MovqError for another name."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    known = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    found = known.get(dtype) or getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype):
+        raise MovqError(f"dtype must be one of {', '.join(known)} or a torch.dtype, got {dtype!r}")
+    return found
+
+
 class LatentDataset(Dataset[Sample]):
     """The items that `movq batch-encode` has done in a folder, in either layout, in order of id.
 
@@ -94,17 +105,20 @@ class LatentDataset(Dataset[Sample]):
         *,
         scale: float | str | None = None,
         draw: bool = True,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | str = torch.float32,
         where: Callable[[Line], bool] | None = None,
     ) -> None:
         self.folder = os.fspath(folder)
         self.scale = scale_of(scale)
-        self.draw, self.dtype = draw, dtype
+        self.draw, self.dtype = draw, _dtype(dtype)
         if shard_manifests(self.folder):
             raise MovqError("is of a batch in shards: put them together first, by batch-encode --merge", self.folder)
         self._path = os.path.join(self.folder, NAME)
         if not os.path.exists(self._path):
-            raise MovqError(f"has no {NAME}: it is not a folder that batch-encode made", self.folder)
+            raise MovqError(
+                f"has no {NAME}: it is not a folder that batch-encode made; open_latents opens a single file",
+                self.folder,
+            )
         self._identity = FileIdentity.of(require_file(self._path))
         last: dict[str, tuple[int, str | tuple[Any, ...], int]] = {}  # of two lines of an item, the later counts
         weights: dict[str, int] = {}  # by digest, in order of appearance
@@ -131,7 +145,9 @@ class LatentDataset(Dataset[Sample]):
 
     def row(self, index: int) -> Line:
         """Return an item's line of the manifest."""
-        at = int(self._offsets[range(len(self))[index]])
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"item {index} of a data set with {len(self)}")
+        at = int(self._offsets[index])
         return parse_line(self._lines[at : self._lines.find(b"\n", at) + 1 or None])
 
     def slice(self, index: int, start: int = 0, stop: int | None = None) -> Sample:

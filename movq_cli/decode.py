@@ -112,9 +112,11 @@ def find_weights(latents: Latents, options: ModelOptions) -> Checkpoint:
     made = f"{m.model} (digest {short(m.weights_digest)})"
     if checkpoint.digest != m.weights_digest:
         if options.weights is not None:
+            embedded = m.weights_digest == open_checkpoint().digest
+            way_out = f": leave {option('weights')} out" if embedded else ""
             raise MovqError(
-                f"{latents.path} was made with {made}, and these are others (digest {short(checkpoint.digest)})",
-                checkpoint.path,
+                f"was made with {made}, and {checkpoint.path} are others (digest {short(checkpoint.digest)}){way_out}",
+                latents.path,
             )
         if m.weights_digest in FORMER:
             file, commit = FORMER[m.weights_digest]
@@ -137,12 +139,12 @@ def _cached_weights(latents: Latents, made: str) -> Checkpoint:
     located = locate_cached(m.model)
     if located is None:
         fetch = f"`{command}` fetches them, or " if (command := fetching(m.model)) else ""
-        raise MovqError(f"was made with {made}: {fetch}name these weights by {option('weights')}", latents.path)
+        raise MovqError(f"was made with {made}: {fetch}pass them as {option('weights')}", latents.path)
     checkpoint = open_located(located)
     if checkpoint.digest != m.weights_digest:
         raise MovqError(
             f"was made with {made}, and the Hugging Face cache has others by this name (digest "
-            f"{short(checkpoint.digest)}): name the right ones by {option('weights')}",
+            f"{short(checkpoint.digest)}): pass the right ones as {option('weights')}",
             latents.path,
         )
     return checkpoint

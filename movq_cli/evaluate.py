@@ -96,16 +96,18 @@ def evaluate_video(
     options: EncodeOptions | None = None,
     *,
     against: EncodeOptions | str | None = None,
-    frames: Sequence[int] | None = None,
+    pairs: Sequence[int] | None = None,
     progress: Progress = silent,
+    **overrides: Any,
 ) -> Evaluation:
     """Encode and decode a video, and compare it with the source; with `against`, also compare two settings.
 
-    `against`: other options, or TILED. `frames`: the frames whose pairs are kept, by their index among those encoded
-    (default: the first, the worst and the last). Raises MovqError as `encode_video` and `decode_video` do, and for
+    Options come as an EncodeOptions, or by name: `evaluate_video("a.mp4", frames=17)`. `against`: other options, or
+    TILED. `pairs`: the frames to keep with their reconstructions, by their index among those encoded (default: the
+    first, the worst and the last). Raises MovqError as `encode_video` and `decode_video` do, and for
     TILED if diffusers is not installed.
     """
-    options = options_of(EncodeOptions, options, {"save": "moments"})
+    options = options_of(EncodeOptions, options, overrides | {"save": "moments"})
     if isinstance(against, str) and against != TILED:
         raise MovqUsageError(f"must be options or {TILED!r}, got {against!r}", option="against")
     for chosen in (options, against):
@@ -118,7 +120,7 @@ def evaluate_video(
     with tempfile.TemporaryDirectory(prefix="movq-eval-") as folder:
         sides: list[_Side] = []
         for i, chosen in enumerate(settings):
-            side = _Side(os.fspath(source), os.path.join(folder, str(i)), chosen, frames, next(passes))
+            side = _Side(os.fspath(source), os.path.join(folder, str(i)), chosen, pairs, next(passes))
             side.compare(sides, next(passes))
             sides.append(side)
         first = sides[0].latents

@@ -99,6 +99,8 @@ def read_fields(options: Any) -> None:
 def _read(name: str, kind: Any, value: Any, optional: bool) -> Any:
     if isinstance(value, os.PathLike) and kind is str:
         value = os.fspath(value)
+    if type(value).__module__ == "torch" and kind is str:  # torch.device and torch.dtype
+        value = str(value).removeprefix("torch.")
     if isinstance(value, str):
         value = read_text(name, kind, value)
     if (value is None and optional) or type(value) is kind or (kind not in _NUMBERS and isinstance(value, kind)):

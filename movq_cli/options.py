@@ -196,6 +196,11 @@ class DecodeOptions(ModelOptions):
     crf: int = 18
     force: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed and not self.draw:
+            raise MovqUsageError(f"goes with {option('draw', True)}", option="seed")
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchOptions:

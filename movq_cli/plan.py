@@ -10,13 +10,14 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .budget import Budget, Task, check_weights, make_budget
 from .checkpoints.checkpoint import Checkpoint, open_checkpoint, require_fit
 from .codec import RGB, Chunker, fit_tail
 from .device import ITEM_SIZE, choose_device, choose_precision
 from .errors import MovqError, MovqTooShortError, MovqUsageError, about, option, require_torch
+from .fields import options_of
 from .headers import ITEM_SIZES
 from .latents import DTYPES
 from .model.config import AutoencoderConfig
@@ -62,12 +63,14 @@ class Plan:
         return None if self.frames is None else self.frames + self.frames_padded
 
 
-def plan_encode(source: str | os.PathLike[str], options: EncodeOptions | None = None) -> Plan:
-    """Return what `encode_video` would do, without doing it. Frames are counted from packet times, not decoded.
+def plan_encode(source: str | os.PathLike[str], options: EncodeOptions | None = None, **overrides: Any) -> Plan:
+    """Return what `encode_video` would do with these options, without doing it.
+
+    Frames are counted from packet times, not decoded.
 
     Raises MovqError and MovqUsageError as `encode_video` would before its first chunk.
     """
-    options = options or EncodeOptions()
+    options = options_of(EncodeOptions, options, overrides)
     checkpoint = open_weights(options)
     with about(checkpoint.path):
         require_fit(checkpoint.config, {name: entry.shape for name, entry in checkpoint.tensors.items()})
@@ -263,4 +266,5 @@ def shortfall(chunker: Chunker, options: EncodeOptions) -> Iterator[str]:
         repeated = options.short == "pad" and chunker.padded
         yield too_short(found, wanted).reason + (": its last one is repeated" if repeated else "")
     if chunker.dropped:
-        yield f"the last {chunker.dropped} frames were dropped (--tail drop)"
+        frames = "frame was" if chunker.dropped == 1 else f"{chunker.dropped} frames were"
+        yield f"the last {frames} dropped (--tail drop)"

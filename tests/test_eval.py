@@ -31,7 +31,7 @@ def clip(tmp_path):
 
 
 def test_scores_are_those_of_the_decoded_file(tmp_path, clip):
-    made = evaluate_video(clip, FP32, frames=[2, 5])
+    made = evaluate_video(clip, FP32, pairs=[2, 5])
     encode_video(clip, tmp_path / "latents", FP32)
     decode_video(tmp_path / "latents", tmp_path / "back.npy", precision="fp32")
     back, source = np.load(tmp_path / "back.npy"), np.stack(clips.pictures(11, 64, 48))
@@ -49,7 +49,7 @@ def test_scores_are_those_of_the_decoded_file(tmp_path, clip):
 
 def test_frames_at_chunk_borders(clip):
     """11 frames and a repeated one in chunks of 5, 4 and 4 have borders before frames 5 and 9."""
-    made = evaluate_video(clip, EncodeOptions(chunk_frames=4), frames=range(11))
+    made = evaluate_video(clip, chunk_frames=4, pairs=range(11))
     values = [psnr(*pair) for pair in made.pairs.values()]
     assert made.scores["psnr_borders"] == pytest.approx(np.mean([values[i] for i in (4, 5, 8, 9)]))
     assert made.scores["psnr_inside"] == pytest.approx(np.mean([values[i] for i in (0, 1, 2, 3, 6, 7, 10)]))
@@ -111,7 +111,7 @@ def test_against_diffusers_with_tiling(tmp_path, vae):
 
 def test_frames_that_are_not_there(clip):
     with pytest.raises(MovqError, match="no frame 11: 11 were encoded"):
-        evaluate_video(clip, frames=[11])
+        evaluate_video(clip, pairs=[11])
 
 
 def test_what_cannot_be_is_refused_before_the_work(tmp_path, clip, make_weights):

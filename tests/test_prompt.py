@@ -53,9 +53,17 @@ REFUSED = {
     "encode in/clip.mp4 --resolution 480": (2, "Did you mean --height, --width or --short-side?"),
     "encode in/clip.mp4 --dtype bf16": (2, "Did you mean --precision (to compute in) or --store-dtype (to store)?"),
     "encode in/clip.mp4 --batch-size 4": (2, "Did you mean --chunk-frames (frames computed at once)"),
-    "encode in/clip.mp4 -v": (2, "No such option: -v. Did you mean --quiet"),
+    "encode in/clip.mp4 -v": (2, "No such option: -v. Remarks and progress are shown unless you pass --quiet"),
     "encode in/clip.mp4 --chunk 4": (2, "No such option: --chunk (Possible options: --chunk-frames)"),
     "encode": (2, "Missing argument 'IN' (see movq encode --help)"),
+    "encode in/clip.mp4 --end 1:00": (2, "No such option: --end. Did you mean --duration?"),
+    "encode in/clip.mp4 -o new/": (1, "new/: does not exist; create the folder first, or name a file"),
+    "info in/clip.mp4 --size 5": (2, "No such option: --size (see movq info --help)"),
+    "decode a.safetensors --seed 1": (2, "--seed: goes with --draw"),
+    "eval in/clip.mp4 --against bf16": (
+        2,
+        "--against: takes options in quotes, like '--precision bf16', or tiled; got 'bf16'",
+    ),
     "enc in/clip.mp4": (2, "No such command 'enc'. Did you mean 'encode'?"),
 }
 
@@ -111,6 +119,12 @@ def test_help_and_version(capsys):
     assert capsys.readouterr().out.startswith("movq ")
     assert run(["help", "decode"]) == 0
     assert "Usage: movq decode" in capsys.readouterr().out
+
+
+def test_a_list_named_as_a_source_is_answered(folder, capsys):
+    (folder / "videos.txt").write_text("in/clip.mp4")
+    assert run(["batch-encode", "videos.txt", "in", "-o", "set", "--frames", "1", "--workers", "0"]) == 1
+    assert "is a list by its name, not a video: --list reads it" in capsys.readouterr().err
 
 
 def test_one_source_may_be_a_string(folder):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import select
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 from ..budget import PROCESS_BYTES
+from ..errors import MovqError
 from ..options import EncodeOptions
 from ..processes import Child
 
@@ -81,6 +83,12 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """End the engine. Its workers have been closed before."""
+
+
+def require_ray() -> None:
+    """Raise MovqError if Ray is not installed."""
+    if find_spec("ray") is None:
+        raise MovqError("ray needs Ray: pip install 'movq-cli[ray]'", option="engine")
 
 
 class LocalEngine:

@@ -21,6 +21,7 @@ from ..options import PRECISIONS, BatchOptions, EncodeOptions, batch_options
 from ..plan import open_weights
 from .cut import check_cut, cut_item, cut_to_dict, in_order, is_cut
 from .discover import Found, find_items
+from .engines import require_ray
 from .item import Item
 from .manifest import Manifest, only_one, refuse_other_shards, video_of
 from .probe import Known, probe_items
@@ -71,6 +72,8 @@ def prepare(
     """
     options, batch = batch_options(options, batch, overrides)
     folder = os.fspath(output)
+    if batch.engine == "ray":
+        require_ray()
     checkpoint = open_weights(options)
     check_cut(batch, options, checkpoint.config)
     found = _find(sources, batch, folder)

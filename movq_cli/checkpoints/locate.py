@@ -22,6 +22,7 @@ _CONFIG = "config.json"
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _FILE_SUFFIXES = {
     *(".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".json"),
+    *(".tar", ".zip", ".npy", ".npz", ".txt", ".csv", ".jsonl"),
     *(".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".png", ".jpg", ".jpeg", ".webp"),
 }
 

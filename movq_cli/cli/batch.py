@@ -182,7 +182,7 @@ def _say_made(made: list[Line], new: Summary) -> None:
     clips = plural(new.counts["done"], "clip")
     if new.padded:
         complain(
-            f"{new.padded:,} of {clips} had their last frame repeated to fill the last latent; "
+            f"{new.padded:,} of {clips} have their last frame repeated to fill the last latent; "
             "--tail drop leaves such frames out instead"
         )
     if new.dropped:

@@ -120,7 +120,7 @@ def _evaluate_all(
     for source in sources:
         try:
             with progress_bar(quiet) as progress:
-                made.append(evaluate_video(source, options, against=against, frames=frames, progress=progress))
+                made.append(evaluate_video(source, options, against=against, pairs=frames, progress=progress))
         except MovqUsageError:
             raise
         except MovqError as error:
@@ -198,11 +198,17 @@ def _number(value: float | None, digits: int) -> str:
 def _other_options(options: EncodeOptions, text: str) -> EncodeOptions:
     """Return the options, changed by the flags in `text`, as typed at a prompt. Raises MovqUsageError."""
     try:
-        return changed(options, _settings(shlex.split(text), standalone_mode=False))
+        words = shlex.split(text)
+    except ValueError as error:
+        raise MovqUsageError(f"cannot be read: {error}; got {text!r}", option="against") from None
+    if not words or not words[0].startswith("-"):
+        raise MovqUsageError(
+            f"takes options in quotes, like '--precision bf16', or tiled; got {text!r}", option="against"
+        )
+    try:
+        return changed(options, _settings(words, standalone_mode=False))
     except MovqUsageError as error:
         reason = error.with_flags
-    except ValueError as error:  # of shlex
-        reason = str(error)
     except Exception as error:
         if (usage := slip(error)) is None:
             raise

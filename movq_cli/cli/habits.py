@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-_SIZE = "--height, --width or --short-side"
-_PRECISION = "--precision (to compute in) or --store-dtype (to store)"
-_WORKERS = "--workers of batch-encode"
-_AT_ONCE = "--chunk-frames (frames computed at once), or --workers of batch-encode"
-_QUIET = "--quiet; movq -V prints the version"
-_MEANT = {
+import re
+from typing import Any
+
+_SIZE = "Did you mean --height, --width or --short-side?"
+_PRECISION = "Did you mean --precision (to compute in) or --store-dtype (to store)?"
+_AT_ONCE = "Did you mean --chunk-frames (frames computed at once), or --workers of batch-encode?"
+_RESUME = "It is not needed: the same command makes what is missing"
+_ANSWERS = {
     **dict.fromkeys(("--size", "--resolution", "--scale", "-s"), _SIZE),
     **dict.fromkeys(("--dtype", "--half", "--fp16", "--bf16"), _PRECISION),
     **dict.fromkeys(("--batch-size", "-b"), _AT_ONCE),
-    **dict.fromkeys(("--num-workers", "--jobs", "-j"), _WORKERS),
-    **dict.fromkeys(("--verbose", "-v"), _QUIET),
-    **dict.fromkeys(("--num-frames", "--max-frames", "-n"), "--frames"),
-    **dict.fromkeys(("--vae", "--model", "--checkpoint", "--ckpt", "-m"), "--weights"),
-    **dict.fromkeys(("--gpu", "--cuda"), "--device cuda"),
-    **dict.fromkeys(("--out", "--output-dir", "--outdir"), "--output"),
-    **dict.fromkeys(("--overwrite", "-y", "-f"), "--force"),
-    **dict.fromkeys(("--tile", "--tiling"), "--memory-budget; movq needs no tiles"),
+    **dict.fromkeys(("--num-workers", "--jobs", "-j"), "Did you mean --workers?"),
+    **dict.fromkeys(("--verbose", "-v"), "Remarks and progress are shown unless you pass --quiet"),
+    **dict.fromkeys(("--num-frames", "--max-frames", "-n"), "Did you mean --frames?"),
+    **dict.fromkeys(("--end", "--to", "-t"), "Did you mean --duration?"),
+    **dict.fromkeys(("--vae", "--model", "--checkpoint", "--ckpt", "-m"), "Did you mean --weights?"),
+    **dict.fromkeys(("--gpu", "--cuda"), "Did you mean --device cuda?"),
+    **dict.fromkeys(("--out", "--output-dir", "--outdir"), "Did you mean --output?"),
+    **dict.fromkeys(("--overwrite", "-y", "-f"), "Did you mean --force?"),
+    **dict.fromkeys(("--tile", "--tiling"), "Did you mean --memory-budget? movq needs no tiles"),
+    **dict.fromkeys(("--resume", "--skip-existing", "--continue"), _RESUME),
 }
-"""The options that are meant by flags which movq does not have."""
+"""What is said to flags that movq does not have, if the command has the options that are named."""
 
 
 def slip(error: Exception) -> str | None:
@@ -31,8 +35,13 @@ def slip(error: Exception) -> str | None:
     if not hasattr(error, "format_message"):
         return None
     text = " ".join(error.format_message().split()).rstrip(".")
-    typed = getattr(error, "option_name", "")
-    if typed in _MEANT:
-        text = f"No such option: {typed}. Did you mean {_MEANT[typed]}?"
     context = getattr(error, "ctx", None)
+    typed = getattr(error, "option_name", "")
+    answer = _ANSWERS.get(typed, "")
+    if answer and (re.findall(r"--[a-z-]+", answer)[:1] or [""])[0] in {"", *_options(context)}:
+        return f"No such option: {typed}. {answer}"
     return text if context is None or text.endswith("?") else f"{text} (see {context.command_path} --help)"
+
+
+def _options(context: Any) -> set[str]:
+    return set() if context is None else {flag for parameter in context.command.params for flag in parameter.opts}

@@ -264,7 +264,7 @@ def _show_video(kind: str, path: str, video: VideoDescription) -> None:
             "frames": f"{video.frames:,}{rate}{length}",
             "colour": f"{v.matrix} / {v.color_range} / {v.transfer}",
             "latents": f"{shape(video.latents_shape)} by {video.model}",
-            "": f"{format_bytes(latents)} in 2 bytes each: {compared(latents, raw, 'raw RGB')}, "
+            "": f"{format_bytes(latents)} in fp16 or bf16, twice that in fp32: {compared(latents, raw, 'raw RGB')}, "
             f"{compared(latents, v.bytes, 'the file')}",
             "warnings": v.warnings,
         },

@@ -58,7 +58,8 @@ WORDS: Mapping[str, Words] = {
     ),
     "decode.semantics": Words(
         MODEL,
-        "For weights that normalise across frames: over windows of 2 latents, as published, or the whole clip.",
+        "For weights that normalise across frames: decode in windows of 2 latents, as published decoders do, or the whole clip. "
+        "auto: in windows.",
         _choices(SEMANTICS),
     ),
     "device": Words(COMPUTE, "Device to compute on.", "auto|cpu|cuda[:N]"),
@@ -136,7 +137,7 @@ WORDS: Mapping[str, Words] = {
     ),
     "shard": Words(
         SHARDS,
-        "Encode only this part of the videos: 0/8 to 7/8, or 1/8 to 8/8. auto: from SLURM or torchrun.",
+        "Encode only this part of the videos: 0/8 to 7/8, or 1/8 to 8/8 (8/8 is 0/8). auto: from SLURM or torchrun.",
         "I/N|auto",
     ),
     "workers": Words(

@@ -57,7 +57,11 @@ def latents_output(source: str, output: str | None) -> str:
         return name
     if os.path.isdir(output):
         return os.path.join(output, name)
+    if output.endswith(os.sep):
+        raise MovqError("does not exist; create the folder first, or name a file", output)
     suffix = _suffix(output)
+    if not suffix and not os.path.lexists(output):
+        return output + LATENTS
     if suffix in _OTHER_FORMATS and os.path.realpath(output) != os.path.realpath(source):  # which has its own refusal
         raise MovqUsageError(f"latents are written as {LATENTS}, not {suffix}", option="output")
     return output

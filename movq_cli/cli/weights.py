@@ -13,7 +13,7 @@ from .show import complain, name_of
 if TYPE_CHECKING:
     from ..checkpoints.checkpoint import Checkpoint
 
-app = typer.Typer(no_args_is_help=True, help="Weights: other people's checkpoints to movq's.")
+app = typer.Typer(no_args_is_help=True, help="Convert the checkpoints of other programs to movq's format.")
 
 
 @app.callback()

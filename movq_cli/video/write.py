@@ -242,7 +242,7 @@ class _VideoWriter(FrameWriter):
         odd = width % 2 or height % 2
         self._pixels = kind.odd_pixels if odd else kind.pixels
         if self._pixels != kind.pixels:
-            self.notes += (f"{width}x{height} is odd: written as H.264 4:4:4, which not every player shows",)
+            self.notes += (f"{width}x{height} has an odd side: written as H.264 4:4:4, which not every player shows",)
         self.description = f"{kind.words} {self._pixels}" if self._is_yuv else kind.words
         self._begun = False
         self._file = WholeFile(path, force=force)

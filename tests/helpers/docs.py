@@ -12,6 +12,7 @@ from movq_cli.cli import app
 def cli_page():
     command = get_command(app)
     text = html.unescape(get_docs_for_click(obj=command, ctx=typer.Context(command), name="movq"))
+    text = text.replace("[bold]", "`").replace("[/bold]", "`")
     return text.replace("# `movq`\n", "# Commands\n", 1).strip() + "\n"
 
 
