@@ -428,6 +428,30 @@ def test_damage_that_costs_a_frame_stays_refused(tmp_path):
     assert len(frames) == 12
 
 
+@pytest.mark.parametrize(
+    ("codec", "suffix", "seeds"), [("libx265", "mp4", range(50, 70)), ("mpeg2video", "mkv", (11, 25, 32, 36, 94, 102))]
+)
+def test_damage_in_the_head_of_a_packet_is_refused_or_costs_no_frame(tmp_path, codec, suffix, seeds):
+    """The decoder conceals such damage if it is not told to raise, and only its log, or a missing frame, gives it away."""
+    whole = clips.write(tmp_path / f"a.{suffix}", numbered(12), codec=codec)
+    with av.open(str(whole)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    refused = 0
+    for seed in seeds:
+        random = np.random.default_rng(seed)
+        data = bytearray(whole.read_bytes())
+        position, size = places[random.integers(1, len(places))]
+        data[position + int(random.integers(0, min(size, 40)))] ^= int(random.integers(1, 256))
+        (tmp_path / f"b.{suffix}").write_bytes(data)
+        try:
+            frames, _ = shown(tmp_path / f"b.{suffix}")
+        except MovqError:
+            refused += 1
+            continue
+        assert len(frames) == 12
+    assert refused > len(seeds) // 2
+
+
 # -- streams
 
 

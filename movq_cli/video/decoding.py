@@ -62,6 +62,7 @@ class Reading:
         self._timeline = Timeline(source, warn)
         self._demuxed = source.container.demux(source.stream)
         self._lost = 0  # packets in front of the first key frame
+        self._wanted = 0  # packets that should give a frame each
 
     def frames(self) -> Iterator[Shown[av.VideoFrame | None]]:
         """Yield the frames. Raises MovqError, HarmlessError and NoKeyError."""
@@ -76,6 +77,8 @@ class Reading:
                     yield from self._decoded(log)
         finally:
             av.logging.set_level(level)
+        if not self._explode and self._timeline.index < self._wanted:
+            raise MovqError(f"is damaged: {self._wanted} packets give only {self._timeline.index} frames")
         check_whole(self._source, self._timeline.totals(), self._passed)
 
     def _decoded(self, log: list[tuple[int, str, str]]) -> Iterator[Shown[av.VideoFrame | None]]:
@@ -121,6 +124,7 @@ class Reading:
                 frames = "frame" if self._lost == 1 else f"{self._lost} frames"
                 self._warn(f"begins without a key frame: its first {frames} cannot be decoded and are left out")
             self._waiting = False
+            self._wanted += not packet.is_discard
             yield packet
             if self._source.picture:
                 yield cast("Packet[VideoStream]", av.Packet())
