@@ -347,6 +347,17 @@ def test_a_live_recording_in_matroska_is_whole_if_its_last_element_is(tmp_path):
     assert len(shown(path)[0]) == 12
 
 
+def test_a_matroska_that_is_complete_but_damaged_is_refused(tmp_path):
+    data = (FIELD / "recorder_wall_clock.webm").read_bytes()
+    for start in range(500, len(data) - 60, 40):
+        (tmp_path / "a.webm").write_bytes(data[:start] + b"\xff" * 40 + data[start + 40 :])
+        try:
+            frames, _ = shown(tmp_path / "a.webm")
+        except MovqError:
+            continue
+        assert len(frames) == 6, start
+
+
 def test_a_count_that_an_ivf_does_not_keep_is_not_relied_on(tmp_path):
     for codec in ("libvpx", "libsvtav1"):
         path = clips.write(tmp_path / "a.ivf", numbered(6), codec=codec)

@@ -126,6 +126,11 @@ def fragments_duration(data: Bytes) -> Fraction | None:
 # -- Matroska (RFC 9559)
 
 _SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675
+_INSIDE = {
+    *(_CLUSTER, 0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367),  # of a segment
+    *(0xE7, 0xA3, 0xA0, 0xA7, 0xAB, 0x5854, 0xAF),  # of a cluster
+    *(0xEC, 0xBF),  # of both: Void and CRC-32
+}
 
 
 def elements(data: Bytes, start: int, end: int) -> Iterator[tuple[int, int, int | None]]:
@@ -147,15 +152,27 @@ def elements(data: Bytes, start: int, end: int) -> Iterator[tuple[int, int, int 
 
 
 def matroska_ends(data: Bytes) -> bool:
-    """Return True if the segment of a Matroska or WebM is there to its last byte, or to its last whole element."""
+    """Return True if a Matroska or WebM is sound, element by element, to the last byte of its segment or of the file."""
     for name, body, end in elements(data, 0, data.size):
-        if name == _SEGMENT and end is not None:
-            return end <= data.size
-        if name == _SEGMENT:  # recorders do not know its size; elements() goes on inside, as inside of such clusters
-            return all(last is None or last <= data.size for _, _, last in elements(data, body, data.size))
+        if name == _SEGMENT:  # recorders do not know its size
+            stop = data.size if end is None else end
+            return stop <= data.size and _is_sound(data, body, stop)
         if end is None:
             break
     return False
+
+
+def _is_sound(data: Bytes, start: int, stop: int) -> bool:
+    """Return True if elements of known names follow each other, and those of clusters too.
+
+    Of an element of unknown size, elements() goes on inside.
+    """
+    for name, body, end in elements(data, start, stop):
+        if name not in _INSIDE or (end is not None and end > stop):
+            return False
+        if name == _CLUSTER and end is not None and not _is_sound(data, body, end):
+            return False
+    return True
 
 
 # -- Ogg (RFC 3533)

@@ -581,7 +581,7 @@ def texts():
 
 
 def bombs():
-    bad = partial(Case, "bombs", says=(f"8192x4320|{REFUSED}",), code=1)
+    bad = partial(Case, "bombs", says=(f"8192x4320|made to fill memory|{REFUSED}",), code=1)
     many = 0xFFFFFFF0
     pack = partial(struct.pack, ">" + "I" * 4)
     yield from (
@@ -809,7 +809,7 @@ def usages():
         "encode -o out --height 4 --short-side 4 --": "--short-side",
         "encode -o out --memory-budget much --": "--memory-budget",
         "encode -o out --no-such-option --": "no-such-option",
-        "decode -o back.gif --": "back.gif",
+        "decode -o back.avi --": "back.avi",
         "frobnicate --": "frobnicate",
     }.items():
         yield Case("usage", "in", contents(latents) if "decode" in command else video(), (says,), 2, command)
