@@ -164,6 +164,24 @@ def test_a_clean_aperture_is_cut_out_in_mp4_and_matroska(tmp_path):
     assert sizes(scaled) == {(30, 20)}
 
 
+def test_a_clean_aperture_larger_or_smaller_than_can_be_is_refused(tmp_path):
+    """Libav drops most of these itself; what is left must not become a picture without pixels."""
+    data = with_clap(tmp_path).read_bytes()
+    written = struct.pack(">IIIIiIiI", 60, 1, 40, 1, 2, 1, -1, 1)
+    for values in (
+        (0, 1, 40, 1, 0, 1, 0, 1),
+        (1, 9, 1, 9, 0, 1, 0, 1),
+        (64, 1, 48, 1, 64, 1, 48, 1),
+        (900, 1, 900, 1, 0, 1, 0, 1),
+    ):
+        (tmp_path / "x.mp4").write_bytes(data.replace(written, struct.pack(">IIIIiIiI", *values)))
+        try:
+            frames, _ = shown(tmp_path / "x.mp4")
+        except MovqError:
+            continue
+        assert all(1 <= side <= most for side, most in zip(*sizes(frames), (64, 48), strict=True))
+
+
 def test_a_cropped_video_is_encoded_in_its_shown_size(tmp_path):
     result = encode_video(FIELD / "pixel_crop.mkv", tmp_path / "a.safetensors")
     assert (result.metadata.width, result.metadata.height) == (64, 32)

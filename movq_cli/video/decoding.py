@@ -202,7 +202,9 @@ def from_tiles(source: Source, grid: Grid) -> Shown[av.VideoFrame | None]:
                     frames[stream.id] = frame
     if not frames.keys() >= set(grid.tiles):
         raise MovqError("is a picture in tiles, some of which are missing")
-    return Shown(0, Fraction(0), 1 / source.rate, _put_together([frames[tile] for tile in grid.tiles], grid))
+    with av_errors("is a picture in tiles that do not fit together"):
+        whole = _put_together([frames[tile] for tile in grid.tiles], grid)
+    return Shown(0, Fraction(0), 1 / source.rate, whole)
 
 
 class Timeline:

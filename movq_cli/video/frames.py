@@ -68,6 +68,8 @@ class Decoder:
             raise MovqError(f"has no frame that can be shown{way_out}") from None
         frame = self._first.payload
         self.facts = stream_facts(source.stream)
+        if min(self._size) < 1:
+            raise MovqError("says that more is cut away than its picture has")
         if self.facts.dolby_vision is not None:
             self._warn(
                 f"Dolby Vision of profile {self.facts.dolby_vision}: its colours are encoded as they are, and look wrong"
