@@ -464,7 +464,7 @@ def test_what_a_bucket_does_to_pictures_is_said(tmp_path, movq):
         result = movq("batch-encode", "tall.mp4", "wide.mp4", "-o", "out", "--bucket", "5x30x45", "--workers", 0, *more)
         assert result.returncode == 0
         assert (
-            f"1 item lose more than half of the picture to cropping ({tmp_path / 'tall.mp4'} keeps 20%)"
+            f"1 item loses more than half of the picture to cropping ({tmp_path / 'tall.mp4'} keeps 20%)"
             in result.stderr
         )
         assert "--bucket 5x30x45: its edge is repeated up to 32x48" in result.stderr

@@ -257,7 +257,8 @@ def _say_crops(parts: list[tuple[str, float]]) -> None:
     if bad:
         part, path = bad[0]
         complain(
-            f"{plural(len(bad), 'item')} lose more than half of the picture to cropping ({path} keeps {part:.0%}): add a "
+            f"{plural(len(bad), 'item')} {'loses' if len(bad) == 1 else 'lose'} more than half of the picture to cropping "
+            f"({path} keeps {part:.0%}): add a "
             "--bucket closer to that shape, with as many frames"
         )
 
