@@ -35,7 +35,7 @@ from movq_cli.metrics import montage
 from movq_cli.model.convolution import lay_out, round_weight
 from movq_cli.model.decoder import Decoder3D
 from movq_cli.model.encoder import Encoder3D
-from movq_cli.video.write import write_png
+from movq_cli.video import write_png
 
 WATCHED, WATCHED_FRAMES = ("bikes", "carphone", "cup", "street", "tree"), 33
 """The clips to judge by that are evaluated during a run, and how many of their frames."""
