@@ -84,7 +84,8 @@ class Selection:
 class Picture:
     """The size that is asked for, in pixels.
 
-    One of `height`, `width` and `short_side` keeps the aspect; height and width together go with `fit`.
+    One of `height`, `width` and `short_side` keeps the aspect; height and width together go with `fit`. Pictures are
+    padded to a `multiple` in height and width (None: the factor of the weights).
     """
 
     height: int | None = None
@@ -92,16 +93,28 @@ class Picture:
     short_side: int | None = None
     fit: str = "cover"
     upscale: bool = False
+    multiple: int | None = None
 
     def __post_init__(self) -> None:
         read_fields(self)
         if self.short_side is not None and (self.height or self.width):
             raise MovqUsageError(f"goes without {option('height')} and {option('width')}", option="short_side")
         one_of("fit", self.fit, FITS)
-        for name in ("height", "width", "short_side"):
+        for name in ("height", "width", "short_side", "multiple"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise MovqUsageError(f"must be above 0, got {value}", option=name)
+
+    def padding(self, factor: int) -> int:
+        """Return the multiple that pictures are padded to, for weights of this factor. Raises MovqUsageError."""
+        if self.multiple is not None and self.multiple % factor:
+            raise MovqUsageError(f"must be a multiple of {factor}, got {self.multiple}", option="multiple")
+        return self.multiple or factor
+
+    @property
+    def allowing(self) -> dict[str, Any]:
+        """The fields that go with any size."""
+        return {"upscale": self.upscale, "multiple": self.multiple}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,6 +88,7 @@ def open_weights(options: EncodeOptions) -> Checkpoint:
     check_weights(options, checkpoint)
     if checkpoint.config.in_channels != RGB:
         raise MovqError(f"takes {checkpoint.config.in_channels} channels, not RGB", checkpoint.path)
+    options.picture.padding(checkpoint.config.spatial_factor)  # refuses a multiple that latents cannot have
     if not checkpoint.config.double_z and options.save == "sample":
         raise MovqUsageError("these weights give the mean alone, of which nothing can be drawn", option="save")
     return checkpoint
@@ -104,7 +105,7 @@ def start_reader(
         source,
         options.selection,
         options.picture,
-        multiple=config.spatial_factor,
+        multiple=options.picture.padding(config.spatial_factor),
         ahead=AHEAD_FRAMES,
         threads=min(2, options.threads or 2),
         alive=alive,
@@ -194,12 +195,13 @@ def _task(
     """Return the memory needs of an encoding. `whole` is its schedule with each window in one chunk."""
     config, picture = checkpoint.config, options.picture
     boxed = picture.width is not None or picture.height is not None
+    multiple = picture.padding(config.spatial_factor)
 
     def longest(chunk: int) -> int:
         return ChunkSchedule.of_frames(whole.semantics, whole.count, chunk, config).longest
 
     def of_size(size: tuple[int, int]) -> Task:
-        width, height = (round_up(n, config.spatial_factor) for n in size)
+        width, height = (round_up(n, multiple) for n in size)
 
         def beside(frames: int) -> int:
             pixels = height * width * config.in_channels
@@ -218,7 +220,7 @@ def _task(
             default=default_chunk_frames(config, height, width),
             picture="{}x{}".format(*size),
             advice=f"take a smaller picture: {option('short_side')}",
-            smaller=lambda: () if boxed else map(of_size, smaller_pictures(size, config.spatial_factor)),
+            smaller=lambda: () if boxed else map(of_size, smaller_pictures(size, multiple)),
         )
 
     if boxed:

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,16 +12,19 @@ from movq_cli import (
     MovqError,
     MovqUsageError,
     Picture,
+    encode_batch,
     encode_video,
+    open_latents,
     plan_encode,
 )
 from movq_cli.budget import Budget
 from movq_cli.checkpoints.checkpoint import open_checkpoint
+from movq_cli.cli import run
 from movq_cli.model import StreamCache
 from movq_cli.model.cost import decode_cost, encode_cost
 from movq_cli.model.store import Store
 
-from .helpers import clips
+from .helpers import clips, models
 
 
 @pytest.fixture
@@ -188,3 +192,37 @@ def test_a_plan_says_what_it_will_do(tmp_path, movq, vae):
     whole = movq("encode", clip, "-o", "a.safetensors", "--weights", vae.folder, "--dry-run", "--semantics", "whole",
                  "--chunk-frames", "4", "--memory-budget", "64MB")  # fmt: skip
     assert "spilled" in whole.stdout
+
+
+def test_pictures_are_padded_to_a_multiple_and_odd_latents_are_remarked_on(tmp_path, monkeypatch, capsys):
+    """CogVideoX's transformer takes patches of 2x2 latents, and leaves an odd row out without a word."""
+    monkeypatch.chdir(tmp_path)
+    models.small_vae().save_pretrained(tmp_path / "model" / "vae")
+    clips.write(tmp_path / "a.mp4", clips.pictures(3, 72, 40))
+    command = ["encode", "a.mp4", "--frames", "1", "--weights", "model", "--force"]
+    assert run(command) == 0
+    assert "latents of 5x9: CogVideoX's transformer" in capsys.readouterr().err
+    assert run([*command, "--dry-run"]) == 0
+    assert "latents of 5x9" in capsys.readouterr().err
+    assert run([*command, "--multiple", "16"]) == 0
+    assert "transformer" not in capsys.readouterr().err
+    latents = open_latents("a.safetensors")
+    m = latents.metadata
+    assert (latents.shape[3:], m.width, m.height, m.pad_right, m.pad_bottom) == ((6, 10), 72, 40, 8, 8)
+    assert run(["decode", "a.safetensors", "-o", "back.npy", "--weights", "model"]) == 0
+    assert np.load("back.npy").shape == (1, 40, 72, 3)
+    assert run(["encode", "a.mp4", "-o", "b.safetensors", "--frames", "1", "--multiple", "12"]) == 2
+    assert "--multiple: must be a multiple of 8, got 12" in capsys.readouterr().err
+
+
+def test_buckets_keep_the_multiple(tmp_path, capsys):
+    clips.write(tmp_path / "a.mp4", clips.pictures(5, 72, 40))
+    with pytest.raises(
+        MovqUsageError, match="5x40x64 is not a multiple of 16 in height and width; the nearest is 5x32x64"
+    ):
+        encode_batch(tmp_path / "a.mp4", tmp_path / "out", buckets="5x40x64", multiple=16)
+    result = encode_batch(tmp_path / "a.mp4", tmp_path / "out", buckets="5x32x64", multiple=16, workers=0)
+    assert [line["shape"][2:] for line in result.made] == [[2, 4, 8]]
+    assert result.made[0]["options"]["multiple"] == 16
+    whole = encode_batch(tmp_path / "a.mp4", tmp_path / "whole", multiple=16, workers=0)
+    assert whole.made[0]["shape"][3:] == [3 * 2, 5 * 2]

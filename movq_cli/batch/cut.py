@@ -51,15 +51,26 @@ def check_cut(batch: BatchOptions, options: EncodeOptions, config: AutoencoderCo
         raise MovqUsageError(f"needs {_LENGTH}, which say how long a span is", option="pick")
     if batch.short == "pad" and not batch.buckets and frames is None:
         raise MovqUsageError(f"pad needs {_LENGTH}, which say how long a clip must be", option="short")
-    if batch.buckets and options.picture != Picture(upscale=options.picture.upscale):
+    if batch.buckets and options.picture != Picture(**options.picture.allowing):
         raise MovqUsageError(f"goes without {_SIZE}: it says the size", option="buckets")
     if frames is not None and batch.buckets and frames < (shortest := min(b.frames for b in batch.buckets)):
         raise MovqUsageError(f"{frames} is less than the shortest bucket needs, {shortest}", option="frames")
     for bucket in batch.buckets:
+        if options.picture.multiple is not None:
+            _refuse_other_sizes(bucket, options.picture.multiple)
         padded = [round_up(side, config.spatial_factor) for side in (bucket.height, bucket.width)]
         if padded != [bucket.height, bucket.width]:
             text = f"--bucket {bucket}: its edge is repeated up to {padded[0]}x{padded[1]}, which latents fill"
             warnings.warn(MovqWarning(text), stacklevel=3)
+
+
+def _refuse_other_sizes(bucket: Bucket, multiple: int) -> None:
+    """Raise MovqUsageError, naming the nearest, if a bucket's sides are not multiples of a number."""
+    near = Bucket(bucket.frames, *(max(1, round(side / multiple)) * multiple for side in (bucket.height, bucket.width)))
+    if near != bucket:
+        raise MovqUsageError(
+            f"{bucket} is not a multiple of {multiple} in height and width; the nearest is {near}", option="buckets"
+        )
 
 
 def cut_item(item: Item, batch: BatchOptions, options: EncodeOptions, config: AutoencoderConfig) -> list[Item]:
@@ -86,10 +97,12 @@ def _cut_item(item: Item, batch: BatchOptions, options: EncodeOptions, config: A
     if batch.buckets:
         bucket = _bucket(facts, min(facts.frames, length or facts.frames), batch, picture.upscale, _at(options))
         length, size = bucket.frames, (bucket.height, bucket.width)
-        picture = Picture(*size, upscale=picture.upscale)
+        picture = Picture(*size, **picture.allowing)
     kept = min(facts.frames, length or facts.frames)
     pad = length is not None and kept < length
-    geometry = plan_geometry(facts.width, facts.height, Fraction(1), Orientation(), picture, config.spatial_factor)
+    geometry = plan_geometry(
+        facts.width, facts.height, Fraction(1), Orientation(), picture, picture.padding(config.spatial_factor)
+    )
     padded, dropped = fit_tail(kept, options.tail, config.temporal_factor, length or 0)
     shape = kept - dropped + padded, geometry.padded_height, geometry.padded_width
     item = item.updated(frames=length, size=size, pad=pad, shape=shape, padded=padded)

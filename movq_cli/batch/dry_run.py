@@ -26,8 +26,8 @@ class BatchPlan:
 
     `kept` are the lines of items that would not be touched; `planned` are the other items, cut out of their videos,
     each with a shape or with the reason why it would be refused. `frames` counts the frames to encode, without padding.
-    `moments_bytes` and `mean_bytes` are the bytes of the latents to be made, for each of the two representations. The
-    method `reason` reads `reasons`.
+    `moments_bytes` and `mean_bytes` are the bytes of the latents to be made, for each of the two representations.
+    `latent_sizes` are the different (height, width) of these latents. The method `reason` reads `reasons`.
     """
 
     found: Found
@@ -37,6 +37,8 @@ class BatchPlan:
     moments_bytes: int
     mean_bytes: int
     store_dtype: str
+    semantics: str
+    latent_sizes: list[tuple[int, int]]
     reasons: dict[str, str]
 
     def reason(self, item: Item, *, flags: bool = False) -> str:
@@ -75,5 +77,7 @@ def plan_batch(
         moments_bytes=numbers * item_bytes,
         mean_bytes=numbers // halves * item_bytes,
         store_dtype=store_dtype,
+        semantics=job.settings.semantics,
+        latent_sizes=[config.latent_shape(*shape)[3:] for shape in dict.fromkeys(shapes)],
         reasons=job.resume.reasons,
     )

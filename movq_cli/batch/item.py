@@ -78,7 +78,7 @@ class Item(Struct, frozen=True, gc=False):
         if own or self.skip:
             selection = replace(selection, skip=self.skip, **own)
         if self.size is not None:
-            picture = Picture(*self.size, upscale=picture.upscale)
+            picture = Picture(*self.size, **picture.allowing)
         if selection is options.selection and picture is options.picture and not self.pad:
             return options
         return replace(options, selection=selection, picture=picture, short="pad" if self.pad else options.short)

@@ -15,7 +15,7 @@ from ..errors import MovqUsageError, option
 from ..options import BatchOptions, EncodeOptions
 from ..values import format_bytes
 from . import options as o
-from .show import LEAST_PART, compared, complain, duration, name_of, plural, say_whose_weights, tail
+from .show import LEAST_PART, compared, complain, duration, name_of, odd_rows, plural, say_whose_weights, tail
 
 if TYPE_CHECKING:
     from ..batch import BatchPlan, BatchResult, Found, Item, Line, Summary
@@ -179,6 +179,9 @@ def _report(result: BatchResult, output: str, quiet: bool, is_shard: bool) -> No
 def _say_made(made: list[Line], new: Summary) -> None:
     """Report changes to clips that users may not expect: crops, repeated and dropped frames; and warnings."""
     _say_crops([(line["path"], _kept(line)) for line in made if _is_cropped(line)])
+    shapes = [(line["shape"][3], line["shape"][4], line["semantics"]) for line in made if line["status"] == "done"]
+    if remark := odd_rows([size[:2] for size in shapes], shapes[0][2] if shapes else ""):
+        complain(remark)
     clips = plural(new.counts["done"], "clip")
     if new.padded:
         complain(
@@ -280,6 +283,8 @@ def _print_plan(plan: BatchPlan, output: str, quiet: bool, verbose: bool) -> Non
     if not quiet:
         _say_found(plan.found)
         _say_crops([(item.source_path, item.kept) for item in good])
+        if remark := odd_rows(plan.latent_sizes, plan.semantics):
+            complain(remark)
     short = sum(item.refusal is not None and item.refusal.cause == "short" for item in plan.planned)
     again = sum(item.id in plan.reasons for item in good)
     print_pairs(

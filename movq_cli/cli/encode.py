@@ -17,6 +17,7 @@ from .show import (
     complain,
     duration,
     name_of,
+    odd_rows,
     plural,
     progress_bar,
     say_whose_weights,
@@ -77,6 +78,8 @@ def encode(
     print(_result_line(result))
     if not quiet:
         _say_crop(result.metadata, source)
+        if remark := odd_rows([(result.shape[3], result.shape[4])], result.metadata.semantics):
+            complain(remark, source)
         say_whose_weights(options)
 
 
@@ -125,3 +128,5 @@ def _print_plan(plan: Plan, output: str) -> None:
     )
     for warning in (*budget.warnings, *plan.info.warnings):
         complain(f"warning: {warning}")
+    if plan.latent_shape and (remark := odd_rows([plan.latent_shape[3:]], plan.semantics)):
+        complain(remark)

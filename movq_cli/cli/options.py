@@ -96,6 +96,12 @@ WORDS: Mapping[str, Words] = {
     "width": Words(PICTURE, "Scale to this width.", "W"),
     "short_side": Words(PICTURE, "Scale the shorter side to N.", "N"),
     "fit": Words(PICTURE, "With --height and --width: crop the middle, fit inside, or distort.", _choices(FITS)),
+    "multiple": Words(
+        PICTURE,
+        "Pad heights and widths to a multiple of N: 16 for CogVideoX, whose transformer takes latents in patches of 2x2. "
+        "(default: the factor of the weights, 8)",
+        "N",
+    ),
     "upscale": Words(PICTURE, "Allow enlarging the picture."),
     "save": Words(RESULT, "What to store: mean and log variance, the mean, or a draw.", _choices(REPRESENTATIONS)),
     "seed": Words(RESULT, "Random seed for --save sample.", "N"),

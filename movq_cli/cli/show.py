@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,21 @@ def say_whose_weights(options: EncodeOptions) -> None:
             f"the embedded {EMBEDDED} weights are for trying, testing and archiving: no public diffusion model reads "
             "their latents; --weights takes others"
         )
+
+
+def odd_rows(sizes: Iterable[tuple[int, int]], semantics: str) -> str:
+    """Return a remark about latents (height, width) of which a transformer would drop a row or column; "" if there are none.
+
+    It is for weights of CogVideoX's family, whose norms span frames, and whose transformers take patches of 2x2.
+    """
+    odd = [size for size in sizes if semantics != "frame" and (size[0] % 2 or size[1] % 2)]
+    if not odd:
+        return ""
+    height, width = odd[0]
+    return (
+        f"latents of {height}x{width}: CogVideoX's transformer takes patches of 2x2 and would leave the odd row or column "
+        "out; --multiple 16 pads the picture, --height and --width choose another"
+    )
 
 
 def name_of(path: str | os.PathLike[str]) -> str:
