@@ -572,6 +572,14 @@ class Counted(io.BytesIO):
         return super().read(*arguments)
 
 
+def test_clusters_inside_of_clusters_are_not_sound():
+    data = b""
+    for _ in range(3000):
+        data = bytes.fromhex("1f43b675") + struct.pack(">Q", len(data) | 1 << 56) + data
+    segment = bytes.fromhex("18538067") + struct.pack(">Q", len(data) | 1 << 56) + data
+    assert not raw.matroska_ends(raw.Bytes(io.BytesIO(segment)))
+
+
 def test_readers_of_bytes_end_whatever_the_bytes_are():
     random = np.random.default_rng(0)
     originals = [path.read_bytes() for path in sorted(FIELD.iterdir())]

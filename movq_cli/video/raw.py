@@ -162,15 +162,15 @@ def matroska_ends(data: Bytes) -> bool:
     return False
 
 
-def _is_sound(data: Bytes, start: int, stop: int) -> bool:
-    """Return True if elements of known names follow each other, and those of clusters too.
+def _is_sound(data: Bytes, start: int, stop: int, in_cluster: bool = False) -> bool:
+    """Return True if elements of known names follow each other, and those of clusters too, which hold no others.
 
     Of an element of unknown size, elements() goes on inside.
     """
     for name, body, end in elements(data, start, stop):
         if name not in _INSIDE or (end is not None and end > stop):
             return False
-        if name == _CLUSTER and end is not None and not _is_sound(data, body, end):
+        if name == _CLUSTER and end is not None and (in_cluster or not _is_sound(data, body, end, in_cluster=True)):
             return False
     return True
 
