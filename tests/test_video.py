@@ -476,3 +476,16 @@ def test_only_the_named_file_is_opened(tmp_path):
     opened = {line.split('"')[1] for line in lines if str(tmp_path) in line and "openat" in line}
     assert opened == {str(path)}
     assert not [line for line in lines if "AF_INET" in line]
+
+
+def test_a_reader_that_is_read_to_its_end_keeps_nothing_open(tmp_path):
+    path = clips.write(tmp_path / "a.mp4", clips.pictures(5))
+    (tmp_path / "b.mp4").write_bytes(path.read_bytes()[:900])
+    list(read_frames(path))  # starts the process that decoders are forked from
+    before = len(os.listdir("/proc/self/fd"))
+    readers = [read_frames(path), read_frames(tmp_path / "b.mp4")]
+    assert len(list(readers[0])) == 5
+    with pytest.raises(MovqError):
+        list(readers[1])
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert readers[0].info.codec == "h264"

@@ -51,7 +51,7 @@ class Frame:
 
 
 class FrameReader:
-    """An iterator over frames, made by `read_frames`. Close it, or use it in a `with`.
+    """An iterator over frames, made by `read_frames`. Use it in a `with`, or close it, if it is not read to its end.
 
     The constructor starts the decoding process and returns at once. `info`, `geometry` and `filter` wait until it has
     opened the file. `warnings` and `partial` are set after the last frame; `partial` is True if more were to follow.
@@ -99,13 +99,18 @@ class FrameReader:
         return self
 
     def __next__(self) -> Frame:
-        self._open()
         if self._over:
             raise StopIteration
-        message = self._worker.receive()
+        try:
+            self._open()
+            message = self._worker.receive()
+        except BaseException:
+            self.close()
+            raise
         if message["kind"] == "end":
             self._over = True
             self.warnings, self.partial = tuple(message["warnings"]), message["partial"]
+            self.close()
             raise StopIteration
         image = self._slots[message["slot"]].copy()
         self._worker.free_slot()
