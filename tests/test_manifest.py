@@ -17,6 +17,7 @@ EDITS = [
     {"caption": 7},
     {"source": []},
     {"source": ["a", 1, 2]},
+    {"source": [10**400, 1, 2]},
     {"seconds": 10**400},
     {"frames": None},
     {"output": ["a"]},

@@ -104,6 +104,8 @@ def parse_line(text: bytes) -> Line:
         line = values | line
     if not _NEEDED[line.get("status", "done")] <= line.keys():
         raise ValueError("a field is missing")
+    if "source" in line and not 0 <= line["source"].size < MOST:
+        raise ValueError("a source of impossible size")
     return line
 
 
