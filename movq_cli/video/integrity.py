@@ -26,7 +26,7 @@ _UNCOUNTED = ("ivf",)  # have a count of frames that writers do not keep
 
 
 class Totals(NamedTuple):
-    """What was read of a stream: packets with and without bytes, where the last ends, and the end of the last frame.
+    """The totals of a stream that was read: packets with and without bytes, where the last ends, the end of its frames.
 
     `last_byte` is a position in the file, `end` is in seconds, `rate` in frames per second.
     """
