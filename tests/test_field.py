@@ -8,15 +8,17 @@ import contextlib
 import io
 import struct
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from movq_cli import MovqError, Picture, Selection, encode_batch, encode_video, open_latents, read_frames
 from movq_cli.cli import run
-from movq_cli.video import count_frames, probe, raw, stills
+from movq_cli.video import count_frames, probe, raw, stills, survey
 
 from .helpers import clips, surgery
 from .helpers.surgery import insert_box, make_box, number, numbered
@@ -302,6 +304,21 @@ def test_a_transport_stream_cut_inside_a_frame_gives_the_frames_before(tmp_path)
         assert 4 <= len(frames) < 12
 
 
+def test_a_transport_stream_cut_inside_a_frame_gives_all_frames_that_the_decoder_holds(tmp_path):
+    """With B-frames, complete frames wait in the decoder when the last packet turns out to be cut."""
+    images = [np.random.default_rng(i).integers(0, 256, (48, 64, 3), np.uint8) for i in range(24)]
+    data = clips.write(tmp_path / "a.ts", images, options={"bf": "3", "g": "24", "qp": "10"}).read_bytes()
+    with av.open(str(tmp_path / "a.ts")) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    for k in (12, 13, 14, 15):
+        (tmp_path / "between.ts").write_bytes(data[: places[k]])
+        (tmp_path / "inside.ts").write_bytes(data[: places[k] + (places[k + 1] - places[k]) // 2 // 188 * 188])
+        between, _ = shown(tmp_path / "between.ts")
+        inside, warnings = shown(tmp_path / "inside.ts")
+        assert len(inside) >= len(between) == k
+        assert len(inside) == k + 1 or "ends inside a frame, which is left out" in warnings
+
+
 # -- files without a key frame in front
 
 
@@ -328,6 +345,14 @@ def test_frames_in_front_of_the_first_key_frame_are_left_out_and_counted(tmp_pat
     assert numbers(frames) == list(range(6, 18))
     assert warnings == ("begins without a key frame: its first 4 frames cannot be decoded and are left out",)
     assert count_frames(path) == 12
+
+
+def test_an_avi_without_a_key_frame_in_front_keeps_its_times(tmp_path):
+    whole = clips.write(tmp_path / "whole.avi", numbered(18), codec="mpeg4", options={"g": "6", "bf": "0"})
+    path = surgery.without_packets(whole, tmp_path / "a.avi", range(2))
+    frames, _ = shown(path)
+    assert [b.time - a.time for a, b in pairwise(frames)] == [Fraction(1, 25)] * 11
+    assert len(shown(path, Selection(fps=25))[0]) == count_frames(path, Selection(fps=25)) == 12
 
 
 # -- repeats, counts, durations
@@ -551,6 +576,26 @@ def test_a_picture_above_the_limit_of_videos_is_taken_and_a_bomb_is_not(tmp_path
     assert "--max-pixels 600000000 allows it" in capsys.readouterr().err
     with pytest.raises(MovqError, match=r"cannot be decoded|damaged|is not a video"):
         shown(bomb, Selection(max_pixels=600000000))
+
+
+def test_a_picture_near_the_limit_and_one_that_is_allowed_are_taken(tmp_path):
+    """Libav counts the pixels of pictures that are a little larger."""
+    near = clips.still(tmp_path / "near.jpg", np.zeros((5948, 5949, 3), np.uint8), "mjpeg", "yuvj420p")
+    assert sizes(shown(near, picture=Picture(short_side=16))[0]) == {(16, 16)}
+    flat = tmp_path / "flat.webp"
+    Image.new("RGB", (8204, 4400)).save(flat, lossless=True)
+    with pytest.raises(MovqError, match="max_pixels=36097600 allows it"):
+        shown(flat)
+    allowed = Selection(max_pixels=36097600)
+    assert sizes(shown(flat, allowed, Picture(short_side=44))[0]) == {(82, 44)}
+    assert next(survey([(str(flat), allowed)])) == (1, 8204, 4400)
+
+
+def test_a_webp_that_ends_in_its_head_is_refused(tmp_path):
+    for length in range(12, 30):
+        (tmp_path / "a.webp").write_bytes((b"RIFF\x08\0\0\0WEBPVP8X" + bytes(14))[:length])
+        with pytest.raises(MovqError):
+            shown(tmp_path / "a.webp")
 
 
 def test_an_animated_avif_is_a_video(tmp_path):

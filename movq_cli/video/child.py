@@ -92,13 +92,13 @@ def _serve(talk: Talk, request: Request, memory: int | None) -> None:
         entry = find_entry(path, selection, talk.alive) if request.mode == "frames" else None
         decoder = Decoder(source, selection.allow_partial, talk.alive, entry)
         if request.mode == "probe":
-            with open_video(path, selection.stream) as again:  # the decoder has taken packets of `source`
+            with open_video(path, selection.stream, max_pixels=selection.max_pixels) as again:  # `source` is read
                 info = replace(decoder.info, variable_rate=has_variable_rate(again))
             talk.say("end", info=to_values(info))
             return
         if request.mode == "survey":
             info = decoder.info
-            with open_video(path, selection.stream) as again:
+            with open_video(path, selection.stream, max_pixels=selection.max_pixels) as again:
                 frames = count_frames(again, selection, talk.alive, until_gap=True)
             talk.say("end", facts=VideoFacts(frames, info.shown_width, info.shown_height))
             return

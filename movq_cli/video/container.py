@@ -149,14 +149,12 @@ def _pixel_limit(width: int, height: int, size: int, allowed: int | None) -> int
     Raises MovqError for a picture above the usual limit that has too few bytes to be one.
     """
     limit, pixels = max(_MOST_PIXELS, allowed or 0), width * height
-    if pixels <= limit:
-        return limit
-    if pixels > _PIXELS_PER_BYTE * size:
+    if pixels > limit and pixels > _PIXELS_PER_BYTE * size:
         raise MovqError(
             f"has {width}x{height} pixels in {format_bytes(size)}, as a file made to fill memory would; "
             f"{option('max_pixels', pixels)} allows it"
         )
-    return round_up(width, _ALIGNED) * round_up(height, _ALIGNED)
+    return max(limit, round_up(width, _ALIGNED) * round_up(height, _ALIGNED))
 
 
 @contextmanager

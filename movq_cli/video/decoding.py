@@ -125,9 +125,10 @@ class Reading:
                 self._warn(f"begins without a key frame: its first {frames} cannot be decoded and are left out")
             self._waiting = False
             self._wanted += not packet.is_discard
+            timeline.expect(packet)
             yield packet
             if self._source.picture:
-                yield cast("Packet[VideoStream]", av.Packet())
+                yield _flush_like(packet)
                 return
 
     def _decode(self, packet: Packet[VideoStream], log: list[tuple[int, str, str]]) -> list[av.VideoFrame]:
@@ -140,7 +141,7 @@ class Reading:
                 if timeline.cuttable and next((more for more in self._demuxed if more.size), None) is None:
                     self._warn("ends inside a frame, which is left out")
                     log.clear()
-                    return []
+                    return self._source.codec.decode(_flush_like(packet))
                 if self._explode and all(map(_is_harmless, log)):
                     raise HarmlessError from None
                 raise
@@ -175,6 +176,13 @@ class Reading:
             if self._source.format == AVI and (repeats := avi_repeats(self._source.data, self._source.stream.index)):
                 timeline.end = max(timeline.end, (timeline.packets + repeats) / timeline.rate)
             yield replace(held, end=timeline.end)
+
+
+def _flush_like(packet: Packet[VideoStream]) -> Packet[VideoStream]:
+    """Return the packet that makes the decoder of another packet's stream give the frames that it still holds."""
+    flush = cast("Packet[VideoStream]", av.Packet())
+    flush.time_base = packet.time_base
+    return flush
 
 
 _HARMLESS = re.compile(
@@ -239,12 +247,15 @@ class Timeline:
         span = packet_span(packet, 1 / self.rate)
         if packet.size == 0 and span is not None:
             self.repeated_until = max(self.repeated_until, span[1])
-        if self._placed and packet.size:
-            self._places.append(None if packet.dts is None else packet.dts * Fraction(packet.time_base))
         if self.packets == 1:
             refuse_encrypted(packet)
         if packet.is_corrupt and not self.cuttable:
             raise MovqError(f"is cut off or damaged after {self.index} frames")
+
+    def expect(self, packet: Packet[VideoStream]) -> None:
+        """Note the place of a packet that will be decoded, which is the time of a frame in an AVI."""
+        if self._placed:
+            self._places.append(None if packet.dts is None else packet.dts * Fraction(packet.time_base))
 
     def totals(self) -> Totals:
         """Return what was read, for the check that it is everything."""

@@ -89,7 +89,10 @@ def _all_packets(source: Source, read: Totals, passed: Callable[[], None]) -> in
         return read.packets + (avi_repeats(source.data, source.stream.index) or 0)
     if _MP4 not in source.format:
         return read.packets + read.repeats
-    with open_video(source.path, source.stream.index, edit_list=False) as whole, av_errors("is damaged"):
+    with (
+        open_video(source.path, source.stream.index, edit_list=False, max_pixels=source.max_pixels) as whole,
+        av_errors("is damaged"),
+    ):
         count = 0
         for packet in whole.container.demux(whole.stream):
             passed()

@@ -77,7 +77,7 @@ def find_entry(path: str, selection: Selection, passed: Callable[[], None] = lam
             before.append(Shown(len(before), time, end, None))
             yield Shown(before[-1].index, time, end, key)
 
-    with open_video(path, selection.stream) as source:
+    with open_video(path, selection.stream, max_pixels=selection.max_pixels) as source:
         if (
             source.container.format.name not in _CONTAINERS
             or source.stream.codec_context.codec.canonical_name not in _CODECS

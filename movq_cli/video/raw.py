@@ -185,10 +185,12 @@ def ogg_ends(data: Bytes, last: int) -> bool:
     ended: dict[bytes, bool] = {}
     at = 0
     for _ in range(_MOST):
-        at = data.find(b"OggS", at)
-        if at < 0:
-            break
         head = data.at(at, 27)
+        if head[:4] != b"OggS":  # bytes between pages, or the end
+            at = data.find(b"OggS", at)
+            if at < 0:
+                break
+            head = data.at(at, 27)
         table = data.at(at + 27, head[26]) if len(head) == 27 else b""
         after = at + 27 + len(table) + sum(table)
         if len(head) < 27 or len(table) < head[26] or after > data.size:

@@ -62,7 +62,7 @@ def read_still(data: Bytes) -> Still | None:
     if head.startswith(_JPEG + b"\xff"):
         return Still(SEQUENCE if _is_jpeg_sequence(data) else "jpeg_pipe", *_jpeg_size(data, 0)[:2])
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        if head[12:16] == b"VP8X" and head[20] & 2:
+        if head[12:16] == b"VP8X" and int.from_bytes(head[20:21]) & 2:
             raise MovqError("is an animated WebP; convert it to a video")
         return Still("webp_pipe", *_webp_size(head))
     return None
@@ -230,6 +230,8 @@ class HeifItems:
             step = 2 if data.number(ipma.body + 3, 1) & 1 else 1
             at = ipma.body + 8
             for _ in range(min(data.number(ipma.body + 4, 4), _MOST_PARTS)):
+                if at >= min(ipma.end, data.size):
+                    break
                 found, count = data.number(at, wide), data.number(at + wide, 1)
                 at += wide + 1
                 if found == item:
