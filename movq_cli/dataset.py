@@ -20,10 +20,12 @@ from torch.utils.data import Dataset, Sampler
 
 from .batch.manifest import NAME, Line, parse_line, scan_lines, shard_manifests
 from .batch.tars import Tars
+from .device import dtype_of
 from .errors import MovqError, MovqUsageError, MovqWarning, printable
 from .files import FileIdentity, require_file
 from .headers import Header, parse_header
 from .metadata import FORMAT, FORMAT_VERSION
+from .options import STORE_DTYPES
 from .posterior import draw_from
 
 SCALES = {
@@ -75,10 +77,9 @@ def _dtype(dtype: torch.dtype | str) -> torch.dtype:
     """Return a dtype, also by its name in torch or in --store-dtype. Raises MovqError for another name."""
     if isinstance(dtype, torch.dtype):
         return dtype
-    known = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    found = known.get(dtype) or getattr(torch, dtype, None)
+    found = dtype_of(dtype) if dtype in STORE_DTYPES else getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype):
-        raise MovqError(f"dtype must be one of {', '.join(known)} or a torch.dtype, got {dtype!r}")
+        raise MovqError(f"dtype must be one of {', '.join(STORE_DTYPES)} or a torch.dtype, got {dtype!r}")
     return found
 
 

@@ -80,7 +80,7 @@ def declared(owner: type) -> dict[str, tuple[Any, bool, bool]]:
 
 
 def read_fields(options: Any) -> None:
-    """Give every field its declared type: texts are read as on the command line, whole numbers also stand for others.
+    """Give every field its declared type: texts are read as on the command line, other numbers converted if they fit.
 
     Raises MovqUsageError for a value of another type.
     """

@@ -230,16 +230,8 @@ def test_pixels_that_change_their_shape_are_warned_of(tmp_path):
 # -- files that are cut
 
 
-def fragmented(path, codec="libx264", count=40, flags="frag_keyframe+empty_moov+default_base_moof", **options):
-    with av.open(str(path), "w", options={"movflags": flags, **options}) as container:
-        stream = container.add_stream(codec, rate=25, options={"g": "8"})
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for i, image in enumerate(numbered(count)):
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
-            frame.pts = i
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
+def fragmented(path, codec="libx264", flags="frag_keyframe+empty_moov+default_base_moof"):
+    return clips.write(path, numbered(40), codec=codec, options={"g": "8"}, muxing={"movflags": flags})
 
 
 def top_boxes(data):
@@ -378,15 +370,7 @@ def test_an_avi_whose_times_jump_keeps_them(tmp_path):
 
 
 def test_a_live_recording_in_matroska_is_whole_if_its_last_element_is(tmp_path):
-    path = tmp_path / "a.webm"
-    with av.open(str(path), "w", options={"live": "1"}) as container:
-        stream = container.add_stream("libvpx", rate=25, options={"g": "4"})
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for i, image in enumerate(numbered(12)):
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
-            frame.pts = i
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+    path = clips.write(tmp_path / "a.webm", numbered(12), codec="libvpx", options={"g": "4"}, muxing={"live": "1"})
     assert len(shown(path)[0]) == 12
 
 
@@ -515,20 +499,12 @@ def test_a_refusal_names_the_other_streams(tmp_path):
 
 
 def test_encryption_is_named(tmp_path):
-    path = tmp_path / "a.mp4"
-    options = {
+    muxing = {
         "encryption_scheme": "cenc-aes-ctr",
         "encryption_key": "00112233445566778899aabbccddeeff",
         "encryption_kid": "00112233445566778899aabbccddeeff",
     }
-    with av.open(str(path), "w", options=options) as container:
-        stream = container.add_stream("libx264", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for i, image in enumerate(numbered(3)):
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
-            frame.pts = i
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+    path = clips.write(tmp_path / "a.mp4", numbered(3), muxing=muxing)
     for ask in (shown, probe, count_frames):
         with pytest.raises(MovqError, match="is encrypted"):
             ask(path)

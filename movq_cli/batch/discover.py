@@ -18,11 +18,9 @@ from ..errors import MovqError, MovqUsageError, option
 from .captions import caption_path, read_caption, read_captions
 from .folders import Walk
 from .item import Item
-from .lists import Row, RowList, absolute
+from .lists import FORMATS, Row, RowList, absolute
 from .manifest import DESCRIBED
 from .names import Places
-
-_LISTS = (".txt", ".csv", ".tsv", ".json", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ def _walked(sources: Sequence[str], walk: Walk, captions: bool) -> Iterator[Item
     keys = set[tuple[Any, ...]]()
     used: dict[str, str] = {}
     for path, problem in walk.files(named, matched):
-        if path in named and path.lower().endswith(_LISTS):
+        if path in named and path.lower().endswith(FORMATS):
             problem = f"is a list by its name, not a video: {option('lists')} reads it"
         item = Item(os.path.relpath(path, root), path, "", refusal=MovqError(problem) if problem else None)
         if captions and not problem and os.path.lexists(caption_path(path)):

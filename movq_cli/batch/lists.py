@@ -64,7 +64,7 @@ class RowList:
         self.name = "standard input" if name == "-" else name
         self._folder = os.getcwd() if name == "-" else os.path.dirname(os.path.abspath(name))
         suffix = os.path.splitext(name)[1].lower()
-        self._suffix = suffix if suffix in _FORMATS else _guessed(self._data)
+        self._suffix = suffix if suffix in FORMATS else _guessed(self._data)
 
     def __iter__(self) -> Iterator[Row]:
         ids = set[str]()
@@ -109,7 +109,7 @@ def _split(data: bytes, separator: bytes) -> Iterator[bytes]:
     yield data[start:]
 
 
-_FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
+FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 
 
 def _guessed(data: bytes) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import MovqError, MovqUsageError, MovqWarning
 from ..options import EncodeOptions
 from ..processes import Child
-from .engines import WORKER, WORKER_BYTES, Ready, require_ray
+from .engines import WORKER, WORKER_BYTES, Ready
 
 _POLL_SECONDS = 0.25
 _CONNECT_SECONDS = 10.0
@@ -115,7 +115,6 @@ class RayEngine:
             raise MovqUsageError(
                 f"goes with auto, cpu or cuda: Ray gives devices out, got {options.device}", option="device"
             )
-        require_ray()
         import ray
 
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no use of the network unless asked for

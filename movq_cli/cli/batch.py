@@ -179,8 +179,8 @@ def _report(result: BatchResult, output: str, quiet: bool, is_shard: bool) -> No
 def _say_made(made: list[Line], new: Summary) -> None:
     """Report changes to clips that users may not expect: crops, repeated and dropped frames; and warnings."""
     _say_crops([(line["path"], _kept(line)) for line in made if _is_cropped(line)])
-    shapes = [(line["shape"][3], line["shape"][4], line["semantics"]) for line in made if line["status"] == "done"]
-    if remark := odd_rows([size[:2] for size in shapes], shapes[0][2] if shapes else ""):
+    done = [line for line in made if line["status"] == "done"]
+    if done and (remark := odd_rows([(line["shape"][3], line["shape"][4]) for line in done], done[0]["semantics"])):
         complain(remark)
     clips = plural(new.counts["done"], "clip")
     if new.padded:

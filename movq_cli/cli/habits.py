@@ -24,7 +24,7 @@ _ANSWERS = {
     **dict.fromkeys(("--tile", "--tiling"), "Did you mean --memory-budget? movq needs no tiles"),
     **dict.fromkeys(("--resume", "--skip-existing", "--continue"), _RESUME),
 }
-"""What is said to flags that movq does not have, if the command has the options that are named."""
+"""The answers to flags that movq does not have, for commands that have the option which the answer names."""
 
 
 def slip(error: Exception) -> str | None:

@@ -92,7 +92,9 @@ def _serve(talk: Talk, request: Request, memory: int | None) -> None:
         entry = find_entry(path, selection, talk.alive) if request.mode == "frames" else None
         decoder = Decoder(source, selection.allow_partial, talk.alive, entry)
         if request.mode == "probe":
-            with open_video(path, selection.stream, max_pixels=selection.max_pixels) as again:  # `source` is read
+            with open_video(
+                path, selection.stream, max_pixels=selection.max_pixels
+            ) as again:  # `source` has lost packets
                 info = replace(decoder.info, variable_rate=has_variable_rate(again))
             talk.say("end", info=to_values(info))
             return

@@ -122,15 +122,15 @@ def open_video(
         heif = HeifItems(data) if brand == "picture" else None
         size = (still.width, still.height) if still else heif.size() if heif else (0, 0)
         most = _pixel_limit(*size, data.size, max_pixels)
+        demuxer = still.format if still else None
         options = {
             "protocol_whitelist": "file",
-            "format_whitelist": still.format if still else _VIDEO_FORMATS,
+            "format_whitelist": demuxer or _VIDEO_FORMATS,
             "max_pixels": str(most),
         }
         if not edit_list:
             options["advanced_editlist"] = "0"
         with av_errors("is not a video movq can read"):
-            demuxer = still.format if still else None
             container = av.open("file:" + path, format=demuxer, metadata_errors="replace", options=options)
         with container:
             picture = heif is not None or (still is not None and still.format != SEQUENCE)

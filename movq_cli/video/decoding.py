@@ -244,8 +244,7 @@ class Timeline:
         self.packets += packet.size > 0
         self.repeats += packet.size == 0
         self.last_byte = max(self.last_byte, (packet.pos or 0) + packet.size)
-        span = packet_span(packet, 1 / self.rate)
-        if packet.size == 0 and span is not None:
+        if packet.size == 0 and (span := packet_span(packet, 1 / self.rate)) is not None:
             self.repeated_until = max(self.repeated_until, span[1])
         if self.packets == 1:
             refuse_encrypted(packet)

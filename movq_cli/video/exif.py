@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from .geometry import Orientation
 
-Bytes = bytes | memoryview
+Data = bytes | memoryview
 
 ORIENTATIONS = {
     1: Orientation(),
@@ -31,7 +31,7 @@ _TAG = 0x112
 _VALUES = {3: "H", 4: "I", 8: "h", 9: "i"}  # the integer types: SHORT, LONG, SSHORT, SLONG
 
 
-def read_orientation(data: Bytes) -> Orientation | None:
+def read_orientation(data: Data) -> Orientation | None:
     """Return the orientation that a picture file's bytes give; None if no Exif has a value from 1 to 8."""
     if data[:2] == b"\xff\xd8":
         return _orientation(b"".join(_jpeg_exif(data)))  # long Exif continues in further segments
@@ -43,7 +43,7 @@ def read_orientation(data: Bytes) -> Orientation | None:
     return None
 
 
-def without_exif(png: Bytes) -> bytes | None:
+def without_exif(png: Data) -> bytes | None:
     """Return a PNG file's bytes without Exif; None if it has none. libav refuses a picture whose Exif is damaged."""
     kept, at = [], 0
     for start, end in _png_exif(png) if png[:8] == _PNG else ():
@@ -52,7 +52,7 @@ def without_exif(png: Bytes) -> bytes | None:
     return b"".join([*kept, png[at:]]) if kept else None
 
 
-def _orientation(tiff: Bytes) -> Orientation | None:
+def _orientation(tiff: Data) -> Orientation | None:
     if tiff[:6] == _PREFIX:
         tiff = tiff[6:]
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(tiff[:4]))
@@ -73,7 +73,7 @@ def _orientation(tiff: Bytes) -> Orientation | None:
     return None
 
 
-def _jpeg_exif(data: Bytes) -> Iterator[Bytes]:
+def _jpeg_exif(data: Data) -> Iterator[Data]:
     at = 2
     for _ in range(_MOST_PARTS):
         if at + 4 > len(data) or data[at] != 0xFF:
@@ -91,7 +91,7 @@ def _jpeg_exif(data: Bytes) -> Iterator[Bytes]:
         at += 2 + length
 
 
-def _png_exif(data: Bytes) -> Iterator[tuple[int, int]]:
+def _png_exif(data: Data) -> Iterator[tuple[int, int]]:
     """Yield the start and end of each chunk of Exif, including its length, name and checksum."""
     at = 8
     for _ in range(_MOST_PARTS):
@@ -103,7 +103,7 @@ def _png_exif(data: Bytes) -> Iterator[tuple[int, int]]:
         at = end
 
 
-def _webp_exif(data: Bytes) -> Iterator[Bytes]:
+def _webp_exif(data: Data) -> Iterator[Data]:
     at = 12
     for _ in range(_MOST_PARTS):
         if at + 8 > len(data):

@@ -59,7 +59,7 @@ class Decoder:
         self.warnings: list[str] = list(source.notes)
         self.partial = False
         self._exif: Orientation | None = None  # set when the packet of a picture is read
-        self._shown = self._decode_some() if allow_partial else self._decode_whole()
+        self._shown = self._decode_to_damage(allow_partial)
         try:
             self._first = _decoded(next(self._shown))
         except StopIteration:
@@ -217,8 +217,12 @@ class Decoder:
         changed.pts, changed.dts = packet.pts, packet.dts
         return changed
 
-    def _decode_some(self) -> Iterator[Shown[av.VideoFrame | None]]:
-        """Yield the frames before the first missing one, except those that the decoder had not given out by then."""
+    def _decode_to_damage(self, allow_partial: bool) -> Iterator[Shown[av.VideoFrame | None]]:
+        """Yield every frame that is shown, up to the first missing one.
+
+        With `allow_partial` that is the end, and frames that the decoder had not given out by then are left out. Without,
+        the error says what gives the frames before it.
+        """
         some = False
         try:
             for frame in self._decode_all():
@@ -227,20 +231,10 @@ class Decoder:
         except MovqError as error:
             if not some or error.cause != MovqError.cause:
                 raise
+            if not allow_partial:
+                raise MovqError(f"{error.marked}; {option('allow_partial', True)} takes what comes before") from error
             self.partial = True
             self._warn(f"{error.reason_with_flags}: what comes before was taken (--allow-partial)")
-
-    def _decode_whole(self) -> Iterator[Shown[av.VideoFrame | None]]:
-        """Yield every frame that is shown. Errors about damage say what gives the frames before it."""
-        some = False
-        try:
-            for frame in self._decode_all():
-                yield frame
-                some = True
-        except MovqError as error:
-            if not some or error.cause != MovqError.cause:
-                raise
-            raise MovqError(f"{error.marked}; {option('allow_partial', True)} takes what comes before") from error
 
     def _decode_all(self) -> Iterator[Shown[av.VideoFrame | None]]:
         """Yield every frame that is shown. Frames that the entry allows to skip have no payload.

@@ -40,7 +40,7 @@ class Totals(NamedTuple):
 
 def stated_frames(source: Source) -> int | None:
     """Return the number of frames that the file's header states; None if it states none that can be relied on."""
-    if source.format in _UNCOUNTED or (_MP4 in source.format and is_fragmented(source.data)):
+    if source.format in _UNCOUNTED or _is_fragmented(source):
         return None
     return source.stream.frames or None
 
@@ -62,11 +62,15 @@ def check_whole(source: Source, read: Totals, passed: Callable[[], None]) -> Non
         raise MovqError(f"is cut off: it ends at {format_time(float(read.end))} of {format_time(float(stated))}")
     if ends_well is not None and not ends_well(source.data, read.last_byte):
         raise MovqError(f"is cut off: it does not end as a {source.format} file does")
-    if _MP4 in source.format and is_fragmented(source.data):
-        _check_fragments(source, read)
+    if _is_fragmented(source):
+        _check_fragments(source)
 
 
-def _check_fragments(source: Source, read: Totals) -> None:
+def _is_fragmented(source: Source) -> bool:
+    return _MP4 in source.format and is_fragmented(source.data)
+
+
+def _check_fragments(source: Source) -> None:
     """Raise MovqError if fragments of an MP4 are missing at its end."""
     if not fragments_end(source.data):
         raise MovqError("is cut off: its last fragment is not complete")

@@ -53,7 +53,7 @@ def read_still(data: Bytes) -> Still | None:
     """
     head = data.at(0, 32)
     if head.startswith(_PNG):
-        for name, _, _ in _chunks(data, 8, "big"):
+        for name in _png_chunks(data):
             if name == b"acTL":
                 raise MovqError("is an animated PNG; convert it to a video")
             if name == b"IDAT":
@@ -110,15 +110,15 @@ def _webp_size(head: bytes) -> tuple[int, int]:
     return 0, 0
 
 
-def _chunks(data: Bytes, start: int, order: str) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the name, start and length of each chunk's data in a PNG file."""
+def _png_chunks(data: Bytes) -> Iterator[bytes]:
+    """Yield the name of each chunk of a PNG file."""
+    start = len(_PNG)
     for _ in range(_MOST_PARTS):
         head = data.at(start, 8)
         if len(head) < 8:
             return
-        length = int.from_bytes(head[:4])
-        yield head[4:8], start + 8, length
-        start += 12 + length
+        yield head[4:8]
+        start += 12 + int.from_bytes(head[:4])
 
 
 # -- HEIF and AVIF (ISO/IEC 23008-12)

@@ -185,7 +185,20 @@ class _FolderWriter(FrameWriter):
         self._folder.__exit__(None, None, None)
 
 
-class _PictureWriter(FrameWriter):
+class _FileWriter(FrameWriter):
+    """Writes bytes to one file."""
+
+    _file: WholeFile
+
+    def _finish(self) -> int:
+        self._file.commit()
+        return self._file.size
+
+    def _close(self) -> None:
+        self._file.__exit__(None, None, None)
+
+
+class _PictureWriter(_FileWriter):
     def __init__(
         self, path: str, width: int, height: int, frames: int, words: str, encode: Encode, force: bool
     ) -> None:
@@ -201,15 +214,8 @@ class _PictureWriter(FrameWriter):
     def _put(self, image: np.ndarray, index: int) -> None:
         self._file.write(self._encode(image))
 
-    def _finish(self) -> int:
-        self._file.commit()
-        return self._file.size
 
-    def _close(self) -> None:
-        self._file.__exit__(None, None, None)
-
-
-class _ArrayWriter(FrameWriter):
+class _ArrayWriter(_FileWriter):
     description = "uint8 array (frames, height, width, RGB)"
 
     def __init__(self, path: str, width: int, height: int, frames: int, force: bool) -> None:
@@ -224,13 +230,6 @@ class _ArrayWriter(FrameWriter):
 
     def _put(self, image: np.ndarray, index: int) -> None:
         self._file.write(image.data)
-
-    def _finish(self) -> int:
-        self._file.commit()
-        return self._file.size
-
-    def _close(self) -> None:
-        self._file.__exit__(None, None, None)
 
 
 class _VideoWriter(FrameWriter):

@@ -226,7 +226,7 @@ PROMISES = {
             Break(
                 "any format is opened",
                 "video/container.py",
-                '            "format_whitelist": still.format if still else _VIDEO_FORMATS,\n',
+                '            "format_whitelist": demuxer or _VIDEO_FORMATS,\n',
                 "",
                 "test_video.py::test_bad_files_are_refused_with_the_reason",
             ),

@@ -42,9 +42,13 @@ def write(
     cover=False,
     frames=None,
     format=None,
+    muxing=None,
 ):
-    """Write RGB images (or ready `frames`) as a video. `times` in seconds replace the constant rate."""
-    with av.open(str(path), "w", format=format) as container:
+    """Write RGB images (or ready `frames`) as a video. `times` in seconds replace the constant rate.
+
+    `options` are those of the encoder, `muxing` those of the container.
+    """
+    with av.open(str(path), "w", format=format, options=muxing) as container:
         stream = container.add_stream(codec, rate=rate, options=options or {})
         first = frames[0] if frames else images[0]
         stream.width, stream.height = (first.width, first.height) if frames else (first.shape[1], first.shape[0])
