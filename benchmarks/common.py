@@ -77,17 +77,20 @@ def default_windows(images, size, config):
     from movq_cli.model.cost import default_chunk_frames
     from movq_cli.schedule import ChunkSchedule
 
-    chunk = default_chunk_frames(config, *images.shape[1:3]) if size == "tiny" else 0
+    chunk = default_chunk_frames(config, *images.shape[1:3], "cpu") if size == "tiny" else 0
     schedule = ChunkSchedule.of_frames("frame" if size == "tiny" else "diffusers", len(images), chunk, config)
     ends = accumulate(schedule.lengths(), initial=0)
     return [[images[start:end]] for start, end in pairwise(ends)]
 
 
-def network(kind, size, dtype):
+def network(kind, size, dtype, device="cpu"):
     """Return an Encoder3D or Decoder3D of a size, with random weights, laid out in memory as movq does it."""
+    import torch
+
     from movq_cli.model.convolution import lay_out
 
-    model = kind(**SIZES[size], **REST).eval().requires_grad_(False).to(dtype)
+    with torch.device(device):
+        model = kind(**SIZES[size], **REST).eval().requires_grad_(False).to(dtype)
     for parameter in model.parameters():
         parameter.data = lay_out(parameter.data)
     return model

@@ -9,6 +9,7 @@ by then counts, and the next part begins. Prints Markdown as it goes; the JSON f
     machine     the card, its rates of products and copies
     tests       the tests marked gpu, with the rows of the table of what is exact
     encoder     frames per second, next to the bare convolutions and diffusers; memory against movq's estimate
+    chunks      the tiny encoder with chunks of several lengths
     candidates  other ways to norm, compared with the plain one before they are timed
     profile     the time of one encoding, kernel by kernel
     commands    whole commands on real clips, against a script around diffusers; batches; how many decoders a device needs
@@ -37,10 +38,11 @@ PARTS = {  # module, function, and the most seconds that it may take
     "machine": ("benchmarks.gpu_networks", "machine", 20),
     "tests": ("benchmarks.gpu", "tests", 75),
     "encoder": ("benchmarks.gpu_networks", "encoder", 90),
-    "candidates": ("benchmarks.gpu_candidates", "candidates", 50),
+    "chunks": ("benchmarks.gpu_networks", "chunks", 25),
+    "candidates": ("benchmarks.gpu_candidates", "candidates", 60),
     "profile": ("benchmarks.gpu_networks", "profile", 25),
-    "commands": ("benchmarks.gpu_commands", "commands", 75),
-    "decoder": ("benchmarks.gpu_networks", "decoder", 25),
+    "commands": ("benchmarks.gpu_commands", "commands", 150),
+    "decoder": ("benchmarks.gpu_networks", "decoder", 40),
     "precision": ("benchmarks.precision", "precision", 60),
 }
 _LEAST = 5  # seconds that a part needs in order to begin

@@ -29,9 +29,9 @@ def commands(part):
         weights = {"tiny": TINY} if part.cpu else {"tiny": TINY, "published": make(str(folder / "vae"))}
         if not has_diffusers:
             part.say("without diffusers: no script beside movq")
-        single(part, folder, clips, weights, has_diffusers)
-        decoders(part, clips, weights)
         batches(part, folder, clips, weights)
+        decoders(part, clips, weights)
+        single(part, folder, clips, weights, has_diffusers)
 
 
 def clips_for(part, folder):
@@ -81,7 +81,7 @@ def single(part, folder, clips, weights, has_diffusers):
             encoder = VideoEncoder(chosen)
             warm = min(encoder.encode(path, out, force=True).seconds for _ in range(3))
             table.add(name, size, "movq, warm", warm, frames / warm, None)
-            if size == "published" and has_diffusers and name != "1920x1080":
+            if size == "published" and has_diffusers and name == "720x480":
                 script = [
                     sys.executable,
                     str(ROOT / "benchmarks" / "script.py"),

@@ -1,6 +1,7 @@
 """The parts of gpu.py about the networks: the machine, the encoder, its profile, the decoder."""
 
 import gc
+import re
 import statistics
 import time
 from collections import Counter
@@ -84,8 +85,8 @@ def make_images(shape):
     return np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
 
 
-def plan_for(model, shape, precision, device):
-    """Plan an encoding of frames in memory as `movq encode` would."""
+def plan_for(model, shape, precision, device, **options):
+    """Plan an encoding of frames in memory as `movq encode` would with these options."""
     from movq_cli import EncodeOptions, Picture
     from movq_cli.plan import make_plan
     from movq_cli.video.geometry import Orientation, plan_geometry
@@ -99,7 +100,7 @@ def plan_for(model, shape, precision, device):
         semantics="frame" if config.norm_scope == "frame" else "diffusers",
         parameters={"encoder": sum(p.numel() for p in model.parameters())},
     )
-    return make_plan(reader, frames, EncodeOptions(), checkpoint, device, precision)
+    return make_plan(reader, frames, EncodeOptions(**options), checkpoint, device, precision)
 
 
 def encoding(model, images, plan, precision, device, inside=nullcontext, kept=None):
@@ -141,8 +142,10 @@ def encoding(model, images, plan, precision, device, inside=nullcontext, kept=No
     return run
 
 
-def convolutions_of(model, forward, device):
+def convolutions_of(model, forward, precision, device):
     """Return (seconds, FLOP) of every convolution that a forward runs, alone on an input of the same layout."""
+    from movq_cli.device import computing
+
     calls = Counter()
     layers = {}
 
@@ -157,7 +160,7 @@ def convolutions_of(model, forward, device):
     for hook in hooks:
         hook.remove()
     seconds = flop = 0
-    with torch.inference_mode():
+    with torch.inference_mode(), computing(precision, None):
         for (name, shape, stride, outputs), count in calls.items():
             layer = layers[name]
             x = torch.empty_strided(shape, stride, dtype=layer.weight.dtype, device=device).normal_()
@@ -206,7 +209,7 @@ def encoder(part):
         cases[1:1] = [("published", SHAPES[0], precision) for precision in ("fp16", "tf32", "fp32")]
     for size, shape, precision in cases:
         dtype = DTYPES[precision]
-        model = network(Encoder3D, size, dtype).to(device)
+        model = network(Encoder3D, size, dtype, device)
         images = make_images(shape)
         plan = plan_for(model, shape, precision, device)
         forward = encoding(model, images, plan, precision, device)
@@ -214,7 +217,7 @@ def encoder(part):
         forward()
         peak = peak_of(forward, device)
         seconds = seconds_of(forward, device)
-        bare, flop = convolutions_of(model, forward, device)
+        bare, flop = convolutions_of(model, forward, precision, device)
         if precision not in rates:
             torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
             rates[precision] = product_rate(dtype, device, 256 if part.cpu else 8192)
@@ -258,47 +261,86 @@ def diffusers_encodings(images, dtype, device, part):
     yield "diffusers, tiled", run
 
 
+def chunks(part):
+    """Time the tiny encoder with chunks of several lengths, with its memory."""
+    from movq_cli.model import Encoder3D
+
+    device = part.device
+    table = part.table(
+        {"clip": "", "chunk": "d", "by default": "", "s": ".3f", "frames/s": ".0f", "peak GB": ".2f", "of the estimate": ".2f"}
+    )
+    model = network(Encoder3D, "tiny", torch.bfloat16, device)
+    for shape in SMALL if part.cpu else SHAPES:
+        images = make_images(shape)
+        default = plan_for(model, shape, "bf16", device).budget.chunk_frames
+        for length in sorted({4, 8, 16, 32, 64, default} - set(range(shape[0] + 4, 65))):
+            plan = plan_for(model, shape, "bf16", device, chunk_frames=length)
+            forward = encoding(model, images, plan, "bf16", device)
+            forward()
+            peak = peak_of(forward, device)
+            seconds = seconds_of(forward, device, budget=0.5)
+            marked = "yes" if length == default else ""
+            estimate = peak and peak / plan.budget.memory_bytes
+            table.add(
+                "x".join(map(str, shape)), length, marked, seconds, shape[0] / seconds, peak and peak / 1e9, estimate
+            )
+
+
 def profile(part):
     """Print the kernels that take the time of one encoding, and the share of copies from the host."""
     from movq_cli.model import Encoder3D
 
     device = part.device
-    shape = SMALL[0] if part.cpu else SHAPES[1]
-    for size in ("published", "tiny"):
-        model = network(Encoder3D, size, torch.bfloat16).to(device)
-        plan = plan_for(model, shape, "bf16", device)
-        forward = encoding(model, make_images(shape), plan, "bf16", device)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities):  # its first start takes seconds
+        torch.ones(1, device=device).add_(1)
+    large, small = SHAPES[1], SHAPES[0]
+    cases = [("published", large, "bf16"), ("tiny", large, "bf16"), ("published", small, "fp16")]
+    for size, shape, precision in [("tiny", SMALL[0], "bf16")] if part.cpu else cases:
+        model = network(Encoder3D, size, DTYPES[precision], device)
+        plan = plan_for(model, shape, precision, device)
+        forward = encoding(model, make_images(shape), plan, precision, device)
         forward()
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        if device.type == "cuda":
-            activities.append(torch.profiler.ProfilerActivity.CUDA)
-        started = time.perf_counter()
         with torch.profiler.profile(activities=activities) as measured:
+            started = time.perf_counter()
             forward()
             synchronize(device)
-        wall = time.perf_counter() - started
+            wall = time.perf_counter() - started
         kernels = kernels_of(measured, device)
         total = sum(seconds for seconds, _ in kernels.values())
         part.say(
-            f"{size}, {'x'.join(map(str, shape))}, bf16: {wall:.3f} s with the profiler, the device busy {total / wall:.0%} "
-            f"of it, {sum(count for _, count in kernels.values()):,} launches in {plan.chunks} chunks"
+            f"{size}, {'x'.join(map(str, shape))}, {precision}: {wall:.3f} s with the profiler, the device busy "
+            f"{total / wall:.0%} of it, {sum(count for _, count in kernels.values()):,} launches in {plan.chunks} chunks"
         )
         table = part.table({"kernel": "", "s": ".4f", "of the device's time": ".0%", "launches": "d"})
-        for name, (seconds, count) in sorted(kernels.items(), key=lambda item: -item[1][0])[:20]:
-            table.add(name[:90].replace("|", "/"), seconds, seconds / total, count)
+        for name, (seconds, count) in sorted(kernels.items(), key=lambda item: -item[1][0])[:12]:
+            table.add(name, seconds, seconds / total, count)
         copies = sum(seconds for name, (seconds, _) in kernels.items() if "memcpy htod" in name.lower())
         part.say(f"copies from the host: {copies / total:.1%} of the device's time")
 
 
 def kernels_of(measured, device):
     """Return (seconds, launches) by name of everything that ran on the device; on a CPU, the operators' own time."""
-    found = {}
+    found = Counter(), Counter()
     for event in measured.key_averages():
         taken = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
         on_device = device.type != "cuda" or event.device_type == torch.autograd.DeviceType.CUDA
         if taken and on_device:
-            found[event.key] = taken / 1e6, event.count
-    return found
+            name = short_name(event.key)
+            found[0][name] += taken / 1e6
+            found[1][name] += event.count
+    return {name: (seconds, found[1][name]) for name, seconds in found[0].items()}
+
+
+def short_name(kernel):
+    """Return a kernel's name without the noise of its templates, at most 100 characters."""
+    for noise in ("void ", "at::native::", "(anonymous namespace)::", "std::", "c10::"):
+        kernel = kernel.replace(noise, "")
+    known = re.findall(r"CUDAFunctor_\w+|\w+_kernel_impl\w*|\w+_kernel_cuda|WelfordOps|func_wrapper\w*|\w+Functor\w*", kernel[20:])
+    start = kernel.split("<")[0][:70]
+    return " ".join(dict.fromkeys([start, *known]))[:100].replace("|", "/")
 
 
 def decoder(part):
@@ -311,7 +353,7 @@ def decoder(part):
     table = part.table({"latents": "", "way": "", "s": ".3f", "frames/s": ".1f", FASTER: ".2f", "peak GB": ".2f"})
     for latents, height, width in [(3, 4, 6)] if part.cpu else [(5, 32, 32), (13, 60, 90)]:
         z = torch.randn(1, 16, latents, height, width).to(torch.bfloat16)
-        model = network(Decoder3D, "published", torch.bfloat16).to(device)
+        model = network(Decoder3D, "published", torch.bfloat16, device)
 
         def forward(model=model, z=z, latents=latents):
             at = iter(range(latents))

@@ -53,7 +53,7 @@ def computing(frames, encode_options):
 
     def compute():
         held = (Frame(image, 0, 0, i) for i, image in enumerate(frames))
-        chunk = default_chunk_frames(config, *frames.shape[1:3])
+        chunk = default_chunk_frames(config, *frames.shape[1:3], "cpu")
         windows = Chunker(held, "pad", config).windows(ChunkSchedule.of_frames("frame", None, chunk, config).windows())
         for latents in encode(encoder.network, windows, encoder.device, dtype_of(encoder.precision)):
             latents.float()

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 PROCESS_BYTES = 330 << 20
 """Resident memory of a process with torch loaded, before it has computed anything (measured: benchmarks/memory.py)."""
 
+WORKSPACE_BYTES = 600 << 20
+"""Memory that cuDNN's kernels take on a CUDA device beside activations, at most (measured: benchmarks/gpu.py)."""
+
 
 def check_weights(options: ModelOptions, checkpoint: Checkpoint) -> None:
     """Raise MovqUsageError if an option does not suit these weights."""
@@ -67,7 +70,7 @@ class Task:
     def memory(self, chunk: int, precision: str, device: torch.device) -> int:
         """Return the predicted bytes at the peak, with chunks of `chunk` frames."""
         longest = self.longest(chunk)
-        base = 0 if device.type == "cuda" else PROCESS_BYTES
+        base = WORKSPACE_BYTES if device.type == "cuda" else PROCESS_BYTES
         computing = self.cost(longest).bytes(computed_size(precision, device), alone=longest == self.total)
         return base + self.parameters * ITEM_SIZE[precision] + computing + self.beside(longest)
 

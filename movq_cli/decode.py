@@ -257,7 +257,7 @@ def decoding(
         longest=longest,
         cost=lambda frames: decode_cost(config, frames, height, width),
         beside=beside,
-        default=default_chunk_frames(config, height, width),
+        default=default_chunk_frames(config, height, width, device.type),
         picture=f"{width}x{height}",
         advice=f"{option('memory_budget')} allows more",
     )

@@ -217,7 +217,7 @@ def _task(
             longest=longest,
             cost=lambda frames: encode_cost(config, frames, height, width),
             beside=beside,
-            default=default_chunk_frames(config, height, width),
+            default=default_chunk_frames(config, height, width, device.type),
             picture="{}x{}".format(*size),
             advice=f"take a smaller picture: {option('short_side')}",
             smaller=lambda: () if boxed else map(of_size, smaller_pictures(size, multiple)),

@@ -13,9 +13,10 @@ from .config import AutoencoderConfig
 MAX_ELEMENTS = 2**30
 """The most elements a tensor may have. The limit of kernels that index with 32 bits is not far above it."""
 
-_CHUNK_ELEMENTS = 32 * 128 * 128 * 8
-"""Activations of the first level above which longer chunks gain less than a tenth (movq-tiny, CPU: at 128x128, chunks
-of 8 frames give 100 frames per second, 16 give 104, 32 give 92; at 256x256 and above, 4 are as fast as 16)."""
+_CHUNK_ELEMENTS = {"cpu": 32 * 128 * 128 * 8, "cuda": 2**28}
+"""Activations of the first level above which longer chunks gain less than a tenth, by the kind of device (movq-tiny,
+CPU: at 128x128, chunks of 8 frames give 100 frames per second, 16 give 104, 32 give 92; at 256x256 and above, 4 are as
+fast as 16). On a CUDA device a short chunk does not pay for its kernel launches (docs/performance.md)."""
 _CHUNK_LIMIT = 64
 _PAST = 2
 """Frames of padding of a kernel with 3 taps in time, as every causal convolution counted here has."""
@@ -130,9 +131,12 @@ class _Tally:
         self._live = max(self._live, elements + self._room)
 
 
-def default_chunk_frames(config: AutoencoderConfig, height: int, width: int) -> int:
-    """Return the shortest chunk that is about as fast as longer ones, in frames, a multiple of the temporal factor."""
+def default_chunk_frames(config: AutoencoderConfig, height: int, width: int, device: str) -> int:
+    """Return the shortest chunk that is about as fast as longer ones on a kind of device, `cpu` or `cuda`.
+
+    It is in frames, a multiple of the temporal factor.
+    """
     factor = config.temporal_factor
     least = factor * (2 if config.pad_mode == "reflect" else 1)
-    wanted = -(-_CHUNK_ELEMENTS // (config.ch * height * width))
+    wanted = -(-_CHUNK_ELEMENTS[device] // (config.ch * height * width))
     return max(least, min(_CHUNK_LIMIT, -(-wanted // factor) * factor))
