@@ -1,7 +1,7 @@
 """The part of gpu.py that tries other ways to norm on CUDA, each compared with the plain way before it is timed.
 
 The plain way (movq_cli/model/norms.py) norms as many frames at once as a bound allows. The others norm a frame at a
-time, as on a CPU; in blocks of other sizes; all frames at once in fewer steps, from sums of squares; and with two
+time, as on a CPU; in larger blocks; all frames at once in fewer steps, from sums of squares; and with two
 Triton kernels. Triton is not a dependency of movq. TRITON_INTERPRET=1 runs its kernels on a CPU.
 """
 
@@ -29,12 +29,10 @@ def candidates(part):
     device = part.device
     ways = {
         "plain": nullcontext,
-        "cudnn.benchmark": benchmarking,
         "a frame at a time": a_frame_at_a_time,
+        "blocks of 2^28 numbers": lambda: blocks_of(2**28),
         "all frames at once, sums of squares": lambda: normed_by(statistics_at_once, apply_at_once),
     }
-    for power in (22, 26, 28):
-        ways[f"blocks of 2^{power} numbers"] = lambda power=power: blocks_of(2**power)
     if triton is not None and (device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"):
         ways["Triton"] = lambda: normed_by(statistics_by_triton, apply_by_triton)
     else:
@@ -82,18 +80,6 @@ def encoded(size, images, precision, device, inside):
     kept = []
     encoding(model, images, plan, precision, device, inside or nullcontext, kept)()
     return encoding(model, images, plan, precision, device, inside or nullcontext), kept
-
-
-@contextmanager
-def benchmarking():
-    """Let cuDNN time its algorithms and take the fastest, inside of movq's own settings."""
-
-    @contextmanager
-    def inside():
-        torch.backends.cudnn.benchmark = True
-        yield
-
-    yield inside
 
 
 @contextmanager

@@ -267,7 +267,15 @@ def chunks(part):
 
     device = part.device
     table = part.table(
-        {"clip": "", "chunk": "d", "by default": "", "s": ".3f", "frames/s": ".0f", "peak GB": ".2f", "of the estimate": ".2f"}
+        {
+            "clip": "",
+            "chunk": "d",
+            "by default": "",
+            "s": ".3f",
+            "frames/s": ".0f",
+            "peak GB": ".2f",
+            "of the estimate": ".2f",
+        }
     )
     model = network(Encoder3D, "tiny", torch.bfloat16, device)
     for shape in SMALL if part.cpu else SHAPES:
@@ -338,7 +346,8 @@ def short_name(kernel):
     """Return a kernel's name without the noise of its templates, at most 100 characters."""
     for noise in ("void ", "at::native::", "(anonymous namespace)::", "std::", "c10::"):
         kernel = kernel.replace(noise, "")
-    known = re.findall(r"CUDAFunctor_\w+|\w+_kernel_impl\w*|\w+_kernel_cuda|WelfordOps|func_wrapper\w*|\w+Functor\w*", kernel[20:])
+    telling = r"CUDAFunctor_\w+|\w+_kernel_impl\w*|\w+_kernel_cuda|WelfordOps|func_wrapper\w*|\w+Functor\w*"
+    known = re.findall(telling, kernel[20:])
     start = kernel.split("<")[0][:70]
     return " ".join(dict.fromkeys([start, *known]))[:100].replace("|", "/")
 

@@ -56,8 +56,11 @@ def encode_video(
 class VideoEncoder:
     """Encodes one video after another. The weights are opened once, and loaded when the first video needs them.
 
-    Raises MovqError if the weights are refused, and MovqUsageError if options are invalid.
+    `decoder_threads` are the CPU threads that decoding a video may take (None: those of the options). Raises MovqError
+    if the weights are refused, and MovqUsageError if options are invalid.
     """
+
+    decoder_threads: int | None = None
 
     def __init__(self, options: EncodeOptions) -> None:
         self.options = options

@@ -98,6 +98,7 @@ class Encoder(Protocol):
     checkpoint: Checkpoint
     notes: list[str]
     weights_digest: Future[str]
+    decoder_threads: int | None
 
     @property
     def device(self) -> torch.device:
@@ -148,7 +149,7 @@ class Encoding:
         return self.by.checkpoint
 
     def _start_reader(self) -> FrameReader:
-        return start_reader(self.source, self.options, self.checkpoint.config, self._alive)
+        return start_reader(self.source, self.options, self.checkpoint.config, self._alive, self.by.decoder_threads)
 
     def count(self) -> None:
         """Count the frames, if the plan will need their number. `compute` does so if they are not counted yet."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .budget import Budget, Task, check_weights, make_budget
 from .checkpoints.checkpoint import Checkpoint, open_checkpoint, require_fit
 from .codec import RGB, Chunker, fit_tail
-from .device import ITEM_SIZE, choose_device, choose_precision
+from .device import ITEM_SIZE, choose_device, choose_precision, usable_cores
 from .errors import MovqError, MovqTooShortError, MovqUsageError, about, option, require_torch
 from .fields import options_of
 from .headers import ITEM_SIZES
@@ -99,15 +99,19 @@ def start_reader(
     options: EncodeOptions,
     config: AutoencoderConfig,
     alive: Callable[[], None] = lambda: None,
+    threads: int | None = None,
 ) -> FrameReader:
-    """Start to decode a video as these options ask, with frames padded to a size that the network takes."""
+    """Start to decode a video as these options ask, with frames padded to a size that the network takes.
+
+    Decoding may take `threads` CPU threads (None: those of the options).
+    """
     return read_frames(
         source,
         options.selection,
         options.picture,
         multiple=options.picture.padding(config.spatial_factor),
         ahead=AHEAD_FRAMES,
-        threads=min(2, options.threads or 2),
+        threads=threads or options.threads or usable_cores(),
         alive=alive,
     )
 

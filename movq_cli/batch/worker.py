@@ -199,10 +199,13 @@ def describe(encoder: VideoEncoder) -> Ready:
     import torch
 
     encoder.network  # noqa: B018  # loads them
+    devices = torch.cuda.device_count() if encoder.device.type == "cuda" else 0
+    if devices:  # the CPU's cores are free for decoding, which a device would wait for
+        encoder.decoder_threads = max(1, usable_cores() // devices)
     return Ready(
         precision=encoder.precision,
         device=str(encoder.device),
-        devices=torch.cuda.device_count() if encoder.device.type == "cuda" else 0,
+        devices=devices,
         memory=available_memory(encoder.device),
         cores=usable_cores(),
         weights_digest=encoder.weights_digest.result(),

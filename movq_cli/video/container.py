@@ -50,8 +50,9 @@ _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 class Source:
     """An open video, the chosen stream, and the context that decodes it; `picture` is True for a still picture.
 
-    `data` are the file's bytes. `grid` is set for a picture in tiles, whose first tile is the stream. `notes` are what the
-    user should know about the choice of stream.
+    `data` are the file's bytes. `grid` is set for a picture in tiles, whose first tile is the stream. `threads` are
+    those that decoding and converting may take; pixels do not depend on them. `notes` are what the user should know
+    about the choice of stream.
     """
 
     path: str
@@ -62,6 +63,7 @@ class Source:
     picture: bool
     grid: Grid | None
     max_pixels: int
+    threads: int
     notes: tuple[str, ...]
 
     @property
@@ -110,8 +112,7 @@ def open_video(
 
     Cover pictures and streams without a decoder do not count as video streams, and one without data gives way to the
     next. Without its `edit_list`, a .mp4 or .mov gives all packets, including those that are not to be shown. Without
-    `explode`, the decoder conceals damage instead of raising. `max_pixels` raises the limit for a picture. `threads` are
-    the decoder's.
+    `explode`, the decoder conceals damage instead of raising. `max_pixels` raises the limit for a picture.
     """
     require_file(path)
     if os.path.getsize(path) == 0:
@@ -140,7 +141,7 @@ def open_video(
             for context in (codec, *(_tiles(container, grid) if grid else ())):
                 context.options = {"max_pixels": str(most)} | ({"err_detect": "explode"} if explode else {})
                 context.thread_type, context.thread_count = "SLICE", threads
-            yield Source(path, data, container, chosen, codec, picture, grid, most, notes)
+            yield Source(path, data, container, chosen, codec, picture, grid, most, threads, notes)
 
 
 def _pixel_limit(width: int, height: int, size: int, allowed: int | None) -> int:

@@ -169,7 +169,7 @@ class Decoder:
                 src_colorspace=colour.matrix_number,
                 src_color_range=colour.range_number,
                 interpolation=FILTER,
-                threads=1,
+                threads=self.source.threads,
             )
 
     def _colour(self, frame: av.VideoFrame) -> Colour:
@@ -271,7 +271,7 @@ def _reopened(source: Source, explode: bool) -> AbstractContextManager[Source]:
         source.stream.index,
         explode=explode,
         max_pixels=source.max_pixels,
-        threads=source.codec.thread_count,
+        threads=source.threads,
     )
 
 

@@ -34,6 +34,9 @@ AHEAD_BYTES = 128 << 20
 DECODER_BYTES = 4 << 30
 """Memory that decoding may take besides (8192x4320 of HEVC in 10 bits takes 1 GB)."""
 
+_MOST_THREADS = 4
+"""The most CPU threads that the decoding of one video takes."""
+
 _decoders = Forker("movq_cli.video.child")
 
 
@@ -74,7 +77,13 @@ class FrameReader:
         self._memory: mmap.mmap | None = None
         self._worker = _Worker(self._memory_fd)
         self._worker.ask(
-            self.path, "frames", selection, picture=picture, threads=threads, multiple=multiple, ahead=ahead
+            self.path,
+            "frames",
+            selection,
+            picture=picture,
+            threads=min(threads, _MOST_THREADS),
+            multiple=multiple,
+            ahead=ahead,
         )
         self._worker.alive = alive
         self._opened: Opened | None = None
