@@ -311,6 +311,46 @@ def test_a_transport_stream_cut_inside_a_frame_gives_all_frames_that_the_decoder
         assert len(inside) == k + 1 or "ends inside a frame, which is left out" in warnings
 
 
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg2video"])
+@pytest.mark.parametrize("m2ts", [False, True])
+def test_lost_packets_of_a_transport_stream_are_warned_of(tmp_path, codec, m2ts):
+    """The decoder often conceals them: a frame is missing, or frames are grey, without an error."""
+    quiet = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    muxing = {"mpegts_m2ts_mode": str(int(m2ts))}
+    path = clips.write(tmp_path / "a.ts", numbered(24), codec=codec, options=quiet, audio=True, muxing=muxing)
+    data, size = path.read_bytes(), 192 if m2ts else 188
+    assert shown(path)[1] == ()
+    with av.open(str(path)) as container:
+        pid = container.streams.video[0].id.to_bytes(2)
+    heads = {place: data[place + size - 188 :] for place in range(0, len(data), size)}
+    video = [place for place, head in heads.items() if bytes([head[1] & 0x1F, head[2]]) == pid]
+    told = 0
+    for place in video[1 : -len(video) // 8]:
+        (tmp_path / "lost.ts").write_bytes(data[:place] + data[place + size :])
+        try:
+            warnings = shown(tmp_path / "lost.ts")[1]
+        except MovqError:
+            continue
+        assert any("lost or damaged packets" in text for text in warnings), place // size
+        told += 1
+    assert told > 5
+
+
+def test_a_transport_stream_of_hevc_that_is_cut_inside_a_frame_is_warned_of(tmp_path):
+    """The decoder gives the frame, half of it grey, without an error."""
+    images = [np.random.default_rng(i).integers(0, 256, (48, 64, 3), np.uint8) for i in range(12)]
+    options = {"x265-params": "log-level=none:bframes=0"}
+    data = clips.write(tmp_path / "a.ts", images, codec="libx265", options=options).read_bytes()
+    assert shown(tmp_path / "a.ts")[1] == ()
+    with av.open(str(tmp_path / "a.ts")) as container:
+        *_, place, end = [packet.pos for packet in container.demux(video=0) if packet.size]
+    assert end - place > 5 * 188
+    for cut in range(place + 188, end - 188, 188):
+        (tmp_path / "cut.ts").write_bytes(data[: cut + 1])
+        frames, warnings = shown(tmp_path / "cut.ts")
+        assert len(frames) == 10 or any("end inside" in text for text in warnings)
+
+
 # -- files without a key frame in front
 
 
@@ -418,6 +458,22 @@ def test_rates_of_an_ntsc_pair_are_the_same_rate(tmp_path, rate, asked, suffix):
     assert len(said) == (rate != asked)
     result = encode_video(path, tmp_path / "a.safetensors", fps=asked, frames=5, short_side=16)
     assert float(result.metadata.fps) == pytest.approx(float(rate), rel=1e-5)
+
+
+def test_a_variable_rate_that_is_an_ntsc_rate_on_average_is_resampled(tmp_path):
+    """60 frames at 60 per second, a freeze, and 60 more: 30 per second on average."""
+    times = [i / 60 for i in range(60)] + [2.98 + i / 60 for i in range(60)]
+    path = clips.write(tmp_path / "a.mp4", numbered(120), times=times)
+    with pytest.raises(MovqError, match="is slower than 30 frames per second"):
+        shown(path, Selection(fps=30))
+    frames, _ = shown(path, Selection(fps=30, fps_repeat=True))
+    assert len(frames) == count_frames(path, Selection(fps=30, fps_repeat=True))
+    assert numbers(frames)[:30] == [i % 23 for i in range(0, 60, 2)]
+    assert set(numbers(frames)[30:59]) == {59 % 23}  # repeated: nearer than the next frame
+    assert set(numbers(frames)[61:90]) == {60 % 23}
+    assert numbers(frames)[90:] in ([i % 23 for i in range(60, 120, 2)], [i % 23 for i in range(61, 120, 2)])
+    frames, _ = shown(path, Selection(fps=30, duration=1))
+    assert len(frames) == 30
 
 
 def test_other_rates_are_resampled_as_before(tmp_path):

@@ -20,7 +20,7 @@ from ..errors import MovqError
 from .container import AVI, TIMELESS, Source, av_errors, packet_span, refuse_encrypted
 from .integrity import Totals, check_whole
 from .keyframes import Entry
-from .raw import avi_repeats
+from .raw import TransportPackets, avi_repeats
 from .selection import Shown
 from .stills import SEQUENCE, Grid
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.stream import VideoStream
 
-_CUTTABLE = ("mpegts", "mpeg")  # streams that are routinely cut at any point
+_TRANSPORT = "mpegts"
+_CUTTABLE = (_TRANSPORT, "mpeg")  # streams that are routinely cut at any point
 _REPEATING = (AVI, "ogg")  # have packets without bytes, which repeat the frame before
 
 
@@ -61,6 +62,7 @@ class Reading:
         self._prepared, self._explode, self._waiting = prepared, explode, wait_for_key and not source.picture
         self._timeline = Timeline(source, warn)
         self._demuxed = source.container.demux(source.stream)
+        self._carriers = TransportPackets(source.data, source.stream.id) if source.format == _TRANSPORT else None
         self._lost = 0  # packets in front of the first key frame
         self._wanted = 0  # packets that should give a frame each
 
@@ -109,6 +111,7 @@ class Reading:
                 packet = next(self._demuxed, None)
             if packet is None:
                 return
+            self._look_for_gaps(packet)
             if packet.size == 0 and packet.pts is None and packet.dts is None:  # the demuxer's last
                 if self._waiting and self._lost:
                     raise NoKeyError
@@ -130,6 +133,16 @@ class Reading:
             if self._source.picture:
                 yield _flush_like(packet)
                 return
+
+    def _look_for_gaps(self, packet: Packet[VideoStream]) -> None:
+        """Warn if packets of a transport stream are missing in front of this one, or in front of the file's end."""
+        carriers, at_end = self._carriers, packet.size == 0
+        if carriers is None:
+            return
+        if carriers.lost_until(self._source.data.size if at_end else packet.pos or 0):
+            self._warn("has lost or damaged packets: frames may be missing or damaged")
+        if at_end and carriers.open_ended:
+            self._warn("seems to end inside its last frame, which may be damaged")
 
     def _decode(self, packet: Packet[VideoStream], log: list[tuple[int, str, str]]) -> list[av.VideoFrame]:
         timeline = self._timeline

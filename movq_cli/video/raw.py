@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import BinaryIO, NamedTuple
 
+import numpy as np
+
 _MOST = 1 << 22  # boxes, pages, chunks or elements to look at in one file
 _BLOCK = 1 << 20
 
@@ -225,6 +227,97 @@ def avi_repeats(data: Bytes, stream: int) -> int | None:
             inside.append((at + 12, at + 8 + size))
         count += size == 0 and head[:4] in wanted
     return count
+
+
+# -- MPEG transport streams (ISO/IEC 13818-1, 2.4.3)
+
+_SYNC = 0x47
+_PACKETS = {188: 0, 192: 4, 204: 0}
+"""The sizes of packets in bytes: plain, with a time in front (M2TS), with check bytes behind; and where the head is."""
+_TABLES = 0  # the PID of the programme association table
+
+
+class TransportPackets:
+    """The packets of a transport stream that carry one elementary stream, read in the order of the file."""
+
+    def __init__(self, data: Bytes, pid: int) -> None:
+        self._data, self._pid = data, pid
+        self._count = self._table_count = 0  # the last continuity counters
+        self._last = b""  # the last packet
+        self._size = 0  # of a packet
+        self._at = self._synchronised(0)
+
+    def lost_until(self, stop: int) -> bool:
+        """Return True if packets between the last call's `stop` and this one are missing or marked as damaged."""
+        lost = False
+        stop = min(stop, self._data.size)
+        while self._size and self._at + self._size <= stop:
+            block = np.frombuffer(self._data.at(self._at, stop - self._at), np.uint8)
+            rows = block[: len(block) // self._size * self._size].reshape(-1, self._size)
+            packets = rows[:, _PACKETS[self._size] :]
+            stray = np.flatnonzero(packets[:, 0] != _SYNC)
+            if len(stray):
+                packets = packets[: stray[0]]
+            lost |= self._breaks(packets)
+            self._at += len(packets) * self._size
+            if len(stray):
+                lost, self._at = True, self._synchronised(self._at + 1)
+        return lost
+
+    def _breaks(self, packets: np.ndarray) -> bool:
+        """Return True if, in these packets (N, 188), one of the stream is marked as damaged, or its counter skips a number.
+
+        A counter may skip where that is announced, or where another recording begins, whose counters begin at 0.
+        """
+        pids = (packets[:, 1] & 0x1F).astype(int) << 8 | packets[:, 2]
+        counts = (packets[:, 3] & 15).astype(int)
+        places = np.flatnonzero((pids == self._pid) & (packets[:, 3] & 0x10 > 0))  # those with a payload
+        tables = np.flatnonzero(pids == _TABLES)
+        before = np.concatenate(
+            [[self._count if self._last else counts[places[0]] if len(places) else 0], counts[places]]
+        )[:-1]
+        lost, steps = False, (counts[places] - before) % 16
+        for i in places[(steps > 1) | (packets[places, 1] & 0x80 > 0)]:
+            _, flags, _, control, length, adaptation = packets[i, :6].tolist()
+            earlier = tables[tables < i]
+            table_count = counts[earlier[-1]] if len(earlier) else self._table_count
+            announced = control & 0x20 and length and adaptation & 0x80
+            begins = flags & 0x40 and counts[i] == table_count == 0
+            lost |= bool(flags & 0x80 or not (announced or begins))
+        if len(places):
+            self._count, self._last = int(counts[places[-1]]), packets[places[-1]].tobytes()
+        if len(tables):
+            self._table_count = int(counts[tables[-1]])
+        return lost
+
+    @property
+    def open_ended(self) -> bool:
+        """True if the last packet has no bytes to spare.
+
+        A frame fills its last packet exactly only once in 184 times: the file was probably cut inside a frame.
+        """
+        packet = self._last
+        if not packet:
+            return False
+        if not packet[3] & 0x20:
+            return True
+        needed = 1 if packet[4] else 0  # flags, and the fields that they announce
+        for flag, length in ((0x10, 6), (0x08, 6), (0x04, 1)):
+            needed += length if needed and packet[5] & flag else 0
+        if needed and packet[5] & 0x02:
+            needed += 1 + packet[5 + needed]
+        return packet[4] == needed
+
+    def _synchronised(self, start: int) -> int:
+        """Return where packets follow each other, at or after `start`, and note their size; the file's end if nowhere."""
+        for at in range(start, min(start + _BLOCK, self._data.size)):
+            block = self._data.at(at, 3 * max(_PACKETS))
+            for size, head in _PACKETS.items():
+                places = block[head::size][:3]
+                if len(places) == 3 and set(places) == {_SYNC}:
+                    self._size = size
+                    return at
+        return self._data.size
 
 
 # -- others

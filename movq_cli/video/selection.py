@@ -45,12 +45,14 @@ def select(
 ) -> Iterator[Shown[T]]:
     """Yield the frames of the selection, in order, taking no more of `shown` than needed.
 
-    `rate` is the video's, if it has one: a selection of the same rate takes its frames one by one. `passed` is called
-    for each frame taken. Raises MovqError if `fps` needs a frame twice and repeating is not allowed.
+    `rate` is the video's, if it has one: a selection of the same rate follows the video's clock, which takes the frames
+    of a constant rate one by one. `passed` is called for each frame taken. Raises MovqError if `fps` needs a frame twice
+    and repeating is not allowed.
     """
     kept = _span(shown, selection, passed)
-    if selection.fps is not None and not is_same_rate(selection.fps, rate):
-        kept = _nearest(kept, selection.fps, selection.fps_repeat)
+    if selection.fps is not None:
+        followed = rate if is_same_rate(selection.fps, rate) else None
+        kept = _nearest(kept, selection.fps, selection.fps_repeat, followed)
     if selection.every > 1:
         kept = _every(kept, selection.every)
     return islice(kept, selection.skip, None if selection.frames is None else selection.skip + selection.frames)
@@ -71,17 +73,20 @@ def _span(shown: Iterable[Shown[T]], selection: Selection, passed: Callable[[], 
             yield Shown(frame.index, frame.time, end, frame.payload)
 
 
-def _nearest(frames: Iterable[Shown[T]], fps: Fraction, repeat: bool) -> Iterator[Shown[T]]:
-    """Yield, for each k, the frame nearest to the first frame's time + k / fps; of two equally near, the earlier."""
-    k = 0
-    origin: Fraction | None = None
+def _nearest(frames: Iterable[Shown[T]], fps: Fraction, repeat: bool, followed: Fraction | None) -> Iterator[Shown[T]]:
+    """Yield the frame nearest to each time that is due; of two equally near, the earlier.
+
+    The first frame is due, and then one every 1 / fps. With a rate that is `followed`, it is that rate, and what is due
+    is counted from the last frame that was in time.
+    """
+    step, due = 1 / (followed or fps), Fraction(0)
     here: Shown[T] | None = None
     for following in frames:
-        if here is None or origin is None:
-            here, origin = following, following.time
+        if here is None:
+            here, due = following, following.time
             continue
         times = 0
-        while origin + k / fps <= (here.time + following.time) / 2:
+        while due <= (here.time + following.time) / 2:
             if times and not repeat:
                 gap = float(following.time - here.time)
                 raise MovqError(
@@ -89,15 +94,17 @@ def _nearest(frames: Iterable[Shown[T]], fps: Fraction, repeat: bool) -> Iterato
                     f"{gap:.3f} s apart ({1 / gap:.4g} frames per second); lower {option('fps')}, or repeat frames with "
                     f"{option('fps_repeat', True)}"
                 )
-            k, times = k + 1, times + 1
-            yield replace(here, end=origin + k / fps)
+            in_time = followed and not times and abs(here.time - due) <= step / 2
+            due = (here.time if in_time else due) + step
+            times += 1
+            yield replace(here, end=due)
         here = following
-    if here is None or origin is None:
+    if here is None:
         return
     times = 0
-    while origin + k / fps < here.end and (repeat or not times):
-        k, times = k + 1, times + 1
-        yield replace(here, end=min(here.end, origin + k / fps))
+    while due < here.end and (repeat or not times):
+        due, times = due + step, times + 1
+        yield replace(here, end=min(here.end, due))
 
 
 def _every(frames: Iterable[Shown[T]], step: int) -> Iterator[Shown[T]]:
