@@ -58,6 +58,7 @@ class VideoDescription:
     info: VideoInfo
     frames: int
     model: str
+    semantics: str
     latents_shape: tuple[int, int, int, int, int]
     frames_padded: int
 
@@ -67,27 +68,29 @@ class VideoDescription:
         return self.frames * self.info.shown_width * self.info.shown_height * 3
 
 
-def describe_video(path: str | os.PathLike[str], weights: str | None = None) -> VideoDescription:
+def describe_video(
+    path: str | os.PathLike[str], weights: str | None = None, max_pixels: int | None = None
+) -> VideoDescription:
     """Return what a video is, and the latents that these weights would make of it (default: the embedded ones).
 
-    The first frame is decoded; the others are counted if the header does not say how many there are. Raises MovqError
-    if the file is not a video or the weights are refused.
+    `max_pixels` is as in a Selection. The first frame is decoded; the others are counted if the header does not say how
+    many there are. Raises MovqError if the file is not a video or the weights are refused.
     """
     from .checkpoints.checkpoint import open_checkpoint
     from .codec import fit_tail
-    from .options import Picture
+    from .options import Picture, Selection
     from .video import count_frames, plan_geometry, probe
     from .video.geometry import Orientation
 
-    info = probe(path)
-    frames = info.frames_from_header or count_frames(path)
+    info = probe(path, max_pixels)
+    frames = info.frames_from_header or count_frames(path, Selection(max_pixels=max_pixels))
     checkpoint = open_checkpoint(weights)
     config = checkpoint.config
     shown = info.shown_width, info.shown_height
     geometry = plan_geometry(*shown, Fraction(1), Orientation(), Picture(), config.spatial_factor)
     padded, _ = fit_tail(frames, "pad", config.temporal_factor)
     shape = config.latent_shape(frames + padded, geometry.padded_height, geometry.padded_width)
-    return VideoDescription(info, frames, checkpoint.name, shape, padded)
+    return VideoDescription(info, frames, checkpoint.name, checkpoint.semantics, shape, padded)
 
 
 class BatchDescription(NamedTuple):

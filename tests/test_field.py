@@ -18,7 +18,8 @@ from PIL import Image
 
 from movq_cli import MovqError, Picture, Selection, encode_batch, encode_video, open_latents, read_frames
 from movq_cli.cli import run
-from movq_cli.video import count_frames, probe, raw, stills, survey
+from movq_cli.video import count_frames, decoding, probe, raw, stills, survey, transport
+from movq_cli.video.container import open_video
 
 from .helpers import clips, surgery
 from .helpers.surgery import insert_box, make_box, number, numbered
@@ -63,7 +64,7 @@ RIGHT = {
     "recorder_wall_clock.webm": ((64, 48), range(6), ""),
     "open_gop_cut.mp4": ((64, 48), [*range(12, 23), *range(13)], ""),
     "bad_sei.mp4": ((64, 48), range(12), ""),
-    "first_stream_empty.ts": ((64, 48), range(12), "stream 0 has no frames: stream 1 was taken"),
+    "first_stream_empty.ts": ((64, 48), range(12), "stream 0 was not recognised: stream 1 was taken"),
     "count_900.ivf": ((64, 48), range(12), ""),
     "theora_duplicates.ogv": ((64, 48), range(9), ""),
     "trailer.png": ((64, 48), [3], ""),
@@ -145,6 +146,27 @@ def test_tiles_that_are_missing_or_do_not_fit_are_refused(tmp_path):
     (tmp_path / "c.heic").write_bytes(data[:-40])
     with pytest.raises(MovqError):
         shown(tmp_path / "c.heic")
+
+
+def test_the_clean_aperture_of_tiles_is_cut_out(tmp_path):
+    """Its middle is 3 pixels left of the picture's and 5 above it."""
+    pieces = tiles()
+    clap = make_box(b"clap", struct.pack(">8i", 100, 1, 60, 1, -3, 1, -5, 1))
+    frames, _ = shown(surgery.heif(tmp_path / "a.heic", pieces, 3, (180, 100), [clap]))
+    whole = np.concatenate([np.concatenate(pieces[:3], axis=1), np.concatenate(pieces[3:], axis=1)])[:100, :180]
+    assert sizes(frames) == {(100, 60)}
+    assert abs(frames[0].image.astype(float) - whole[15:75, 37:137]).mean() < 6
+    beyond = make_box(b"clap", struct.pack(">8i", 100, 1, 60, 1, 90, 1, 0, 1))
+    with pytest.raises(MovqError, match="more is cut away than its picture has"):
+        shown(surgery.heif(tmp_path / "b.heic", pieces, 3, (180, 100), [beyond]))
+
+
+@pytest.mark.parametrize("kind", [b"iovl", b"iden"])
+def test_pictures_made_from_others_in_other_ways_are_refused_by_name(tmp_path, kind):
+    path = surgery.heif(tmp_path / "a.heic", tiles(), 3, (180, 100))
+    path.write_bytes(path.read_bytes().replace(b"grid", kind))
+    with pytest.raises(MovqError, match=rf"made from other pictures \({kind.decode()}\)"):
+        shown(path)
 
 
 def with_clap(folder, codec="libx264"):
@@ -257,6 +279,13 @@ def test_fragments_cut_inside_of_a_box_are_refused(tmp_path, codec):
                 shown(tmp_path / "cut.mp4")
 
 
+@pytest.mark.parametrize("behind", [b"\n", b"\xff" * 3, b"hello", bytes(6), b"words behind the last box", bytes(500)])
+def test_bytes_behind_the_last_box_of_fragments_do_not_count(tmp_path, behind):
+    path = fragmented(tmp_path / "a.mp4")
+    path.write_bytes(path.read_bytes() + behind)
+    assert len(shown(path)[0]) == 40
+
+
 def test_fragments_cut_between_are_refused_if_the_file_states_its_length(tmp_path):
     data = fragmented(tmp_path / "a.mp4").read_bytes()
     whole = insert_box(tmp_path / "a.mp4", b"mvex", make_box(b"mehd", bytes(4), struct.pack(">I", 1600)))
@@ -283,6 +312,19 @@ def test_an_ogg_of_vp8_is_refused_wherever_it_is_cut(tmp_path):
         (tmp_path / "cut.ogv").write_bytes(data[:cut])
         with pytest.raises(MovqError, match=r"cut off|damaged|cannot be decoded"):
             shown(tmp_path / "cut.ogv")
+
+
+def test_an_ogg_whose_sound_does_not_say_that_it_ends_is_whole(tmp_path):
+    path = clips.write(tmp_path / "a.ogv", numbered(30), codec="libvpx", options={"g": "5"})
+    data = path.read_bytes()
+    serial, pages = data[14:18], data.split(b"OggS")[1:]
+    sound = [b"OggS" + page[:10] + bytes(4) + page[14:] for page in pages]  # pages of a stream that libav cannot read
+    sound = [page[:5] + bytes([page[5] & ~4]) + page[6:] for page in sound[:2]]
+    assert serial != bytes(4)
+    bare = sound[0].replace(b"OVP80", b"sound")
+    (tmp_path / "b.ogv").write_bytes(b"OggS" + pages[0] + bare + b"".join(b"OggS" + page for page in pages[1:]))
+    with open(tmp_path / "b.ogv", "rb") as file:
+        assert raw.ogg_ends(raw.Bytes(file), 0)
 
 
 def test_a_transport_stream_cut_inside_a_frame_gives_the_frames_before(tmp_path):
@@ -566,6 +608,16 @@ def test_encryption_is_named(tmp_path):
             ask(path)
 
 
+def test_encryption_behind_a_clear_start_is_named():
+    """Such a file plays for a few seconds and then asks for a key."""
+    with open_video(str(FIELD / "encrypted.mp4")) as source:
+        packet = next(source.container.demux(source.stream))
+        timeline = decoding.Timeline(source, print)
+        timeline.index = 5
+        with pytest.raises(MovqError, match="is encrypted after 5 frames"):
+            timeline.count(packet)
+
+
 # -- still pictures
 
 
@@ -593,6 +645,15 @@ def test_jpegs_of_one_size_behind_another_are_a_video(tmp_path):
     assert warnings == ("has frames without times: taken as 25 frames per second",)
 
 
+@pytest.mark.parametrize(
+    "between", [bytes(7), b"\xff\xff\0", b"\r\n--frame\r\nContent-Type: image/jpeg\r\nContent-Length: 900\r\n\r\n"]
+)
+def test_jpegs_with_padding_or_words_of_http_between_are_a_video(tmp_path, between):
+    pictures = [jpeg(tmp_path / f"{i}.jpg", 64, 48).read_bytes() for i in range(3)]
+    (tmp_path / "a.mjpg").write_bytes(between.join(pictures))
+    assert len(shown(tmp_path / "a.mjpg")[0]) == count_frames(tmp_path / "a.mjpg") == 3
+
+
 def test_a_picture_above_the_limit_of_videos_is_taken_and_a_bomb_is_not(tmp_path, capsys):
     large = clips.still(tmp_path / "large.jpg", np.zeros((4400, 8400, 3), np.uint8), "mjpeg", "yuvj420p")
     frames, _ = shown(large, picture=Picture(short_side=44))
@@ -608,6 +669,10 @@ def test_a_picture_above_the_limit_of_videos_is_taken_and_a_bomb_is_not(tmp_path
     assert "--max-pixels 600000000 allows it" in capsys.readouterr().err
     with pytest.raises(MovqError, match=r"cannot be decoded|damaged|is not a video"):
         shown(bomb, Selection(max_pixels=600000000))
+    assert run(["info", str(bomb)]) == 1
+    assert "--max-pixels 600000000 allows it" in capsys.readouterr().err
+    assert run(["info", str(bomb), "--max-pixels", "600000000"]) == 1
+    assert "as a file made to fill memory" not in capsys.readouterr().err
 
 
 def test_a_picture_near_the_limit_and_one_that_is_allowed_are_taken(tmp_path):
@@ -671,6 +736,9 @@ def test_readers_of_bytes_end_whatever_the_bytes_are():
         raw.matroska_ends(read), raw.avi_repeats(read, 0)
         for ends in raw.ENDS.values():
             assert ends(read, 100) in (True, False)
+        carriers = transport.TransportPackets(read, 0x100)
+        assert carriers.lost_until(len(data)) in (True, False)
+        assert carriers.open_ended in (True, False)
         heif = stills.HeifItems(read)
         assert all(side < 1 << 32 for side in heif.size())
         with contextlib.suppress(MovqError):

@@ -21,8 +21,8 @@ INSIDE = {
         inline pool worker ray_engine engines pack summary orphans tars merge manifest item paths
     """,
     "video": """
-        __init__ reader child write pictures clock frames decoding counting keyframes integrity sidedata container stills raw
-        exif messages selection colour geometry info
+        __init__ reader child write pictures clock frames decoding counting keyframes integrity sidedata container stills
+        transport raw exif messages selection colour geometry info
     """,
     "checkpoints": "__init__ convert checkpoint locate layouts",
     "model": "__init__ encoder decoder blocks stages norms causal store convolution cost config",

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import MovqError
+from ..fields import changed
 from ..files import short
+from ..options import Selection
 from ..values import format_bytes
 from . import options as o
-from .show import compared, complain, duration, name_of, plural, shape, tail
+from .show import compared, complain, duration, name_of, odd_rows, plural, shape, tail
 
 if TYPE_CHECKING:
     from ..checkpoints.checkpoint import Checkpoint
@@ -36,6 +38,7 @@ def info(
     paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Latents, videos, weights, folders of latents.")],
     stats: Annotated[bool, typer.Option("--stats", help="Read the latents: mean, std, min, max per channel.")] = False,
     weights: o.Weights = None,
+    max_pixels: o.MaxPixels = None,
     as_json: o.Json = False,
 ) -> None:
     """Say what a file is: latents, a video (and the latents it would become), weights, or a folder of latents or of a batch.
@@ -43,9 +46,10 @@ def info(
     Weights may also be diffusers' or CogVideo's, a folder of them, or a model id in the Hugging Face cache.
     """
     described, failed = [], False
+    most = changed(Selection(), {"max_pixels": max_pixels} if max_pixels else {}).max_pixels
     for path in paths:
         try:
-            values, show = _describe(path, stats, weights)
+            values, show = _describe(path, stats, weights, most)
         except MovqError as error:
             complain(error)
             failed = True
@@ -65,7 +69,7 @@ def info(
 _Described = tuple[dict[str, Any], Callable[[], None]]
 
 
-def _describe(path: str, stats: bool, weights: str | None) -> _Described:
+def _describe(path: str, stats: bool, weights: str | None, max_pixels: int | None) -> _Described:
     """Return the values that --json prints for a path, and a function that prints them for people."""
     from ..describe import kind_of
 
@@ -73,7 +77,7 @@ def _describe(path: str, stats: bool, weights: str | None) -> _Described:
     if kind == "latents":
         return _latents(path, stats)
     if kind == "video":
-        return _video(path, weights)
+        return _video(path, weights, max_pixels)
     return {"weights": _weights, "batch": _batch, "folder": _folder}[kind](path)
 
 
@@ -225,10 +229,10 @@ def _show_folder(opened: list[Latents], values: dict[str, Any]) -> None:
     print(f"{plural(len(rows), 'file')}, {plural(values['frames'], 'frame')}, {format_bytes(values['bytes'])}")
 
 
-def _video(path: str, weights: str | None) -> _Described:
+def _video(path: str, weights: str | None, max_pixels: int | None) -> _Described:
     from ..describe import describe_video
 
-    video = describe_video(path, weights)
+    video = describe_video(path, weights, max_pixels)
     values = {
         "kind": "picture" if video.info.is_picture else "video",
         "path": path,
@@ -266,6 +270,7 @@ def _show_video(kind: str, path: str, video: VideoDescription) -> None:
             "latents": f"{shape(video.latents_shape)} by {video.model}",
             "": f"{format_bytes(latents)} in fp16 or bf16, twice that in fp32: {compared(latents, raw, 'raw RGB')}, "
             f"{compared(latents, v.bytes, 'the file')}",
+            "remark": odd_rows([video.latents_shape[3:]], video.semantics),
             "warnings": v.warnings,
         },
         title=path,

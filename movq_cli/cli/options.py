@@ -204,6 +204,7 @@ DryRun = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", rich_help_panel=RESULT, help="Hide progress and remarks.")]
 Json = Annotated[bool, typer.Option("--json", rich_help_panel=RESULT, help="Print JSON.")]
 Weights = Annotated[str | None, option_of("weights")]
+MaxPixels = Annotated[str | None, option_of("max_pixels")]
 Force = Annotated[bool, typer.Option("--force", rich_help_panel=RESULT, help="Overwrite the output.")]
 
 Command = Callable[..., Any]

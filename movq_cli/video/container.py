@@ -92,10 +92,10 @@ def packet_span(
     return time, time + (packet.duration * base if packet.duration else usual)
 
 
-def refuse_encrypted(packet: Packet[VideoStream]) -> None:
-    """Raise MovqError if a packet is encrypted (ISO/IEC 23001-7)."""
+def refuse_encrypted(packet: Packet[VideoStream], frames: int) -> None:
+    """Raise MovqError if a packet, in front of which there are so many frames, is encrypted (ISO/IEC 23001-7)."""
     if packet.has_sidedata("encryption_info"):
-        raise MovqError("is encrypted")
+        raise MovqError("is encrypted" + (f" after {frames} frames" if frames else ""))
 
 
 @contextmanager
@@ -208,7 +208,7 @@ def _choose_stream(
     chosen = next((s for s in good if s.codec_context.pix_fmt is not None), good[0])
     if chosen is good[0]:
         return chosen, ()
-    return chosen, (f"stream {good[0].index} has no frames: stream {chosen.index} was taken",)
+    return chosen, (f"stream {good[0].index} was not recognised: stream {chosen.index} was taken",)
 
 
 def stream_list(streams: Iterable[VideoStream]) -> str:

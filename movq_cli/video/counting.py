@@ -33,8 +33,7 @@ def count_frames(source: Source, selection: Selection, passed: Callable[[], None
         with av_errors("is damaged"):
             for packet in source.container.demux(source.stream):
                 passed()
-                if not spans:
-                    refuse_encrypted(packet)
+                refuse_encrypted(packet, len(spans))
                 if packet.is_keyframe and not some_key:
                     some_key = True
                     spans.clear()  # frames in front of the first key frame cannot be decoded

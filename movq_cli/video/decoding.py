@@ -20,9 +20,10 @@ from ..errors import MovqError
 from .container import AVI, TIMELESS, Source, av_errors, packet_span, refuse_encrypted
 from .integrity import Totals, check_whole
 from .keyframes import Entry
-from .raw import TransportPackets, avi_repeats
+from .raw import avi_repeats
 from .selection import Shown
 from .stills import SEQUENCE, Grid
+from .transport import TransportPackets
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -64,7 +65,7 @@ class Reading:
         self._demuxed = source.container.demux(source.stream)
         self._carriers = TransportPackets(source.data, source.stream.id) if source.format == _TRANSPORT else None
         self._lost = 0  # packets in front of the first key frame
-        self._wanted = 0  # packets that should give a frame each
+        self._wanted = set[Fraction]()  # the times of packets that should give a frame each
 
     def frames(self) -> Iterator[Shown[av.VideoFrame | None]]:
         """Yield the frames. Raises MovqError, HarmlessError and NoKeyError."""
@@ -79,9 +80,11 @@ class Reading:
                     yield from self._decoded(log)
         finally:
             av.logging.set_level(level)
-        if not self._explode and self._timeline.index < self._wanted:
-            raise MovqError(f"is damaged: {self._wanted} packets give only {self._timeline.index} frames")
-        check_whole(self._source, self._timeline.totals(), self._passed)
+        timeline = self._timeline
+        wanted = sum(time >= timeline.start for time in self._wanted)  # earlier ones refer to what is not in the file
+        if timeline.index < wanted:
+            raise MovqError(f"is damaged: packets for {wanted} frames give only {timeline.index}")
+        check_whole(self._source, timeline.totals(), self._passed)
 
     def _decoded(self, log: list[tuple[int, str, str]]) -> Iterator[Shown[av.VideoFrame | None]]:
         source, entry, timeline = self._source, self._entry, self._timeline
@@ -127,7 +130,8 @@ class Reading:
                 frames = "frame" if self._lost == 1 else f"{self._lost} frames"
                 self._warn(f"begins without a key frame: its first {frames} cannot be decoded and are left out")
             self._waiting = False
-            self._wanted += not packet.is_discard
+            if not self._explode and not packet.is_discard and (span := packet_span(packet, Fraction(0))) is not None:
+                self._wanted.add(span[0])
             timeline.expect(packet)
             yield packet
             if self._source.picture:
@@ -150,7 +154,6 @@ class Reading:
             try:
                 return self._source.codec.decode(self._prepared(packet) if packet.size else packet)
             except av.error.InvalidDataError:
-                refuse_encrypted(packet)
                 if timeline.cuttable and next((more for more in self._demuxed if more.size), None) is None:
                     self._warn("ends inside a frame, which is left out")
                     log.clear()
@@ -232,7 +235,8 @@ class Timeline:
     """Gives each decoded frame, in order, an index, a time and an end. Refuses damage and changes of size.
 
     `packets` is the number of packets with bytes read so far, `repeats` that of packets without, and `last_byte` is where
-    the last of them ends in the file. `index` is that of the next frame, `end` that of the last one. A stream that is
+    the last of them ends in the file. `index` is that of the next frame, `start` the time of the first,
+    `end` the end of the last one. A stream that is
     `cuttable` may be cut at any point.
     """
 
@@ -244,7 +248,7 @@ class Timeline:
         self._aspect: Fraction | None = None
         self.rate = source.rate
         self.packets = self.repeats = self.last_byte = self.index = 0
-        self.end = self.repeated_until = Fraction(0)
+        self.start = self.end = self.repeated_until = Fraction(0)
         self._places = deque[Fraction | None]()  # the times of packets of an AVI, whose frames have none
         self._last: Fraction | None = None  # time of the last frame
         self._entered: Fraction | None = None  # time of the entry, until its frame is placed
@@ -253,14 +257,13 @@ class Timeline:
             warn(f"has frames without times: taken as {float(self.rate):g} frames per second")
 
     def count(self, packet: Packet[VideoStream]) -> None:
-        """Count a packet. Raises MovqError if it is damaged, unless the stream is `cuttable`, or if the first is encrypted."""
+        """Count a packet. Raises MovqError if it is damaged, unless the stream is `cuttable`, or encrypted."""
         self.packets += packet.size > 0
         self.repeats += packet.size == 0
         self.last_byte = max(self.last_byte, (packet.pos or 0) + packet.size)
         if packet.size == 0 and (span := packet_span(packet, 1 / self.rate)) is not None:
             self.repeated_until = max(self.repeated_until, span[1])
-        if self.packets == 1:
-            refuse_encrypted(packet)
+        refuse_encrypted(packet, self.index)
         if packet.is_corrupt and not self.cuttable:
             raise MovqError(f"is cut off or damaged after {self.index} frames")
 
@@ -293,6 +296,8 @@ class Timeline:
         self._entered = None
         if self._last is not None and time <= self._last:
             self._warn(f"has frame times that do not grow, first at frame {self.index}")
+        if self.index == 0:
+            self.start = time
         self._last, self.end = time, time + (frame.duration * base if frame.duration else 1 / self.rate)
         self.index += 1
         return Shown(self.index - 1, time, self.end, frame)
@@ -331,7 +336,7 @@ def _put_together(tiles: list[av.VideoFrame], grid: Grid) -> av.VideoFrame:
     graph = Graph()
     graph.threads = 1
     end = graph.add("buffersink")
-    crop = graph.add("crop", f"{grid.width}:{grid.height}:0:0:exact=1")
+    crop = graph.add("crop", f"{grid.width}:{grid.height}:{grid.left}:{grid.top}:exact=1")
     if len(tiles) > 1:
         stack = graph.add("xstack", f"inputs={len(tiles)}:layout={places}")
         stack.link_to(crop)

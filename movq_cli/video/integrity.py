@@ -52,6 +52,7 @@ def check_whole(source: Source, read: Totals, passed: Callable[[], None]) -> Non
     """
     if source.picture:
         return
+    source.data.passed = passed
     expected = stated_frames(source) or 0
     there = read.packets + read.repeats
     if there < expected and (there := _all_packets(source, read, passed)) < expected:

@@ -11,25 +11,29 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import BinaryIO, NamedTuple
 
-import numpy as np
-
 _MOST = 1 << 22  # boxes, pages, chunks or elements to look at in one file
-_BLOCK = 1 << 20
+BLOCK = 1 << 20
+"""The most bytes of one read."""
 
 
 class Bytes:
-    """The bytes of an open file, or of one in memory, by position. Reads past the end give fewer bytes."""
+    """The bytes of an open file, or of one in memory, by position. Reads past the end give fewer bytes.
+
+    `passed` is called at each read, as a sign of life.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
+        self.passed: Callable[[], None] = lambda: None
         self._file = file
         self.size = file.seek(0, os.SEEK_END)
 
     def at(self, start: int, count: int) -> bytes:
-        """Return up to `count` bytes from `start`; at most 1 MB."""
+        """Return up to `count` bytes from `start`; at most BLOCK."""
         if not 0 <= start < self.size:
             return b""
         self._file.seek(start)
-        return self._file.read(min(count, _BLOCK))
+        self.passed()
+        return self._file.read(max(0, min(count, BLOCK)))
 
     def number(self, start: int, count: int) -> int:
         """Return the big-endian number in `count` bytes from `start`; missing bytes count as zeros."""
@@ -39,11 +43,11 @@ class Bytes:
         """Return the first position of `words` at or after `start`; -1 if they do not occur."""
         overlap = len(words) - 1
         while start < self.size:
-            block = self.at(start, _BLOCK)
+            block = self.at(start, BLOCK)
             place = block.find(words)
             if place >= 0:
                 return start + place
-            if len(block) < _BLOCK:
+            if len(block) < BLOCK:
                 break
             start += len(block) - overlap
         return -1
@@ -95,13 +99,26 @@ def is_fragmented(data: Bytes) -> bool:
     return box(data, "moov/mvex") is not None
 
 
+_FRAGMENT_BOXES = b"styp sidx ssix prft emsg moof mdat imda uuid free skip mfra".split()
+
+
 def fragments_end(data: Bytes) -> bool:
     """Return True if all fragments of an MP4 are there: the last box, and those that segment indexes refer to."""
     last = None
-    for last in boxes(data):
-        if last.name == b"sidx" and _indexed_end(data, last) > data.size:
+    for one in boxes(data):
+        if one.end > data.size and not _begins_a_fragment(data.at(one.start, 8)):
+            break  # bytes behind the last box
+        if one.name == b"sidx" and _indexed_end(data, one) > data.size:
             return False
+        last = one
     return last is None or (last.end <= data.size and last.name != b"moof")
+
+
+def _begins_a_fragment(head: bytes) -> bool:
+    """Return True if these are the first bytes of a box that belongs to fragments, as far as so few can tell."""
+    if len(head) <= 4:
+        return head[0] == 0  # as in a length
+    return any(name.startswith(head[4:]) for name in _FRAGMENT_BOXES)
 
 
 def _indexed_end(data: Bytes, sidx: Part) -> int:
@@ -110,7 +127,7 @@ def _indexed_end(data: Bytes, sidx: Part) -> int:
     at = sidx.body + (20 if version == 0 else 28)
     count = data.number(at + 2, 2)
     first = data.number(at - 4, 4) if version == 0 else data.number(at - 8, 8)
-    references = data.at(at + 4, 12 * count)
+    references = data.at(at + 4, min(12 * count, sidx.end - at - 4))
     sizes = (int.from_bytes(references[i : i + 4]) & 0x7FFFFFFF for i in range(0, len(references), 12))
     return sidx.end + first + sum(sizes)
 
@@ -180,11 +197,17 @@ def _is_sound(data: Bytes, start: int, stop: int, in_cluster: bool = False) -> b
 # -- Ogg (RFC 3533)
 
 _END_OF_STREAM = 4
+_OGG_VIDEO = (b"\x80theora", b"OVP80", b"BBCD", b"\x01video")
+"""How the first packets of Theora, VP8, Dirac and of OGM's video begin."""
 
 
 def ogg_ends(data: Bytes, last: int) -> bool:
-    """Return True if the last page is complete, and each logical stream has said that it ends."""
+    """Return True if the last page is complete, and each stream of video has said that it ends.
+
+    If none is recognised, each stream must have.
+    """
     ended: dict[bytes, bool] = {}
+    video: set[bytes] = set()
     at = 0
     for _ in range(_MOST):
         head = data.at(at, 27)
@@ -197,9 +220,12 @@ def ogg_ends(data: Bytes, last: int) -> bool:
         after = at + 27 + len(table) + sum(table)
         if len(head) < 27 or len(table) < head[26] or after > data.size:
             return False
-        ended[head[14:18]] = bool(head[5] & _END_OF_STREAM)
+        serial = head[14:18]
+        if serial not in ended and data.at(at + 27 + len(table), 8).startswith(_OGG_VIDEO):
+            video.add(serial)
+        ended[serial] = bool(head[5] & _END_OF_STREAM)
         at = after
-    return bool(ended) and all(ended.values())
+    return bool(ended) and all(ended[serial] for serial in video or ended)
 
 
 # -- AVI
@@ -229,97 +255,6 @@ def avi_repeats(data: Bytes, stream: int) -> int | None:
     return count
 
 
-# -- MPEG transport streams (ISO/IEC 13818-1, 2.4.3)
-
-_SYNC = 0x47
-_PACKETS = {188: 0, 192: 4, 204: 0}
-"""The sizes of packets in bytes: plain, with a time in front (M2TS), with check bytes behind; and where the head is."""
-_TABLES = 0  # the PID of the programme association table
-
-
-class TransportPackets:
-    """The packets of a transport stream that carry one elementary stream, read in the order of the file."""
-
-    def __init__(self, data: Bytes, pid: int) -> None:
-        self._data, self._pid = data, pid
-        self._count = self._table_count = 0  # the last continuity counters
-        self._last = b""  # the last packet
-        self._size = 0  # of a packet
-        self._at = self._synchronised(0)
-
-    def lost_until(self, stop: int) -> bool:
-        """Return True if packets between the last call's `stop` and this one are missing or marked as damaged."""
-        lost = False
-        stop = min(stop, self._data.size)
-        while self._size and self._at + self._size <= stop:
-            block = np.frombuffer(self._data.at(self._at, stop - self._at), np.uint8)
-            rows = block[: len(block) // self._size * self._size].reshape(-1, self._size)
-            packets = rows[:, _PACKETS[self._size] :]
-            stray = np.flatnonzero(packets[:, 0] != _SYNC)
-            if len(stray):
-                packets = packets[: stray[0]]
-            lost |= self._breaks(packets)
-            self._at += len(packets) * self._size
-            if len(stray):
-                lost, self._at = True, self._synchronised(self._at + 1)
-        return lost
-
-    def _breaks(self, packets: np.ndarray) -> bool:
-        """Return True if, in these packets (N, 188), one of the stream is marked as damaged, or its counter skips a number.
-
-        A counter may skip where that is announced, or where another recording begins, whose counters begin at 0.
-        """
-        pids = (packets[:, 1] & 0x1F).astype(int) << 8 | packets[:, 2]
-        counts = (packets[:, 3] & 15).astype(int)
-        places = np.flatnonzero((pids == self._pid) & (packets[:, 3] & 0x10 > 0))  # those with a payload
-        tables = np.flatnonzero(pids == _TABLES)
-        before = np.concatenate(
-            [[self._count if self._last else counts[places[0]] if len(places) else 0], counts[places]]
-        )[:-1]
-        lost, steps = False, (counts[places] - before) % 16
-        for i in places[(steps > 1) | (packets[places, 1] & 0x80 > 0)]:
-            _, flags, _, control, length, adaptation = packets[i, :6].tolist()
-            earlier = tables[tables < i]
-            table_count = counts[earlier[-1]] if len(earlier) else self._table_count
-            announced = control & 0x20 and length and adaptation & 0x80
-            begins = flags & 0x40 and counts[i] == table_count == 0
-            lost |= bool(flags & 0x80 or not (announced or begins))
-        if len(places):
-            self._count, self._last = int(counts[places[-1]]), packets[places[-1]].tobytes()
-        if len(tables):
-            self._table_count = int(counts[tables[-1]])
-        return lost
-
-    @property
-    def open_ended(self) -> bool:
-        """True if the last packet has no bytes to spare.
-
-        A frame fills its last packet exactly only once in 184 times: the file was probably cut inside a frame.
-        """
-        packet = self._last
-        if not packet:
-            return False
-        if not packet[3] & 0x20:
-            return True
-        needed = 1 if packet[4] else 0  # flags, and the fields that they announce
-        for flag, length in ((0x10, 6), (0x08, 6), (0x04, 1)):
-            needed += length if needed and packet[5] & flag else 0
-        if needed and packet[5] & 0x02:
-            needed += 1 + packet[5 + needed]
-        return packet[4] == needed
-
-    def _synchronised(self, start: int) -> int:
-        """Return where packets follow each other, at or after `start`, and note their size; the file's end if nowhere."""
-        for at in range(start, min(start + _BLOCK, self._data.size)):
-            block = self._data.at(at, 3 * max(_PACKETS))
-            for size, head in _PACKETS.items():
-                places = block[head::size][:3]
-                if len(places) == 3 and set(places) == {_SYNC}:
-                    self._size = size
-                    return at
-        return self._data.size
-
-
 # -- others
 
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
@@ -333,20 +268,20 @@ _IVF_HEAD = 12  # bytes in front of a frame; libav gives their position
 
 def gif_ends(data: Bytes, last: int) -> bool:
     """Return True if a GIF's blocks of sub-blocks end with a semicolon (GIF89a, 15 to 27). Later bytes do not count."""
-    at = 13 + _colour_table(data.number(10, 1))
+    at, in_block = 13 + _colour_table(data.number(10, 1)), False
     for _ in range(_MOST):
-        kind = data.at(at, 1)
+        byte = data.at(at, 1)
         at += 1
-        if kind == b";":
+        if in_block:
+            at += int.from_bytes(byte)
+            in_block = byte not in (b"\0", b"")
+        elif byte == b";":
             return True
-        if kind == b",":
-            at += 9 + _colour_table(data.number(at + 8, 1))
-        elif kind != b"!":
+        elif byte in (b",", b"!"):
+            at += 1 + (9 + _colour_table(data.number(at + 8, 1)) if byte == b"," else 0)
+            in_block = True
+        else:
             return False
-        at += 1
-        while size := data.number(at, 1):
-            at += 1 + size
-        at += 1
     return False
 
 

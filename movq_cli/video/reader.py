@@ -178,9 +178,12 @@ def warm_decoders() -> None:
     _decoders.warm()
 
 
-def probe(path: str | os.PathLike[str]) -> VideoInfo:
-    """Return the properties of a video. Decodes its first frame. Raises MovqError if it has none."""
-    return from_values(VideoInfo, _ask(path, "probe", Selection())["info"])
+def probe(path: str | os.PathLike[str], max_pixels: int | None = None) -> VideoInfo:
+    """Return the properties of a video. Decodes its first frame. Raises MovqError if it has none.
+
+    `max_pixels` is as in a Selection.
+    """
+    return from_values(VideoInfo, _ask(path, "probe", Selection(max_pixels=max_pixels))["info"])
 
 
 def count_frames(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 from ..errors import MovqError
@@ -17,6 +18,7 @@ from .raw import Bytes, Part, box, boxes
 SEQUENCE = "mjpeg"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8"
+_MOST_BETWEEN = 1 << 16  # bytes between two JPEGs of a sequence
 _MOST_PARTS = 1 << 16
 _MOST_TILES = 1 << 12
 _HEIF_IMAGES = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"avif")
@@ -37,10 +39,12 @@ class Still:
 
 @dataclass(frozen=True)
 class Grid:
-    """A picture in tiles: their item ids, row by row, its size, and how it is turned."""
+    """A picture in tiles: their item ids, row by row, the part of it that is shown, and how that is turned."""
 
     columns: int
     tiles: tuple[int, ...]
+    left: int
+    top: int
     width: int
     height: int
     orientation: Orientation
@@ -69,13 +73,17 @@ def read_still(data: Bytes) -> Still | None:
 
 
 def _is_jpeg_sequence(data: Bytes) -> bool:
-    """Return True if the file is a JPEG with another of the same size right behind it.
+    """Return True if the file is a JPEG with another of the same size behind it.
 
-    Pictures with a gain map or a preview behind them have one of another size, or an index of them (MPF, CIPA DC-007).
+    Between them may be padding, or the words that cameras send over HTTP. Pictures with a gain map or a preview behind
+    them have one of another size, or an index of them (MPF, CIPA DC-007).
     """
     width, height, pixels, several = _jpeg_size(data, 0)
-    following = data.find(b"\xff\xd9" + _JPEG + b"\xff", pixels) if pixels and not several else -1
-    return following >= 0 and _jpeg_size(data, following + 2)[:2] == (width, height)
+    end = data.find(b"\xff\xd9", pixels) if pixels and not several else -1
+    between, found, _ = data.at(end + 2, _MOST_BETWEEN).partition(_JPEG + b"\xff")
+    if end < 0 or not found or (between.strip(b"\0\xff") and b"image/jpeg" not in between):
+        return False
+    return _jpeg_size(data, end + 2 + len(between))[:2] == (width, height)
 
 
 def _jpeg_size(data: Bytes, start: int) -> tuple[int, int, int, bool]:
@@ -161,6 +169,9 @@ class HeifItems:
         tiles = self._tiles(item)
         if not tiles:
             return None
+        kind = self._kind(item)
+        if kind != "grid":
+            raise MovqError(f"is made from other pictures ({kind}), which movq cannot do; convert it to JPEG or PNG")
         at = self._place(item)
         head = self._data.at(at, 12) if at is not None else b""
         if len(head) < 8 or (head[1] & 1 and len(head) < 12):
@@ -169,7 +180,33 @@ class HeifItems:
         width, height = struct.unpack(">II", head[4:12]) if head[1] & 1 else struct.unpack(">HH", head[4:8])
         if rows * columns != len(tiles) or not width or not height:
             raise MovqError("is a picture in tiles that do not fit together")
-        return Grid(columns, tiles, width, height, self._orientation(item))
+        return Grid(columns, tiles, *self._shown_part(item, width, height), self._orientation(item))
+
+    def _kind(self, item: int) -> str:
+        """Return the four letters that say what an item is; "" if it is not described."""
+        iinf = self._inside.get(b"iinf")
+        if iinf is None:
+            return ""
+        data, start = self._data, iinf.body + (6 if self._data.number(iinf.body, 1) == 0 else 8)
+        for infe in boxes(data, start, iinf.end):
+            wide = {2: 2, 3: 4}.get(data.number(infe.body, 1), 0)
+            if infe.name == b"infe" and wide and data.number(infe.body + 4, wide) == item:
+                return data.at(infe.body + 6 + wide, 4).decode("latin-1")
+        return ""
+
+    def _shown_part(self, item: int, width: int, height: int) -> tuple[int, int, int, int]:
+        """Return left, top, width and height of an item's clean aperture (clap); the whole picture if it has none."""
+        for name, part in self._properties(item):
+            if name == b"clap":
+                numbers = struct.unpack(">8i", self._data.at(part.body, 32).ljust(32, b"\0"))
+                if min(numbers[1::2]) < 1:
+                    break
+                w, h, right, down = (Fraction(*numbers[i : i + 2]) for i in range(0, 8, 2))
+                left, top = round((width - w) / 2 + right), round((height - h) / 2 + down)
+                if left < 0 or top < 0 or w < 1 or h < 1 or left + round(w) > width or top + round(h) > height:
+                    raise MovqError("says that more is cut away than its picture has")
+                return left, top, round(w), round(h)
+        return 0, 0, width, height
 
     def _tiles(self, item: int) -> tuple[int, ...]:
         """Return the ids of the items that an item is derived from."""
