@@ -27,14 +27,9 @@ from .headers import Header, parse_header
 from .metadata import FORMAT, FORMAT_VERSION
 from .options import STORE_DTYPES
 from .posterior import draw_from
+from .targets import TARGETS
 
-SCALES = {
-    "cogvideox-2b": 1.15258426,
-    "cogvideox-5b": 0.7,
-    "cogvideox-5b-i2v": 0.7,
-    "cogvideox1.5-5b": 0.7,
-    "cogvideox1.5-5b-i2v": 0.7,
-}
+SCALES = {name: target.scaling_factor for name, target in TARGETS.items()}
 """The factors by which diffusion models multiply latents (their VAE's scaling_factor). The VAE itself is the same."""
 
 _EXAMPLE = "cogvideox-5b"

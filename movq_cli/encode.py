@@ -22,6 +22,7 @@ from .fields import changed, options_of
 from .files import FileIdentity, require_file, sha256_file
 from .options import EncodeOptions
 from .plan import open_weights
+from .targets import prepared
 from .threads import in_background
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class VideoEncoder:
     decoder_threads: int | None = None
 
     def __init__(self, options: EncodeOptions) -> None:
-        self.options = options
+        self.options = options = prepared(options)
         with python_warnings.catch_warnings(record=True) as caught:
             python_warnings.simplefilter("always", MovqWarning)
             self.checkpoint = open_weights(options)

@@ -315,7 +315,11 @@ class Encoding:
             "values": "x / 127.5 - 1",
             "source_bytes": info.bytes,
             "warnings": list(warnings),
-        } | ({"partial": True} if reader.partial else {})
+        }
+        if reader.partial:
+            preprocessing["partial"] = True
+        if options.target is not None:
+            preprocessing["prepared_for"] = options.target
         return Metadata(
             representation=options.save if config.double_z else "mean",
             seed=options.seed if options.save == "sample" else None,
@@ -325,7 +329,9 @@ class Encoding:
             config=json.loads(config.to_json()),
             weights_digest=self.by.weights_digest.result(),
             weights_licence=said.get("licence", ""),
-            scaling_factor=said.get("scaling_factor", ""),
+            scaling_factor=said.get("scaling_factor", "")
+            if options.scaling_factor is None
+            else f"{options.scaling_factor:.10g}",
             shift_factor=said.get("shift_factor", ""),
             invert_scale_latents=said.get("invert_scale_latents", ""),
             temporal_factor=config.temporal_factor,

@@ -15,7 +15,7 @@ from numbers import Real
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from .errors import MovqUsageError
-from .values import Bucket, Pick, Shard, parse_bytes, parse_seconds
+from .values import Bucket, Pick, Shard, Size, parse_bytes, parse_seconds
 
 T = TypeVar("T")
 
@@ -41,6 +41,7 @@ READERS: Mapping[str, Callable[[str], Any]] = {
     "store_dtype": lambda text: _TORCH_NAMES.get(text, text),
     "buckets": Bucket.parse,
     "pick": Pick.parse,
+    "sizes": Size.parse,
     "shard": Shard.parse,
 }
 """The reader of an option's text, if that is more than a name, a path or a number."""

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from .errors import MovqUsageError, option
 from .fields import options_of, read_fields
-from .values import Bucket, Pick, Shard
+from .values import Bucket, Pick, Shard, Size
 
 SEMANTICS = ("auto", "whole", "diffusers")
 """Ways to run weights whose norms span frames; weights with norms per frame have one way, "frame"."""
@@ -84,13 +84,15 @@ class Selection:
 class Picture:
     """The size that is asked for, in pixels.
 
-    One of `height`, `width` and `short_side` keeps the aspect; height and width together go with `fit`. Pictures are
-    padded to a `multiple` in height and width (None: the factor of the weights).
+    One of `height`, `width` and `short_side` keeps the aspect; height and width together go with `fit`. Of several
+    `sizes`, a picture gets the one nearest to its shape. Pictures are padded to a `multiple` in height and width (None:
+    the factor of the weights).
     """
 
     height: int | None = None
     width: int | None = None
     short_side: int | None = None
+    sizes: tuple[Size, ...] = ()
     fit: str = "cover"
     upscale: bool = False
     multiple: int | None = None
@@ -99,6 +101,10 @@ class Picture:
         read_fields(self)
         if self.short_side is not None and (self.height or self.width):
             raise MovqUsageError(f"goes without {option('height')} and {option('width')}", option="short_side")
+        if self.sizes and (self.height or self.width or self.short_side):
+            raise MovqUsageError(
+                f"goes without {option('height')}, {option('width')} and {option('short_side')}", option="sizes"
+            )
         one_of("fit", self.fit, FITS)
         for name in ("height", "width", "short_side", "multiple"):
             value = getattr(self, name)
@@ -152,7 +158,8 @@ class EncodeOptions(ModelOptions):
 
     `short`: a video with fewer frames than `selection.frames` is encoded with a warning ("encode"), padded to that
     length by repeating its last frame ("pad"), or refused with MovqTooShortError ("refuse"). `seed` is for draws: save
-    "sample", and a batch's pick "random".
+    "sample", and a batch's pick "random". `target` is the diffusion model to prepare for, a name in targets.py, which
+    sets what other options leave open. `scaling_factor` is recorded instead of the weights', and never applied.
     """
 
     selection: Selection = Selection()
@@ -161,6 +168,8 @@ class EncodeOptions(ModelOptions):
     save: str = "moments"
     seed: int = 0
     store_dtype: str = "auto"
+    target: str | None = None
+    scaling_factor: float | None = None
     short: str = "encode"
     force: bool = False
 
@@ -170,6 +179,8 @@ class EncodeOptions(ModelOptions):
         one_of("save", self.save, REPRESENTATIONS)
         one_of("store_dtype", self.store_dtype, ("auto", *STORE_DTYPES))
         one_of("short", self.short, SHORT)
+        if self.scaling_factor is not None and self.scaling_factor <= 0:
+            raise MovqUsageError(f"must be above 0, got {self.scaling_factor:g}", option="scaling_factor")
 
     def flat(self) -> dict[str, Any]:
         """Return all options by name, including those of the selection and the picture, as values for JSON."""

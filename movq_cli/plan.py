@@ -24,6 +24,7 @@ from .model.config import AutoencoderConfig
 from .model.cost import default_chunk_frames, encode_cost
 from .options import EncodeOptions, Selection
 from .schedule import WHOLE_WINDOW, ChunkSchedule
+from .targets import prepared
 from .video import AHEAD_BYTES, FrameReader, Geometry, VideoInfo, count_frames, read_frames
 from .video.geometry import round_up, smaller_pictures
 
@@ -70,7 +71,7 @@ def plan_encode(source: str | os.PathLike[str], options: EncodeOptions | None = 
 
     Raises MovqError and MovqUsageError as `encode_video` would before its first chunk.
     """
-    options = options_of(EncodeOptions, options, overrides)
+    options = prepared(options_of(EncodeOptions, options, overrides))
     checkpoint = open_weights(options)
     with about(checkpoint.path):
         require_fit(checkpoint.config, {name: entry.shape for name, entry in checkpoint.tensors.items()})
@@ -198,7 +199,7 @@ def _task(
 ) -> Task:
     """Return the memory needs of an encoding. `whole` is its schedule with each window in one chunk."""
     config, picture = checkpoint.config, options.picture
-    boxed = picture.width is not None or picture.height is not None
+    boxed = bool(picture.sizes) or picture.width is not None or picture.height is not None
     multiple = picture.padding(config.spatial_factor)
 
     def longest(chunk: int) -> int:

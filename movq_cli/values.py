@@ -148,6 +148,25 @@ class Bucket:
 
 
 @dataclass(frozen=True)
+class Size:
+    """The size of a picture in pixels."""
+
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+    @classmethod
+    def parse(cls, text: str) -> Size:
+        """Read HxW. Raises MovqUsageError."""
+        parts = text.lower().split("x")
+        if len(parts) != 2 or not all(re.fullmatch(r"[1-9]\d{0,6}", part) for part in parts):
+            raise MovqUsageError(f"must be HEIGHTxWIDTH like 480x720, got {text!r}")
+        return cls(*map(int, parts))
+
+
+@dataclass(frozen=True)
 class Pick:
     """The rule by which spans are placed in a video.
 

@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).parents[1] / "movq_cli"
 # Each may import from those after it; rooms also import from themselves.
 _ROOMS = """
     __main__ cli dataset describe batch evaluate decode encode encoding plan budget codec schedule transfers posterior device
-    video latents metadata checkpoints model headers options fields values files difference metrics forks processes threads
+    video latents metadata checkpoints model headers targets options fields values files difference metrics forks processes threads
     records errors _lazy _version
 """
 ROOMS = _ROOMS.split()

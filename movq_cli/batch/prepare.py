@@ -19,6 +19,7 @@ from ..files import os_reason, sweep
 from ..model.config import AutoencoderConfig
 from ..options import PRECISIONS, BatchOptions, EncodeOptions, batch_options
 from ..plan import open_weights
+from ..targets import prepared_batch
 from .cut import check_cut, cut_item, cut_to_dict, in_order, is_cut
 from .discover import Found, find_items
 from .engines import require_ray
@@ -70,7 +71,7 @@ def prepare(
 
     Raises MovqError if sources, weights or the output folder are refused, and MovqUsageError if options are not valid.
     """
-    options, batch = batch_options(options, batch, overrides)
+    options, batch = prepared_batch(*batch_options(options, batch, overrides))
     folder = os.fspath(output)
     if batch.engine == "ray":
         require_ray()

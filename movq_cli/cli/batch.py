@@ -13,9 +13,21 @@ import typer
 
 from ..errors import MovqUsageError, option
 from ..options import BatchOptions, EncodeOptions
+from ..targets import prepared_batch
 from ..values import format_bytes
 from . import options as o
-from .show import LEAST_PART, compared, complain, duration, name_of, odd_rows, plural, say_whose_weights, tail
+from .show import (
+    LEAST_PART,
+    compared,
+    complain,
+    duration,
+    name_of,
+    odd_rows,
+    plural,
+    say_target,
+    say_whose_weights,
+    tail,
+)
 
 if TYPE_CHECKING:
     from ..batch import BatchPlan, BatchResult, Found, Item, Line, Summary
@@ -99,6 +111,9 @@ def batch_encode(
         )
         return
     folder = _checked(sources, output, batch, verbose and not dry_run)
+    options, batch = prepared_batch(options, batch)
+    if not quiet:
+        say_target(options, batch.buckets)
     allowed = _allowed(max_failures)
     if dry_run:
         _print_plan(plan_batch(sources or [], folder, options, batch), folder, quiet, verbose)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..options import EncodeOptions
+from ..targets import prepared
 from ..values import format_bytes
 from . import options as o
 from .paths import latents_output, video_input
@@ -20,6 +21,7 @@ from .show import (
     odd_rows,
     plural,
     progress_bar,
+    say_target,
     say_whose_weights,
     shape,
     tail,
@@ -63,7 +65,9 @@ def encode(
     from ..plan import plan_encode
 
     source = video_input(sources)
-    output = latents_output(source, output)
+    output, options = latents_output(source, output), prepared(options)
+    if not quiet:
+        say_target(options)
     if dry_run:
         refuse_inputs(output, source)
         with WholeFile(output, force=options.force):

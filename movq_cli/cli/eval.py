@@ -27,7 +27,7 @@ EXAMPLES = o.examples(
 )
 
 
-@o.takes(options=EncodeOptions, without=("save", "seed", "force"))
+@o.takes(options=EncodeOptions, without=("save", "seed", "force", "target", "scaling_factor"))
 def evaluate(
     sources: Annotated[list[str], typer.Argument(metavar="VIDEO", help="Videos, and folders of them.")],
     options: EncodeOptions,

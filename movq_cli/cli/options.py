@@ -24,6 +24,7 @@ from ..options import (
     STORE_DTYPES,
     TAILS,
 )
+from ..targets import TARGETS
 
 FRAMES, PICTURE, MODEL = "Frames, in this order", "Picture", "Model"
 ITEMS, RESULT, OUTPUT = "Items", "Result", "Files or tars"
@@ -45,6 +46,15 @@ def _choices(values: Iterable[str]) -> str:
 
 
 WORDS: Mapping[str, Words] = {
+    "target": Words(
+        MODEL,
+        "Prepare for this diffusion model: sets weights, frames, rate, sizes, data type and scaling factor, where no other "
+        "option does.",
+        _choices(TARGETS),
+    ),
+    "scaling_factor": Words(
+        MODEL, "The scaling factor to record; it is never applied. (default: that of --for, or of the weights)", "F"
+    ),
     "weights": Words(
         MODEL,
         "Weights: a file or vae folder of movq, diffusers or CogVideo, or a model id in the Hugging Face cache. "
@@ -173,8 +183,8 @@ WORDS: Mapping[str, Words] = {
 _ALIASES = {"tar_size": ("--shard-size",)}
 """Other flags of an option: WebDataset calls a tar a shard."""
 
-WITHOUT_FLAG = {"skip", "EncodeOptions.short"}
-"""Fields without a flag, because a batch sets them when it cuts items out of videos."""
+WITHOUT_FLAG = {"skip", "EncodeOptions.short", "sizes"}
+"""Fields without a flag: a batch sets them when it cuts items out of videos, or --for does."""
 
 
 def option_of(name: str, default: Any = None, command: str = "") -> typer.models.OptionInfo:

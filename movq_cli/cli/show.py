@@ -17,6 +17,7 @@ LEAST_PART = 0.5
 if TYPE_CHECKING:
     from ..codec import Progress
     from ..options import EncodeOptions
+    from ..values import Bucket
 
 
 def complain(what: MovqError | str, about: str = "") -> None:
@@ -33,6 +34,25 @@ def say_whose_weights(options: EncodeOptions) -> None:
             f"the embedded {EMBEDDED} weights are for trying, testing and archiving: no public diffusion model reads "
             "their latents; --weights takes others"
         )
+
+
+def say_target(options: EncodeOptions, buckets: Iterable[Bucket] = ()) -> None:
+    """Print what the diffusion model that latents are prepared for, and other options, set."""
+    if options.target is None:
+        return
+    selection, picture = options.selection, options.picture
+    sizes = [f"{bucket.height}x{bucket.width}" for bucket in buckets] or [str(size) for size in picture.sizes]
+    lengths = sorted({bucket.frames for bucket in buckets}) or [selection.frames or 0]
+    assert selection.fps is not None
+    parts = [
+        f"{' or '.join(map(str, lengths))} frames at {float(selection.fps):g} per second",
+        " or ".join(sizes),
+        f"multiples of {picture.multiple}",
+        f"stored in {options.store_dtype}",
+        f"scaling factor {options.scaling_factor:.10g}",
+        f"weights {options.weights}",
+    ]
+    complain(f"for {options.target}: {', '.join(filter(None, parts))}")
 
 
 def odd_rows(sizes: Iterable[tuple[int, int]], semantics: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -132,6 +133,9 @@ def plan_geometry(
 def _target(shown: tuple[int, int], picture: Picture) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the size to scale to and the box that it has to fill, both (width, height)."""
     w, h = shown
+    if picture.sizes:
+        nearest = min(picture.sizes, key=lambda size: abs(math.log(size.width * h / (size.height * w))))
+        picture = replace(picture, sizes=(), height=nearest.height, width=nearest.width)
     if picture.width is not None and picture.height is not None:
         box = picture.width, picture.height
         if picture.fit == "stretch":
