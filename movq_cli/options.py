@@ -35,6 +35,8 @@ OUTPUTS = (
     "pictures), or .png or .jpg for a single frame"
 )
 """The names that decoding writes to."""
+MOST_PIXELS = 2**28 - 1
+"""The most pixels of a picture that FFmpeg decodes."""
 TAR_BYTES = 10**9
 """The default size limit of a tar in bytes. An item that would exceed it starts the next tar."""
 TIMEOUT = 600.0
@@ -76,6 +78,8 @@ class Selection:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise MovqUsageError(f"must be above 0, got {float(value):g}", option=name)
+        if (self.max_pixels or 0) > MOST_PIXELS:
+            raise MovqUsageError(f"must be at most {MOST_PIXELS}, got {self.max_pixels}", option="max_pixels")
         if self.fps_repeat and self.fps is None:
             raise MovqUsageError(f"needs {option('fps')}", option="fps_repeat")
 

@@ -29,7 +29,6 @@ from .show import (
 
 if TYPE_CHECKING:
     from ..encode import EncodeResult
-    from ..metadata import Metadata
     from ..plan import Plan
 
 
@@ -81,19 +80,21 @@ def encode(
         complain(f"warning: {warning}", source)
     print(_result_line(result))
     if not quiet:
-        _say_crop(result.metadata, source)
-        if remark := odd_rows([(result.shape[3], result.shape[4])], result.metadata.semantics):
-            complain(remark, source)
+        _remark(result, source)
         say_whose_weights(options)
 
 
-def _say_crop(m: Metadata, source: str) -> None:
+def _remark(result: EncodeResult, source: str) -> None:
+    """Say what is easily overlooked: a crop of more than half, and an odd size of latents."""
     from ..video import part_kept
 
+    m = result.metadata
     width, height = m.preprocessing["shown"]
     kept = part_kept(width, height, m.width, m.height)
     if m.crop is not None and kept < LEAST_PART:
         complain(f"the crop keeps {kept:.0%} of the picture; --fit contain keeps all of it, with padding", source)
+    if remark := odd_rows([(result.shape[3], result.shape[4])], m.semantics):
+        complain(remark, source)
 
 
 def _result_line(result: EncodeResult) -> str:

@@ -20,6 +20,7 @@ from av.stream import Disposition
 
 from ..errors import MovqError, option
 from ..files import require_file
+from ..options import MOST_PIXELS
 from ..values import format_bytes
 from .geometry import round_up
 from .raw import Bytes
@@ -72,9 +73,14 @@ class Source:
         return self.container.format.name
 
     @property
+    def stated_rate(self) -> Fraction | None:
+        """Frames per second, on average; None if the file gives no hint."""
+        return self.stream.average_rate or self.stream.guessed_rate
+
+    @property
     def rate(self) -> Fraction:
-        """Frames per second, on average; 25 if the file gives no hint."""
-        return self.stream.average_rate or self.stream.guessed_rate or _FALLBACK_RATE
+        """The stated rate, or 25."""
+        return self.stated_rate or _FALLBACK_RATE
 
 
 def packet_span(
@@ -153,7 +159,11 @@ def _pixel_limit(width: int, height: int, size: int, allowed: int | None) -> int
     if pixels > limit and pixels > _PIXELS_PER_BYTE * size:
         raise MovqError(
             f"has {width}x{height} pixels in {format_bytes(size)}, as a file made to fill memory would; "
-            f"{option('max_pixels', pixels)} allows it"
+            + (
+                f"{option('max_pixels', pixels)} allows it"
+                if pixels <= MOST_PIXELS
+                else "it is too large for any decoder"
+            )
         )
     return max(limit, round_up(width, _ALIGNED) * round_up(height, _ALIGNED))
 

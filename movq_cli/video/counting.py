@@ -47,7 +47,7 @@ def count_frames(source: Source, selection: Selection, passed: Callable[[], None
     shown = (Shown(i, time, end, None) for i, (time, end) in enumerate(sorted(spans)))
     count = 0
     try:
-        for _ in select(shown, selection, source.stream.average_rate):
+        for _ in select(shown, selection, source.stated_rate):
             count += 1
     except MovqError:
         if not (until_gap and selection.fps is not None and count >= selection.fps):

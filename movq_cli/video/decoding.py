@@ -139,14 +139,18 @@ class Reading:
                 return
 
     def _look_for_gaps(self, packet: Packet[VideoStream]) -> None:
-        """Warn if packets of a transport stream are missing in front of this one, or in front of the file's end."""
+        """Warn if packets of a transport stream are missing in front of this one, or in front of the file's end.
+
+        A gap in front of the entry does not matter. The decoder of HEVC gives half a frame without an error.
+        """
         carriers, at_end = self._carriers, packet.size == 0
         if carriers is None:
             return
-        if carriers.lost_until(self._source.data.size if at_end else packet.pos or 0):
+        lost = carriers.lost_until(self._source.data.size if at_end else packet.pos or 0)
+        if lost and (self._entry is None or not self._timeline.may_pass(self._entry)):
             self._warn("has lost or damaged packets: frames may be missing or damaged")
-        if at_end and carriers.open_ended:
-            self._warn("seems to end inside its last frame, which may be damaged")
+        if at_end and carriers.open_ended and self._source.codec.name == "hevc":
+            self._warn("may end inside its last frame, which would be damaged then")
 
     def _decode(self, packet: Packet[VideoStream], log: list[tuple[int, str, str]]) -> list[av.VideoFrame]:
         timeline = self._timeline

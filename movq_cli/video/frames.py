@@ -101,7 +101,7 @@ class Decoder:
             matrix=self.colour.matrix,
             color_range=self.colour.color_range,
             transfer=self.colour.transfer,
-            fps=None if source.picture else stream.average_rate,
+            fps=None if source.picture else source.stated_rate,
             frames_from_header=1 if source.picture else stated_frames(source),
             duration=None if source.picture else duration,
             stream=stream.index,
@@ -128,7 +128,7 @@ class Decoder:
             yield self._first
             yield from self._shown
 
-        rate = self.source.stream.average_rate
+        rate = self.source.stated_rate
         if (
             selection.fps is not None
             and rate is not None

@@ -85,7 +85,7 @@ def find_entry(path: str, selection: Selection, passed: Callable[[], None] = lam
             return None
         try:
             with av_errors("is damaged"):
-                first = next(select(promised(source), selection, source.stream.average_rate), None)
+                first = next(select(promised(source), selection, source.stated_rate), None)
                 if first is None or first.payload.packets == 0 or not _decodes_alone(source, first.payload):
                     return None
         except (_UnclearError, MovqError):

@@ -106,8 +106,10 @@ def fragments_end(data: Bytes) -> bool:
     """Return True if all fragments of an MP4 are there: the last box, and those that segment indexes refer to."""
     last = None
     for one in boxes(data):
-        if one.end > data.size and not _begins_a_fragment(data.at(one.start, 8)):
-            break  # bytes behind the last box
+        if one.end >= data.size and not _begins_a_fragment(data.at(one.start, 8)):
+            if data.find(b"moof", one.start) >= 0:
+                return False  # bytes between boxes, behind which libav finds nothing
+            break
         if one.name == b"sidx" and _indexed_end(data, one) > data.size:
             return False
         last = one
@@ -277,6 +279,8 @@ def gif_ends(data: Bytes, last: int) -> bool:
             in_block = byte not in (b"\0", b"")
         elif byte == b";":
             return True
+        elif byte == b"\0":
+            continue
         elif byte in (b",", b"!"):
             at += 1 + (9 + _colour_table(data.number(at + 8, 1)) if byte == b"," else 0)
             in_block = True

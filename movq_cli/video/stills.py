@@ -81,7 +81,7 @@ def _is_jpeg_sequence(data: Bytes) -> bool:
     width, height, pixels, several = _jpeg_size(data, 0)
     end = data.find(b"\xff\xd9", pixels) if pixels and not several else -1
     between, found, _ = data.at(end + 2, _MOST_BETWEEN).partition(_JPEG + b"\xff")
-    if end < 0 or not found or (between.strip(b"\0\xff") and b"image/jpeg" not in between):
+    if end < 0 or not found or (between.strip(b"\0\xff\r\n") and b"content-type: image/jpeg" not in between.lower()):
         return False
     return _jpeg_size(data, end + 2 + len(between))[:2] == (width, height)
 
