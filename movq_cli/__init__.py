@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from .encode import EncodeResult, encode_video
     from .errors import MovqError, MovqUsageError, MovqWarning
     from .evaluate import Evaluation, evaluate_video
+    from .export import ExportResult, export_latents
     from .latents import Latents, open_latents
-    from .options import BatchOptions, DecodeOptions, EncodeOptions, Picture, Selection
+    from .options import BatchOptions, DecodeOptions, EncodeOptions, ExportOptions, Picture, Selection
     from .plan import Plan, plan_encode
     from .video import VideoInfo, probe, read_frames
 
@@ -38,8 +39,9 @@ __getattr__, __dir__ = lazily(
         "encode": "EncodeResult encode_video",
         "errors": "MovqError MovqUsageError MovqWarning",
         "evaluate": "Evaluation evaluate_video",
+        "export": "ExportResult export_latents",
         "latents": "Latents open_latents",
-        "options": "BatchOptions DecodeOptions EncodeOptions Picture Selection",
+        "options": "BatchOptions DecodeOptions EncodeOptions ExportOptions Picture Selection",
         "plan": "Plan plan_encode",
         "video": "VideoInfo probe read_frames",
     },
@@ -55,6 +57,8 @@ __all__ = [
     "EncodeOptions",
     "EncodeResult",
     "Evaluation",
+    "ExportOptions",
+    "ExportResult",
     "LatentDataset",
     "Latents",
     "MovqError",
@@ -72,6 +76,7 @@ __all__ = [
     "encode_batch",
     "encode_video",
     "evaluate_video",
+    "export_latents",
     "merge_shards",
     "open_latents",
     "plan_batch",

@@ -11,7 +11,7 @@ import mmap
 import os
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -23,14 +23,11 @@ from .batch.tars import Tars
 from .device import dtype_of
 from .errors import MovqError, MovqUsageError, MovqWarning, printable
 from .files import FileIdentity, require_file
-from .headers import Header, parse_header
-from .metadata import FORMAT, FORMAT_VERSION
+from .headers import ITEM_SIZES, Header, parse_header
+from .metadata import FORMAT, FORMAT_VERSION, Metadata
 from .options import STORE_DTYPES
 from .posterior import draw_from
-from .targets import TARGETS
-
-SCALES = {name: target.scaling_factor for name, target in TARGETS.items()}
-"""The factors by which diffusion models multiply latents (their VAE's scaling_factor). The VAE itself is the same."""
+from .scaling import SCALES, Scaling, scale_of, scaling_of
 
 _EXAMPLE = "cogvideox-5b"
 _SAME = 1e-6
@@ -38,6 +35,7 @@ _SAME = 1e-6
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _OPEN_TARS = 32
+_INDEX_BYTES = ITEM_SIZES["I64"]
 
 
 class Sample(TypedDict):
@@ -61,13 +59,6 @@ class Batch(TypedDict):
     frames_per_latent: torch.Tensor
 
 
-class _Scaling(NamedTuple):
-    """The scaling of latents for a diffusion model, which sees (latents - shift) * factor."""
-
-    factor: float
-    shift: float = 0.0
-
-
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:
     """Return a dtype, also by its name in torch or in --store-dtype. Raises MovqError for another name."""
     if isinstance(dtype, torch.dtype):
@@ -76,6 +67,14 @@ def _dtype(dtype: torch.dtype | str) -> torch.dtype:
     if not isinstance(found, torch.dtype):
         raise MovqError(f"dtype must be one of {', '.join(STORE_DTYPES)} or a torch.dtype, got {dtype!r}")
     return found
+
+
+class Stored(NamedTuple):
+    """An item as its file has it: the metadata, latents (C, T, H, W), and the first frame's index in the source."""
+
+    metadata: Metadata
+    latents: torch.Tensor
+    first_index: int
 
 
 class LatentDataset(Dataset[Sample]):
@@ -127,7 +126,7 @@ class LatentDataset(Dataset[Sample]):
         self._offsets = np.array([at for at, _, _ in kept], np.int64)
         self._buckets = np.array([numbers[bucket] for _, bucket, _ in kept], np.int64)
         self._open()
-        self._scalings: dict[str, _Scaling] = {}
+        self._scalings: dict[str, Scaling] = {}
         if scale is None or isinstance(scale, str):
             first = {made: i for i, (_, _, made) in reversed(list(enumerate(kept)))}
             for text in self._look_up_scalings(first.values(), scale):
@@ -169,6 +168,17 @@ class LatentDataset(Dataset[Sample]):
             frames_per_latent=frames,
         )
 
+    def stored(self, index: int) -> Stored:
+        """Return an item as its file has it. Raises MovqError if the file is not what the manifest says."""
+        row = self.row(index)
+        latents, _, _, _ = self._stored(row, 0, row["shape"][2])
+        header, data, path = self._header(row)
+        try:
+            first = int.from_bytes(data[header.tensors["frame_indices"].start :][:_INDEX_BYTES], "little")
+            return Stored(Metadata.from_strings(header.metadata), latents, first)
+        except (ValueError, KeyError, TypeError, RecursionError, ZeroDivisionError) as error:
+            raise MovqError(f"is not what the manifest says ({error})", path) from None
+
     def buckets(self) -> list[list[int]]:
         """Return the indices of items, grouped by shape and by what was saved: moments, mean or sample."""
         return [
@@ -187,7 +197,7 @@ class LatentDataset(Dataset[Sample]):
                 said = self._header(row)[0].metadata
             except MovqError:
                 continue
-            model, scaling = printable(str(said.get("model") or "unknown weights")), _scaling_of(said)
+            model, scaling = printable(str(said.get("model") or "unknown weights")), scaling_of(said)
             if scaling is None:
                 without.append(model)
                 continue
@@ -204,7 +214,7 @@ class LatentDataset(Dataset[Sample]):
                 "them so"
             )
 
-    def _stored(self, row: Line, start: int, stop: int) -> tuple[torch.Tensor, int, str, _Scaling]:
+    def _stored(self, row: Line, start: int, stop: int) -> tuple[torch.Tensor, int, str, Scaling]:
         """Return latents as stored (C, n, H, W), frames per latent, representation, and the scaling to apply."""
         header, data, path = self._header(row)
         said = header.metadata
@@ -219,10 +229,10 @@ class LatentDataset(Dataset[Sample]):
             factor, representation = int(said["temporal_factor"]), said["representation"]
         except (ValueError, KeyError, TypeError) as error:
             raise MovqError(f"is not what the manifest says ({error})", path) from None
-        scaling = _Scaling(1.0 if self.scale is None else self.scale)
+        scaling = Scaling(1.0 if self.scale is None else self.scale)
         if self.scale is None:
             # The same weights have the same factor, even if a header was written before factors were recorded.
-            scaling = _scaling_of(said) or self._scalings.get(row["weights_digest"], scaling)
+            scaling = scaling_of(said) or self._scalings.get(row["weights_digest"], scaling)
         return stored, factor, representation, scaling
 
     def _header(self, row: Line) -> tuple[Header, memoryview, str]:
@@ -280,36 +290,6 @@ def _left_out(line: Line, where: Callable[[Line], bool] | None) -> str:
     if line.get("orphan"):
         return "orphan"
     return "" if where is None or where(line) else "where"
-
-
-def scale_of(scale: float | str | None) -> float | None:
-    """Return the factor to multiply by; None for the header's. Raises MovqUsageError for a bad name or number."""
-    if scale is None:
-        return None
-    if isinstance(scale, str):
-        name = scale.rpartition("/")[2].lower()
-        if name not in SCALES:
-            raise MovqUsageError(f"must be a number or one of {', '.join(SCALES)}; got {scale!r}", "scale")
-        return SCALES[name]
-    factor = float(scale)
-    if not 0 < factor < math.inf:
-        raise MovqUsageError(f"must be a number above 0, or the name of a model; got {scale!r}", "scale")
-    return factor
-
-
-def _scaling_of(said: Mapping[str, Any]) -> _Scaling | None:
-    """Return the scaling that a header's metadata gives; None without a scaling_factor above 0."""
-    factor, shift = (_number(said.get(name)) for name in ("scaling_factor", "shift_factor"))
-    return _Scaling(factor, shift) if factor > 0 else None
-
-
-def _number(text: Any) -> float:
-    """Return the number in a text; 0 if it has none or it is not finite."""
-    try:
-        number = float(text)
-    except (ValueError, TypeError, OverflowError):
-        return 0.0
-    return number if math.isfinite(number) else 0.0
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

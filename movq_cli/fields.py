@@ -39,6 +39,7 @@ READERS: Mapping[str, Callable[[str], Any]] = {
     "workers": partial(_auto, "processes"),
     "precision": lambda text: _TORCH_NAMES.get(text, text),
     "store_dtype": lambda text: _TORCH_NAMES.get(text, text),
+    "dtype": lambda text: _TORCH_NAMES.get(text, text),
     "buckets": Bucket.parse,
     "pick": Pick.parse,
     "sizes": Size.parse,

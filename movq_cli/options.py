@@ -30,6 +30,8 @@ SHORT_IN_BATCH = ("skip", "pad")
 """The same in a batch: only note it in the manifest, or repeat the last frame."""
 ENGINES = ("local", "ray")
 LAYOUTS = ("files", "tar")
+EXPORTS = ("cogvideo-finetune", "finetrainers", "cogvideox-factory", "npy")
+"""The layouts of an export, as their trainers are called."""
 OUTPUTS = (
     ".mp4 or .mov (H.264), .webm (VP9), .mkv (FFV1, lossless), .gif, .npy (an array), no suffix (a folder of PNG "
     "pictures), or .png or .jpg for a single frame"
@@ -277,6 +279,35 @@ class BatchOptions:
                 raise MovqUsageError(f"must be above 0, got {value:g}", option=name)
         if self.ray_gpus > 1 and self.ray_gpus % 1:
             raise MovqUsageError(f"above 1 must be a whole number, got {self.ray_gpus:g}", option="ray_gpus")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Options of an export.
+
+    `to` is the format, a name in EXPORTS. `scale` multiplies latents: a number, or the name of a model as in
+    scaling.py (None: the factor in the header, for formats that are scaled). `seed` is for draws. `dtype` is that of the
+    numbers (None: that of the target, or as stored). `prompt_embeds` is a folder of text embeddings, one file for each
+    caption, named by its sha256. `target` is the diffusion model (None: the one that the latents were prepared for).
+    `any_weights` exports latents of other weights than CogVideoX's. `force` overwrites files of others.
+    """
+
+    to: str | None = None
+    scale: str | None = None
+    seed: int = 0
+    dtype: str | None = None
+    prompt_embeds: str | None = None
+    target: str | None = None
+    any_weights: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", None if self.scale is None else str(self.scale))
+        read_fields(self)
+        if self.to is not None:
+            one_of("to", self.to, EXPORTS)
+        if self.dtype is not None:
+            one_of("dtype", self.dtype, STORE_DTYPES)
 
 
 def batch_options(

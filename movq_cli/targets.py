@@ -9,6 +9,8 @@ from fractions import Fraction
 from .options import BatchOptions, EncodeOptions, one_of
 from .values import Bucket, Size
 
+CHANNELS = 16
+"""Channels of the latents of CogVideoX."""
 _PATCH = 16
 """Pixels of height and width that one patch of CogVideoX's transformers stands for: 2x2 latents."""
 

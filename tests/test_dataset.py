@@ -26,8 +26,8 @@ from movq_cli import (
     open_latents,
 )
 from movq_cli.checkpoints.checkpoint import EMBEDDED, embedded_weights
-from movq_cli.dataset import SCALES
 from movq_cli.headers import parse_header
+from movq_cli.scaling import SCALES
 
 from .helpers import clips
 from .helpers.batches import tree

@@ -7,14 +7,15 @@ PACKAGE = Path(__file__).parents[1] / "movq_cli"
 
 # Each may import from those after it; rooms also import from themselves.
 _ROOMS = """
-    __main__ cli dataset describe batch evaluate decode encode encoding plan budget codec schedule transfers posterior device
-    video latents metadata checkpoints model headers targets options fields values files difference metrics forks processes
-    threads records errors _lazy _version
+    __main__ cli export dataset describe batch evaluate decode encode encoding plan budget codec schedule transfers
+    posterior scaling device video latents metadata checkpoints model headers targets options fields values files
+    difference metrics forks processes threads records errors _lazy _version
 """
 ROOMS = _ROOMS.split()
 
 INSIDE = {
-    "cli": "__init__ info batch decode encode eval weights options paths habits watch tables show",
+    "export": "__init__ run formats",
+    "cli": "__init__ info batch decode encode eval export weights options paths habits watch tables show",
     "batch": """
         __init__ run dry_run prepare state
         discover folders lists captions probe cut names replace resume choices settings
@@ -110,8 +111,8 @@ def test_only_video_imports_pyav_and_only_the_decoding_process_and_the_writer_at
 
 def test_no_factor_outside_the_model():
     """4, 8 and 16 belong to the config; files.py and headers.py count bytes, metrics.py grey levels, targets.py
-        other people's frames.
-        """
+    other people's frames.
+    """
     allowed = {"files.py", "headers.py", "metrics.py", "device.py", "latents.py", "targets.py", "cli", "video"}
     for path, tree in modules():
         if path.parts[0] in allowed | {"model", "checkpoints"}:

@@ -20,7 +20,7 @@ import typer
 from .._version import __version__
 from ..errors import MovqError, MovqUsageError, MovqWarning
 from ..files import os_reason
-from . import batch, decode, encode, eval, info, weights
+from . import batch, decode, encode, eval, export, info, weights
 from .habits import slip
 from .show import complain
 
@@ -36,6 +36,7 @@ app = typer.Typer(
 app.command("encode", epilog=encode.EXAMPLES)(encode.encode)
 app.command("batch-encode", epilog=batch.EXAMPLES)(batch.batch_encode)
 app.command("decode", epilog=decode.EXAMPLES)(decode.decode)
+app.command("export", epilog=export.EXAMPLES)(export.export)
 app.command("eval", epilog=eval.EXAMPLES)(eval.evaluate)
 app.command("info", epilog=info.EXAMPLES)(info.info)
 app.add_typer(weights.app, name="weights")

@@ -15,6 +15,7 @@ from ..errors import flag
 from ..fields import changed, declared
 from ..options import (
     ENGINES,
+    EXPORTS,
     FITS,
     LAYOUTS,
     PRECISIONS,
@@ -48,10 +49,23 @@ def _choices(values: Iterable[str]) -> str:
 WORDS: Mapping[str, Words] = {
     "target": Words(
         MODEL,
-        "Prepare for this diffusion model: sets weights, frames, rate, sizes, data type and scaling factor, where no other "
-        "option does.",
-        _choices(TARGETS),
+        "Prepare for a diffusion model: weights, frames, rate, sizes, data type and scaling factor, where no other option "
+        f"sets them. {', '.join(TARGETS)}.",
+        "MODEL",
     ),
+    "export.target": Words(ITEMS, "The model to train. (default: the one that the latents were prepared for)", "MODEL"),
+    "to": Words(ITEMS, f"The layout: {', '.join(EXPORTS)}. Required.", "LAYOUT"),
+    "scale": Words(
+        ITEMS,
+        "Multiply latents by this factor, or a model's: cogvideox-5b. (default: the factor in their header)",
+        "F|MODEL",
+    ),
+    "export.seed": Words(ITEMS, "Seed of the draws from moments.", "N"),
+    "dtype": Words(ITEMS, "Data type to write. (default: the model's, or as stored)", _choices(STORE_DTYPES)),
+    "prompt_embeds": Words(
+        ITEMS, "Folder of text embeddings, as examples/embed_prompts.py makes them, for layouts that have them.", "DIR"
+    ),
+    "any_weights": Words(ITEMS, "Export latents of weights that no model of CogVideoX's family reads."),
     "scaling_factor": Words(
         MODEL, "The scaling factor to record; it is never applied. (default: that of --for, or of the weights)", "F"
     ),

@@ -109,11 +109,14 @@ def plural(count: int, word: str) -> str:
 
 
 @contextmanager
-def progress_bar(quiet: bool) -> Iterator[Progress]:
-    """Yield a Progress that draws a bar of frames on stderr. If `quiet` or without a terminal, nothing is drawn."""
+def progress_bar(quiet: bool, unit: str = "frames") -> Iterator[Progress]:
+    """Yield a Progress that draws a bar of frames, or of another unit, on stderr.
+
+    If `quiet` or without a terminal, nothing is drawn.
+    """
     from tqdm import tqdm
 
-    with tqdm(unit=" frames", disable=True if quiet else None, leave=False, dynamic_ncols=True) as bar:
+    with tqdm(unit=f" {unit}", disable=True if quiet else None, leave=False, dynamic_ncols=True) as bar:
 
         def progress(done: int, total: int | None) -> None:
             bar.total = None if total is None else max(total, done)

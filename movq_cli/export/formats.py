@@ -1,0 +1,269 @@
+"""The layouts of consumers: which files they read, with which names, keys, shapes and numbers.
+
+Each class is written from the consumer's own loading code, at the commit that its docstring names. Layouts hold C
+channels, T latent frames, and heights H and widths W in latents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..dataset import Stored
+from ..device import dtype_of
+from ..errors import MovqUsageError
+from ..options import EXPORTS
+from ..posterior import draw_latents
+
+
+@dataclass(frozen=True)
+class Item:
+    """An item on its way out: its id, its name in the output, its caption, its place among those exported, its video.
+
+    `latents` is the number of its latent frames, which stand for `frames`; `height` and `width` are in pixels, padding
+    included.
+    """
+
+    id: str
+    name: str
+    caption: str
+    video: str
+    latents: int
+    frames: int
+    height: int
+    width: int
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Content:
+    """What is written of an item: its latents, as stored or scaled, and the embeddings of its caption, if there are any."""
+
+    stored: Stored
+    embeds: torch.Tensor | None
+
+
+class Format:
+    """A layout. What a subclass does not change is as `npy` has it: one array for each item, as it is stored."""
+
+    needs_captions = needs_embeds = needs_moments = needs_videos = scaled = False
+    nested = False
+    """True if names keep their folders."""
+    one_shape = False
+    """True if the consumer stacks items, so that all must have the same shape."""
+    patched = True
+    """True if a transformer reads the latents in patches of 2x2: heights and widths must be even."""
+
+    def __init__(self, scale: float | None, seed: int, dtype: str | None, target: str | None) -> None:
+        self.scale, self.seed, self.dtype, self.target = scale, seed, dtype, target
+
+    def key(self, name: str) -> str:
+        """Return the part of an item's name that the consumer tells items apart by."""
+        return name
+
+    def check(self, items: Iterable[Item]) -> None:
+        """Raise MovqUsageError if the consumer could not read these items together."""
+
+    def files(self, item: Item, content: Content) -> Iterator[tuple[str, bytes]]:
+        """Yield the path, relative to the output folder, and the bytes of each file of an item."""
+        raise NotImplementedError
+
+    def lists(self, items: list[Item]) -> Iterator[tuple[str, str]]:
+        """Yield the path and the text of each list of all items."""
+        return iter(())
+
+    def usage(self, items: list[Item]) -> str:
+        """Return the options of the trainer that go with these files; "" if there are none."""
+        return ""
+
+    def drawn(self, stored: Stored) -> torch.Tensor:
+        """Return a draw (z, T, H, W) in fp32 of moments by the seed; a saved draw or mean as it is."""
+        m = stored.metadata
+        if m.representation != "moments":
+            return stored.latents.float()
+        return draw_latents(
+            stored.latents[None], 0, seed=self.seed, source_sha256=m.source_sha256, first_index=stored.first_index
+        )[0]
+
+    def typed(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return latents in the dtype asked for, contiguous in memory of their own."""
+        kept = latents if self.dtype is None else latents.to(dtype_of(self.dtype))
+        return kept.contiguous().clone()
+
+
+class Npy(Format):
+    """NumPy arrays, NAME.npy: (C, T, H, W) as stored, unscaled. With a scale: a draw, multiplied by it.
+
+    NumPy has no bf16: without another dtype it becomes fp32.
+    """
+
+    patched = False
+    nested = True
+
+    def files(self, item: Item, content: Content) -> Iterator[tuple[str, bytes]]:
+        """Yield the array."""
+        stored = content.stored
+        latents = stored.latents if self.scale is None else self.drawn(stored) * self.scale
+        latents = self.typed(latents)
+        array = (latents.float() if latents.dtype == torch.bfloat16 else latents).numpy()
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        yield f"{item.name}.npy", buffer.getvalue()
+
+
+class CogVideoFinetune(Format):
+    """The cache of CogVideo's own finetuning (zai-org/CogVideo, finetune/datasets, at 7a1af715).
+
+    cache/video_latent/MODEL/FxHxW/NAME.safetensors has `encoded_video` (z, T, H, W): a draw times the scaling factor,
+    in the dtype of training. It stacks items, looks them up by the stem of their video, and asks that videos exist. It
+    makes text embeddings where they are missing.
+    """
+
+    needs_captions = needs_videos = scaled = one_shape = True
+    _MODELS: Mapping[str, str] = {
+        "cogvideox-2b": "cogvideox-t2v",
+        "cogvideox-5b": "cogvideox-t2v",
+        "cogvideox-5b-i2v": "cogvideox-i2v",
+        "cogvideox1.5-5b": "cogvideox1.5-t2v",
+        "cogvideox1.5-5b-i2v": "cogvideox1.5-i2v",
+    }
+
+    def check(self, items: Iterable[Item]) -> None:
+        """Raise MovqUsageError without the name of a model, which is a folder of the cache."""
+        if self.target is None:
+            raise MovqUsageError(f"name the model to train: {', '.join(self._MODELS)}", option="target")
+
+    def files(self, item: Item, content: Content) -> Iterator[tuple[str, bytes]]:
+        """Yield the latents, and the embeddings of the prompt if they are there."""
+        from safetensors.torch import save
+
+        assert self.scale is not None
+        assert self.target is not None
+        latents = self.typed(self.drawn(content.stored) * self.scale)
+        folder = f"cache/video_latent/{self._MODELS[self.target]}/{_resolution(item)}"
+        yield f"{folder}/{item.name}.safetensors", save({"encoded_video": latents})
+        if content.embeds is not None:
+            digest = hashlib.sha256(item.caption.encode()).hexdigest()
+            yield f"cache/prompt_embeddings/{digest}.safetensors", save({"prompt_embedding": content.embeds})
+
+    def lists(self, items: list[Item]) -> Iterator[tuple[str, str]]:
+        """Yield prompts and videos, one a line."""
+        yield "prompt.txt", _lines(item.caption for item in items)
+        yield "videos.txt", _lines(video_of(item) for item in items)
+
+    def usage(self, items: list[Item]) -> str:
+        """Return the arguments of its finetune script."""
+        assert self.target is not None
+        return (
+            f"--model_name {self._MODELS[self.target]} --train_resolution {_resolution(items[0])} "
+            "--caption_column prompt.txt --video_column videos.txt"
+        )
+
+
+class Factory(Format):
+    """The tensors that cogvideox-factory reads with --load_tensors (a-r-r-o-w, training/cogvideox/dataset.py, at 223add1a).
+
+    video_latents/NAME.pt is a tensor (2z, T, H, W), moments, unscaled: it draws and scales. prompt_embeds/NAME.pt is one
+    of (226, 4096). Names end at their first dot. The transformer of 1.5 takes latent frames in pairs.
+    """
+
+    needs_captions = needs_embeds = needs_moments = True
+
+    def key(self, name: str) -> str:
+        """Return the name up to its first dot."""
+        return name.split(".")[0]
+
+    def check(self, items: Iterable[Item]) -> None:
+        """Raise MovqUsageError for an odd number of latents where they are taken in pairs, and for image-to-video."""
+        if self.target is None or not self.target.startswith("cogvideox1.5"):
+            return
+        for item in items:
+            if item.latents % 2:
+                step = (item.frames - 1) // max(1, item.latents - 1)
+                raise MovqUsageError(
+                    f"{self.target} takes latents in pairs, and {item.id} has {item.latents}: encode "
+                    f"{item.frames - step} or {item.frames + step} frames",
+                    option="to",
+                )
+
+    def files(self, item: Item, content: Content) -> Iterator[tuple[str, bytes]]:
+        """Yield moments and embeddings."""
+        name = self.key(item.name)
+        yield f"video_latents/{name}.pt", _saved(self.typed(content.stored.latents))
+        assert content.embeds is not None
+        yield f"prompt_embeds/{name}.pt", _saved(content.embeds)
+
+    def lists(self, items: list[Item]) -> Iterator[tuple[str, str]]:
+        """Yield prompts and videos, one a line."""
+        yield "prompts.txt", _lines(item.caption for item in items)
+        yield "videos.txt", _lines(video_of(replace(item, name=self.key(item.name))) for item in items)
+
+    def usage(self, items: list[Item]) -> str:
+        """Return the arguments of its training script."""
+        # It counts the frames of an even number of latents in another way.
+        shapes = [
+            (
+                item.frames if item.latents % 2 else (item.frames - 1) // (item.latents - 1) * item.latents,
+                item.height,
+                item.width,
+            )
+            for item in items
+        ]
+        frames, heights, widths = (" ".join(map(str, sorted(set(sides)))) for sides in zip(*shapes, strict=True))
+        return (
+            "--load_tensors --caption_column prompts.txt --video_column videos.txt "
+            f"--frame_buckets {frames} --height_buckets {heights} --width_buckets {widths}"
+        )
+
+
+class Finetrainers(Format):
+    """The precomputed data of finetrainers (a-r-r-o-w, finetrainers/data/precomputation.py, at f476c371).
+
+    latent-I.pt is {"latents": (1, T, 2z, H, W)}, moments, unscaled, with frames in front of channels. condition-I.pt is
+    {"encoder_hidden_states": (1, 226, 4096)}. I counts from 0 without gaps.
+    """
+
+    needs_captions = needs_embeds = needs_moments = True
+    _FOLDER = "finetrainers-precomputed-data"
+
+    def files(self, item: Item, content: Content) -> Iterator[tuple[str, bytes]]:
+        """Yield moments and embeddings."""
+        assert content.embeds is not None
+        latents = self.typed(content.stored.latents.transpose(0, 1)[None])
+        yield f"{self._FOLDER}/latent-{item.number}.pt", _saved({"latents": latents})
+        yield f"{self._FOLDER}/condition-{item.number}.pt", _saved({"encoder_hidden_states": content.embeds[None]})
+
+    def usage(self, items: list[Item]) -> str:
+        """Return the arguments of its training script."""
+        return "--enable_precomputation --precomputation_reuse --precomputation_dir DIR"
+
+
+FORMATS: Mapping[str, type[Format]] = dict(zip(EXPORTS, (CogVideoFinetune, Finetrainers, Factory, Npy), strict=True))
+
+
+def _saved(value: Any) -> bytes:
+    """Return a tensor or a dict of them as torch.save writes it."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def _lines(texts: Iterable[str]) -> str:
+    return "".join(f"{text}\n" for text in texts)
+
+
+def video_of(item: Item) -> str:
+    """Return the path of an item's video in a list: its own name, with the suffix of its source."""
+    suffix = os.path.splitext(item.video)[1] or ".mp4"
+    return f"videos/{item.name}{suffix}"
+
+
+def _resolution(item: Item) -> str:
+    return f"{item.frames}x{item.height}x{item.width}"

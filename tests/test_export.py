@@ -1,0 +1,326 @@
+"""Exports, read back by lines written from each trainer's own loading code, at the commit that is named."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from movq_cli import MovqError, MovqUsageError, encode_batch, encode_video, export_latents, open_latents
+from movq_cli.cli import run
+from movq_cli.posterior import draw_latents
+
+from .helpers import clips
+from .helpers.models import of_diffusers
+
+CAPTIONS = {"a": "A cat,\nin the rain.", "b": "A dog.", "c.v2": "A cat, in the rain."}
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vae")
+    model = of_diffusers(
+        block_out_channels=(32, 32, 32, 32), layers_per_block=1, latent_channels=16, scaling_factor=0.7
+    )
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sources")
+    for i, (name, caption) in enumerate(CAPTIONS.items()):
+        clips.write(folder / f"{name}.mp4", clips.pictures(13, 48, 32)[i:], rate=8)
+        (folder / f"{name}.txt").write_text(caption)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["files", "tar"])
+def batch(request, tmp_path_factory, vae, sources):
+    folder = tmp_path_factory.mktemp("batch")
+    encode_batch(
+        sources, folder, weights=vae, target="cogvideox-5b", frames=9, buckets="9x32x48", precision="fp32",
+        layout=request.param, workers=0,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def embeds(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("embeds")
+    for caption in CAPTIONS.values():
+        digest = hashlib.sha256(" ".join(caption.split()).encode()).hexdigest()
+        torch.manual_seed(len(caption))
+        save_file({"prompt_embeds": torch.randn(1, 226, 4096)}, folder / f"{digest}.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def moments(tmp_path_factory, vae, sources):
+    """The moments of each clip, encoded one by one."""
+    made = {}
+    for name in CAPTIONS:
+        path = tmp_path_factory.mktemp("one") / "x.safetensors"
+        encode_video(
+            sources / f"{name}.mp4",
+            path,
+            weights=vae,
+            target="cogvideox-5b",
+            frames=9,
+            height=32,
+            width=48,
+            precision="fp32",
+            threads=1,
+        )
+        made[name] = open_latents(path)
+    return made
+
+
+def statuses(result):
+    return {line["id"].removesuffix(".mp4"): line["status"] for line in result.lines}
+
+
+def test_cogvideo_finetune(tmp_path, batch, moments):
+    """zai-org/CogVideo, finetune/datasets/t2v_dataset.py and utils.py, at 7a1af715: BaseT2VDataset.__getitem__."""
+    result = export_latents(batch, tmp_path, to="cogvideo-finetune", seed=3)
+    assert set(statuses(result).values()) == {"done"}
+    prompts = [
+        line.strip() for line in (tmp_path / "prompt.txt").read_text(encoding="utf-8").splitlines() if line.strip()
+    ]
+    videos = [
+        tmp_path / line.strip()
+        for line in (tmp_path / "videos.txt").read_text(encoding="utf-8").splitlines()
+        if line.strip()
+    ]
+    assert len(prompts) == len(videos) == 3
+    assert all(path.is_file() for path in videos)
+    cache = tmp_path / "cache" / "video_latent" / "cogvideox-t2v" / "9x32x48"
+    stacked = []
+    for prompt, video in zip(prompts, videos, strict=True):
+        encoded = load_file(cache / (video.stem + ".safetensors"))["encoded_video"]
+        assert prompt == " ".join(CAPTIONS[video.stem].split())
+        assert (encoded.dtype, encoded.shape) == (torch.bfloat16, (16, 3, 4, 6))
+        latents = moments[video.stem]
+        m = latents.metadata
+        sample = draw_latents(latents.latents, 0, seed=3, source_sha256=m.source_sha256, first_index=0)[0]
+        assert torch.equal(encoded, (sample * 0.7).to(torch.bfloat16))
+        stacked.append(encoded)
+    torch.stack(stacked)
+    assert "--model_name cogvideox-t2v --train_resolution 9x32x48" in result.usage
+
+
+def test_cogvideox_factory(tmp_path, batch, embeds, moments, sources):
+    """a-r-r-o-w/cogvideox-factory, training/cogvideox/dataset.py, at 223add1a: VideoDataset with load_tensors."""
+    result = export_latents(batch, tmp_path, to="cogvideox-factory", prompt_embeds=embeds)
+    assert set(statuses(result).values()) == {"done"}
+    prompts = (tmp_path / "prompts.txt").read_text(encoding="utf-8").splitlines()
+    paths = [tmp_path / line.strip() for line in (tmp_path / "videos.txt").read_text(encoding="utf-8").splitlines()]
+    assert len(prompts) == len(paths) == 3
+    for path in paths:
+        file = path.name.split(".")[0] + ".pt"
+        latents = torch.load(tmp_path / "video_latents" / file, map_location="cpu", weights_only=True)
+        embedded = torch.load(tmp_path / "prompt_embeds" / file, map_location="cpu", weights_only=True)
+        name = next(name for name in CAPTIONS if name.split(".")[0] == path.name.split(".")[0])
+        assert torch.equal(latents, moments[name].latents[0])
+        assert latents.shape == (32, 3, 4, 6)
+        assert embedded.shape == (226, 4096)
+    assert "--frame_buckets 9 --height_buckets 32 --width_buckets 48" in result.usage
+
+
+def test_finetrainers(tmp_path, batch, embeds, moments):
+    """a-r-r-o-w/finetrainers, finetrainers/data/precomputation.py and models/cogvideox, at f476c371."""
+    export_latents(batch, tmp_path, to="finetrainers", prompt_embeds=embeds)
+    folder = tmp_path / "finetrainers-precomputed-data"
+    assert len(list(folder.glob("latent-*.pt"))) == len(list(folder.glob("condition-*.pt"))) == 3
+    for i, name in enumerate(sorted(CAPTIONS)):
+        latents = torch.load(folder / f"latent-{i}.pt", map_location="cpu", weights_only=True)["latents"]
+        condition = torch.load(folder / f"condition-{i}.pt", map_location="cpu", weights_only=True)
+        mean, logvar = latents.chunk(2, dim=2)
+        theirs = moments[name].latents.transpose(1, 2)
+        assert torch.equal(mean, theirs[:, :, :16])
+        assert torch.equal(logvar, theirs[:, :, 16:])
+        assert condition["encoder_hidden_states"].shape == (1, 226, 4096)
+
+
+def test_npy(tmp_path, batch, moments):
+    export_latents(batch, tmp_path / "raw", to="npy")
+    export_latents(batch, tmp_path / "scaled", to="npy", scale="cogvideox-2b", seed=1)
+    for name, latents in moments.items():
+        raw, scaled = (
+            np.load(path) for path in sorted(tmp_path.glob(f"*/{name}*.npy"), key=lambda path: path.parent.name)
+        )
+        assert np.array_equal(raw, latents.latents[0].float().numpy())
+        m = latents.metadata
+        sample = draw_latents(latents.latents, 0, seed=1, source_sha256=m.source_sha256, first_index=0)[0]
+        assert np.allclose(scaled, (sample * 1.15258426).numpy())
+
+
+def test_it_is_resumed_and_follows_the_batch(tmp_path, vae, sources):
+    """What is up to date stays as it is; what is gone is removed, and numbers have no gaps."""
+    import shutil
+
+    mine = tmp_path / "in"
+    shutil.copytree(sources, mine)
+    options = dict(weights=vae, target="cogvideox-5b", buckets="9x32x48", precision="fp32", workers=0)
+    encode_batch(mine, tmp_path / "batch", **options)
+    out = tmp_path / "out"
+    export_latents(tmp_path / "batch", out, to="cogvideo-finetune")
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.rglob("*.safetensors")}
+    assert len(before) == 3
+    again = export_latents(tmp_path / "batch", out, to="cogvideo-finetune")
+    assert again.kept == 3
+    assert before == {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.rglob("*.safetensors")}
+    (next(iter(before))).unlink()
+    assert export_latents(tmp_path / "batch", out, to="cogvideo-finetune").kept == 2
+    for path in mine.glob("b.*"):
+        path.unlink()
+    encode_batch(mine, tmp_path / "batch", **options)
+    result = export_latents(tmp_path / "batch", out, to="cogvideo-finetune")
+    assert [Path(path).stem for path in result.removed] == ["b"]
+    assert sorted(path.stem for path in out.rglob("*.safetensors")) == ["a", "c.v2"]
+    lines = [json.loads(text) for text in (out / "export.jsonl").read_text().splitlines()]
+    assert [line["status"] for line in lines] == ["done", "done"]
+
+
+def test_a_killed_export_goes_on(tmp_path, batch):
+    """Its manifest ends in the middle of a line, and a file of the next item is there already."""
+    whole = export_latents(batch, tmp_path / "whole", to="npy")
+    out = tmp_path / "out"
+    export_latents(batch, out, to="npy")
+    manifest = out / "export.jsonl"
+    first, second, _ = manifest.read_text().splitlines()
+    begun = json.dumps({**json.loads(second), "status": "begun"})
+    manifest.write_text(f"{first}\n{begun}\n{first[:40]}")
+    (out / next(iter(json.loads(second)["files"]))).write_bytes(b"half")
+    next(path for path in out.glob("c*.npy")).unlink()
+    result = export_latents(batch, out, to="npy")
+    assert result.kept == 1
+    assert statuses(result) == statuses(whole)
+    for path in (tmp_path / "whole").glob("*.npy"):
+        assert (out / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_dry_run_writes_nothing_and_files_of_others_stay(tmp_path, batch):
+    result = export_latents(batch, tmp_path / "out", to="npy", dry_run=True)
+    assert set(statuses(result).values()) == {"done"}
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "mine").mkdir()
+    name = next(iter(export_latents(batch, tmp_path / "names", to="npy").lines[0]["files"]))
+    (tmp_path / "mine" / name).write_text("mine")
+    with pytest.raises(MovqError, match="exists; force=True overwrites it"):
+        export_latents(batch, tmp_path / "mine", to="npy")
+    assert (tmp_path / "mine" / name).read_text() == "mine"
+
+
+# -- traps
+
+
+def refused(folder, out, **options):
+    (reason,) = {line["reason"] for line in export_latents(folder, out, **options).lines if line["status"] == "refused"}
+    return reason
+
+
+def encoded(sources, out, vae, **options):
+    encode_batch(
+        sources, out, **({"weights": vae, "short_side": 32, "frames": 9, "precision": "fp32", "workers": 0} | options)
+    )
+    return out
+
+
+def test_sets_that_a_trainer_cannot_read_are_refused(tmp_path, batch, vae, sources, embeds):
+    with pytest.raises(MovqUsageError, match="name a layout: cogvideo-finetune, finetrainers"):
+        export_latents(batch, tmp_path / "x")
+    with pytest.raises(MovqUsageError, match=r"needs text embeddings: prompt_embeds=DIR; examples/embed_prompts.py"):
+        export_latents(batch, tmp_path / "x", to="finetrainers")
+    with pytest.raises(MovqUsageError, match="its trainer scales"):
+        export_latents(batch, tmp_path / "x", to="finetrainers", prompt_embeds=embeds, scale="0.7")
+    with pytest.raises(MovqUsageError, match=r"takes latents in pairs, and a.mp4 has 3: encode 5 or 13 frames"):
+        export_latents(batch, tmp_path / "x", to="cogvideox-factory", prompt_embeds=embeds, target="cogvideox1.5-5b")
+    assert not (tmp_path / "x").exists()
+    mixed = encoded(sources, tmp_path / "mixed", vae, frames=None, tail="drop")
+    with pytest.raises(MovqUsageError, match="name the model to train"):
+        export_latents(mixed, tmp_path / "x", to="cogvideo-finetune")
+    with pytest.raises(MovqError, match="2 shapes, and the trainer stacks them"):
+        export_latents(mixed, tmp_path / "x", to="cogvideo-finetune", target="cogvideox-5b")
+
+
+def test_items_that_a_trainer_cannot_read_are_refused(tmp_path, vae, sources):
+    import shutil
+
+    mine = tmp_path / "in"
+    shutil.copytree(sources, mine)
+    (mine / "b.txt").unlink()
+    target = {"to": "cogvideo-finetune", "target": "cogvideox-5b"}
+    made = encoded(mine, tmp_path / "made", vae)
+    result = export_latents(made, tmp_path / "out", **target)
+    assert statuses(result) == {"a": "done", "b": "refused", "c.v2": "done"}
+    assert refused(made, tmp_path / "out", **target) == "has no caption"
+    assert len((tmp_path / "out" / "videos.txt").read_text().splitlines()) == 2
+    assert (
+        run(["export", str(made), "-o", str(tmp_path / "out"), "--to", "cogvideo-finetune", "--for", "cogvideox-5b"])
+        == 1
+    )
+    odd = encoded(sources, tmp_path / "odd", vae, short_side=24)
+    assert "has latents of 3x5" in refused(odd, tmp_path / "o", **target)
+    mean = encoded(sources, tmp_path / "mean", vae, save="mean")
+    assert refused(mean, tmp_path / "m", **target) == "holds no moments, which are drawn from: encode it without --save"
+    for path in mine.glob("*.mp4"):
+        path.unlink()
+    assert "the trainer asks that it exists" in "".join(
+        line.get("reason", "") for line in export_latents(made, tmp_path / "gone", **target).lines
+    )
+
+
+def test_names_that_a_trainer_takes_for_one_are_refused(tmp_path, vae, sources, embeds):
+    import shutil
+
+    for name in ("x.1", "x.2"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        shutil.copy(sources / "a.mp4", tmp_path / "in" / name / f"{name}.mp4")
+        shutil.copy(sources / "a.txt", tmp_path / "in" / name / f"{name}.txt")
+    made = encoded(tmp_path / "in", tmp_path / "made", vae)
+    with pytest.raises(MovqError, match="would both be called x, by which the trainer tells items apart"):
+        export_latents(made, tmp_path / "f", to="cogvideox-factory", prompt_embeds=embeds)
+    assert set(statuses(export_latents(made, tmp_path / "n", to="npy")).values()) == {"done"}
+    for suffix in ("mp4", "txt"):
+        shutil.move(tmp_path / "in" / "x.2" / f"x.2.{suffix}", tmp_path / "in" / "x.2" / f"x.1.{suffix}")
+    again = encoded(tmp_path / "in", tmp_path / "again", vae)
+    with pytest.raises(MovqError, match=r"would both be called x\.1"):
+        export_latents(again, tmp_path / "c", to="cogvideo-finetune", target="cogvideox-5b")
+
+
+def test_embedded_weights_are_of_another_family(tmp_path, sources):
+    encode_batch(sources, tmp_path / "made", short_side=32, frames=9, workers=0)
+    options = {"to": "cogvideo-finetune", "target": "cogvideox-5b"}
+    with pytest.raises(MovqError, match=r"which no model of CogVideoX's family reads: .*any_weights=True exports them"):
+        export_latents(tmp_path / "made", tmp_path / "out", **options)
+    result = export_latents(tmp_path / "made", tmp_path / "out", **options, any_weights=True)
+    assert set(statuses(result).values()) == {"done"}
+    assert "no model of CogVideoX's family reads" in result.warnings[0]
+    assert export_latents(tmp_path / "made", tmp_path / "npy", to="npy").warnings == ()
+
+
+# -- for a model
+
+
+def test_a_target_sets_what_is_left_open(tmp_path, vae, sources, capsys):
+    out = tmp_path / "a.safetensors"
+    asked = [str(sources / "a.mp4"), "-o", str(out), "--weights", str(vae), "--for", "cogvideox-2b", "--height", "32"]
+    assert run(["encode", *asked, "--frames", "9", "--width", "48"]) == 0
+    said = capsys.readouterr().err
+    assert (
+        "for cogvideox-2b: 9 frames at 8 per second, multiples of 16, stored in fp16, scaling factor 1.15258426" in said
+    )
+    latents = open_latents(out)
+    assert (latents.dtype, latents.metadata.scaling_factor, latents.shape) == ("F16", "1.15258426", (1, 32, 3, 4, 6))
+    assert latents.metadata.preprocessing["prepared_for"] == "cogvideox-2b"
+    assert latents.metadata.fps == 8
+    assert run(["encode", *asked, "--frames", "9", "--width", "48", "--scaling-factor", "0.5", "--force"]) == 0
+    assert open_latents(out).metadata.scaling_factor == "0.5"
+    with pytest.raises(MovqUsageError, match=r"must be one of cogvideox-2b, cogvideox-5b"):
+        encode_video(sources / "a.mp4", out, target="cogvideox", force=True)
+    with pytest.raises(MovqError, match=r'to fetch it: hf download zai-org/CogVideoX1.5-5B --include "vae/'):
+        encode_video(sources / "a.mp4", out, target="cogvideox1.5-5b", force=True)
