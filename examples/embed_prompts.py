@@ -1,4 +1,4 @@
-"""Make text embeddings for `movq export --prompt-embeds DIR`: python embed_prompts.py LATENTS DIR [MODEL]
+"""Make text embeddings for `movq export --prompt-embeds DIR`: python embed_prompts.py LATENTS DIR [MODEL].
 
 Needs transformers and sentencepiece. Embeddings are those of CogVideoX: T5 v1.1 XXL, 226 tokens, padded, without a mask.
 """

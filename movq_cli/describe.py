@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .batch import Summary
     from .video import VideoInfo
 
-Kind = Literal["latents", "video", "weights", "batch", "folder"]
+Kind = Literal["latents", "video", "weights", "batch", "folder", "exported"]
 
 
 def kind_of(path: str) -> Kind:
@@ -43,8 +43,48 @@ def kind_of(path: str) -> Kind:
     require_file(path)
     refuse_pytorch(path)
     if not looks_like_safetensors(path):
-        return "video"
-    return "latents" if read_header(path).metadata.get("format") == FORMAT else "weights"
+        return "exported" if is_array(path) else "video"
+    header = read_header(path)
+    if header.metadata.get("format") == FORMAT:
+        return "latents"
+    return "exported" if _OF_COGVIDEO in header.tensors else "weights"
+
+
+_OF_COGVIDEO = "encoded_video"
+"""The tensor of the files that CogVideo's finetuning caches."""
+_NUMPY = b"\x93NUMPY"
+
+
+def is_array(path: str) -> bool:
+    """Return True if a file begins like one of NumPy's arrays."""
+    with open(path, "rb") as file:
+        return file.read(len(_NUMPY)) == _NUMPY
+
+
+class ExportDescription(NamedTuple):
+    """Latents in the layout of a trainer: their shape, (C, T, H, W) if it is right, dtype, mean and deviation."""
+
+    layout: str
+    shape: list[int]
+    dtype: str
+    mean: float
+    std: float
+
+
+def describe_export(path: str) -> ExportDescription:
+    """Return what an exported file holds. Raises MovqError if it cannot be read."""
+    from .export.formats import FORMATS
+
+    layout = "npy" if is_array(path) else "cogvideo-finetune"
+    latents = FORMATS[layout].read(path)
+    numbers = latents.double()
+    return ExportDescription(
+        layout,
+        list(latents.shape),
+        str(latents.dtype).removeprefix("torch."),
+        float(numbers.mean()),
+        float(numbers.std(correction=0)),
+    )
 
 
 @dataclass(frozen=True)

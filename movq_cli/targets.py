@@ -11,6 +11,8 @@ from .values import Bucket, Size
 
 CHANNELS = 16
 """Channels of the latents of CogVideoX."""
+USUAL_FPS = 8
+"""Frames per second of clips for CogVideoX, where no model is named."""
 _PATCH = 16
 """Pixels of height and width that one patch of CogVideoX's transformers stands for: 2x2 latents."""
 

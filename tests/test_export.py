@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from movq_cli import MovqError, MovqUsageError, encode_batch, encode_video, export_latents, open_latents
+from movq_cli import MovqError, MovqUsageError, decode_video, encode_batch, encode_video, export_latents, open_latents
 from movq_cli.cli import run
+from movq_cli.export import decode_exported
 from movq_cli.posterior import draw_latents
 
 from .helpers import clips
@@ -324,3 +325,86 @@ def test_a_target_sets_what_is_left_open(tmp_path, vae, sources, capsys):
         encode_video(sources / "a.mp4", out, target="cogvideox", force=True)
     with pytest.raises(MovqError, match=r'to fetch it: hf download zai-org/CogVideoX1.5-5B --include "vae/'):
         encode_video(sources / "a.mp4", out, target="cogvideox1.5-5b", force=True)
+
+
+# -- and back
+
+
+@pytest.mark.parametrize("layout", ["cogvideo-finetune", "finetrainers", "cogvideox-factory", "npy"])
+def test_what_was_exported_is_decoded_as_the_original(tmp_path, vae, batch, embeds, moments, layout):
+    """At most one level of 255 differs: a draw is decoded from the draw."""
+    options = {} if layout in ("cogvideo-finetune", "npy") else {"prompt_embeds": embeds}
+    if layout == "cogvideo-finetune":
+        options |= {"dtype": "fp32", "seed": 2}
+    result = export_latents(batch, tmp_path / "out", to=layout, **options)
+    line = next(line for line in result.lines if line["id"] == "a.mp4")
+    file = tmp_path / "out" / next(path for path in line["files"] if "condition" not in path and "embed" not in path)
+    decode_exported(file, tmp_path / "back.npy", layout, weights=vae, target="cogvideox-5b", precision="fp32")
+    path = Path(moments["a"].path)
+    decode_video(
+        path,
+        tmp_path / "right.npy",
+        weights=vae,
+        precision="fp32",
+        threads=1,
+        **({"draw": True, "seed": 2} if "seed" in options else {}),
+    )
+    back, right = (np.load(tmp_path / f"{name}.npy").astype(int) for name in ("back", "right"))
+    assert back.shape == right.shape
+    # The batch stores bf16, as the target asks; its own rounding is in both.
+    assert abs(back - right).max() <= 1
+
+
+def test_wrong_scales_axes_and_layouts_are_named(tmp_path, vae, batch, capsys):
+    export_latents(batch, tmp_path / "out", to="cogvideo-finetune", dtype="fp32")
+    file = next((tmp_path / "out").rglob("a.safetensors"))
+    latents = load_file(file)["encoded_video"]
+    right = latents / latents.std()
+    save_file({"encoded_video": right}, file)
+    arguments = [
+        "decode",
+        str(file),
+        "-o",
+        str(tmp_path / "x.npy"),
+        "--from",
+        "cogvideo-finetune",
+        "--weights",
+        str(vae),
+        "--force",
+    ]
+    assert run(arguments) == 0
+    assert "is the scale right" not in capsys.readouterr().err
+    save_file({"encoded_video": right * 5}, file)
+    assert run(arguments) == 0
+    assert "a standard deviation of 7.14, where those of" in capsys.readouterr().err
+    assert run([*arguments, "--scale", "3.5"]) == 0
+    assert "is the scale right" not in capsys.readouterr().err
+    save_file({"encoded_video": right.transpose(0, 1).contiguous()}, file)
+    assert run(arguments) == 1
+    assert (
+        "has an array of [3, 16, 4, 6] torch.float32, where (16 or 32, T, H, W) is expected: 16 channels come first"
+        in (capsys.readouterr().err)
+    )
+    for layout in ("finetrainers", "cogvideox-factory", "npy"):
+        with pytest.raises(MovqError, match=r"holds no tensor of latents|is not an array"):
+            decode_exported(file, tmp_path / "y.npy", layout, weights=vae)
+    assert run(["decode", str(file), "--scale", "2"]) == 2
+
+
+def test_info_says_what_exported_files_seem_to_be(tmp_path, batch, embeds, capsys):
+    export_latents(batch, tmp_path / "c", to="cogvideo-finetune")
+    export_latents(batch, tmp_path / "n", to="npy")
+    export_latents(batch, tmp_path / "f", to="cogvideox-factory", prompt_embeds=embeds)
+    file = next((tmp_path / "c").rglob("a.safetensors"))
+    assert run(["info", str(file), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    latents = load_file(file)["encoded_video"].float()
+    assert (said["kind"], said["layout"], said["shape"]) == ("exported", "cogvideo-finetune", [16, 3, 4, 6])
+    assert said["std"] == pytest.approx(float(latents.std()), rel=1e-2)
+    array = next((tmp_path / "n").rglob("a*.npy"))
+    assert run(["info", str(file), str(array)]) == 0
+    out = capsys.readouterr().out
+    assert "encoded_video" in out
+    assert "moments" in out
+    assert run(["info", str(tmp_path / "f" / "video_latents" / "a.pt")]) == 1
+    assert "movq decode FILE --from LAYOUT" in capsys.readouterr().err

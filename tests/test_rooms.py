@@ -7,14 +7,14 @@ PACKAGE = Path(__file__).parents[1] / "movq_cli"
 
 # Each may import from those after it; rooms also import from themselves.
 _ROOMS = """
-    __main__ cli export dataset describe batch evaluate decode encode encoding plan budget codec schedule transfers
+    __main__ cli describe export dataset batch evaluate decode encode encoding plan budget codec schedule transfers
     posterior scaling device video latents metadata checkpoints model headers targets options fields values files
     difference metrics forks processes threads records errors _lazy _version
 """
 ROOMS = _ROOMS.split()
 
 INSIDE = {
-    "export": "__init__ run formats",
+    "export": "__init__ run back formats",
     "cli": "__init__ info batch decode encode eval export weights options paths habits watch tables show",
     "batch": """
         __init__ run dry_run prepare state

@@ -120,7 +120,7 @@ _SHARED = 2
 def _open_pytorch(located: Located, ema: bool) -> Checkpoint:
     (path,) = located.weights
     with about(path):
-        state = _choose(_state(_load(path)), ema)
+        state = _choose(_state(load_pytorch(path)), ema)
         for key, tensor in state.items():
             if tensor.dtype not in _DTYPE_NAMES or tensor.layout is not torch.strided or tensor.device.type != "cpu":
                 raise MovqError(f"tensor {key} is {tensor.dtype} on {tensor.device}, not one of {', '.join(DTYPES)}")
@@ -140,7 +140,7 @@ def _open_pytorch(located: Located, ema: bool) -> Checkpoint:
     )
 
 
-def _load(path: str) -> Any:
+def load_pytorch(path: str) -> Any:
     """Load the contents of a PyTorch file. In the newer kind, a zip, tensors stay in the file until they are used.
 
     Raises MovqError for a file that asks for code or cannot be read.

@@ -102,7 +102,8 @@ def refuse_pytorch(path: str) -> None:
     """Raise MovqError for a PyTorch file, with the command that converts it."""
     if is_pytorch(path):
         raise MovqError(
-            "is a PyTorch file, which can hold code; `movq weights convert FILE -o OUT.safetensors` makes weights of it",
+            "is a PyTorch file, which can hold code; `movq weights convert FILE -o OUT.safetensors` makes weights of it, "
+            "`movq decode FILE --from LAYOUT` shows a trainer's latents",
             path,
         )
 

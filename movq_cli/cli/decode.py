@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import MovqUsageError, option
 from ..options import OUTPUTS, DecodeOptions
 from ..values import format_bytes
 from . import options as o
@@ -13,6 +14,7 @@ from .paths import latents_input, video_output
 from .show import complain, duration, name_of, plural, progress_bar
 
 if TYPE_CHECKING:
+    from ..codec import Progress
     from ..decode import DecodeResult
 
 
@@ -35,20 +37,52 @@ def decode(
             help=f"The video: {OUTPUTS}. (default: LATENTS' name with .decoded.mp4, in the current folder)",
         ),
     ] = None,
+    layout: Annotated[str | None, o.option_of("from")] = None,
+    target: Annotated[str | None, o.option_of("target", command="decode")] = None,
+    scale: Annotated[str | None, o.option_of("scale", command="decode")] = None,
     quiet: o.Quiet = False,
 ) -> None:
-    """Decode a latents file back to a video: the right frames, size and times."""
+    """Decode a latents file back to a video: the right frames, size and times. With --from, a file of a trainer."""
     from ..decode import decode_video
     from ..device import spare_page_faults
 
     latents = latents_input(files)
     output = video_output(latents, output)
+    for name, value in (("target", target), ("scale", scale)):
+        if layout is None and value is not None:
+            raise MovqUsageError(f"goes with {option('from')}", option=name)
     spare_page_faults()
     with progress_bar(quiet) as progress:
-        result = decode_video(latents, output, options, progress=progress)
+        if layout is None:
+            result = decode_video(latents, output, options, progress=progress)
+        else:
+            result = _of_a_trainer(latents, output, layout, target, scale, options, progress)
     for warning in result.warnings:
         complain(f"warning: {warning}", latents)
     print(_result_line(result))
+
+
+def _of_a_trainer(
+    path: str,
+    output: str,
+    layout: str,
+    target: str | None,
+    scale: str | None,
+    options: DecodeOptions,
+    progress: Progress,
+) -> DecodeResult:
+    from ..export import decode_exported
+
+    return decode_exported(
+        path,
+        output,
+        layout,
+        target=target,
+        scale=scale,
+        options=options,
+        progress=progress,
+        warn=lambda text: complain(f"warning: {text}", path),
+    )
 
 
 def _result_line(result: DecodeResult) -> str:

@@ -18,13 +18,14 @@ from ..errors import MovqError
 from ..fields import changed
 from ..files import short
 from ..options import Selection
+from ..targets import CHANNELS
 from ..values import format_bytes
 from . import options as o
 from .show import compared, complain, duration, name_of, odd_rows, plural, shape, tail
 
 if TYPE_CHECKING:
     from ..checkpoints.checkpoint import Checkpoint
-    from ..describe import BatchDescription, VideoDescription
+    from ..describe import BatchDescription, ExportDescription, VideoDescription
     from ..latents import Latents
 
 
@@ -78,7 +79,7 @@ def _describe(path: str, stats: bool, weights: str | None, max_pixels: int | Non
         return _latents(path, stats)
     if kind == "video":
         return _video(path, weights, max_pixels)
-    return {"weights": _weights, "batch": _batch, "folder": _folder}[kind](path)
+    return {"weights": _weights, "batch": _batch, "folder": _folder, "exported": _exported}[kind](path)
 
 
 def _latents(path: str, stats: bool) -> _Described:
@@ -272,6 +273,45 @@ def _show_video(kind: str, path: str, video: VideoDescription) -> None:
             f"{compared(latents, v.bytes, 'the file')}",
             "remark": odd_rows([video.latents_shape[3:]], video.semantics),
             "warnings": v.warnings,
+        },
+        title=path,
+    )
+
+
+def _exported(path: str) -> _Described:
+    from ..describe import describe_export
+
+    export = describe_export(path)
+    values = {"kind": "exported", "path": path, "bytes": os.path.getsize(path), **export._asdict()}
+    return values, lambda: _show_exported(path, export)
+
+
+_SCALED = 1.2  # standard deviations of scaled latents are about 1, of CogVideoX's unscaled ones 1.4
+
+
+def _show_exported(path: str, export: ExportDescription) -> None:
+    from .tables import print_pairs
+
+    channels = export.shape[0] if export.shape else 0
+    kinds = {CHANNELS: "means or draws", 2 * CHANNELS: "moments"}
+    seems = (
+        f"{kinds[channels]} of CogVideoX's shape"
+        if channels in kinds
+        else "not latents of CogVideoX: 16 or 32 come first"
+    )
+    if channels == CHANNELS:
+        seems += f", {'scaled' if export.std < _SCALED else 'not scaled'} by their deviation"
+    names = {
+        "cogvideo-finetune": "latents that CogVideo's finetuning reads (encoded_video)",
+        "npy": "an array of NumPy",
+    }
+    print_pairs(
+        {
+            "kind": names[export.layout],
+            "shape": f"{shape(export.shape)} {export.dtype}",
+            "numbers": f"mean {export.mean:.3g}, standard deviation {export.std:.3g}",
+            "seems": seems,
+            "to see them": f"movq decode {name_of(path)} --from {export.layout} --weights WEIGHTS",
         },
         title=path,
     )

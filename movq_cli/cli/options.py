@@ -54,6 +54,15 @@ WORDS: Mapping[str, Words] = {
         "MODEL",
     ),
     "export.target": Words(ITEMS, "The model to train. (default: the one that the latents were prepared for)", "MODEL"),
+    "from": Words(ITEMS, f"The file is not movq's, but in the layout of a trainer: {', '.join(EXPORTS)}.", "LAYOUT"),
+    "decode.target": Words(
+        ITEMS, "With --from: the model that it is for. Sets weights, scale and frames per second.", "MODEL"
+    ),
+    "decode.scale": Words(
+        ITEMS,
+        "With --from: the factor that its latents are multiplied by, or a model. (default: that of the weights)",
+        "F|MODEL",
+    ),
     "to": Words(ITEMS, f"The layout: {', '.join(EXPORTS)}. Required.", "LAYOUT"),
     "scale": Words(
         ITEMS,

@@ -1,5 +1,6 @@
-"""Latents in the layouts that trainers read: `export_latents`."""
+"""Latents in the layouts that trainers read, and back: `export_latents`, `decode_exported`."""
 
+from .back import decode_exported
 from .run import Exported, ExportResult, export_latents
 
-__all__ = ["ExportResult", "Exported", "export_latents"]
+__all__ = ["ExportResult", "Exported", "decode_exported", "export_latents"]

@@ -11,14 +11,15 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
+from ..checkpoints.convert import load_pytorch
 from ..dataset import Stored
 from ..device import dtype_of
-from ..errors import MovqUsageError
+from ..errors import MovqError, MovqUsageError
 from ..options import EXPORTS
 from ..posterior import draw_latents
 
@@ -75,6 +76,11 @@ class Format:
         """Yield the path, relative to the output folder, and the bytes of each file of an item."""
         raise NotImplementedError
 
+    @staticmethod
+    def read(path: str) -> torch.Tensor:
+        """Return the latents (C, T, H, W) of such a file. Raises MovqError for another file."""
+        raise NotImplementedError
+
     def lists(self, items: list[Item]) -> Iterator[tuple[str, str]]:
         """Yield the path and the text of each list of all items."""
         return iter(())
@@ -117,6 +123,14 @@ class Npy(Format):
         np.save(buffer, array, allow_pickle=False)
         yield f"{item.name}.npy", buffer.getvalue()
 
+    @staticmethod
+    def read(path: str) -> torch.Tensor:
+        """Return the array."""
+        try:
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+        except (OSError, ValueError, TypeError) as error:
+            raise MovqError(f"is not an array that NumPy reads ({error})", path) from None
+
 
 class CogVideoFinetune(Format):
     """The cache of CogVideo's own finetuning (zai-org/CogVideo, finetune/datasets, at 7a1af715).
@@ -152,6 +166,17 @@ class CogVideoFinetune(Format):
         if content.embeds is not None:
             digest = hashlib.sha256(item.caption.encode()).hexdigest()
             yield f"cache/prompt_embeddings/{digest}.safetensors", save({"prompt_embedding": content.embeds})
+
+    @staticmethod
+    def read(path: str) -> torch.Tensor:
+        """Return `encoded_video`."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                return cast(torch.Tensor, file.get_tensor("encoded_video"))
+        except (SafetensorError, OSError) as error:
+            raise MovqError(f"has no encoded_video ({error})", path) from None
 
     def lists(self, items: list[Item]) -> Iterator[tuple[str, str]]:
         """Yield prompts and videos, one a line."""
@@ -200,6 +225,11 @@ class Factory(Format):
         assert content.embeds is not None
         yield f"prompt_embeds/{name}.pt", _saved(content.embeds)
 
+    @staticmethod
+    def read(path: str) -> torch.Tensor:
+        """Return the tensor."""
+        return _tensor(load_pytorch(path), path)
+
     def lists(self, items: list[Item]) -> Iterator[tuple[str, str]]:
         """Yield prompts and videos, one a line."""
         yield "prompts.txt", _lines(item.caption for item in items)
@@ -240,12 +270,25 @@ class Finetrainers(Format):
         yield f"{self._FOLDER}/latent-{item.number}.pt", _saved({"latents": latents})
         yield f"{self._FOLDER}/condition-{item.number}.pt", _saved({"encoder_hidden_states": content.embeds[None]})
 
+    @staticmethod
+    def read(path: str) -> torch.Tensor:
+        """Return `latents`, with channels in front of frames."""
+        held = load_pytorch(path)
+        latents = _tensor(held.get("latents") if isinstance(held, dict) else None, path)
+        return latents[0].transpose(0, 1) if latents.dim() == 5 else latents
+
     def usage(self, items: list[Item]) -> str:
         """Return the arguments of its training script."""
         return "--enable_precomputation --precomputation_reuse --precomputation_dir DIR"
 
 
 FORMATS: Mapping[str, type[Format]] = dict(zip(EXPORTS, (CogVideoFinetune, Finetrainers, Factory, Npy), strict=True))
+
+
+def _tensor(value: Any, path: str) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor):
+        raise MovqError("holds no tensor of latents in the place where this trainer looks for it", path)
+    return value
 
 
 def _saved(value: Any) -> bytes:
