@@ -162,7 +162,7 @@ class Size:
         """Read HxW. Raises MovqUsageError."""
         parts = text.lower().split("x")
         if len(parts) != 2 or not all(re.fullmatch(r"[1-9]\d{0,6}", part) for part in parts):
-            raise MovqUsageError(f"must be HEIGHTxWIDTH like 480x720, got {text!r}")
+            raise MovqUsageError(f"must be HxW like 480x720, got {text!r}")
         return cls(*map(int, parts))
 
 
