@@ -9,7 +9,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from movq_cli import MovqError, MovqUsageError, decode_video, encode_batch, encode_video, export_latents, open_latents
+from movq_cli import (
+    LatentDataset,
+    MovqError,
+    MovqUsageError,
+    Picture,
+    Selection,
+    decode_video,
+    encode_batch,
+    encode_video,
+    export_latents,
+    open_latents,
+    read_frames,
+)
 from movq_cli.cli import run
 from movq_cli.export import decode_exported
 from movq_cli.posterior import draw_latents
@@ -408,3 +420,66 @@ def test_info_says_what_exported_files_seem_to_be(tmp_path, batch, embeds, capsy
     assert "moments" in out
     assert run(["info", str(tmp_path / "f" / "video_latents" / "a.pt")]) == 1
     assert "movq decode FILE --from LAYOUT" in capsys.readouterr().err
+
+
+# -- what trainers do with them
+
+
+def losses(latents, captions):
+    """Train a small transformer with CogVideoX's patches of 2x2 for three steps, with fixed noise. Return the losses."""
+    from diffusers import CogVideoXTransformer3DModel
+
+    torch.manual_seed(0)
+    frames, height, width = latents.shape[2:]
+    model = CogVideoXTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=16, out_channels=16, time_embed_dim=8, text_embed_dim=8,
+        num_layers=2, sample_width=width, sample_height=height, sample_frames=1 + (frames - 1) * 4, max_text_seq_length=226,
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = latents.transpose(1, 2)  # frames in front of channels, as the transformer takes them
+    found = []
+    for step in range(3):
+        noise, t = torch.randn_like(x), torch.full((len(x),), 300 * (step + 1))
+        signal = 1 - t[:, None, None, None, None] / 1000
+        noisy = signal.sqrt() * x + (1 - signal).sqrt() * noise
+        velocity = signal.sqrt() * noise - (1 - signal).sqrt() * x
+        predicted = model(noisy, captions[:, :, :8], t, return_dict=False)[0]
+        assert predicted.shape == velocity.shape
+        loss = (predicted - velocity).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return found
+
+
+def test_a_transformer_learns_the_same_from_exports_the_data_set_and_pixels(tmp_path, vae, sources, embeds):
+    """Means, so that no draw differs; pixels are encoded by diffusers' own autoencoder."""
+    from diffusers import AutoencoderKLCogVideoX
+
+    options = {"frames": 9, "height": 32, "width": 48, "multiple": 16}
+    made = encoded(sources, tmp_path / "made", vae, short_side=None, **options)
+    export_latents(made, tmp_path / "out", to="cogvideox-factory", prompt_embeds=embeds)
+    dataset = LatentDataset(made, draw=False)
+    names = [dataset.row(i)["id"].removesuffix(".mp4") for i in range(3)]
+    kept = [
+        torch.load(tmp_path / "out" / "video_latents" / f"{name.split('.')[0]}.pt", weights_only=True) for name in names
+    ]
+    captions = torch.stack(
+        [
+            torch.load(tmp_path / "out" / "prompt_embeds" / f"{name.split('.')[0]}.pt", weights_only=True)
+            for name in names
+        ]
+    )
+    theirs = AutoencoderKLCogVideoX.from_pretrained(vae)
+    pixels = []
+    for name in names:
+        with read_frames(sources / f"{name}.mp4", Selection(frames=9), Picture(height=32, width=48)) as reader:
+            pixels.append(np.stack([frame.image for frame in reader]))
+    x = torch.from_numpy(np.stack(pixels)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    with torch.no_grad():
+        from_pixels = torch.cat([theirs.encode(clip[None]).latent_dist.mode() for clip in x]) * 0.7
+    exported = losses(torch.stack(kept).chunk(2, dim=1)[0] * 0.7, captions)
+    assert exported == pytest.approx(losses(torch.stack([dataset[i]["latents"] for i in range(3)]), captions), abs=1e-4)
+    assert exported == pytest.approx(losses(from_pixels, captions), abs=1e-4)
+    assert len(set(exported)) == 3

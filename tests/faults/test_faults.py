@@ -49,7 +49,7 @@ COMMANDS = {  # output: the command that makes it
     "a.png": "eval IN.mp4 --picture OUT --quiet",
     "weights.safetensors": "weights convert IN.weights.safetensors -o OUT",
 }
-TAR = ["--layout", "tar", "--tar-size", "60000"]
+TAR = ["--layout", "tar", "--tar-size", "60kB"]
 
 fork = multiprocessing.get_context("forkserver")
 fork.set_forkserver_preload(
@@ -302,7 +302,9 @@ def test_a_fault_at_every_call_of_a_batch_without_workers(batch, tmp_path, mode)
                 assert whole_batch(batch, out, hidden=code < 0 or refused) == latents
                 assert code < 0 if "KILL" in fault else refused_well(code, said, 2) is None
                 assert run(tmp_path, *command)[0] == 0
-                assert tree(out) == after
+                assert whole_batch(batch, out) == latents
+                # Latents that could not be read are made again, and may go into another tar.
+                assert tree(out) == after or ("error" in fault and ".safetensors" in line)
             except AssertionError as error:
                 wrong.append(f"{fault} {call[0]} {call[1]}: {line[:150]}\n    {str(error)[:300]}")
     print(f"\nbatch, {mode}: {2 * len(calls)} faults")

@@ -162,7 +162,7 @@ def look_at_weights(path):
 
 
 def describe(path):
-    values, show = _describe(str(path), True, None)
+    values, show = _describe(str(path), True, None, None)
     json.dumps(values, default=str)
     show()
 
