@@ -6,6 +6,7 @@ scaling happen here, each time an item is read.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import mmap
 import os
@@ -169,13 +170,21 @@ class LatentDataset(Dataset[Sample]):
         )
 
     def stored(self, index: int) -> Stored:
-        """Return an item as its file has it. Raises MovqError if the file is not what the manifest says."""
-        row = self.row(index)
+        """Return an item as its file has it, each byte checked. Raises MovqError if it is not what the manifest says."""
+        row, metadata = self.row(index), self.metadata(index)
         latents, _, _, _ = self._stored(row, 0, row["shape"][2])
         header, data, path = self._header(row)
+        if hashlib.sha256(data).hexdigest() != row["sha256"]:
+            raise MovqError("is damaged: its bytes are not those that the manifest says", path)
+        at = header.tensors["frame_indices"].start
+        return Stored(metadata, latents, int.from_bytes(data[at : at + _INDEX_BYTES], "little"))
+
+    def metadata(self, index: int) -> Metadata:
+        """Return the metadata of an item. Raises MovqError if its header is not what the manifest says."""
+        header, _, path = self._header(self.row(index))
         try:
-            first = int.from_bytes(data[header.tensors["frame_indices"].start :][:_INDEX_BYTES], "little")
-            return Stored(Metadata.from_strings(header.metadata), latents, first)
+            header.tensors["frame_indices"]
+            return Metadata.from_strings(header.metadata)
         except (ValueError, KeyError, TypeError, RecursionError, ZeroDivisionError) as error:
             raise MovqError(f"is not what the manifest says ({error})", path) from None
 

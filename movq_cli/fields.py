@@ -42,6 +42,7 @@ READERS: Mapping[str, Callable[[str], Any]] = {
     "dtype": lambda text: _TORCH_NAMES.get(text, text),
     "buckets": Bucket.parse,
     "pick": Pick.parse,
+    "shape": Bucket.parse,
     "sizes": Size.parse,
     "shard": Shard.parse,
 }

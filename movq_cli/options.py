@@ -285,11 +285,12 @@ class BatchOptions:
 class ExportOptions:
     """Options of an export.
 
-    `to` is the format, a name in EXPORTS. `scale` multiplies latents: a number, or the name of a model as in
-    scaling.py (None: the factor in the header, for formats that are scaled). `seed` is for draws. `dtype` is that of the
-    numbers (None: that of the target, or as stored). `prompt_embeds` is a folder of text embeddings, one file for each
-    caption, named by its sha256. `target` is the diffusion model (None: the one that the latents were prepared for).
-    `any_weights` exports latents of other weights than CogVideoX's. `force` overwrites files of others.
+    `to` is the layout, a name in EXPORTS. `scale` multiplies latents: a number, or the name of a model as in scaling.py
+    (None: the target's factor, or that in the header, for layouts that are scaled). `seed` is for draws. `dtype` is that
+    of the numbers (None: that of the target, or as stored). `prompt_embeds` is a folder of text embeddings, one file for
+    each caption, named by its sha256. `shape` leaves out items of another. `target` is the diffusion model (None: the one
+    that the latents were prepared for). `any_weights` exports latents of other weights than CogVideoX's. `force`
+    overwrites files of others.
     """
 
     to: str | None = None
@@ -297,6 +298,7 @@ class ExportOptions:
     seed: int = 0
     dtype: str | None = None
     prompt_embeds: str | None = None
+    shape: Bucket | None = None
     target: str | None = None
     any_weights: bool = False
     force: bool = False

@@ -11,6 +11,8 @@ from .values import Bucket, Size
 
 CHANNELS = 16
 """Channels of the latents of CogVideoX."""
+FACTOR = 4
+"""Frames that a latent of CogVideoX stands for, after the first."""
 USUAL_FPS = 8
 """Frames per second of clips for CogVideoX, where no model is named."""
 _PATCH = 16

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -173,8 +175,6 @@ def test_npy(tmp_path, batch, moments):
 
 def test_it_is_resumed_and_follows_the_batch(tmp_path, vae, sources):
     """What is up to date stays as it is; what is gone is removed, and numbers have no gaps."""
-    import shutil
-
     mine = tmp_path / "in"
     shutil.copytree(sources, mine)
     options = dict(weights=vae, target="cogvideox-5b", buckets="9x32x48", precision="fp32", workers=0)
@@ -192,10 +192,11 @@ def test_it_is_resumed_and_follows_the_batch(tmp_path, vae, sources):
         path.unlink()
     encode_batch(mine, tmp_path / "batch", **options)
     result = export_latents(tmp_path / "batch", out, to="cogvideo-finetune")
-    assert [Path(path).stem for path in result.removed] == ["b"]
+    assert {Path(path).stem for path in result.removed} == {"b"}
+    assert not (out / "videos" / "b.mp4").is_symlink()
     assert sorted(path.stem for path in out.rglob("*.safetensors")) == ["a", "c.v2"]
     lines = [json.loads(text) for text in (out / "export.jsonl").read_text().splitlines()]
-    assert [line["status"] for line in lines] == ["done", "done"]
+    assert [line["status"] for line in lines] == ["done", "done", "done"]  # the first for what all share
 
 
 def test_a_killed_export_goes_on(tmp_path, batch):
@@ -204,9 +205,9 @@ def test_a_killed_export_goes_on(tmp_path, batch):
     out = tmp_path / "out"
     export_latents(batch, out, to="npy")
     manifest = out / "export.jsonl"
-    first, second, _ = manifest.read_text().splitlines()
+    shared, first, second, _ = manifest.read_text().splitlines()
     begun = json.dumps({**json.loads(second), "status": "begun"})
-    manifest.write_text(f"{first}\n{begun}\n{first[:40]}")
+    manifest.write_text(f"{shared}\n{first}\n{begun}\n{first[:40]}")
     (out / next(iter(json.loads(second)["files"]))).write_bytes(b"half")
     next(path for path in out.glob("c*.npy")).unlink()
     result = export_latents(batch, out, to="npy")
@@ -253,16 +254,20 @@ def test_sets_that_a_trainer_cannot_read_are_refused(tmp_path, batch, vae, sourc
     with pytest.raises(MovqUsageError, match=r"takes latents in pairs, and a.mp4 has 3: encode 5 or 13 frames"):
         export_latents(batch, tmp_path / "x", to="cogvideox-factory", prompt_embeds=embeds, target="cogvideox1.5-5b")
     assert not (tmp_path / "x").exists()
-    mixed = encoded(sources, tmp_path / "mixed", vae, frames=None, tail="drop")
+    mine = tmp_path / "in"
+    shutil.copytree(sources, mine)
+    clips.write(mine / "tall.mp4", clips.pictures(9, 32, 48))
+    (mine / "tall.txt").write_text("Tall.")
+    mixed = encoded(mine, tmp_path / "mixed", vae)
     with pytest.raises(MovqUsageError, match="name the model to train"):
         export_latents(mixed, tmp_path / "x", to="cogvideo-finetune")
-    with pytest.raises(MovqError, match="2 shapes, and the trainer stacks them"):
+    with pytest.raises(MovqError, match=r"2 shapes, and the trainer stacks them: .*shape=9x48x32 exports those"):
         export_latents(mixed, tmp_path / "x", to="cogvideo-finetune", target="cogvideox-5b")
+    result = export_latents(mixed, tmp_path / "one", to="cogvideo-finetune", target="cogvideox-5b", shape="9x32x48")
+    assert statuses(result) == {"a": "done", "b": "done", "c.v2": "done", "tall": "left out"}
 
 
 def test_items_that_a_trainer_cannot_read_are_refused(tmp_path, vae, sources):
-    import shutil
-
     mine = tmp_path / "in"
     shutil.copytree(sources, mine)
     (mine / "b.txt").unlink()
@@ -288,8 +293,6 @@ def test_items_that_a_trainer_cannot_read_are_refused(tmp_path, vae, sources):
 
 
 def test_names_that_a_trainer_takes_for_one_are_refused(tmp_path, vae, sources, embeds):
-    import shutil
-
     for name in ("x.1", "x.2"):
         (tmp_path / "in" / name).mkdir(parents=True)
         shutil.copy(sources / "a.mp4", tmp_path / "in" / name / f"{name}.mp4")
@@ -337,6 +340,94 @@ def test_a_target_sets_what_is_left_open(tmp_path, vae, sources, capsys):
         encode_video(sources / "a.mp4", out, target="cogvideox", force=True)
     with pytest.raises(MovqError, match=r'to fetch it: hf download zai-org/CogVideoX1.5-5B --include "vae/'):
         encode_video(sources / "a.mp4", out, target="cogvideox1.5-5b", force=True)
+
+
+def test_files_and_links_of_others_stay(tmp_path, vae, sources):
+    """A usual folder of data: links to videos, and prompts that somebody wrote."""
+    root = tmp_path / "root"
+    (root / "videos").mkdir(parents=True)
+    for path in sources.iterdir():
+        (root / "videos" / path.name).symlink_to(path)
+    made = encoded(root / "videos", tmp_path / "made", vae)
+    (root / "prompt.txt").write_text("mine")
+    options = {"to": "cogvideo-finetune", "target": "cogvideox-5b"}
+    with pytest.raises(MovqError, match="exists; force=True overwrites it"):
+        export_latents(made, root, **options)
+    assert (root / "prompt.txt").read_text() == "mine"
+    assert os.readlink(root / "videos" / "a.mp4") == str(sources / "a.mp4")
+    assert not (root / "cache").exists()
+    real = tmp_path / "real"
+    shutil.copytree(sources, real / "videos")
+    result = export_latents(encoded(real / "videos", tmp_path / "made2", vae), real, **options)
+    assert set(statuses(result).values()) == {"done"}
+    assert not any(path.is_symlink() for path in (real / "videos").iterdir())
+
+
+def test_numbers_belong_to_the_item_that_was_written_last(tmp_path, vae, sources, embeds):
+    """An export that was killed after it had given an item the number of another."""
+    mine, out = tmp_path / "in", tmp_path / "out"
+    mine.mkdir()
+    for name in ("b.mp4", "b.txt", "c.v2.mp4", "c.v2.txt"):
+        shutil.copy(sources / name, mine)
+    options = {"to": "finetrainers", "prompt_embeds": embeds}
+    made = encoded(mine, tmp_path / "made", vae)
+    export_latents(made, out, **options)
+    right = {path.name: path.read_bytes() for path in out.rglob("*.pt")}
+    shutil.copy(sources / "a.mp4", mine)
+    shutil.copy(sources / "a.txt", mine)
+    encoded(mine, made, vae)
+
+    def killed(done, total):
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_latents(made, out, **options, progress=killed)
+    assert {path.name: path.read_bytes() for path in out.rglob("*.pt")} != right
+    for path in mine.glob("a.*"):
+        path.unlink()
+    encoded(mine, made, vae)
+    result = export_latents(made, out, **options)
+    assert result.kept == 1
+    assert {path.name: path.read_bytes() for path in out.rglob("*.pt")} == right
+
+
+def test_what_a_model_needs_is_asked_of_the_batch(tmp_path, vae, sources, embeds):
+    made = encoded(sources, tmp_path / "made", vae)
+    with pytest.raises(MovqUsageError, match="cogvideox-5b-i2v needs image latents here"):
+        export_latents(made, tmp_path / "f", to="cogvideox-factory", prompt_embeds=embeds, target="cogvideox-5b-i2v")
+    result = export_latents(made, tmp_path / "c", to="cogvideo-finetune", target="cogvideox-2b")
+    assert result.lines[0]["made_from"]["scale"] == 1.15258426
+    assert "the headers say the scaling factor 0.7; cogvideox-2b's 1.15258426 is used" in result.warnings
+    with pytest.raises(MovqError, match=r"holds an export of \.\./made to cogvideo-finetune: name another folder"):
+        export_latents(made, tmp_path / "c", to="npy")
+    spans = encoded(sources, tmp_path / "spans", vae, frames=5, pick="slide:5")
+    result = export_latents(spans, tmp_path / "s", to="cogvideo-finetune", target="cogvideox-5b")
+    reasons = [line.get("reason", "") for line in result.lines]
+    assert all("takes 1 + a multiple of 8" in reason for reason in reasons)
+    late = encoded(sources, tmp_path / "late", vae, start="0.125")
+    i2v = {"to": "cogvideo-finetune", "target": "cogvideox-5b-i2v"}
+    assert "does not begin at its video's first frame" in refused(late, tmp_path / "l", **i2v)
+    data = bytearray((spans / "a.mp4_0-5.safetensors").read_bytes())
+    data[-1] ^= 1
+    (spans / "a.mp4_0-5.safetensors").write_bytes(data)
+    assert "is damaged" in refused(spans, tmp_path / "n", to="npy")
+
+
+def test_new_embeddings_are_exported_and_must_be_alike(tmp_path, vae, sources, embeds):
+    mine = tmp_path / "embeds"
+    shutil.copytree(embeds, mine)
+    made = encoded(sources, tmp_path / "made", vae)
+    options = {"to": "finetrainers", "prompt_embeds": mine}
+    assert export_latents(made, tmp_path / "out", **options).kept == 0
+    assert export_latents(made, tmp_path / "out", **options).kept == 3
+    for path in mine.iterdir():
+        save_file({"prompt_embeds": torch.zeros(226, 4096)}, path)
+    assert export_latents(made, tmp_path / "out", **options).kept == 0
+    save_file({"prompt_embeds": torch.zeros(7, 13)}, mine / f"{hashlib.sha256(b'A dog.').hexdigest()}.safetensors")
+    assert "has embeddings of [7, 13] where [226, 4096], like those before it," in refused(
+        made, tmp_path / "out", **options
+    )
 
 
 # -- and back
@@ -401,6 +492,10 @@ def test_wrong_scales_axes_and_layouts_are_named(tmp_path, vae, batch, capsys):
         with pytest.raises(MovqError, match=r"holds no tensor of latents|is not an array"):
             decode_exported(file, tmp_path / "y.npy", layout, weights=vae)
     assert run(["decode", str(file), "--scale", "2"]) == 2
+    capsys.readouterr()
+    export_latents(batch, tmp_path / "n", to="npy")
+    array = next((tmp_path / "n").rglob("a*.npy"))
+    assert run(["decode", str(array), "-o", str(tmp_path / "z.npy"), "--from", "npy", "--weights", str(vae)]) == 0
 
 
 def test_info_says_what_exported_files_seem_to_be(tmp_path, batch, embeds, capsys):

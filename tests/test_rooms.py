@@ -14,7 +14,7 @@ _ROOMS = """
 ROOMS = _ROOMS.split()
 
 INSIDE = {
-    "export": "__init__ run back formats",
+    "export": "__init__ run manifest back formats",
     "cli": "__init__ info batch decode encode eval export weights options paths habits watch tables show",
     "batch": """
         __init__ run dry_run prepare state

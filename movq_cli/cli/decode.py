@@ -46,7 +46,7 @@ def decode(
     from ..decode import decode_video
     from ..device import spare_page_faults
 
-    latents = latents_input(files)
+    latents = latents_input(files, of_movq=layout is None)
     output = video_output(latents, output)
     for name, value in (("target", target), ("scale", scale)):
         if layout is None and value is not None:

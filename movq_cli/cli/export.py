@@ -60,9 +60,11 @@ def _report(result: ExportResult, output: str, dry_run: bool, quiet: bool) -> No
         complain(f"... and {plural(len(refused) - _REASONS, 'more item')} refused")
     if result.removed:
         complain(f"{plural(len(result.removed), 'file')} of items that are gone {'would be ' * dry_run}removed", output)
+    others = sum(line["status"] == "left out" for line in result.lines)
     size = sum(sum(line["files"].values()) for line in done)
     parts = [f"{plural(len(done), 'item')} {'to export' if dry_run else 'exported'}"]
     parts += [f"{result.kept:,} of them kept"] * bool(result.kept) + [f"{len(refused):,} refused"] * bool(refused)
+    parts += [f"{others:,} of another shape left out"] * bool(others)
     print(f"{name_of(output)}: {', '.join(parts)}" + ("" if dry_run else f"; {format_bytes(size)}"))
     if result.usage and not quiet:
         complain(f"to train on it: {result.usage}")

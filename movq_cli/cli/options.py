@@ -74,6 +74,7 @@ WORDS: Mapping[str, Words] = {
     "prompt_embeds": Words(
         ITEMS, "Folder of text embeddings, as examples/embed_prompts.py makes them, for layouts that have them.", "DIR"
     ),
+    "shape": Words(ITEMS, "Export only items of this shape.", "FxHxW"),
     "any_weights": Words(ITEMS, "Export latents of weights that no model of CogVideoX's family reads."),
     "scaling_factor": Words(
         MODEL, "The scaling factor to record; it is never applied. (default: that of --for, or of the weights)", "F"

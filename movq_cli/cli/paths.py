@@ -42,10 +42,13 @@ def video_inputs(paths: Sequence[str]) -> list[str]:
     return found
 
 
-def latents_input(paths: Sequence[str]) -> str:
-    """Return the one latents file to decode. Raises MovqError and MovqUsageError that name the command that was meant."""
+def latents_input(paths: Sequence[str], of_movq: bool = True) -> str:
+    """Return the one latents file to decode, of movq or of a trainer.
+
+    Raises MovqError and MovqUsageError that name the command that was meant.
+    """
     path = _one(paths, "LATENTS", "run it once for each")
-    if os.path.isfile(path) and not looks_like_safetensors(path):
+    if of_movq and os.path.isfile(path) and not looks_like_safetensors(path):
         raise MovqError("is not a latents file; `movq encode` makes one of a video", path)
     return path
 

@@ -74,7 +74,7 @@ def _check(latents: torch.Tensor, checkpoint: Checkpoint) -> None:
     """Raise MovqError if these are not latents, or moments, of these weights."""
     z = checkpoint.config.z_channels
     shape = list(latents.shape)
-    if latents.dim() == 4 and shape[0] in (z, 2 * z) and min(shape) > 0 and latents.is_floating_point():
+    if latents.dim() == len("CTHW") and shape[0] in (z, 2 * z) and min(shape) > 0 and latents.is_floating_point():
         return
     swapped = (
         f": {z if z in shape else 2 * z} channels come first; are its axes swapped?" if {z, 2 * z} & set(shape) else ""

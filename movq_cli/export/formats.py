@@ -22,6 +22,7 @@ from ..device import dtype_of
 from ..errors import MovqError, MovqUsageError
 from ..options import EXPORTS
 from ..posterior import draw_latents
+from ..targets import FACTOR, TARGETS
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class Item:
     frames: int
     height: int
     width: int
+    starts_late: bool
+    """True if its first frame is not the video's."""
+    has_embeds: bool
     number: int = 0
 
 
@@ -72,8 +76,12 @@ class Format:
     def check(self, items: Iterable[Item]) -> None:
         """Raise MovqUsageError if the consumer could not read these items together."""
 
-    def files(self, item: Item, content: Content) -> Iterator[tuple[str, bytes]]:
-        """Yield the path, relative to the output folder, and the bytes of each file of an item."""
+    def paths(self, item: Item) -> list[str]:
+        """Return the paths of an item's files, relative to the output folder, in the order of `files`."""
+        raise NotImplementedError
+
+    def files(self, item: Item, content: Content) -> Iterator[bytes]:
+        """Yield the bytes of each file of an item."""
         raise NotImplementedError
 
     @staticmethod
@@ -81,12 +89,16 @@ class Format:
         """Return the latents (C, T, H, W) of such a file. Raises MovqError for another file."""
         raise NotImplementedError
 
-    def lists(self, items: list[Item]) -> Iterator[tuple[str, str]]:
-        """Yield the path and the text of each list of all items."""
-        return iter(())
+    def refusal(self, item: Item) -> str:
+        """Return why the consumer cannot read an item; "" if it can."""
+        return ""
 
-    def usage(self, items: list[Item]) -> str:
-        """Return the options of the trainer that go with these files; "" if there are none."""
+    def lists(self, items: list[Item]) -> dict[str, str]:
+        """Return the text of each list of all items, by its path."""
+        return {}
+
+    def usage(self, items: list[Item], folder: str) -> str:
+        """Return the options of the trainer that go with these files in a folder; "" if there are none."""
         return ""
 
     def drawn(self, stored: Stored) -> torch.Tensor:
@@ -113,7 +125,11 @@ class Npy(Format):
     patched = False
     nested = True
 
-    def files(self, item: Item, content: Content) -> Iterator[tuple[str, bytes]]:
+    def paths(self, item: Item) -> list[str]:
+        """Return the path of the array."""
+        return [f"{item.name}.npy"]
+
+    def files(self, item: Item, content: Content) -> Iterator[bytes]:
         """Yield the array."""
         stored = content.stored
         latents = stored.latents if self.scale is None else self.drawn(stored) * self.scale
@@ -121,7 +137,7 @@ class Npy(Format):
         array = (latents.float() if latents.dtype == torch.bfloat16 else latents).numpy()
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
-        yield f"{item.name}.npy", buffer.getvalue()
+        yield buffer.getvalue()
 
     @staticmethod
     def read(path: str) -> torch.Tensor:
@@ -141,6 +157,7 @@ class CogVideoFinetune(Format):
     """
 
     needs_captions = needs_videos = scaled = one_shape = True
+    _STEP = 2 * FACTOR
     _MODELS: Mapping[str, str] = {
         "cogvideox-2b": "cogvideox-t2v",
         "cogvideox-5b": "cogvideox-t2v",
@@ -154,18 +171,31 @@ class CogVideoFinetune(Format):
         if self.target is None:
             raise MovqUsageError(f"name the model to train: {', '.join(self._MODELS)}", option="target")
 
-    def files(self, item: Item, content: Content) -> Iterator[tuple[str, bytes]]:
-        """Yield the latents, and the embeddings of the prompt if they are there."""
+    def refusal(self, item: Item) -> str:
+        """Return why the trainer cannot read an item; "" if it can."""
+        if (item.frames - 1) % self._STEP:
+            return f"has {item.frames} frames, and the trainer takes 1 + a multiple of {self._STEP}"
+        if self.target is not None and TARGETS[self.target].from_image and item.starts_late:
+            return "does not begin at its video's first frame, which the trainer takes as the image"
+        return ""
+
+    def paths(self, item: Item) -> list[str]:
+        """Return the paths of the latents, and of the embeddings of the prompt."""
+        assert self.target is not None
+        digest = hashlib.sha256(item.caption.encode()).hexdigest()
+        return [
+            f"cache/video_latent/{self._MODELS[self.target]}/{_resolution(item)}/{item.name}.safetensors",
+            *([f"cache/prompt_embeddings/{digest}.safetensors"] if item.has_embeds else []),
+        ]
+
+    def files(self, item: Item, content: Content) -> Iterator[bytes]:
+        """Yield the latents, and the embeddings if they are there."""
         from safetensors.torch import save
 
         assert self.scale is not None
-        assert self.target is not None
-        latents = self.typed(self.drawn(content.stored) * self.scale)
-        folder = f"cache/video_latent/{self._MODELS[self.target]}/{_resolution(item)}"
-        yield f"{folder}/{item.name}.safetensors", save({"encoded_video": latents})
+        yield save({"encoded_video": self.typed(self.drawn(content.stored) * self.scale)})
         if content.embeds is not None:
-            digest = hashlib.sha256(item.caption.encode()).hexdigest()
-            yield f"cache/prompt_embeddings/{digest}.safetensors", save({"prompt_embedding": content.embeds})
+            yield save({"prompt_embedding": content.embeds})
 
     @staticmethod
     def read(path: str) -> torch.Tensor:
@@ -178,16 +208,15 @@ class CogVideoFinetune(Format):
         except (SafetensorError, OSError) as error:
             raise MovqError(f"has no encoded_video ({error})", path) from None
 
-    def lists(self, items: list[Item]) -> Iterator[tuple[str, str]]:
-        """Yield prompts and videos, one a line."""
-        yield "prompt.txt", _lines(item.caption for item in items)
-        yield "videos.txt", _lines(video_of(item) for item in items)
+    def lists(self, items: list[Item]) -> dict[str, str]:
+        """Return prompts and videos, one a line."""
+        return {"prompt.txt": _lines(item.caption for item in items), "videos.txt": _lines(map(video_of, items))}
 
-    def usage(self, items: list[Item]) -> str:
+    def usage(self, items: list[Item], folder: str) -> str:
         """Return the arguments of its finetune script."""
         assert self.target is not None
         return (
-            f"--model_name {self._MODELS[self.target]} --train_resolution {_resolution(items[0])} "
+            f"--data_root {folder} --model_name {self._MODELS[self.target]} --train_resolution {_resolution(items[0])} "
             "--caption_column prompt.txt --video_column videos.txt"
         )
 
@@ -207,6 +236,11 @@ class Factory(Format):
 
     def check(self, items: Iterable[Item]) -> None:
         """Raise MovqUsageError for an odd number of latents where they are taken in pairs, and for image-to-video."""
+        if self.target is not None and TARGETS[self.target].from_image:
+            raise MovqUsageError(
+                f"{self.target} needs image latents here, which movq does not make; cogvideo-finetune needs none",
+                option="to",
+            )
         if self.target is None or not self.target.startswith("cogvideox1.5"):
             return
         for item in items:
@@ -218,24 +252,27 @@ class Factory(Format):
                     option="to",
                 )
 
-    def files(self, item: Item, content: Content) -> Iterator[tuple[str, bytes]]:
-        """Yield moments and embeddings."""
+    def paths(self, item: Item) -> list[str]:
+        """Return the paths of moments and embeddings."""
         name = self.key(item.name)
-        yield f"video_latents/{name}.pt", _saved(self.typed(content.stored.latents))
-        assert content.embeds is not None
-        yield f"prompt_embeds/{name}.pt", _saved(content.embeds)
+        return [f"video_latents/{name}.pt", f"prompt_embeds/{name}.pt"]
+
+    def files(self, item: Item, content: Content) -> Iterator[bytes]:
+        """Yield moments and embeddings."""
+        yield _saved(self.typed(content.stored.latents))
+        yield _saved(content.embeds)
 
     @staticmethod
     def read(path: str) -> torch.Tensor:
         """Return the tensor."""
         return _tensor(load_pytorch(path), path)
 
-    def lists(self, items: list[Item]) -> Iterator[tuple[str, str]]:
-        """Yield prompts and videos, one a line."""
-        yield "prompts.txt", _lines(item.caption for item in items)
-        yield "videos.txt", _lines(video_of(replace(item, name=self.key(item.name))) for item in items)
+    def lists(self, items: list[Item]) -> dict[str, str]:
+        """Return prompts and videos, one a line."""
+        named = [replace(item, name=self.key(item.name)) for item in items]
+        return {"prompts.txt": _lines(item.caption for item in named), "videos.txt": _lines(map(video_of, named))}
 
-    def usage(self, items: list[Item]) -> str:
+    def usage(self, items: list[Item], folder: str) -> str:
         """Return the arguments of its training script."""
         # It counts the frames of an even number of latents in another way.
         shapes = [
@@ -248,7 +285,7 @@ class Factory(Format):
         ]
         frames, heights, widths = (" ".join(map(str, sorted(set(sides)))) for sides in zip(*shapes, strict=True))
         return (
-            "--load_tensors --caption_column prompts.txt --video_column videos.txt "
+            f"--data_root {folder} --load_tensors --caption_column prompts.txt --video_column videos.txt "
             f"--frame_buckets {frames} --height_buckets {heights} --width_buckets {widths}"
         )
 
@@ -263,12 +300,15 @@ class Finetrainers(Format):
     needs_captions = needs_embeds = needs_moments = True
     _FOLDER = "finetrainers-precomputed-data"
 
-    def files(self, item: Item, content: Content) -> Iterator[tuple[str, bytes]]:
+    def paths(self, item: Item) -> list[str]:
+        """Return the paths of moments and embeddings."""
+        return [f"{self._FOLDER}/{kind}-{item.number}.pt" for kind in ("latent", "condition")]
+
+    def files(self, item: Item, content: Content) -> Iterator[bytes]:
         """Yield moments and embeddings."""
         assert content.embeds is not None
-        latents = self.typed(content.stored.latents.transpose(0, 1)[None])
-        yield f"{self._FOLDER}/latent-{item.number}.pt", _saved({"latents": latents})
-        yield f"{self._FOLDER}/condition-{item.number}.pt", _saved({"encoder_hidden_states": content.embeds[None]})
+        yield _saved({"latents": self.typed(content.stored.latents.transpose(0, 1)[None])})
+        yield _saved({"encoder_hidden_states": content.embeds[None]})
 
     @staticmethod
     def read(path: str) -> torch.Tensor:
@@ -277,9 +317,9 @@ class Finetrainers(Format):
         latents = _tensor(held.get("latents") if isinstance(held, dict) else None, path)
         return latents[0].transpose(0, 1) if latents.dim() == 5 else latents
 
-    def usage(self, items: list[Item]) -> str:
+    def usage(self, items: list[Item], folder: str) -> str:
         """Return the arguments of its training script."""
-        return "--enable_precomputation --precomputation_reuse --precomputation_dir DIR"
+        return f"--enable_precomputation --precomputation_reuse --precomputation_dir {folder}"
 
 
 FORMATS: Mapping[str, type[Format]] = dict(zip(EXPORTS, (CogVideoFinetune, Finetrainers, Factory, Npy), strict=True))

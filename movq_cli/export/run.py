@@ -3,43 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from ..codec import Progress, silent
 from ..dataset import LatentDataset
 from ..errors import MovqError, MovqUsageError, option
 from ..fields import options_of
-from ..files import WholeFile, os_reason
+from ..headers import read_header
 from ..options import EXPORTS, ExportOptions, one_of
 from ..scaling import scale_of, scaling_of
 from ..targets import CHANNELS, TARGETS
 from .formats import FORMATS, Content, Format, Item, video_of
+from .manifest import SHARED, Exported, Manifest
 
 if TYPE_CHECKING:
     import torch
 
     from ..batch.manifest import Line
 
-NAME = "export.jsonl"
-"""The manifest of an export: a line for each item."""
 _LONGEST_SUFFIX = 5  # of a video, with its dot
 _HELP = "examples/embed_prompts.py makes them"
-
-
-class Exported(TypedDict, total=False):
-    """What became of an item: `status` is done, with its `files` and their sizes, or refused, with a `reason`."""
-
-    id: str
-    status: str
-    reason: str
-    files: dict[str, int]
-    made_from: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -98,7 +85,7 @@ class _Export:
         if target is not None:
             one_of("target", target, tuple(TARGETS))
         self._format = self._layout(target)
-        self._owned: set[str] = set()  # files that exports wrote, relative to the folder
+        self._embeds_shape: tuple[int, ...] = ()
 
     def _one_of_each_weights(self) -> dict[str, Any]:
         """Return the metadata of an item of each weights. Raises MovqError for weights of another family."""
@@ -106,7 +93,10 @@ class _Export:
         for index in range(len(self._dataset)):
             digest = self._dataset.row(index)["weights_digest"]
             if digest not in found:
-                found[digest] = self._dataset.stored(index).metadata
+                with suppress(MovqError):  # of an item that cannot be read, which is refused when its turn comes
+                    found[digest] = self._dataset.metadata(index)
+        if not found:
+            self._dataset.metadata(0)
         for m in found.values():
             if m.semantics != "frame" and m.config["z_channels"] == CHANNELS:
                 continue
@@ -123,39 +113,50 @@ class _Export:
             raise MovqUsageError(f"needs text embeddings: {option('prompt_embeds', 'DIR')}; {_HELP}", option="to")
         if options.scale is not None and kind.needs_moments:
             raise MovqUsageError("is not for this format: its trainer scales", option="scale")
+        if options.prompt_embeds is not None and not os.path.isdir(options.prompt_embeds):
+            raise MovqUsageError(f"{options.prompt_embeds} is not a folder", option="prompt_embeds")
+        if target is None and kind.needs_moments:
+            self._warnings.append(f"no model is named: {option('target')} checks what it needs")
         scale = scale_of(options.scale)
         if scale is None and kind.scaled:
-            scale = self._scale_of_headers()
+            scale = self._scale_of_headers(options.target)
         dtype = options.dtype or (TARGETS[target].store_dtype if target and kind.scaled else None)
         return kind(scale, options.seed, dtype, target)
 
-    def _scale_of_headers(self) -> float:
-        factors = {}
-        for m in self._metadata.values():
-            scaling = scaling_of({"scaling_factor": m.scaling_factor})
-            factors[None if scaling is None else scaling.factor] = m.model
-        if len(factors) == 1 and None not in factors:
-            return float(next(iter(factors)) or 0)
-        what = "have no scaling factor" if None in factors else f"have several, {', '.join(map(str, factors))}"
-        raise MovqUsageError(f"name a factor or a model, like cogvideox-5b: the latents {what}", option="scale")
+    def _scale_of_headers(self, named: str | None) -> float:
+        """Return the factor of the model that is named, or that of the headers. Raises MovqUsageError without one."""
+        said = [scaling_of({"scaling_factor": m.scaling_factor}) for m in self._metadata.values()]
+        factors = {scaling.factor for scaling in said if scaling is not None}
+        if named is not None:
+            factor = TARGETS[named].scaling_factor
+            if factors - {factor}:
+                others = ", ".join(f"{other:.10g}" for other in sorted(factors - {factor}))
+                self._warnings.append(f"the headers say the scaling factor {others}; {named}'s {factor:.10g} is used")
+            return factor
+        if len(factors) == 1:
+            return factors.pop()
+        what = "several scaling factors" if factors else "no scaling factor"
+        raise MovqUsageError(f"name a factor, or a model like cogvideox-5b: the latents have {what}", option="scale")
 
     def run(self, dry_run: bool, progress: Progress) -> ExportResult:
         """Export all items."""
         found = [self._item(index) for index in range(len(self._dataset))]
-        items = [item for _, item, reason in found if not reason]
+        items = [item for _, item, status, _ in found if status == "done"]
         self._format.check(items)
         self._refuse_clashes(items)
         if self._format.one_shape:
             self._refuse_shapes(items)
         lines, done, kept = [], list[Item](), 0
-        with _Manifest(self._folder, dry_run) as manifest:
-            self._owned = {path for line in manifest.before.values() for path in line.get("files", ())}
-            for index, item, reason in found:
+        manifest = Manifest(self._folder, dry_run)
+        self._refuse_others(manifest, items)
+        with manifest:
+            manifest.append(self._shared({}))
+            for index, item, status, reason in found:
                 item = replace(item, number=len(done))
                 before = manifest.before.get(item.id)
-                if reason:
-                    line = Exported(id=item.id, status="refused", reason=reason)
-                elif before is not None and self._is_up_to_date(before, index, item):
+                if status != "done":
+                    line = Exported(id=item.id, status=status, reason=reason)
+                elif before is not None and self._is_up_to_date(before, index, item, manifest):
                     line, kept = before, kept + 1
                 else:
                     line = self._export(index, item, manifest, dry_run)
@@ -164,46 +165,100 @@ class _Export:
                 lines.append(line)
                 manifest.append(line)
                 progress(len(lines), len(found))
-            removed = self._remove_gone(lines, manifest.before.values(), dry_run)
-            if not dry_run:
-                self._write_lists(done)
-            manifest.finish(lines)
-        usage = self._format.usage(done) if done else ""
+            texts = {path: text.encode() for path, text in self._format.lists(done).items()}
+            shared = self._shared({path: len(text) for path, text in texts.items()})
+            removed = manifest.remove_all_but([*lines, shared])
+            for path, text in () if dry_run else texts.items():
+                manifest.write(path, text)
+            manifest.finish([*lines, shared])
+        usage = self._format.usage(done, self._folder) if done else ""
         return ExportResult(lines, kept, removed, usage, tuple(self._warnings), 0.0)
 
-    def _item(self, index: int) -> tuple[int, Item, str]:
-        """Return the index, the item, and why it cannot be exported; "" if it can."""
+    def _shared(self, files: dict[str, int]) -> Exported:
+        batch = os.path.relpath(os.path.realpath(self._dataset.folder), os.path.realpath(self._folder))
+        return Exported(id=SHARED, status="done", files=files, made_from={"to": self._options.to, "batch": batch})
+
+    def _refuse_others(self, manifest: Manifest, items: list[Item]) -> None:
+        """Raise MovqError, before anything is written, for files of others, and for an export of another kind."""
+        if self._options.force:
+            return
+        shared = manifest.before.get(SHARED, {}).get("made_from")
+        if shared is not None and shared != self._shared({})["made_from"]:
+            raise MovqError(
+                f"holds an export of {shared['batch']} to {shared['to']}: name another folder, or {option('force', True)} "
+                "replaces it",
+                self._folder,
+            )
+        numbered = [replace(item, number=number) for number, item in enumerate(items)]
+        paths = [path for item in numbered for path in self._format.paths(item)]
+        embeds = {path for item in items for path in self._format.paths(item)[1:] if not self._format.needs_embeds}
+        links = [path for item in items for path in self._links(item)]
+        manifest.refuse_foreign([path for path in (*paths, *self._format.lists([]), *links) if path not in embeds])
+
+    def _item(self, index: int) -> tuple[int, Item, str, str]:
+        """Return the index, the item, its status so far, and why it is not done."""
         row = self._dataset.row(index)
-        m, layout = self._metadata[row["weights_digest"]], self._format
+        m = self._metadata.get(row["weights_digest"]) or next(iter(self._metadata.values()))
+        layout = self._format
         _, _, latents, height, width = row["shape"]
         caption = " ".join(row.get("caption", "").split())
+        chosen = row.get("options", {})
         item = Item(
             id=row["id"],
-            name=row["output"].removesuffix(".safetensors") if layout.nested and "member" not in row else _name(row),
+            name=row["id"] if layout.nested else _name(row),
             caption=caption,
             video=row["path"],
             latents=latents,
             frames=1 + (latents - 1) * m.temporal_factor,
             height=height * m.spatial_factor,
             width=width * m.spatial_factor,
+            starts_late=bool(chosen.get("skip") or chosen.get("start")),
+            has_embeds=self._options.prompt_embeds is not None and os.path.exists(self._embeds_of(caption)),
         )
-        reason = ""
-        if layout.patched and (height % 2 or width % 2):
-            reason = (
-                f"has latents of {height}x{width}, of which the transformer would leave the odd row or column out: "
-                f"encode with {option('multiple', 2 * m.spatial_factor)}"
-            )
-        elif layout.needs_captions and not caption:
-            reason = "has no caption"
-        elif row.get("options", {}).get("save", "moments") != "moments" and (
-            layout.needs_moments or (layout.scaled and row["options"]["save"] == "mean")
+        wanted = self._options.shape
+        if wanted is not None and (item.frames, item.height, item.width) != (
+            wanted.frames,
+            wanted.height,
+            wanted.width,
         ):
-            reason = "holds no moments, which are drawn from: encode it without --save"
-        elif layout.needs_videos and not os.path.exists(item.video):
-            reason = f"its video {item.video} is gone, and the trainer asks that it exists"
-        elif layout.needs_embeds and not os.path.exists(self._embeds_of(caption)):
-            reason = f"has no text embeddings: {self._embeds_of(caption)} is not there; {_HELP}"
-        return index, item, reason
+            return index, item, "left out", f"is {_times((item.frames, item.height, item.width))}, not {wanted}"
+        reason = self._reason(item, row)
+        return index, item, "refused" if reason else "done", reason
+
+    def _reason(self, item: Item, row: Line) -> str:
+        """Return why an item cannot be exported; "" if it can."""
+        layout, saved = self._format, row.get("options", {}).get("save", "moments")
+        _, _, _, height, width = row["shape"]
+        if layout.patched and (height % 2 or width % 2):
+            return (
+                f"has latents of {height}x{width}, of which the transformer would leave the odd row or column out: "
+                f"encode with {option('multiple', 2 * item.height // height)}"
+            )
+        if layout.needs_captions and not item.caption:
+            return "has no caption"
+        if saved != "moments" and (layout.needs_moments or (layout.scaled and saved == "mean")):
+            return "holds no moments, which are drawn from: encode it without --save"
+        if "\n" in item.name or "\r" in item.name:
+            return "has a line break in its name, which lists cannot hold"
+        if layout.needs_videos and not os.path.exists(item.video):
+            return f"its video {item.video} is gone, and the trainer asks that it exists"
+        if layout.needs_embeds and not item.has_embeds:
+            return f"has no text embeddings: {self._embeds_of(item.caption)} is not there; {_HELP}"
+        return (self._unlike_others(item.caption) if item.has_embeds else "") or layout.refusal(item)
+
+    def _unlike_others(self, caption: str) -> str:
+        """Return why a caption's embeddings do not go with those before them; "" if they do."""
+        path = self._embeds_of(caption)
+        try:
+            shapes = [entry.shape for entry in read_header(path).tensors.values()]
+        except MovqError as error:
+            return error.with_flags
+        shape = shapes[0][-2:] if len(shapes) == 1 else ()
+        self._embeds_shape = self._embeds_shape or shape
+        if len(shape) == len(("tokens", "channels")) and shape == self._embeds_shape:
+            return ""
+        wanted = f"{list(self._embeds_shape)}, like those before it," if self._embeds_shape else "(tokens, channels)"
+        return f"has embeddings of {list(shapes[0]) if shapes else []} where {wanted} are needed: {path}"
 
     def _embeds_of(self, caption: str) -> str:
         digest = hashlib.sha256(caption.encode()).hexdigest()
@@ -229,16 +284,16 @@ class _Export:
             (one, first), (other, second) = list(shapes.items())[:2]
             raise MovqError(
                 f"its items have {len(shapes)} shapes, and the trainer stacks them: {first} is {_times(one)}, {second} "
-                f"{_times(other)}; encode with one {option('buckets')}",
+                f"{_times(other)}; {option('shape', _times(other))} exports those",
                 self._dataset.folder,
             )
 
     def _made_from(self, index: int, item: Item) -> dict[str, Any]:
         """Return everything that the files of an item depend on."""
         layout, row = self._format, self._dataset.row(index)
+        embeds = os.stat(self._embeds_of(item.caption)) if item.has_embeds else None
         return {
             "latents": row["sha256"],
-            "to": self._options.to,
             "name": item.name,
             "caption": item.caption,
             "number": item.number,
@@ -246,35 +301,57 @@ class _Export:
             "seed": layout.seed,
             "dtype": layout.dtype,
             "target": layout.target,
-            "prompt_embeds": self._options.prompt_embeds,
+            "embeds": None if embeds is None else [embeds.st_size, embeds.st_mtime_ns],
         }
 
-    def _is_up_to_date(self, before: Exported, index: int, item: Item) -> bool:
-        if before.get("status") != "done" or before.get("made_from") != self._made_from(index, item):
-            return False
-        paths = {os.path.join(self._folder, path): size for path, size in before["files"].items()}
-        return all(os.path.isfile(path) and os.path.getsize(path) == size for path, size in paths.items())
+    def _is_up_to_date(self, before: Exported, index: int, item: Item, manifest: Manifest) -> bool:
+        return (
+            before.get("status") == "done"
+            and before.get("made_from") == self._made_from(index, item)
+            and before.get("links", {}) == self._links(item)
+            and manifest.is_there(before)
+        )
 
-    def _export(self, index: int, item: Item, manifest: _Manifest, dry_run: bool) -> Exported:
+    def _links(self, item: Item) -> dict[str, str]:
+        """Return the link to an item's video, where the trainer looks for it; none if the video itself is there."""
+        place = os.path.join(self._folder, video_of(item))
+        if not self._format.needs_videos or (
+            os.path.exists(place) and not os.path.islink(place) and _same(place, item.video)
+        ):
+            return {}
+        parent = os.path.join(os.path.realpath(self._folder), os.path.dirname(video_of(item)))
+        return {video_of(item): os.path.relpath(os.path.realpath(item.video), parent)}
+
+    def _export(self, index: int, item: Item, manifest: Manifest, dry_run: bool) -> Exported:
         """Write the files of an item, and return its line."""
-        try:
-            content = Content(self._dataset.stored(index), self._embeds(item))
-            files = list(self._format.files(item, content)) if not dry_run else []
-        except MovqError as error:
-            return Exported(id=item.id, status="refused", reason=error.with_flags)
+        paths = self._format.paths(item)
         line = Exported(
             id=item.id,
             status="done",
-            files={path: len(data) for path, data in files},
+            files=dict.fromkeys(paths, 0),
+            links=self._links(item),
             made_from=self._made_from(index, item),
         )
-        if not dry_run:
-            manifest.append(Exported(id=item.id, status="begun", files=line["files"]))
-            for path, data in files:
-                self._write(path, data)
-            if self._format.needs_videos:
-                self._link(item)
+        try:
+            content = Content(self._dataset.stored(index), self._embeds(item))
+            files = dict(zip(paths, self._format.files(item, content), strict=True)) if not dry_run else {}
+        except MovqError as error:
+            return Exported(id=item.id, status="refused", reason=error.with_flags)
+        if dry_run:
+            return line
+        files = {path: data for path, data in files.items() if not self._is_trainers(path, manifest)}
+        line["files"] = {path: len(data) for path, data in files.items()}
+        manifest.append(Exported(id=item.id, status="begun", files=line["files"], links=line["links"]))
+        for path, data in files.items():
+            manifest.write(path, data)
+        for path, target in line["links"].items():
+            manifest.link(path, target)
         return line
+
+    def _is_trainers(self, path: str, manifest: Manifest) -> bool:
+        """Return True for embeddings that the trainer itself has made already."""
+        made = os.path.lexists(os.path.join(self._folder, path)) and path not in manifest.owners
+        return made and not self._format.needs_embeds and path.startswith("cache/prompt_embeddings/")
 
     def _embeds(self, item: Item) -> torch.Tensor | None:
         """Return the text embeddings (tokens, channels) of an item's caption, if there are any."""
@@ -282,93 +359,13 @@ class _Export:
         from safetensors.torch import load_file
 
         path = self._embeds_of(item.caption)
-        if self._options.prompt_embeds is None or not os.path.exists(path):
+        if not item.has_embeds:
             return None
         try:
             (embeds,) = load_file(path).values()
         except (SafetensorError, OSError, ValueError) as error:
             raise MovqError(f"is not a file of text embeddings ({error})", path) from None
-        embeds = embeds.squeeze(0) if embeds.dim() == 3 else embeds
-        if embeds.dim() != 2:
-            raise MovqError(f"has embeddings of {list(embeds.shape)} where (tokens, channels) are needed", path)
-        return embeds
-
-    def _write(self, path: str, data: bytes) -> None:
-        whole = os.path.join(self._folder, path)
-        os.makedirs(os.path.dirname(whole), exist_ok=True)
-        with WholeFile(whole, force=self._options.force or path in self._owned) as file:
-            file.write(data)
-            file.commit()
-        self._owned.add(path)
-
-    def _link(self, item: Item) -> None:
-        """Make a link to an item's video where the trainer looks for it."""
-        place = os.path.join(self._folder, video_of(item))
-        source = os.path.relpath(os.path.abspath(item.video), os.path.dirname(os.path.abspath(place)))
-        os.makedirs(os.path.dirname(place), exist_ok=True)
-        try:
-            if os.path.islink(place):
-                os.unlink(place)
-            os.symlink(source, place)
-        except OSError as error:
-            raise MovqError(os_reason(error), place) from None
-
-    def _write_lists(self, done: list[Item]) -> None:
-        for path, text in self._format.lists(done):
-            self._owned.add(path)  # a list is written anew each time
-            self._write(path, text.encode())
-
-    def _remove_gone(self, lines: list[Exported], before: Iterable[Exported], dry_run: bool) -> list[str]:
-        """Remove files that an earlier export wrote and no item has now: a trainer would read them."""
-        there = {path for line in lines for path in line.get("files", ())}
-        gone = sorted({path for line in before for path in line.get("files", ())} - there)
-        for path in gone:
-            if not dry_run:
-                with suppress(OSError):
-                    os.unlink(os.path.join(self._folder, path))
-        return gone
-
-
-class _Manifest:
-    """The manifest of an export: what was there before, and the lines of this run, each on disk as soon as it is known."""
-
-    def __init__(self, folder: str, dry_run: bool) -> None:
-        self._path, self._dry_run = os.path.join(folder, NAME), dry_run
-        self.before: dict[str, Exported] = {}
-        with suppress(FileNotFoundError, NotADirectoryError), open(self._path, encoding="utf-8") as file:
-            for text in file:
-                with suppress(ValueError, KeyError, TypeError):  # a line that a kill has cut
-                    line: Exported = json.loads(text)
-                    self.before[line["id"]] = line
-        self._fd = -1
-
-    def append(self, line: Exported) -> None:
-        """Write a line, and sync it."""
-        if not self._dry_run:
-            os.write(self._fd, (json.dumps(line, ensure_ascii=False) + "\n").encode())
-            os.fsync(self._fd)
-
-    def finish(self, lines: list[Exported]) -> None:
-        """Write the manifest anew, with one line for each item."""
-        if self._dry_run:
-            return
-        with WholeFile(self._path, force=True) as file:
-            for line in sorted(lines, key=lambda line: line["id"]):
-                file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
-            file.commit()
-
-    def __enter__(self) -> _Manifest:
-        if not self._dry_run:
-            try:
-                os.makedirs(os.path.dirname(self._path) or ".", exist_ok=True)
-                self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-            except OSError as error:
-                raise MovqError(os_reason(error), self._path) from None
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
+        return embeds.view(self._embeds_shape)
 
 
 def _name(row: Line) -> str:
@@ -378,6 +375,13 @@ def _name(row: Line) -> str:
     if len(suffix) > _LONGEST_SUFFIX:
         base += suffix
     return base + row["id"].removeprefix(video) if row["id"].startswith(video) else os.path.basename(row["id"])
+
+
+def _same(path: str, other: str) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except OSError:
+        return False
 
 
 def _times(sides: tuple[int, ...]) -> str:
