@@ -312,6 +312,28 @@ class ExportOptions:
             one_of("dtype", self.dtype, STORE_DTYPES)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ForeignOptions:
+    """Options of decoding a file in the layout of a trainer.
+
+    `from_layout` is a name in EXPORTS. `target` is the diffusion model that the file is for, whose weights, scale and
+    frames per second are taken where nothing else is said. `scale` is what its latents are multiplied by.
+    """
+
+    from_layout: str | None = None
+    target: str | None = None
+    scale: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", None if self.scale is None else str(self.scale))
+        read_fields(self)
+        if self.from_layout is not None:
+            one_of("from_layout", self.from_layout, EXPORTS)
+        for name in ("target", "scale"):
+            if self.from_layout is None and getattr(self, name) is not None:
+                raise MovqUsageError(f"goes with {option('from_layout')}", option=name)
+
+
 def batch_options(
     options: EncodeOptions | None, batch: BatchOptions | None, changes: Mapping[str, Any]
 ) -> tuple[EncodeOptions, BatchOptions]:

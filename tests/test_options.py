@@ -9,14 +9,15 @@ from movq_cli import MovqError, MovqUsageError, Picture, Selection
 from movq_cli.cli import app
 from movq_cli.cli.options import WITHOUT_FLAG, WORDS, flat_fields
 from movq_cli.errors import flag, option
-from movq_cli.options import BatchOptions, DecodeOptions, EncodeOptions
+from movq_cli.options import BatchOptions, DecodeOptions, EncodeOptions, ExportOptions, ForeignOptions
 
 COMMANDS = {
     "encode": [EncodeOptions],
     "batch-encode": [EncodeOptions, BatchOptions],
-    "decode": [DecodeOptions],
+    "decode": [DecodeOptions, ForeignOptions],
+    "export": [ExportOptions],
 }
-OWN = {"--output", "--dry-run", "--verbose", "--quiet", "--max-failures", "--merge", "--help"}
+OWN = {"--output", "--dry-run", "--json", "--verbose", "--quiet", "--max-failures", "--merge", "--help"}
 """Flags of commands that are not options of the library."""
 
 
@@ -29,10 +30,12 @@ def test_every_field_is_a_flag_and_every_flag_a_field(name):
 
 
 def test_there_are_words_for_fields_and_for_nothing_else():
-    names = {name for kind in (EncodeOptions, DecodeOptions, BatchOptions) for _, name, _ in flat_fields(kind)}
+    names = {
+        name for kind in {kind for kinds in COMMANDS.values() for kind in kinds} for _, name, _ in flat_fields(kind)
+    }
     assert names <= {words for words in WORDS if "." not in words}
     assert {words.split(".")[-1] for words in WORDS} == names
-    assert {words.split(".")[0] for words in WORDS if "." in words} <= {"batch_encode", "decode"}
+    assert {words.split(".")[0] for words in WORDS if "." in words} <= {"batch_encode", "decode", "export"}
     assert not WITHOUT_FLAG & set(WORDS)
 
 

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import MovqUsageError, option
-from ..options import OUTPUTS, DecodeOptions
+from ..options import OUTPUTS, DecodeOptions, ForeignOptions
 from ..values import format_bytes
 from . import options as o
 from .paths import latents_input, video_output
@@ -24,10 +23,11 @@ EXAMPLES = o.examples(
 )
 
 
-@o.takes(options=DecodeOptions)
+@o.takes(options=DecodeOptions, foreign=ForeignOptions)
 def decode(
     files: Annotated[list[str], typer.Argument(metavar="LATENTS", help="A latents file of movq.")],
     options: DecodeOptions,
+    foreign: ForeignOptions,
     output: Annotated[
         str | None,
         typer.Option(
@@ -37,48 +37,36 @@ def decode(
             help=f"The video: {OUTPUTS}. (default: LATENTS' name with .decoded.mp4, in the current folder)",
         ),
     ] = None,
-    layout: Annotated[str | None, o.option_of("from")] = None,
-    target: Annotated[str | None, o.option_of("target", command="decode")] = None,
-    scale: Annotated[str | None, o.option_of("scale", command="decode")] = None,
     quiet: o.Quiet = False,
 ) -> None:
     """Decode a latents file back to a video: the right frames, size and times. With --from, a file of a trainer."""
     from ..decode import decode_video
     from ..device import spare_page_faults
 
-    latents = latents_input(files, of_movq=layout is None)
+    latents = latents_input(files, of_movq=foreign.from_layout is None)
     output = video_output(latents, output)
-    for name, value in (("target", target), ("scale", scale)):
-        if layout is None and value is not None:
-            raise MovqUsageError(f"goes with {option('from')}", option=name)
     spare_page_faults()
     with progress_bar(quiet) as progress:
-        if layout is None:
+        if foreign.from_layout is None:
             result = decode_video(latents, output, options, progress=progress)
         else:
-            result = _of_a_trainer(latents, output, layout, target, scale, options, progress)
+            result = _of_a_trainer(latents, output, foreign, options, progress)
     for warning in result.warnings:
         complain(f"warning: {warning}", latents)
     print(_result_line(result))
 
 
 def _of_a_trainer(
-    path: str,
-    output: str,
-    layout: str,
-    target: str | None,
-    scale: str | None,
-    options: DecodeOptions,
-    progress: Progress,
+    path: str, output: str, foreign: ForeignOptions, options: DecodeOptions, progress: Progress
 ) -> DecodeResult:
     from ..export import decode_exported
 
     return decode_exported(
         path,
         output,
-        layout,
-        target=target,
-        scale=scale,
+        foreign.from_layout or "",
+        target=foreign.target,
+        scale=foreign.scale,
         options=options,
         progress=progress,
         warn=lambda text: complain(f"warning: {text}", path),

@@ -54,7 +54,9 @@ WORDS: Mapping[str, Words] = {
         "MODEL",
     ),
     "export.target": Words(ITEMS, "The model to train. (default: the one that the latents were prepared for)", "MODEL"),
-    "from": Words(ITEMS, f"The file is not movq's, but in the layout of a trainer: {', '.join(EXPORTS)}.", "LAYOUT"),
+    "from_layout": Words(
+        ITEMS, f"The file is not movq's, but in the layout of a trainer: {', '.join(EXPORTS)}.", "LAYOUT"
+    ),
     "decode.target": Words(
         ITEMS, "With --from: the model that it is for. Sets weights, scale and frames per second.", "MODEL"
     ),

@@ -51,7 +51,7 @@ def decode_exported(
     """
     name = os.fspath(path)
     options = options_of(DecodeOptions, options, overrides)
-    one_of("from", layout, EXPORTS)
+    one_of("from_layout", layout, EXPORTS)
     if target is not None:
         one_of("target", target, tuple(TARGETS))
     meant = TARGETS[target] if target else None
