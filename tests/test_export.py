@@ -414,6 +414,28 @@ def test_what_a_model_needs_is_asked_of_the_batch(tmp_path, vae, sources, embeds
     assert "is damaged" in refused(spans, tmp_path / "n", to="npy")
 
 
+def test_embeddings_of_one_prompt_are_shared_and_the_trainers_own_stay(tmp_path, vae, sources, embeds):
+    """Two clips have the same caption, and the trainer has made the embeddings of the third."""
+    made = encoded(sources, tmp_path / "made", vae)
+    options = {"to": "cogvideo-finetune", "target": "cogvideox-5b", "prompt_embeds": embeds}
+    theirs = tmp_path / "out" / "cache" / "prompt_embeddings" / f"{hashlib.sha256(b'A dog.').hexdigest()}.safetensors"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"theirs")
+    assert export_latents(made, tmp_path / "out", **options).kept == 0
+    assert export_latents(made, tmp_path / "out", **options).kept == 3
+    assert theirs.read_bytes() == b"theirs"
+    (other,) = set(theirs.parent.iterdir()) - {theirs}
+    assert load_file(other)["prompt_embedding"].shape == (226, 4096)
+
+
+def test_two_exports_at_once(tmp_path, batch):
+    def second(done, total):
+        with pytest.raises(MovqError, match="another export is writing to it"):
+            export_latents(batch, tmp_path / "out", to="npy")
+
+    export_latents(batch, tmp_path / "out", to="npy", progress=second)
+
+
 def test_new_embeddings_are_exported_and_must_be_alike(tmp_path, vae, sources, embeds):
     mine = tmp_path / "embeds"
     shutil.copytree(embeds, mine)

@@ -93,6 +93,10 @@ class Format:
         """Return why the consumer cannot read an item; "" if it can."""
         return ""
 
+    def is_shared(self, path: str) -> bool:
+        """Return True for a file that several items have, or the trainer itself makes, whose name says what is in it."""
+        return False
+
     def lists(self, items: list[Item]) -> dict[str, str]:
         """Return the text of each list of all items, by its path."""
         return {}
@@ -158,6 +162,7 @@ class CogVideoFinetune(Format):
 
     needs_captions = needs_videos = scaled = one_shape = True
     _STEP = 2 * FACTOR
+    _EMBEDS = "cache/prompt_embeddings/"
     _MODELS: Mapping[str, str] = {
         "cogvideox-2b": "cogvideox-t2v",
         "cogvideox-5b": "cogvideox-t2v",
@@ -185,8 +190,12 @@ class CogVideoFinetune(Format):
         digest = hashlib.sha256(item.caption.encode()).hexdigest()
         return [
             f"cache/video_latent/{self._MODELS[self.target]}/{_resolution(item)}/{item.name}.safetensors",
-            *([f"cache/prompt_embeddings/{digest}.safetensors"] if item.has_embeds else []),
+            *([f"{self._EMBEDS}{digest}.safetensors"] if item.has_embeds else []),
         ]
+
+    def is_shared(self, path: str) -> bool:
+        """Return True for embeddings, which are named by their prompt."""
+        return path.startswith(self._EMBEDS)
 
     def files(self, item: Item, content: Content) -> Iterator[bytes]:
         """Yield the latents, and the embeddings if they are there."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypedDict
 
@@ -52,18 +54,25 @@ class Manifest:
     def refuse_foreign(self, paths: list[str]) -> None:
         """Raise MovqError if something is at one of these paths that no export wrote."""
         for path in paths:
-            place = os.path.join(self.folder, path)
+            place = self.place(path)
             if path not in self.owners and os.path.lexists(place):
                 raise MovqError(f"exists; {option('force', True)} overwrites it", place)
 
-    def is_there(self, line: Exported) -> bool:
-        """Return True if the files and links of a line are there, and no later line has written them."""
+    def place(self, path: str) -> str:
+        """Return the whole path of a file of the folder."""
+        return os.path.join(self.folder, path)
+
+    def is_there(self, line: Exported, is_shared: Callable[[str], bool]) -> bool:
+        """Return True if the files and links of a line are there, and no later line of another item has written them.
+
+        Files that are shared are the same whichever item writes them.
+        """
         files, links = line.get("files", {}), line.get("links", {})
-        if any(self.owners.get(path) != line["id"] for path in (*files, *links)):
+        if any(self.owners.get(path) != line["id"] and not is_shared(path) for path in (*files, *links)):
             return False
-        places = {os.path.join(self.folder, path): size for path, size in files.items()}
+        places = {self.place(path): size for path, size in files.items()}
         return all(os.path.isfile(place) and os.path.getsize(place) == size for place, size in places.items()) and all(
-            _target(os.path.join(self.folder, path)) == target for path, target in links.items()
+            _target(self.place(path)) == target for path, target in links.items()
         )
 
     def append(self, line: Exported) -> None:
@@ -75,7 +84,7 @@ class Manifest:
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file of the folder, whole or not at all."""
-        place = os.path.join(self.folder, path)
+        place = self.place(path)
         os.makedirs(os.path.dirname(place), exist_ok=True)
         with WholeFile(place, force=True) as file:
             file.write(data)
@@ -83,7 +92,7 @@ class Manifest:
 
     def link(self, path: str, target: str) -> None:
         """Make a link of the folder, or replace it. Raises MovqError if something else is there."""
-        place = os.path.join(self.folder, path)
+        place = self.place(path)
         try:
             os.makedirs(os.path.dirname(place), exist_ok=True)
             if os.path.islink(place):
@@ -95,11 +104,11 @@ class Manifest:
     def remove_all_but(self, lines: list[Exported]) -> list[str]:
         """Remove files and links of exports that these lines do not name: a trainer would read them. Return their paths."""
         there = {path for line in lines for path in (*line.get("files", ()), *line.get("links", ()))}
-        gone = sorted(path for path in self.owners.keys() - there if os.path.lexists(os.path.join(self.folder, path)))
+        gone = sorted(path for path in self.owners.keys() - there if os.path.lexists(self.place(path)))
         for path in gone:
             if not self._dry_run:
                 with suppress(OSError):
-                    os.unlink(os.path.join(self.folder, path))
+                    os.unlink(self.place(path))
         return gone
 
     def finish(self, lines: list[Exported]) -> None:
@@ -112,6 +121,10 @@ class Manifest:
             try:
                 os.makedirs(self.folder, exist_ok=True)
                 self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+                try:
+                    fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise MovqError("another export is writing to it", self.folder) from None
                 if os.fstat(self._fd).st_size:
                     os.write(self._fd, b"\n")  # a kill may have cut the last line
             except OSError as error:

@@ -163,7 +163,8 @@ class _Export:
                 if line["status"] == "done":
                     done.append(item)
                 lines.append(line)
-                manifest.append(line)
+                if line is not before:
+                    manifest.append(line)
                 progress(len(lines), len(found))
             texts = {path: text.encode() for path, text in self._format.lists(done).items()}
             shared = self._shared({path: len(text) for path, text in texts.items()})
@@ -191,9 +192,10 @@ class _Export:
             )
         numbered = [replace(item, number=number) for number, item in enumerate(items)]
         paths = [path for item in numbered for path in self._format.paths(item)]
-        embeds = {path for item in items for path in self._format.paths(item)[1:] if not self._format.needs_embeds}
         links = [path for item in items for path in self._links(item)]
-        manifest.refuse_foreign([path for path in (*paths, *self._format.lists([]), *links) if path not in embeds])
+        manifest.refuse_foreign(
+            [path for path in (*paths, *self._format.lists([]), *links) if not self._format.is_shared(path)]
+        )
 
     def _item(self, index: int) -> tuple[int, Item, str, str]:
         """Return the index, the item, its status so far, and why it is not done."""
@@ -309,7 +311,7 @@ class _Export:
             before.get("status") == "done"
             and before.get("made_from") == self._made_from(index, item)
             and before.get("links", {}) == self._links(item)
-            and manifest.is_there(before)
+            and manifest.is_there(before, self._format.is_shared)
         )
 
     def _links(self, item: Item) -> dict[str, str]:
@@ -334,11 +336,11 @@ class _Export:
         )
         try:
             content = Content(self._dataset.stored(index), self._embeds(item))
-            files = dict(zip(paths, self._format.files(item, content), strict=True)) if not dry_run else {}
+            if dry_run:
+                return line
+            files = dict(zip(paths, self._format.files(item, content), strict=True))
         except MovqError as error:
             return Exported(id=item.id, status="refused", reason=error.with_flags)
-        if dry_run:
-            return line
         files = {path: data for path, data in files.items() if not self._is_trainers(path, manifest)}
         line["files"] = {path: len(data) for path, data in files.items()}
         manifest.append(Exported(id=item.id, status="begun", files=line["files"], links=line["links"]))
@@ -349,9 +351,8 @@ class _Export:
         return line
 
     def _is_trainers(self, path: str, manifest: Manifest) -> bool:
-        """Return True for embeddings that the trainer itself has made already."""
-        made = os.path.lexists(os.path.join(self._folder, path)) and path not in manifest.owners
-        return made and not self._format.needs_embeds and path.startswith("cache/prompt_embeddings/")
+        """Return True for a file that the trainer itself has made already."""
+        return self._format.is_shared(path) and path not in manifest.owners and os.path.lexists(manifest.place(path))
 
     def _embeds(self, item: Item) -> torch.Tensor | None:
         """Return the text embeddings (tokens, channels) of an item's caption, if there are any."""
