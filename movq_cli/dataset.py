@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from .batch.manifest import NAME, Line, parse_line, scan_lines, shard_manifests
+from .batch.paths import Sources
 from .batch.tars import Tars
 from .device import dtype_of
 from .errors import MovqError, MovqUsageError, MovqWarning, printable
@@ -144,7 +145,9 @@ class LatentDataset(Dataset[Sample]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"item {index} of a data set with {len(self)}")
         at = int(self._offsets[index])
-        return parse_line(self._lines[at : self._lines.find(b"\n", at) + 1 or None])
+        line = parse_line(self._lines[at : self._lines.find(b"\n", at) + 1 or None])
+        line["path"] = self._sources.absolute(line["path"])
+        return line
 
     def slice(self, index: int, start: int = 0, stop: int | None = None) -> Sample:
         """Return latents `start` to `stop` of an item, reading only these. The bounds work as in Python's own slices.
@@ -277,11 +280,13 @@ class LatentDataset(Dataset[Sample]):
         if FileIdentity.of(require_file(self._path)) != self._identity:
             raise MovqError("has changed since the dataset was made: make it anew", self._path)
         self._lines = _mapped(self._path)
-        self._tars = Tars(self.folder)
+        self._tars, self._sources = Tars(self.folder), Sources(self.folder)
         self._maps: OrderedDict[str, memoryview] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_lines", "_tars", "_maps")}
+        return {
+            name: value for name, value in vars(self).items() if name not in ("_lines", "_tars", "_sources", "_maps")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from movq_cli import (
+    LatentDataset,
     MovqError,
     MovqWarning,
     Selection,
@@ -16,6 +17,7 @@ from movq_cli import (
     open_latents,
     plan_batch,
 )
+from movq_cli.batch import read_lines
 from movq_cli.cli import run
 
 from .helpers import clips
@@ -136,8 +138,31 @@ def test_touched_copied_and_moved_inputs_are_not_encoded_again(small):
     os.replace(folder / "in" / "copy", folder / "in" / "b.mp4")  # another inode
     os.rename(folder / "in", folder / "elsewhere")
     assert run(folder / "elsewhere") == set()
-    assert manifest(folder / "out")["a.mp4"]["path"] == str(folder / "elsewhere" / "a.mp4")
+    assert manifest(folder / "out")["a.mp4"]["path"] == "../elsewhere/a.mp4"
     assert run(folder / "elsewhere") == set()
+
+
+def test_paths_are_relative_and_those_of_earlier_movqs_are_known(small):
+    """A folder that is moved with its videos keeps them; an absolute path means the same video as the relative one."""
+    folder, run = small
+    lines = manifest(folder / "out")
+    assert {line["path"] for line in lines.values()} == {f"../in/{name}" for name in lines}
+    assert str(folder) not in (folder / "out" / "manifest.jsonl").read_text()
+    assert {line["path"] for line in read_lines(folder / "out" / "manifest.jsonl")} == {
+        str(folder / "in" / name) for name in lines
+    }
+    assert LatentDataset(folder / "out", scale=1.0).row(0)["path"] == str(folder / "in" / "a.mp4")
+    relative = (folder / "out" / "manifest.jsonl").read_bytes()
+    older = [json.dumps(line | {"path": str(folder / "in" / name)}) for name, line in lines.items()]
+    (folder / "out" / "manifest.jsonl").write_text("\n".join(older) + "\n")
+    assert run() == set()
+    assert (folder / "out" / "manifest.jsonl").read_bytes() == relative
+    (folder / "moved").mkdir()
+    for name in ("in", "out"):
+        os.rename(folder / name, folder / "moved" / name)
+    assert {line["path"] for line in read_lines(folder / "moved" / "out" / "manifest.jsonl")} == {
+        str(folder / "moved" / "in" / name) for name in lines
+    }
 
 
 def test_a_dry_run_would_do_what_a_run_does(small, movq):

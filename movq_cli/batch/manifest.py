@@ -23,7 +23,7 @@ from ..files import BLOCK, FileIdentity, WholeFile, os_reason, require_file, syn
 from ..records import MOST, Amount, Count, from_values, parse_json
 from ..values import Shard
 from ..video import VideoFacts
-from .paths import Reach, refuse_links
+from .paths import Reach, Sources, refuse_links
 
 NAME = "manifest.jsonl"
 _SHARD_NAME = re.compile(r"manifest\.(\d+)-of-(\d+)\.jsonl")
@@ -36,13 +36,14 @@ _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 class Line(TypedDict, total=False):
     """One item's line in the manifest. Fields that do not apply are absent.
 
-    `status` is done, short (fewer frames than asked for; with `reason`) or failed (with `reason` and `cause`, see
-    errors.py). `output` is a latents file, or a tar that holds the latents as `member`. `source` is the identity of the
-    video: while it is unchanged, the video counts as the same without being read, and `seen` as its facts. `of` is the
-    id of the whole video's item if this item is a span. `cut` is how items were to be cut out of all videos. `options`
-    are those that change the latents and differ from the default, the item's own included. `partial` means that the
-    video is cut off or damaged, and that the frames before that place were taken. `orphan` means that no batch since
-    has named the item, and that its video is gone or is cut into other items now.
+    `path` is that of the video; in the file it is relative to the folder. `status` is done, short (fewer frames than
+    asked for; with `reason`) or failed (with `reason` and `cause`, see errors.py). `output` is a latents file, or a tar
+    that holds the latents as `member`. `source` is the identity of the video: while it is unchanged, the video counts as
+    the same without being read, and `seen` as its facts. `of` is the id of the whole video's item if this item is a
+    span. `cut` is how items were to be cut out of all videos. `options` are those that change the latents and differ
+    from the default, the item's own included. `partial` means that the video is cut off or damaged, and that the frames
+    before that place were taken. `orphan` means that no batch since has named the item, and that its video is gone or is
+    cut into other items now.
     """
 
     id: str
@@ -187,7 +188,7 @@ class Manifest:
     def __init__(self, folder: str, shard: Shard | None = None) -> None:
         self.path = os.path.join(folder, _manifest_name(shard))
         self.lines: dict[str, Line] = {}
-        self._shard = shard
+        self._shard, self._sources = shard, Sources(folder)
         self._fd: int | None = None
         self._taken_over: list[str] = []
         refuse_links(folder, os.path.basename(self.path))
@@ -213,7 +214,7 @@ class Manifest:
             if self._fd is None:
                 self._fd = os.open(self.path, _APPEND, 0o666)
                 sync(os.path.dirname(self.path) or ".")  # so that the name of a new file is on disk too
-            write_all(self._fd, b"".join(map(_text, lines)))
+            write_all(self._fd, b"".join(_text(line, self._sources) for line in lines))
             os.fsync(self._fd)
         except OSError as error:
             raise write_error(error, self.path) from error
@@ -240,7 +241,8 @@ class Manifest:
 
 def write_lines(path: str, lines: Iterable[Line]) -> None:
     """Write a manifest of these lines, sorted by id, whole or not at all, unless the file is exactly so already."""
-    whole = b"".join(_text(line) for line in sorted(lines, key=lambda line: line["id"]))
+    sources = Sources(os.path.dirname(path) or ".")
+    whole = b"".join(_text(line, sources) for line in sorted(lines, key=lambda line: line["id"]))
     # A file with several hard links is always rewritten, or else a copy of the folder by such links would grow with it.
     if os.path.exists(path) and os.stat(path).st_nlink == 1:
         with open(path, "rb") as file:
@@ -251,9 +253,11 @@ def write_lines(path: str, lines: Iterable[Line]) -> None:
         file.commit()
 
 
-def _text(line: Line) -> bytes:
+def _text(line: Line, sources: Sources) -> bytes:
     known = {key: line[key] for key in _KEYS if key in line}  # type: ignore[literal-required]
-    return json.dumps(known | line, ensure_ascii=False).encode() + b"\n"
+    known |= line
+    known["path"] = sources.relative(line["path"])
+    return json.dumps(known, ensure_ascii=False).encode() + b"\n"
 
 
 def read_lines(path: str) -> Iterator[Line]:
@@ -268,7 +272,7 @@ def scan_lines(path: str, backwards: bool = False) -> Iterator[tuple[int, Line]]
     """Yield the lines as `read_lines` does, each with its byte offset; `backwards`, from the last to the first."""
     require_file(path)
     folder, own_name = os.path.split(path)
-    reach = Reach(folder or ".")
+    reach, sources = Reach(folder or "."), Sources(folder or ".")
     if problem := reach.problem(own_name):
         raise MovqError(problem, path)
     try:
@@ -284,6 +288,7 @@ def scan_lines(path: str, backwards: bool = False) -> Iterator[tuple[int, Line]]
                 for name, file_name in (("output", line.get("output")), ("member", line.get("member"))):
                     if file_name is not None and (problem := reach.problem(file_name)):
                         raise MovqError(f"line {_number(file, at)}: {name} {file_name!r} {problem}", path)
+                line["path"] = sources.absolute(line["path"])
                 yield at, line
     except OSError as error:
         raise MovqError(os_reason(error), path) from None

@@ -61,6 +61,36 @@ class Reach:
         return self._links[place]
 
 
+class Sources:
+    """The paths of videos: absolute in memory, relative to the folder in its manifest.
+
+    So a folder tells nothing of the machine that made it, and keeps its videos if both are moved together.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = os.path.realpath(folder)
+        self._relative: dict[str, str] = {}
+        self._absolute: dict[str, str] = {}
+
+    def relative(self, path: str) -> str:
+        """Return a path as a manifest has it."""
+        above, name = os.path.split(path)
+        if not os.path.isabs(path):
+            return path
+        if above not in self._relative:
+            self._relative[above] = os.path.relpath(above, self._folder)
+        return os.path.join(self._relative[above], name)
+
+    def absolute(self, path: str) -> str:
+        """Return the path that one in a manifest means. Those of earlier movqs are absolute."""
+        above, name = os.path.split(path)
+        if os.path.isabs(path):
+            return path
+        if above not in self._absolute:
+            self._absolute[above] = os.path.normpath(os.path.join(self._folder, above))
+        return os.path.join(self._absolute[above], name)
+
+
 def refuse_links(folder: str, name: str) -> None:
     """Raise MovqOutputError if a part of a path below a folder is a link. Call it before writing or deleting there."""
     path = folder
