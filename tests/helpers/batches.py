@@ -10,12 +10,15 @@ def manifest(folder):
 
 
 def tree(folder):
-    """Map each file's relative path to its bytes, and "manifest" to the manifest's lines without `seconds`."""
+    """Map each file's relative path to its bytes, and "manifest" to its lines without `seconds`, with absolute paths."""
     found = {}
     for path in sorted(Path(folder).rglob("*")):
         if path.name == "manifest.jsonl":
             lines = [json.loads(text) for text in path.open()]
-            found["manifest"] = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+            for line in lines:
+                line.pop("seconds", None)
+                line["path"] = os.path.normpath(os.path.join(os.path.realpath(folder), line["path"]))
+            found["manifest"] = lines
         elif path.is_file():
             found[os.path.relpath(path, folder)] = path.read_bytes()
     return found
