@@ -53,9 +53,9 @@ def candidates(part):
         images, expected, seconds = make_images(shape), None, None
         for name, way in ways.items():
             try:
-                with way() as inside:
-                    latents = torch.cat(encoded(size, images[: SHAPES[0][0]], "fp32", device, inside)[1], 2)
-                    run, _ = encoded(size, images, "bf16", device, inside)
+                with way():
+                    latents = torch.cat(encoded(size, images[: SHAPES[0][0]], "fp32", device)[1], 2)
+                    run, _ = encoded(size, images, "bf16", device)
                     taken = seconds_of(run, device, budget=1.0)
             except Exception as error:  # one way failed; the others are still of interest
                 part.say(f"{name}: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
@@ -70,7 +70,7 @@ def candidates(part):
             torch.cuda.empty_cache()
 
 
-def encoded(size, images, precision, device, inside):
+def encoded(size, images, precision, device):
     """Return (function that encodes the images again, their latents), with the same random weights each time."""
     from movq_cli.model import Encoder3D
 
@@ -78,8 +78,8 @@ def encoded(size, images, precision, device, inside):
     model = network(Encoder3D, size, DTYPES[precision], device)
     plan = plan_for(model, images.shape[:3], precision, device)
     kept = []
-    encoding(model, images, plan, precision, device, inside or nullcontext, kept)()
-    return encoding(model, images, plan, precision, device, inside or nullcontext), kept
+    encoding(model, images, plan, precision, device, kept)()
+    return encoding(model, images, plan, precision, device), kept
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def a_frame_at_a_time():
     """Have norms take a frame at a time."""
     usual, norms._block_size = norms._block_size, lambda x: (1, x.shape[3])
     try:
-        yield None
+        yield
     finally:
         norms._block_size = usual
 
@@ -97,7 +97,7 @@ def blocks_of(numbers):
     """Have norms take this many numbers at a time."""
     usual, norms._DEVICE_BLOCK = norms._DEVICE_BLOCK, numbers
     try:
-        yield None
+        yield
     finally:
         norms._DEVICE_BLOCK = usual
 
@@ -125,7 +125,7 @@ def normed_by(statistics, apply):
 
     GroupNorm.measure, GroupNorm.write = measure_all, write_all
     try:
-        yield None
+        yield
     finally:
         GroupNorm.measure, GroupNorm.write = measure, write
 

@@ -5,7 +5,6 @@ import re
 import statistics
 import time
 from collections import Counter
-from contextlib import nullcontext
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -103,8 +102,8 @@ def plan_for(model, shape, precision, device, **options):
     return make_plan(reader, frames, EncodeOptions(**options), checkpoint, device, precision)
 
 
-def encoding(model, images, plan, precision, device, inside=nullcontext, kept=None):
-    """Return a function that encodes the images as planned, in the context `inside`, and appends latents to `kept`."""
+def encoding(model, images, plan, precision, device, kept=None):
+    """Return a function that encodes the images as planned, and appends latents to `kept`."""
     from movq_cli.codec import encode
     from movq_cli.device import computing
     from movq_cli.model import StreamCache
@@ -132,7 +131,7 @@ def encoding(model, images, plan, precision, device, inside=nullcontext, kept=No
 
     def run():
         cache, latents = StreamCache(), 0
-        with computing(precision, None), inside(), plan.budget.store() as store:
+        with computing(precision, None), plan.budget.store() as store:
             for z in encode(model, windows(cache), device, DTYPES[precision], store, cache=cache):
                 latents += z.shape[2]
                 if kept is not None:

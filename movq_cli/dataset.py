@@ -71,6 +71,10 @@ def _dtype(dtype: torch.dtype | str) -> torch.dtype:
     return found
 
 
+_Opened = tuple[Header, memoryview, str]
+"""The header of an item, its bytes, and the path of the file or tar that holds them."""
+
+
 class Stored(NamedTuple):
     """An item as its file has it: the metadata, latents (C, T, H, W), and the first frame's index in the source."""
 
@@ -157,7 +161,7 @@ class LatentDataset(Dataset[Sample]):
         """
         row = self.row(index)
         start, stop, _ = slice(start, stop).indices(row["shape"][2])
-        stored, factor, representation, scaling = self._stored(row, start, stop)
+        stored, factor, representation, scaling = self._stored(row, self._header(row), start, stop)
         if representation == "moments":
             latents = draw_from(stored) if self.draw else stored.chunk(2)[0].to(torch.float32, copy=True)
         else:
@@ -174,9 +178,10 @@ class LatentDataset(Dataset[Sample]):
 
     def stored(self, index: int) -> Stored:
         """Return an item as its file has it, each byte checked. Raises MovqError if it is not what the manifest says."""
-        row, metadata = self.row(index), self.metadata(index)
-        latents, _, _, _ = self._stored(row, 0, row["shape"][2])
-        header, data, path = self._header(row)
+        row = self.row(index)
+        header, data, path = opened = self._header(row)
+        metadata = _metadata_of(header, path)
+        latents, _, _, _ = self._stored(row, opened, 0, row["shape"][2])
         if hashlib.sha256(data).hexdigest() != row["sha256"]:
             raise MovqError("is damaged: its bytes are not those that the manifest says", path)
         at = header.tensors["frame_indices"].start
@@ -185,11 +190,7 @@ class LatentDataset(Dataset[Sample]):
     def metadata(self, index: int) -> Metadata:
         """Return the metadata of an item. Raises MovqError if its header is not what the manifest says."""
         header, _, path = self._header(self.row(index))
-        try:
-            header.tensors["frame_indices"]
-            return Metadata.from_strings(header.metadata)
-        except (ValueError, KeyError, TypeError, RecursionError, ZeroDivisionError) as error:
-            raise MovqError(f"is not what the manifest says ({error})", path) from None
+        return _metadata_of(header, path)
 
     def buckets(self) -> list[list[int]]:
         """Return the indices of items, grouped by shape and by what was saved: moments, mean or sample."""
@@ -226,9 +227,9 @@ class LatentDataset(Dataset[Sample]):
                 "them so"
             )
 
-    def _stored(self, row: Line, start: int, stop: int) -> tuple[torch.Tensor, int, str, Scaling]:
+    def _stored(self, row: Line, opened: _Opened, start: int, stop: int) -> tuple[torch.Tensor, int, str, Scaling]:
         """Return latents as stored (C, n, H, W), frames per latent, representation, and the scaling to apply."""
-        header, data, path = self._header(row)
+        header, data, path = opened
         said = header.metadata
         try:
             entry = header.tensors["latents"]
@@ -247,7 +248,7 @@ class LatentDataset(Dataset[Sample]):
             scaling = scaling_of(said) or self._scalings.get(row["weights_digest"], scaling)
         return stored, factor, representation, scaling
 
-    def _header(self, row: Line) -> tuple[Header, memoryview, str]:
+    def _header(self, row: Line) -> _Opened:
         """Return an item's header, its bytes and the file that holds them. Raises MovqError if it is another item's."""
         data, path = self._data(row)
         try:
@@ -295,6 +296,14 @@ class LatentDataset(Dataset[Sample]):
     def __repr__(self) -> str:
         left = "".join(f", {count} {why} left out" for why, count in sorted(self.left_out.items()))
         return f"LatentDataset({self.folder!r}: {len(self)} items in {len(self.buckets())} shapes{left})"
+
+
+def _metadata_of(header: Header, path: str) -> Metadata:
+    try:
+        header.tensors["frame_indices"]
+        return Metadata.from_strings(header.metadata)
+    except (ValueError, KeyError, TypeError, RecursionError, ZeroDivisionError) as error:
+        raise MovqError(f"is not what the manifest says ({error})", path) from None
 
 
 def _left_out(line: Line, where: Callable[[Line], bool] | None) -> str:

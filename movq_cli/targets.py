@@ -1,4 +1,4 @@
-"""The diffusion models that latents are prepared for: what `--for MODEL` sets. Sources of the values: docs/weights.md."""
+"""The diffusion models that latents are prepared for: what `--for MODEL` sets. Sources of the values: docs/export.md."""
 
 from __future__ import annotations
 
@@ -48,6 +48,12 @@ TARGETS: Mapping[str, Target] = {
 }
 
 
+def target_of(name: str) -> Target:
+    """Return the model of this name. Raises MovqUsageError for an unknown one."""
+    one_of("target", name, tuple(TARGETS))
+    return TARGETS[name]
+
+
 def prepared(options: EncodeOptions, cut: bool = False) -> EncodeOptions:
     """Return the options with what their `target` sets where they leave it open.
 
@@ -55,8 +61,7 @@ def prepared(options: EncodeOptions, cut: bool = False) -> EncodeOptions:
     """
     if options.target is None:
         return options
-    one_of("target", options.target, tuple(TARGETS))
-    target, selection, picture = TARGETS[options.target], options.selection, options.picture
+    target, selection, picture = target_of(options.target), options.selection, options.picture
     sized = picture.sizes or picture.height or picture.width or picture.short_side
     return replace(
         options,

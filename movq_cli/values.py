@@ -123,6 +123,14 @@ class Shard:
         return f"{self.index}-of-{self.count}"
 
 
+def _sides(text: str, count: int, words: str) -> list[int]:
+    """Read numbers with an x between them. Raises MovqUsageError, which says in `words` how they are written."""
+    parts = text.lower().split("x")
+    if len(parts) != count or not all(re.fullmatch(r"[1-9]\d{0,6}", part) for part in parts):
+        raise MovqUsageError(f"must be {words}, got {text!r}")
+    return [int(part) for part in parts]
+
+
 @dataclass(frozen=True)
 class Bucket:
     """A shape that items may have: frames, and height and width in pixels."""
@@ -137,10 +145,7 @@ class Bucket:
     @classmethod
     def parse(cls, text: str) -> Bucket:
         """Read FxHxW. Raises MovqUsageError."""
-        parts = text.lower().split("x")
-        if len(parts) != 3 or not all(re.fullmatch(r"[1-9]\d{0,6}", part) for part in parts):
-            raise MovqUsageError(f"must be FRAMESxHEIGHTxWIDTH like 49x480x720, got {text!r}")
-        return cls(*map(int, parts))
+        return cls(*_sides(text, 3, "FRAMESxHEIGHTxWIDTH like 49x480x720"))
 
     def enlarges(self, width: int, height: int) -> bool:
         """Return True if a picture of this size must be enlarged to cover the bucket."""
@@ -160,10 +165,7 @@ class Size:
     @classmethod
     def parse(cls, text: str) -> Size:
         """Read HxW. Raises MovqUsageError."""
-        parts = text.lower().split("x")
-        if len(parts) != 2 or not all(re.fullmatch(r"[1-9]\d{0,6}", part) for part in parts):
-            raise MovqUsageError(f"must be HxW like 480x720, got {text!r}")
-        return cls(*map(int, parts))
+        return cls(*_sides(text, 2, "HxW like 480x720"))
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,7 @@ def test_npy(tmp_path, batch, moments):
 
 
 def test_it_is_resumed_and_follows_the_batch(tmp_path, vae, sources):
-    """What is up to date stays as it is; what is gone is removed, and numbers have no gaps."""
+    """Files that are up to date stay, those of items that are gone are removed, and a deleted one is made again."""
     mine = tmp_path / "in"
     shutil.copytree(sources, mine)
     options = dict(weights=vae, target="cogvideox-5b", buckets="9x32x48", precision="fp32", workers=0)

@@ -21,14 +21,14 @@ from ..latents import LatentsWriter
 from ..metadata import Metadata
 from ..options import EXPORTS, DecodeOptions, one_of
 from ..scaling import scale_of, scaling_of
-from ..targets import TARGETS, USUAL_FPS
+from ..targets import USUAL_FPS, target_of
 from .formats import FORMATS
 
 if TYPE_CHECKING:
     import torch
 
 _FAR = 2.0
-"""How many times the usual standard deviation is far from it."""
+"""A standard deviation this many times the usual one, or as many times smaller, is warned of."""
 
 
 def decode_exported(
@@ -52,9 +52,7 @@ def decode_exported(
     name = os.fspath(path)
     options = options_of(DecodeOptions, options, overrides)
     one_of("from_layout", layout, EXPORTS)
-    if target is not None:
-        one_of("target", target, tuple(TARGETS))
-    meant = TARGETS[target] if target else None
+    meant = None if target is None else target_of(target)
     require_file(name)
     weights = options.weights or (meant.weights if meant else None)
     checkpoint = open_checkpoint(weights)

@@ -49,14 +49,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Content:
-    """What is written of an item: its latents, as stored or scaled, and the embeddings of its caption, if there are any."""
+    """The latents of an item as stored, and the embeddings of its caption, or None."""
 
     stored: Stored
     embeds: torch.Tensor | None
 
 
 class Format:
-    """A layout. What a subclass does not change is as `npy` has it: one array for each item, as it is stored."""
+    """A layout, and what it asks of items. A subclass changes what its consumer does otherwise."""
 
     needs_captions = needs_embeds = needs_moments = needs_videos = scaled = False
     nested = False
@@ -187,10 +187,9 @@ class CogVideoFinetune(Format):
     def paths(self, item: Item) -> list[str]:
         """Return the paths of the latents, and of the embeddings of the prompt."""
         assert self.target is not None
-        digest = hashlib.sha256(item.caption.encode()).hexdigest()
         return [
             f"cache/video_latent/{self._MODELS[self.target]}/{_resolution(item)}/{item.name}.safetensors",
-            *([f"{self._EMBEDS}{digest}.safetensors"] if item.has_embeds else []),
+            *([f"{self._EMBEDS}{embeds_name(item.caption)}"] if item.has_embeds else []),
         ]
 
     def is_shared(self, path: str) -> bool:
@@ -349,6 +348,11 @@ def _saved(value: Any) -> bytes:
 
 def _lines(texts: Iterable[str]) -> str:
     return "".join(f"{text}\n" for text in texts)
+
+
+def embeds_name(caption: str) -> str:
+    """Return the name of the file of a caption's embeddings, as movq and CogVideo's finetuning have it."""
+    return f"{hashlib.sha256(caption.encode()).hexdigest()}.safetensors"
 
 
 def video_of(item: Item) -> str:

@@ -18,7 +18,7 @@ SHARED = ""
 
 
 class Exported(TypedDict, total=False):
-    """What became of an item.
+    """The outcome of an item.
 
     `status` is done, with its `files` and their sizes and `links` and their targets; refused, with a `reason`; or
     left out. A line that was only `begun` names files that may be half written.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from contextlib import suppress
@@ -14,10 +13,10 @@ from ..dataset import LatentDataset
 from ..errors import MovqError, MovqUsageError, option
 from ..fields import options_of
 from ..headers import read_header
-from ..options import EXPORTS, ExportOptions, one_of
+from ..options import EXPORTS, ExportOptions
 from ..scaling import scale_of, scaling_of
-from ..targets import CHANNELS, TARGETS
-from .formats import FORMATS, Content, Format, Item, video_of
+from ..targets import CHANNELS, target_of
+from .formats import FORMATS, Content, Format, Item, embeds_name, video_of
 from .manifest import SHARED, Exported, Manifest
 
 if TYPE_CHECKING:
@@ -82,8 +81,6 @@ class _Export:
             (m.preprocessing["prepared_for"] for m in self._metadata.values() if "prepared_for" in m.preprocessing),
             None,
         )
-        if target is not None:
-            one_of("target", target, tuple(TARGETS))
         self._format = self._layout(target)
         self._embeds_shape: tuple[int, ...] = ()
 
@@ -109,6 +106,7 @@ class _Export:
 
     def _layout(self, target: str | None) -> Format:
         options, kind = self._options, FORMATS[self._options.to or ""]
+        meant = None if target is None else target_of(target)
         if kind.needs_embeds and options.prompt_embeds is None:
             raise MovqUsageError(f"needs text embeddings: {option('prompt_embeds', 'DIR')}; {_HELP}", option="to")
         if options.scale is not None and kind.needs_moments:
@@ -120,7 +118,7 @@ class _Export:
         scale = scale_of(options.scale)
         if scale is None and kind.scaled:
             scale = self._scale_of_headers(options.target)
-        dtype = options.dtype or (TARGETS[target].store_dtype if target and kind.scaled else None)
+        dtype = options.dtype or (meant.store_dtype if meant and kind.scaled else None)
         return kind(scale, options.seed, dtype, target)
 
     def _scale_of_headers(self, named: str | None) -> float:
@@ -128,7 +126,7 @@ class _Export:
         said = [scaling_of({"scaling_factor": m.scaling_factor}) for m in self._metadata.values()]
         factors = {scaling.factor for scaling in said if scaling is not None}
         if named is not None:
-            factor = TARGETS[named].scaling_factor
+            factor = target_of(named).scaling_factor
             if factors - {factor}:
                 others = ", ".join(f"{other:.10g}" for other in sorted(factors - {factor}))
                 self._warnings.append(f"the headers say the scaling factor {others}; {named}'s {factor:.10g} is used")
@@ -263,8 +261,7 @@ class _Export:
         return f"has embeddings of {list(shapes[0]) if shapes else []} where {wanted} are needed: {path}"
 
     def _embeds_of(self, caption: str) -> str:
-        digest = hashlib.sha256(caption.encode()).hexdigest()
-        return os.path.join(self._options.prompt_embeds or "", f"{digest}.safetensors")
+        return os.path.join(self._options.prompt_embeds or "", embeds_name(caption))
 
     def _refuse_clashes(self, items: list[Item]) -> None:
         """Raise MovqError if two items would have one name for the consumer."""

@@ -200,7 +200,7 @@ def _is_sound(data: Bytes, start: int, stop: int, in_cluster: bool = False) -> b
 
 _END_OF_STREAM = 4
 _OGG_VIDEO = (b"\x80theora", b"OVP80", b"BBCD", b"\x01video")
-"""How the first packets of Theora, VP8, Dirac and of OGM's video begin."""
+"""The first bytes of streams of Theora, VP8, Dirac, and of OGM's video."""
 
 
 def ogg_ends(data: Bytes, last: int) -> bool:
