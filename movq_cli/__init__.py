@@ -17,7 +17,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .batch import BatchPlan, BatchResult, encode_batch, merge_shards, plan_batch
-    from .dataset import BucketBatchSampler, LatentDataset, collate
+    from .dataset import LatentDataset
     from .decode import DecodeResult, decode_video
     from .describe import VideoDescription, describe_video
     from .encode import EncodeResult, encode_video
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from .latents import Latents, open_latents
     from .options import BatchOptions, DecodeOptions, EncodeOptions, ExportOptions, Picture, Selection
     from .plan import Plan, plan_encode
+    from .sampling import BucketBatchSampler, collate
     from .video import VideoInfo, probe, read_frames
 
 __getattr__, __dir__ = lazily(
     __name__,
     {
         "batch": "BatchPlan BatchResult encode_batch merge_shards plan_batch",
-        "dataset": "BucketBatchSampler LatentDataset collate",
+        "dataset": "LatentDataset",
         "decode": "DecodeResult decode_video",
         "describe": "VideoDescription describe_video",
         "encode": "EncodeResult encode_video",
@@ -43,6 +44,7 @@ __getattr__, __dir__ = lazily(
         "latents": "Latents open_latents",
         "options": "BatchOptions DecodeOptions EncodeOptions ExportOptions Picture Selection",
         "plan": "Plan plan_encode",
+        "sampling": "BucketBatchSampler collate",
         "video": "VideoInfo probe read_frames",
     },
 )

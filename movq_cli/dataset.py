@@ -1,4 +1,4 @@
-"""Read a batch back, to train on it: `LatentDataset`, and a sampler whose batches have one shape each.
+"""Read a batch back, to train on it: `LatentDataset`.
 
 Latents are mapped from their files or tars, one item at a time. They are stored unscaled: drawing from moments and
 scaling happen here, each time an item is read.
@@ -13,23 +13,25 @@ import os
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from .batch.manifest import NAME, Line, parse_line, scan_lines, shard_manifests
 from .batch.paths import Sources
 from .batch.tars import Tars
 from .device import dtype_of
-from .errors import MovqError, MovqUsageError, MovqWarning, printable
+from .errors import MovqError, MovqWarning, about, printable
 from .files import FileIdentity, require_file
+from .first_frame import LATENT, PNG
 from .headers import ITEM_SIZES, Header, parse_header
 from .metadata import FORMAT, FORMAT_VERSION, Metadata
-from .options import STORE_DTYPES
+from .options import FIRST_FRAMES, STORE_DTYPES
 from .posterior import draw_from
 from .scaling import SCALES, Scaling, scale_of, scaling_of
+from .video.pictures import decode_png
 
 _EXAMPLE = "cogvideox-5b"
 _SAME = 1e-6
@@ -44,21 +46,16 @@ class Sample(TypedDict):
     """One item. `latents` (C, T, H, W) are a draw or the mean, scaled; `row` is its line of the manifest.
 
     `frames_per_latent` (T,) is how many frames each latent stands for: one for the first of a clip, four for others.
+    `first_frame` is the first frame as a picture, RGB uint8 (3, height, width), and `first_frame_latents` (C, 1, H, W) are
+    latents of it alone, drawn and scaled as the others.
     """
 
     latents: torch.Tensor
     caption: str
     row: Line
     frames_per_latent: torch.Tensor
-
-
-class Batch(TypedDict):
-    """Samples of one shape: `latents` (B, C, T, H, W), `frames_per_latent` (B, T), and lists of captions and rows."""
-
-    latents: torch.Tensor
-    caption: list[str]
-    row: list[Line]
-    frames_per_latent: torch.Tensor
+    first_frame: NotRequired[torch.Tensor]
+    first_frame_latents: NotRequired[torch.Tensor]
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:
@@ -71,12 +68,22 @@ def _dtype(dtype: torch.dtype | str) -> torch.dtype:
     return found
 
 
-_Opened = tuple[Header, memoryview, str]
-"""The header of an item, its bytes, and the path of the file or tar that holds them."""
+class _Held(NamedTuple):
+    """Latents: their header, the bytes of their file, and the file or tar that holds them; `latents` (C, T, H, W) as stored.
+
+    `factor` is the frames of a latent, `representation` what is stored.
+    """
+
+    header: Header
+    data: memoryview
+    path: str
+    latents: torch.Tensor
+    factor: int
+    representation: str
 
 
 class Stored(NamedTuple):
-    """An item as its file has it: the metadata, latents (C, T, H, W), and the first frame's index in the source."""
+    """Latents as their file has them: the metadata, (C, T, H, W), and the index of the first frame in the source."""
 
     metadata: Metadata
     latents: torch.Tensor
@@ -95,6 +102,9 @@ class LatentDataset(Dataset[Sample]):
     warns (MovqWarning) about these, and about a name whose factor differs from the header's; the name wins. A number
     never warns. Neither a number nor a name shifts.
 
+    A sample has its first frame if all items have files of it: `first_frame` are the kinds, as in FIRST_FRAMES. The
+    constructor warns if only some have. `first_frames=False` leaves them unread.
+
     `where` chooses items by their lines. Outputs that no item has any more (`orphan`) are left out, as are failed and
     short items. `left_out` counts all that are left out, by reason. Raises MovqError if there is no manifest, or if
     shards are to be merged first.
@@ -107,6 +117,7 @@ class LatentDataset(Dataset[Sample]):
         scale: float | str | None = None,
         draw: bool = True,
         dtype: torch.dtype | str = torch.float32,
+        first_frames: bool = True,
         where: Callable[[Line], bool] | None = None,
     ) -> None:
         self.folder = os.fspath(folder)
@@ -123,20 +134,33 @@ class LatentDataset(Dataset[Sample]):
         self._identity = FileIdentity.of(require_file(self._path))
         last: dict[str, tuple[int, str | tuple[Any, ...], int]] = {}  # of two lines of an item, the later counts
         weights: dict[str, int] = {}  # by digest, in order of appearance
+        pictured: dict[str, tuple[str, ...]] = {}
         for at, line in scan_lines(self._path):
             bucket = _left_out(line, where) or (*line["shape"], line.get("options", {}).get("save", ""))
             last[line["id"]] = at, bucket, weights.setdefault(line.get("weights_digest", ""), len(weights))
+            pictured[line["id"]] = tuple(line.get("first_frame", ()))
         self.left_out = Counter(why for _, why, _ in last.values() if isinstance(why, str))
         kept = [(at, bucket, made) for _, (at, bucket, made) in sorted(last.items()) if not isinstance(bucket, str)]
         numbers = {bucket: number for number, bucket in enumerate(sorted({bucket for _, bucket, _ in kept}))}
         self._offsets = np.array([at for at, _, _ in kept], np.int64)
         self._buckets = np.array([numbers[bucket] for _, bucket, _ in kept], np.int64)
+        pictures = [pictured[id] for id, (_, why, _) in last.items() if not isinstance(why, str)]
+        self.first_frame = self._common(pictures) if first_frames else ()
         self._open()
         self._scalings: dict[str, Scaling] = {}
         if scale is None or isinstance(scale, str):
             first = {made: i for i, (_, _, made) in reversed(list(enumerate(kept)))}
             for text in self._look_up_scalings(first.values(), scale):
                 warnings.warn(MovqWarning(f"{self.folder}: {text}"), stacklevel=2)
+
+    def _common(self, kinds: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+        """Return the kinds of first frame that all items have. Warns of those that only some have."""
+        counts = Counter(kind for item in kinds for kind in item)
+        for kind in (kind for kind in FIRST_FRAMES if 0 < counts[kind] < len(kinds)):
+            text = f"{len(kinds) - counts[kind]} of {len(kinds)} items have no first frame ({kind}), so that none is returned"
+            text += f'; the same batch with first_frame="{kind}" makes them'
+            warnings.warn(MovqWarning(f"{self.folder}: {text}"), stacklevel=3)
+        return tuple(kind for kind in FIRST_FRAMES if counts[kind] == len(kinds) > 0)
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -161,31 +185,42 @@ class LatentDataset(Dataset[Sample]):
         """
         row = self.row(index)
         start, stop, _ = slice(start, stop).indices(row["shape"][2])
-        stored, factor, representation, scaling = self._stored(row, self._header(row), start, stop)
-        if representation == "moments":
-            latents = draw_from(stored) if self.draw else stored.chunk(2)[0].to(torch.float32, copy=True)
-        else:
-            latents = stored.to(torch.float32, copy=True)  # a copy, as the bytes of the file cannot be changed
-        frames = torch.full((latents.shape[1],), factor)
+        clip = self._held(row)
+        digest = row["weights_digest"]
+        latents = self._scaled(clip, start, stop, digest)
+        frames = torch.full((latents.shape[1],), clip.factor)
         if start == 0:
             frames[:1] = 1
-        return Sample(
-            latents=latents.sub_(scaling.shift).mul_(scaling.factor).to(self.dtype),
+        sample = Sample(
+            latents=latents,
             caption=row.get("caption", ""),
             row=row,
             frames_per_latent=frames,
         )
+        if start == 0 and PNG in self.first_frame:
+            sample["first_frame"] = self._picture(row)
+        if start == 0 and LATENT in self.first_frame:
+            sample["first_frame_latents"] = self._scaled(self._held(row, LATENT), 0, 1, digest)
+        return sample
 
-    def stored(self, index: int) -> Stored:
-        """Return an item as its file has it, each byte checked. Raises MovqError if it is not what the manifest says."""
+    def stored(self, index: int, kind: str = "") -> Stored:
+        """Return latents as their file has them, each byte checked: the item's, or with a `kind` those of its first frame.
+
+        Raises MovqError if they are not what the manifest says.
+        """
         row = self.row(index)
-        header, data, path = opened = self._header(row)
-        metadata = _metadata_of(header, path)
-        latents, _, _, _ = self._stored(row, opened, 0, row["shape"][2])
-        if hashlib.sha256(data).hexdigest() != row["sha256"]:
-            raise MovqError("is damaged: its bytes are not those that the manifest says", path)
-        at = header.tensors["frame_indices"].start
-        return Stored(metadata, latents, int.from_bytes(data[at : at + _INDEX_BYTES], "little"))
+        held = self._held(row, kind)
+        metadata = _metadata_of(held.header, held.path)
+        self._check_digest(held.data, row, kind, held.path)
+        at = held.header.tensors["frame_indices"].start
+        return Stored(metadata, held.latents, int.from_bytes(held.data[at : at + _INDEX_BYTES], "little"))
+
+    def picture(self, index: int) -> bytes:
+        """Return the first frame as the bytes of a PNG file, each checked. Raises MovqError as `stored` does."""
+        row = self.row(index)
+        data, path = self._data(row, PNG)
+        self._check_digest(data, row, PNG, path)
+        return bytes(data)
 
     def metadata(self, index: int) -> Metadata:
         """Return the metadata of an item. Raises MovqError if its header is not what the manifest says."""
@@ -227,30 +262,44 @@ class LatentDataset(Dataset[Sample]):
                 "them so"
             )
 
-    def _stored(self, row: Line, opened: _Opened, start: int, stop: int) -> tuple[torch.Tensor, int, str, Scaling]:
-        """Return latents as stored (C, n, H, W), frames per latent, representation, and the scaling to apply."""
-        header, data, path = opened
-        said = header.metadata
+    def _held(self, row: Line, kind: str = "") -> _Held:
+        """Return the latents of an item, or with a `kind` those of its first frame. Raises MovqError for other latents."""
+        header, data, path = self._header(row, kind)
         try:
             entry = header.tensors["latents"]
-            if list(entry.shape) != row["shape"]:
+            one, channels, latents, height, width = row["shape"]
+            if entry.shape != (one, channels, 1 if kind else latents, height, width):
                 raise ValueError("of another shape")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # a buffer that is not writable: nothing writes to it
                 whole = torch.frombuffer(data, dtype=_DTYPES[entry.dtype], count=entry.numel, offset=entry.start)
-            stored = whole.view(entry.shape)[0, :, start:stop]
-            factor, representation = int(said["temporal_factor"]), said["representation"]
+            factor, representation = int(header.metadata["temporal_factor"]), header.metadata["representation"]
         except (ValueError, KeyError, TypeError) as error:
             raise MovqError(f"is not what the manifest says ({error})", path) from None
+        return _Held(header, data, path, whole.view(entry.shape)[0], factor, representation)
+
+    def _scaled(self, held: _Held, start: int, stop: int, digest: str) -> torch.Tensor:
+        """Return latents `start` to `stop`, drawn or their mean, scaled as `scale` or the weights of this digest say."""
+        stored = held.latents[:, start:stop]
+        if held.representation == "moments":
+            latents = draw_from(stored) if self.draw else stored.chunk(2)[0].to(torch.float32, copy=True)
+        else:
+            latents = stored.to(torch.float32, copy=True)  # a copy, as the bytes of the file cannot be changed
         scaling = Scaling(1.0 if self.scale is None else self.scale)
         if self.scale is None:
             # The same weights have the same factor, even if a header was written before factors were recorded.
-            scaling = scaling_of(said) or self._scalings.get(row["weights_digest"], scaling)
-        return stored, factor, representation, scaling
+            scaling = scaling_of(held.header.metadata) or self._scalings.get(digest, scaling)
+        return latents.sub_(scaling.shift).mul_(scaling.factor).to(self.dtype)
 
-    def _header(self, row: Line) -> _Opened:
-        """Return an item's header, its bytes and the file that holds them. Raises MovqError if it is another item's."""
-        data, path = self._data(row)
+    def _picture(self, row: Line) -> torch.Tensor:
+        """Return the first frame, RGB uint8 (3, height, width). Raises MovqError if it is not a picture of this size."""
+        data, path = self._data(row, PNG)
+        with about(path):
+            return torch.from_numpy(decode_png(bytes(data), row["width"], row["height"])).permute(2, 0, 1).contiguous()
+
+    def _header(self, row: Line, kind: str = "") -> tuple[Header, memoryview, str]:
+        """Return a header, the bytes, and the file that holds them. Raises MovqError if it is another item's."""
+        data, path = self._data(row, kind)
         try:
             header = parse_header(data)
             said = header.metadata
@@ -261,21 +310,26 @@ class LatentDataset(Dataset[Sample]):
             raise MovqError(f"is not what the manifest says ({error})", path) from None
         return header, data, path
 
-    def _data(self, row: Line) -> tuple[memoryview, str]:
-        """Return the bytes of an item's latents file, mapped, and the path of the file or tar that holds them."""
-        path = os.path.join(self.folder, row["output"])
-        if "member" not in row:
+    def _data(self, row: Line, kind: str = "") -> tuple[memoryview, str]:
+        """Return the bytes of latents, or with a `kind` of a first frame, mapped, and the file or tar that holds them."""
+        said = row["first_frame"][kind] if kind else row
+        path = os.path.join(self.folder, said["output"])
+        if "member" not in said:
             data = memoryview(_mapped(path))
-            if len(data) != row["bytes"]:
-                raise MovqError(f"has {len(data)} bytes where the manifest says {row['bytes']}", path)
+            if len(data) != said["bytes"]:
+                raise MovqError(f"has {len(data)} bytes where the manifest says {said['bytes']}", path)
             return data, path
-        member = self._tars.find(row)
+        part = self._tars.find_first_frame(row, kind) if kind else self._tars.find(row)
         if path not in self._maps:
             if len(self._maps) >= _OPEN_TARS:
                 self._maps.popitem(last=False)
             self._maps[path] = memoryview(_mapped(path))
         self._maps.move_to_end(path)
-        return self._maps[path][member.offset : member.offset + member.bytes], path
+        return self._maps[path][part.offset : part.offset + part.bytes], path
+
+    def _check_digest(self, data: memoryview, row: Line, kind: str, path: str) -> None:
+        if hashlib.sha256(data).hexdigest() != (row["first_frame"][kind] if kind else row)["sha256"]:
+            raise MovqError("is damaged: its bytes are not those that the manifest says", path)
 
     def _open(self) -> None:
         if FileIdentity.of(require_file(self._path)) != self._identity:
@@ -313,76 +367,6 @@ def _left_out(line: Line, where: Callable[[Line], bool] | None) -> str:
     if line.get("orphan"):
         return "orphan"
     return "" if where is None or where(line) else "where"
-
-
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Return a batch of samples of one shape, for a DataLoader: latents are stacked, captions and rows listed.
-
-    Raises MovqUsageError if the samples have several shapes.
-    """
-    shapes = sorted({tuple(sample["latents"].shape) for sample in samples})
-    if len(shapes) > 1:
-        raise MovqUsageError(f"has latents of {shapes[0]} and {shapes[1]}: use a BucketBatchSampler", "a batch")
-    return Batch(
-        latents=torch.stack([sample["latents"] for sample in samples]),
-        caption=[sample["caption"] for sample in samples],
-        row=[sample["row"] for sample in samples],
-        frames_per_latent=torch.stack([sample["frames_per_latent"] for sample in samples]),
-    )
-
-
-class BucketBatchSampler(Sampler[list[int]]):
-    """Yields batches whose items have one shape, as the `batch_sampler` of a DataLoader.
-
-    At each step all `world` ranks get a batch of the same shape and size, so that none waits for another. Items left
-    over in a shape make a smaller batch, and some are repeated if they cannot be shared out evenly; with `drop_last`
-    they are left out. `shuffle` shuffles items and batches by `seed` and epoch. Each pass is the next epoch, unless
-    `set_epoch` sets it.
-    """
-
-    def __init__(
-        self,
-        dataset: LatentDataset,
-        batch_size: int,
-        *,
-        rank: int = 0,
-        world: int = 1,
-        shuffle: bool = True,
-        seed: int = 0,
-        drop_last: bool = False,
-    ) -> None:
-        if batch_size < 1:
-            raise MovqUsageError(f"must be above 0, got {batch_size}", "batch_size")
-        if not 0 <= rank < world:
-            raise MovqUsageError(f"must be 0 to world - 1, got {rank} of {world}", "rank")
-        self._buckets = dataset.buckets()
-        self._batch_size, self._rank, self._world = batch_size, rank, world
-        self._shuffle, self._seed, self._drop_last = shuffle, seed, drop_last
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next pass."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        step = self._batch_size * self._world
-        return sum(len(items) // step if self._drop_last else -(-len(items) // step) for items in self._buckets)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        random = np.random.default_rng([self._seed, self._epoch])
-        self._epoch += 1
-        steps = []
-        for items in self._buckets:
-            order = random.permutation(items).tolist() if self._shuffle else items
-            size = self._batch_size * self._world
-            for at in range(0, len(order), size):
-                step = order[at : at + size]
-                if len(step) < size and self._drop_last:
-                    continue
-                each = -(-len(step) // self._world)
-                step += (order * self._world)[: each * self._world - len(step)]
-                steps.append(step[self._rank * each : (self._rank + 1) * each])
-        yield from (steps[i] for i in (random.permutation(len(steps)) if self._shuffle else range(len(steps))))
 
 
 def _mapped(path: str) -> mmap.mmap | bytes:

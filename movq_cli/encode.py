@@ -112,13 +112,16 @@ class VideoEncoder:
         *,
         alive: Callable[[], None] = lambda: None,
         open_at_once: int = 1,
+        latents: bool = True,
         **overrides: Any,
     ) -> Encoding:
         """Start to decode a video: the first of the three steps of `encode`, each of which may be in its own thread.
 
-        `open_at_once` is the number of videos that are open at the same time, which all need memory.
+        `open_at_once` is the number of videos that are open at the same time, which all need memory. Without `latents`,
+        only the files of the first frame are made.
         """
-        return Encoding(self, source, output, changed(self.options, overrides).beside(output), alive, open_at_once)
+        options = changed(self.options, overrides).beside(output)
+        return Encoding(self, source, output, options, alive, open_at_once, latents)
 
     def digest_of(self, source: str | os.PathLike[str], identity: FileIdentity) -> Future[str]:
         """Return the sha256 of a source. It is computed once for consecutive spans of the same file."""

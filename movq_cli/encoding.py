@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from ._version import __version__
 from .checkpoints.checkpoint import Checkpoint
 from .codec import Chunker, Progress, WorkDone, WrongCountError, encode, silent
 from .device import computing, dtype_of, free_memory, memory_errors
 from .errors import MovqError, MovqOutOfMemoryError, about, option
-from .files import FileIdentity, file_name, refuse_inputs, require_file
+from .files import FileIdentity, refuse_inputs, require_file
+from .first_frame import FirstFrame, FirstFrameFile
 from .latents import LatentsWriter
 from .metadata import Metadata
-from .options import EncodeOptions, Selection
+from .options import EncodeOptions
 from .plan import Plan, expected_frames, least_frames, make_plan, must_count, shortfall, start_reader
 from .posterior import draw_latents
+from .provenance import metadata_of
 from .schedule import ChunkSchedule
 from .values import format_time
-from .video import FrameReader, VideoInfo, count_frames, is_same_rate
+from .video import Frame, FrameReader, count_frames
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +48,8 @@ class EncodeResult:
     """The latents file that was written, and its `metadata`.
 
     `shape` (1, C, T', H', W') and `dtype` (F32, F16 or BF16) are those of the latents, `sha256` is the digest of the
-    whole file, `chunk_frames` is 0 if each window was one chunk, and `seconds` is wall time.
+    whole file, `chunk_frames` is 0 if each window was one chunk, and `seconds` is wall time. `first_frame` are the files
+    of the first frame, by kind.
     """
 
     metadata: Metadata
@@ -61,6 +61,7 @@ class EncodeResult:
     device: str
     chunk_frames: int
     seconds: float
+    first_frame: dict[str, FirstFrameFile]
 
 
 class _TooLargeError(Exception):
@@ -79,9 +80,14 @@ class _TooLargeError(Exception):
 
 
 class _Computed(NamedTuple):
-    """The results of `compute` that `finish` needs: the latents, in a file without a name, and data for its header."""
+    """The results of `compute` that `finish` needs: the latents, in a file without a name, and data for its header.
 
-    writer: LatentsWriter
+    Without a writer, only the first frame was computed.
+    """
+
+    writer: LatentsWriter | None
+    first: FirstFrame
+    files: ExitStack
     reader: FrameReader
     plan: Plan
     chunker: Chunker
@@ -119,7 +125,8 @@ class Encoder(Protocol):
 class Encoding:
     """One video on its way to its file, made by VideoEncoder.begin. Call `compute`, then `finish`, then close it.
 
-    Computing starts again if its plan turns out to be wrong. Raises MovqError if something is refused.
+    Computing starts again if its plan turns out to be wrong. Without `latents`, only the files of the first frame are
+    made, and `finish_first_frame` ends it. Raises MovqError if something is refused.
     """
 
     def __init__(
@@ -130,15 +137,19 @@ class Encoding:
         options: EncodeOptions,
         alive: Callable[[], None],
         open_at_once: int,
+        latents: bool,
     ) -> None:
         self.by, self.source, self.output, self.options = by, source, output, options
+        self._latents = latents
+        if not latents:
+            self.options = replace(options, selection=replace(options.selection, frames=1), tail="pad", short="encode")
         self._alive, self._open_at_once = alive, open_at_once
         self._identity = FileIdentity.of(require_file(source))
         refuse_inputs(output, source, *by.checkpoint.files)
         self._source_sha256 = by.digest_of(source, self._identity)
         self._notes: tuple[str, ...] = ()
         self._check = False
-        self._frames: int | None = None
+        self._frames: int | None = None if latents else 1
         self._recounted = False
         self._computed: _Computed | None = None
         self._reader: FrameReader | None = self._start_reader()  # the decoding process starts while torch is imported
@@ -192,7 +203,8 @@ class Encoding:
         """
         options, checkpoint = self.options, self.checkpoint
         with ExitStack() as stack:
-            writer = stack.enter_context(LatentsWriter(self.output, force=options.force))
+            first = stack.enter_context(FirstFrame(self.output, options.first_frames, options.force))
+            writer = stack.enter_context(LatentsWriter(self.output, force=options.force)) if self._latents else None
             reader, self._reader = self._reader or self._start_reader(), None
             with reader:
                 device, precision = self.by.device, self.by.precision
@@ -200,10 +212,13 @@ class Encoding:
                     encoder = self.by.network
                     self.count()
                     plan = make_plan(reader, self._frames, options, checkpoint, device, precision, self._open_at_once)
-                    chunker = Chunker(reader, options.tail, checkpoint.config, least_frames(options))
+                    frames = first.noted(reader)
+                    chunker = Chunker(frames, options.tail, checkpoint.config, least_frames(options))
                     try:
                         with memory_errors():
-                            self._append(encoder, plan, chunker, writer, progress)
+                            if writer is not None:
+                                self._append(encoder, plan, chunker, writer, progress)
+                            self._append_first(encoder, plan, frames, first)
                     except MovqOutOfMemoryError:
                         raise _TooLargeError(plan) from None
             noted = [
@@ -213,18 +228,19 @@ class Encoding:
                 *reader.warnings,
                 *shortfall(chunker, options),
             ]
-            self._computed = _Computed(writer, reader, plan, chunker, tuple(dict.fromkeys(noted)))
-            stack.pop_all()
+            warnings = tuple(dict.fromkeys(noted))
+            self._computed = _Computed(writer, first, stack.pop_all(), reader, plan, chunker, warnings)
 
     def finish(self) -> EncodeResult:
         """Write the header, sync the file, and give it its name. Raises MovqError if the source has changed."""
         assert self._computed is not None
-        writer, reader, plan, chunker, warnings = self._computed
+        assert self._computed.writer is not None
+        writer, plan, chunker = self._computed.writer, self._computed.plan, self._computed.chunker
         with about(os.fspath(self.source)):
-            metadata = self._metadata(reader, plan, chunker, warnings)
-            if FileIdentity.of(require_file(self.source)) != self._identity:
-                raise MovqError("changed while it was read")
+            metadata, first_frame = self._finish_first_frame()
             size = writer.finish(metadata, chunker.times, chunker.indices)
+            writer.commit()
+            self._computed.first.commit()
         return EncodeResult(
             metadata=metadata,
             output_path=os.fspath(self.output),
@@ -235,7 +251,38 @@ class Encoding:
             device=plan.device,
             chunk_frames=plan.budget.chunk_frames,
             seconds=time.perf_counter() - self._started,
+            first_frame=first_frame,
         )
+
+    def finish_first_frame(self) -> tuple[Metadata, dict[str, FirstFrameFile]]:
+        """Give the files of the first frame their names. Return the metadata of its clip, and these files by kind.
+
+        Raises MovqError if the source has changed.
+        """
+        assert self._computed is not None
+        with about(os.fspath(self.source)):
+            finished = self._finish_first_frame()
+            self._computed.first.commit()
+        return finished
+
+    def _finish_first_frame(self) -> tuple[Metadata, dict[str, FirstFrameFile]]:
+        assert self._computed is not None
+        _, first, _, reader, plan, chunker, warnings = self._computed
+        metadata = metadata_of(
+            self.source,
+            self.options,
+            self.checkpoint,
+            plan,
+            reader,
+            chunker,
+            source_sha256=self._source_sha256.result(),
+            weights_digest=self.by.weights_digest.result(),
+            warnings=warnings,
+        )
+        if FileIdentity.of(require_file(self.source)) != self._identity:
+            raise MovqError("changed while it was read")
+        before = dict.fromkeys((*self.by.notes, *plan.info.warnings))
+        return metadata, first.finish(metadata, tuple(before))
 
     def close(self) -> None:
         """Stop the decoder and close the output. Without `finish`, nothing is left of it."""
@@ -244,7 +291,7 @@ class Encoding:
         if reader is not None:
             reader.close()
         if computed is not None:
-            computed.writer.__exit__(None, None, None)
+            computed.files.close()
 
     def __enter__(self) -> Encoding:
         return self
@@ -258,7 +305,7 @@ class Encoding:
         from .model.causal import StreamCache
 
         options, config = self.options, self.checkpoint.config
-        dtype, store_dtype = dtype_of(plan.precision), _store_dtype(options, plan.precision)
+        dtype = dtype_of(plan.precision)
         expected = plan.frames or expected_frames(plan.info, options.selection)
         worked = WorkDone(progress, expected, most=lambda: len(chunker.times))
         schedule = ChunkSchedule.of_frames(plan.semantics, plan.padded_frames, plan.budget.chunk_frames, config)
@@ -267,14 +314,37 @@ class Encoding:
         with plan.budget.store() as store:
             chunks = encode(encoder, windows, self.by.device, dtype, store, worked, self._check, cache)
             for latents in self._finite(chunks, plan, chunker):
-                if options.save == "sample":
-                    sha256, first_index = self._source_sha256.result(), chunker.indices[0]
-                    latents = draw_latents(
-                        latents, writer.shape[2], seed=options.seed, source_sha256=sha256, first_index=first_index
-                    )
-                elif options.save == "mean":
-                    latents = latents[:, : config.z_channels]
-                writer.append(latents.to(store_dtype))
+                writer.append(self._saved(latents, writer.shape[2], chunker.indices[0], plan))
+
+    def _append_first(self, encoder: Encoder3D, plan: Plan, frames: Iterator[Frame], first: FirstFrame) -> None:
+        """Encode the first frame alone, if its latents are wanted."""
+        from .model.causal import StreamCache
+
+        if first.frame is None:
+            next(frames, None)
+        if first.frame is None:
+            raise MovqError("has no frame in the range asked for")
+        if not first.wants_latents:
+            return
+        cache = StreamCache()
+        cache.end()
+        windows = iter([iter([first.frame.image[None]])])
+        with plan.budget.store() as store:
+            dtype = dtype_of(plan.precision)
+            for latents in encode(
+                encoder, windows, self.by.device, dtype, store, lambda frames: None, self._check, cache
+            ):
+                first.append(self._saved(latents, 0, first.frame.index, plan))
+
+    def _saved(self, latents: torch.Tensor, at: int, first_index: int, plan: Plan) -> torch.Tensor:
+        """Return what is stored of moments (1, 2z, n, H', W'), the first of which is the clip's latent `at`."""
+        options = self.options
+        if options.save == "sample":
+            sha256 = self._source_sha256.result()
+            latents = draw_latents(latents, at, seed=options.seed, source_sha256=sha256, first_index=first_index)
+        elif options.save == "mean":
+            latents = latents[:, : self.checkpoint.config.z_channels]
+        return latents.to(_store_dtype(options, plan.precision))
 
     def _finite(self, chunks: Iterator[torch.Tensor], plan: Plan, chunker: Chunker) -> Iterator[torch.Tensor]:
         """Yield the same latents. Raises _NotFiniteError, or, if stages are checked, MovqError with stage and frame."""
@@ -298,67 +368,6 @@ class Encoding:
                 "gave numbers that are not finite once and not the second time: is this machine's memory sound?"
             )
 
-    def _metadata(self, reader: FrameReader, plan: Plan, chunker: Chunker, warnings: tuple[str, ...]) -> Metadata:
-        info, geometry, config = plan.info, plan.geometry, self.checkpoint.config
-        said, options = self.checkpoint.metadata, self.options
-        preprocessing = {
-            "stored": list(geometry.stored),
-            "shown": list(geometry.shown),
-            "rotation": geometry.orientation.rotation,
-            "mirrored": geometry.orientation.mirrored,
-            "pixel_aspect": str(info.pixel_aspect),
-            "scaled": list(geometry.scaled) if geometry.resamples else None,
-            "filter": reader.filter,
-            "matrix": info.matrix,
-            "range": info.color_range,
-            "transfer": info.transfer,
-            "values": "x / 127.5 - 1",
-            "source_bytes": info.bytes,
-            "warnings": list(warnings),
-        }
-        if reader.partial:
-            preprocessing["partial"] = True
-        if options.target is not None:
-            preprocessing["prepared_for"] = options.target
-        return Metadata(
-            representation=options.save if config.double_z else "mean",
-            seed=options.seed if options.save == "sample" else None,
-            semantics=plan.semantics,
-            windows=None if plan.windows is None else list(plan.windows),
-            model=self.checkpoint.name,
-            config=json.loads(config.to_json()),
-            weights_digest=self.by.weights_digest.result(),
-            weights_licence=said.get("licence", ""),
-            scaling_factor=said.get("scaling_factor", "")
-            if options.scaling_factor is None
-            else f"{options.scaling_factor:.10g}",
-            shift_factor=said.get("shift_factor", ""),
-            invert_scale_latents=said.get("invert_scale_latents", ""),
-            temporal_factor=config.temporal_factor,
-            spatial_factor=config.spatial_factor,
-            precision=plan.precision,
-            width=geometry.width,
-            height=geometry.height,
-            pad_right=geometry.pad_right,
-            pad_bottom=geometry.pad_bottom,
-            crop=list(geometry.crop) if geometry.crops else None,
-            frames=len(chunker.times),
-            frames_padded=chunker.padded,
-            frames_dropped=chunker.dropped,
-            fps=_rate(info, options.selection),
-            duration=float(chunker.end - chunker.start),
-            preprocessing=preprocessing,
-            source_name=file_name(self.source),
-            source_sha256=self._source_sha256.result(),
-            movq_version=__version__,
-        )
-
 
 def _store_dtype(options: EncodeOptions, precision: str) -> torch.dtype:
     return dtype_of(precision if options.store_dtype == "auto" else options.store_dtype)
-
-
-def _rate(info: VideoInfo, selection: Selection) -> Fraction | None:
-    same = selection.fps is not None and is_same_rate(selection.fps, info.fps)
-    rate = info.fps if same else selection.fps or info.fps
-    return rate and rate / selection.every

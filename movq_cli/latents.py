@@ -32,7 +32,7 @@ DTYPES = dict(zip(STORE_DTYPES, ("F32", "F16", "BF16"), strict=True))
 
 
 class LatentsWriter:
-    """Writes one latents file: `append` chunks in time order, then `finish`. Use it in a `with`.
+    """Writes one latents file: `append` chunks in time order, then `finish` and `commit`. Use it in a `with`.
 
     Memory does not grow with what is appended: chunks go to a nameless file in the folder of the output, and from
     there, channel by channel, into their final order. The constructor raises MovqError, before any work is done, if the
@@ -79,7 +79,7 @@ class LatentsWriter:
             raise write_error(error, self._file.path) from error
 
     def finish(self, metadata: Metadata, frame_times: array[float], frame_indices: array[int]) -> int:
-        """Write the file under its name, and return its size in bytes."""
+        """Write the whole file, which has no name yet, and return its size in bytes."""
         frames = (len(frame_times),)
         tensors = {
             "frame_times": ("F64", frames),
@@ -91,8 +91,16 @@ class LatentsWriter:
         self._write(memoryview(frame_times).cast("B"))
         self._write(memoryview(frame_indices).cast("B"))
         self._write_latents()
-        self._file.commit()
         return len(header) + 16 * frames[0] + math.prod(self.shape) * ITEM_SIZES[self.dtype]
+
+    def commit(self) -> None:
+        """Sync the file, and give it its name. Raises MovqError if another file has it by now."""
+        self._file.commit()
+
+    @property
+    def path(self) -> str:
+        """The name that the file will have."""
+        return self._file.path
 
     @property
     def sha256(self) -> str:

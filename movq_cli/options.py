@@ -28,6 +28,9 @@ SHORT = ("encode", "pad", "refuse")
 """Ways to treat a video with fewer frames than `Selection.frames` asks for."""
 SHORT_IN_BATCH = ("skip", "pad")
 """The same in a batch: only note it in the manifest, or repeat the last frame."""
+FIRST_FRAMES = ("png", "latent")
+"""Kinds of a clip's first frame: a picture, and latents of it alone."""
+NO_FIRST_FRAME = "none"
 ENGINES = ("local", "ray")
 LAYOUTS = ("files", "tar")
 EXPORTS = ("cogvideo-finetune", "finetrainers", "cogvideox-factory", "npy")
@@ -166,6 +169,8 @@ class EncodeOptions(ModelOptions):
     length by repeating its last frame ("pad"), or refused with MovqTooShortError ("refuse"). `seed` is for draws: save
     "sample", and a batch's pick "random". `target` is the diffusion model to prepare for, a name in targets.py, which
     sets what other options leave open. `scaling_factor` is recorded instead of the weights', and never applied.
+    `first_frame` are kinds of the first frame to write beside the latents, in FIRST_FRAMES; () leaves it open, "none" does
+    not.
     """
 
     selection: Selection = Selection()
@@ -177,16 +182,26 @@ class EncodeOptions(ModelOptions):
     target: str | None = None
     scaling_factor: float | None = None
     short: str = "encode"
+    first_frame: tuple[str, ...] = ()
     force: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for kind in self.first_frame:
+            one_of("first_frame", kind, (*FIRST_FRAMES, NO_FIRST_FRAME))
+        if NO_FIRST_FRAME in self.first_frame and len(self.first_frame) > 1:
+            raise MovqUsageError(f"{NO_FIRST_FRAME} goes alone", option="first_frame")
         one_of("tail", self.tail, TAILS)
         one_of("save", self.save, REPRESENTATIONS)
         one_of("store_dtype", self.store_dtype, ("auto", *STORE_DTYPES))
         one_of("short", self.short, SHORT)
         if self.scaling_factor is not None and self.scaling_factor <= 0:
             raise MovqUsageError(f"must be above 0, got {self.scaling_factor:g}", option="scaling_factor")
+
+    @property
+    def first_frames(self) -> tuple[str, ...]:
+        """The kinds of the first frame that are asked for, in the order of FIRST_FRAMES."""
+        return tuple(kind for kind in FIRST_FRAMES if kind in self.first_frame)
 
     def flat(self) -> dict[str, Any]:
         """Return all options by name, including those of the selection and the picture, as values for JSON."""
@@ -208,7 +223,7 @@ class EncodeOptions(ModelOptions):
         return {name: value for name, value in chosen.items() if name not in _KNOBS and value != usual[name]}
 
 
-_KNOBS = {field.name for field in fields(ModelOptions)} | {"force"}
+_KNOBS = {field.name for field in fields(ModelOptions)} | {"force", "first_frame"}
 """Options that change latents by no more than rounding; and weights, semantics and precision, recorded separately."""
 
 

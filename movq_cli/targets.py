@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from .options import BatchOptions, EncodeOptions, one_of
+from .options import FIRST_FRAMES, BatchOptions, EncodeOptions, one_of
 from .values import Bucket, Size
 
 CHANNELS = 16
@@ -78,6 +78,7 @@ def prepared(options: EncodeOptions, cut: bool = False) -> EncodeOptions:
         ),
         store_dtype=target.store_dtype if options.store_dtype == "auto" else options.store_dtype,
         scaling_factor=options.scaling_factor or target.scaling_factor,
+        first_frame=options.first_frame or (FIRST_FRAMES if target.from_image else ()),
     )
 
 

@@ -160,6 +160,47 @@ def test_finetrainers(tmp_path, batch, embeds, moments):
         assert condition["encoder_hidden_states"].shape == (1, 226, 4096)
 
 
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory, vae, sources):
+    """A batch for image-to-video, of clips that begin late in their videos."""
+    folder = tmp_path_factory.mktemp("pictured")
+    encode_batch(
+        sources, folder, weights=vae, target="cogvideox-5b-i2v", start="0.125", frames=9, buckets="9x32x32", precision="fp32",
+        workers=0,
+    )  # fmt: skip
+    return folder
+
+
+def test_first_frames_for_cogvideo_finetune(tmp_path, pictured):
+    """zai-org/CogVideo, finetune/datasets/i2v_dataset.py and utils.py, at 7a1af715: load_images, load_images_from_videos."""
+    result = export_latents(pictured, tmp_path, to="cogvideo-finetune")
+    assert set(statuses(result).values()) == {"done"}
+    lists = {name: (tmp_path / name).read_text().splitlines() for name in ("images.txt", "videos.txt", "prompt.txt")}
+    assert len({len(lines) for lines in lists.values()}) == 1
+    for image, video in zip(lists["images.txt"], lists["videos.txt"], strict=True):
+        # Where no list is named, it looks for this file before it reads the video.
+        assert tmp_path / image == (tmp_path / video).parent.parent / "first_frames" / f"{(tmp_path / video).stem}.png"
+        with read_frames(tmp_path / image) as frames:
+            (frame,) = (frame.image for frame in frames)
+        selection, picture = Selection(start="0.125", frames=1, fps=8), Picture(height=32, width=32)
+        with read_frames(tmp_path / video, selection, picture) as frames:
+            assert np.array_equal(next(frames).image, frame)
+    assert "--model_name cogvideox-i2v" in result.usage
+    assert result.usage.endswith("--image_column images.txt")
+    assert export_latents(pictured, tmp_path, to="cogvideo-finetune").kept == 3
+
+
+def test_first_frames_for_cogvideox_factory(tmp_path, pictured, embeds):
+    """a-r-r-o-w/cogvideox-factory, training/cogvideox/dataset.py, at 223add1a: image_latents with load_tensors."""
+    export_latents(pictured, tmp_path, to="cogvideox-factory", prompt_embeds=embeds)
+    names = [Path(line).name.split(".")[0] for line in (tmp_path / "videos.txt").read_text().splitlines()]
+    assert len(names) == 3
+    for name, path in zip(names, sorted(pictured.glob("*.first_frame.safetensors")), strict=True):
+        images = torch.load(tmp_path / "image_latents" / f"{name}.pt", map_location="cpu", weights_only=True)
+        assert images.shape == (32, 1, 4, 4)
+        assert torch.equal(images, load_file(path)["latents"][0])
+
+
 def test_npy(tmp_path, batch, moments):
     export_latents(batch, tmp_path / "raw", to="npy")
     export_latents(batch, tmp_path / "scaled", to="npy", scale="cogvideox-2b", seed=1)
@@ -281,8 +322,11 @@ def test_items_that_a_trainer_cannot_read_are_refused(tmp_path, vae, sources):
         run(["export", str(made), "-o", str(tmp_path / "out"), "--to", "cogvideo-finetune", "--for", "cogvideox-5b"])
         == 1
     )
+    lines = (tmp_path / "out" / "export.jsonl").read_text()
+    assert "\\u000" not in lines  # marks of options
     odd = encoded(sources, tmp_path / "odd", vae, short_side=24)
-    assert "has latents of 3x5" in refused(odd, tmp_path / "o", **target)
+    assert refused(odd, tmp_path / "o", **target).startswith("has latents of 3x5, of which the transformer would leave")
+    assert refused(odd, tmp_path / "o", **target).endswith("encode with --multiple 16")
     mean = encoded(sources, tmp_path / "mean", vae, save="mean")
     assert refused(mean, tmp_path / "m", **target) == "holds no moments, which are drawn from: encode it without --save"
     for path in mine.glob("*.mp4"):
@@ -394,8 +438,15 @@ def test_numbers_belong_to_the_item_that_was_written_last(tmp_path, vae, sources
 
 def test_what_a_model_needs_is_asked_of_the_batch(tmp_path, vae, sources, embeds):
     made = encoded(sources, tmp_path / "made", vae)
-    with pytest.raises(MovqUsageError, match="cogvideox-5b-i2v needs image latents here"):
-        export_latents(made, tmp_path / "f", to="cogvideox-factory", prompt_embeds=embeds, target="cogvideox-5b-i2v")
+    for layout, kind in (("cogvideox-factory", "latent"), ("cogvideo-finetune", "png")):
+        options = {"to": layout, "prompt_embeds": embeds, "target": "cogvideox-5b-i2v"}
+        assert refused(made, tmp_path / layout, **options) == (
+            f"has no first frame ({kind}): the same batch-encode with --first-frame {kind} adds it, and encodes nothing again"
+        )
+    with pytest.raises(
+        MovqUsageError, match="cogvideox-5b-i2v takes images, and this trainer trains CogVideoX from text"
+    ):
+        export_latents(made, tmp_path / "t", to="finetrainers", prompt_embeds=embeds, target="cogvideox-5b-i2v")
     result = export_latents(made, tmp_path / "c", to="cogvideo-finetune", target="cogvideox-2b")
     assert result.lines[0]["made_from"]["scale"] == 1.15258426
     assert "the headers say the scaling factor 0.7; cogvideox-2b's 1.15258426 is used" in result.warnings
@@ -405,9 +456,6 @@ def test_what_a_model_needs_is_asked_of_the_batch(tmp_path, vae, sources, embeds
     result = export_latents(spans, tmp_path / "s", to="cogvideo-finetune", target="cogvideox-5b")
     reasons = [line.get("reason", "") for line in result.lines]
     assert all("takes 1 + a multiple of 8" in reason for reason in reasons)
-    late = encoded(sources, tmp_path / "late", vae, start="0.125")
-    i2v = {"to": "cogvideo-finetune", "target": "cogvideox-5b-i2v"}
-    assert "does not begin at its video's first frame" in refused(late, tmp_path / "l", **i2v)
     data = bytearray((spans / "a.mp4_0-5.safetensors").read_bytes())
     data[-1] ^= 1
     (spans / "a.mp4_0-5.safetensors").write_bytes(data)

@@ -68,6 +68,7 @@ with LatentsWriter({str(tmp_path / "a.safetensors")!r}) as writer:
     before = peak()
     for i in range(248): writer.append(chunk)
     writer.finish(metadata(), array("d"), array("q"))
+    writer.commit()
 print(peak() - before)
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -7,19 +7,19 @@ PACKAGE = Path(__file__).parents[1] / "movq_cli"
 
 # Each may import from those after it; rooms also import from themselves.
 _ROOMS = """
-    __main__ cli describe export dataset batch evaluate decode encode encoding plan budget codec schedule transfers
-    posterior scaling device video latents metadata checkpoints model headers targets options fields values files
-    difference metrics forks processes threads records errors _lazy _version
+    __main__ cli describe export sampling dataset batch evaluate decode encode encoding provenance first_frame plan
+    budget codec schedule transfers posterior scaling device video latents metadata checkpoints model headers targets
+    options fields values files difference metrics forks processes threads records errors _lazy _version
 """
 ROOMS = _ROOMS.split()
 
 INSIDE = {
-    "export": "__init__ run manifest back formats",
+    "export": "__init__ run manifest back formats format embeds",
     "cli": "__init__ info batch decode encode eval export weights options paths habits watch tables show",
     "batch": """
         __init__ run dry_run prepare state
         discover folders lists captions probe cut names replace resume choices settings
-        inline pool worker ray_engine engines pack summary orphans tars merge manifest item paths
+        inline pool worker ray_engine engines pack summary orphans tars merge locks manifest item paths
     """,
     "video": """
         __init__ reader child write pictures clock frames decoding counting keyframes integrity sidedata container stills

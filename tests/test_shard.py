@@ -159,7 +159,7 @@ def test_one_process_at_a_time_works_on_a_shard_and_none_beside_them(folder, tmp
     """Processes are real: one holds the lock while others try."""
     (tmp_path / "out").mkdir()
     hold = (
-        "import sys; from movq_cli.batch.manifest import only_one; from movq_cli.values import Shard\n"
+        "import sys; from movq_cli.batch.locks import only_one; from movq_cli.values import Shard\n"
         "with only_one(sys.argv[1], Shard(0, 2)): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(

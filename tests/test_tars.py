@@ -220,10 +220,10 @@ def test_a_folder_of_files_is_packed_without_encoding(copy):
     data = bytearray(outputs[4].read_bytes())
     data[-1] ^= 1
     outputs[4].write_bytes(data)  # damaged after it was written
-    with pytest.warns(MovqWarning, match="damaged before they were packed; the same command makes them again"):
+    with pytest.warns(MovqWarning, match="damaged before packing; the same command makes them again"):
         assert {line["id"] for line in packed(copy, "files").made} == {"bad.mp4"}
     line = manifest(copy / "files")[lines[4]["id"]]
-    assert (line["status"], line["reason"]) == ("failed", "its latents were damaged before they were packed")
+    assert (line["status"], line["reason"]) == ("failed", "its latents were damaged before packing")
     assert sum(len(members(path)) for path in tars(copy, "files")) == 14
     assert {line["id"] for line in packed(copy, "files").made} == {lines[4]["id"]}
     assert sum(len(members(path)) for path in tars(copy, "files")) == 16

@@ -27,7 +27,8 @@ class BatchPlan:
     `kept` are the lines of items that would not be touched; `planned` are the other items, cut out of their videos,
     each with a shape or with the reason why it would be refused. `frames` counts the frames to encode, without padding.
     `moments_bytes` and `mean_bytes` are the bytes of the latents to be made, for each of the two representations.
-    `latent_sizes` are the different (height, width) of these latents. The method `reason` reads `reasons`.
+    `first_frames` are the items that are kept and get first frames, each with their kinds. `latent_sizes` are the
+    different (height, width) of these latents. The method `reason` reads `reasons`.
     """
 
     found: Found
@@ -40,6 +41,7 @@ class BatchPlan:
     semantics: str
     latent_sizes: list[tuple[int, int]]
     reasons: dict[str, str]
+    first_frames: list[tuple[Item, tuple[str, ...]]]
 
     def reason(self, item: Item, *, flags: bool = False) -> str:
         """Return why an item would be made again; "" if the manifest does not know it.
@@ -80,4 +82,5 @@ def plan_batch(
         semantics=job.settings.semantics,
         latent_sizes=[config.latent_shape(*shape)[3:] for shape in dict.fromkeys(shapes)],
         reasons=job.resume.reasons,
+        first_frames=job.resume.first_frames,
     )

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 from ..files import os_reason
+from ..first_frame import SUFFIXES as FIRST_FRAMES
 from ..video import SUFFIXES
 
 _TEMPORARY = ("~", ".tmp", ".temp", ".part", ".partial", ".crdownload", ".download", ".aria2", ".ytdl", ".swp")
@@ -93,6 +94,8 @@ class Walk:
             self.ignored[path] = "hidden"
         elif name.lower().endswith(_TEMPORARY):
             self.ignored[path] = "temporary"
+        elif name.endswith(tuple(FIRST_FRAMES.values())):
+            self.ignored[path] = "first frames that movq writes, by their names"
         elif link and os.path.isdir(path):
             self._links.append(path)
         elif os.path.splitext(name)[1].lower() not in SUFFIXES:

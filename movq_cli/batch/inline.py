@@ -52,7 +52,8 @@ class Inline:
                 state.done, state.total = done, total
                 tick()
 
-            work = Work(self._encoder, task.item, self._folder, tick, force=task.force)
+            overrides = {"force": task.force, **task.overrides}
+            work = Work(self._encoder, task.item, self._folder, tick, latents=task.latents, **overrides)
             work.compute(progress)
             outcome = work.finish()
             state.task = None

@@ -6,15 +6,14 @@ in order, whole or not at all. Each shard of a batch has its own manifest until 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import mmap
 import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Annotated, Any, BinaryIO, Literal, TypedDict, get_args
+from contextlib import suppress
+from typing import Annotated, Any, BinaryIO, Literal, NotRequired, TypedDict, get_args
 
 from msgspec import Meta
 
@@ -33,17 +32,26 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+class FirstFrameLine(TypedDict):
+    """What the manifest says of a file with a first frame: `output` is the file, or a tar that holds it as `member`."""
+
+    output: str
+    member: NotRequired[str]
+    bytes: Count
+    sha256: str
+
+
 class Line(TypedDict, total=False):
     """One item's line in the manifest. Fields that do not apply are absent.
 
     `path` is that of the video; in the file it is relative to the folder. `status` is done, short (fewer frames than
     asked for; with `reason`) or failed (with `reason` and `cause`, see errors.py). `output` is a latents file, or a tar
-    that holds the latents as `member`. `source` is the identity of the video: while it is unchanged, the video counts as
-    the same without being read, and `seen` as its facts. `of` is the id of the whole video's item if this item is a
-    span. `cut` is how items were to be cut out of all videos. `options` are those that change the latents and differ
-    from the default, the item's own included. `partial` means that the video is cut off or damaged, and that the frames
-    before that place were taken. `orphan` means that no batch since has named the item, and that its video is gone or is
-    cut into other items now.
+    that holds the latents as `member`. `first_frame` are the files of the first frame, by kind. `source` is the identity
+    of the video: while it is unchanged, the video counts as the same without being read, and `seen` as its facts. `of` is
+    the id of the whole video's item if this item is a span. `cut` is how items were to be cut out of all videos.
+    `options` are those that change the latents and differ from the default, the item's own included. `partial` means that
+    the video is cut off or damaged, and that the frames before that place were taken. `orphan` means that no batch since
+    has named the item, and that its video is gone or is cut into other items now.
     """
 
     id: str
@@ -63,6 +71,7 @@ class Line(TypedDict, total=False):
     padded: Count
     dropped: Count
     duration: Amount
+    first_frame: dict[str, FirstFrameLine]
     caption: str
     extra: dict[str, Any]
     of: str
@@ -117,7 +126,14 @@ def unmade(error: MovqError) -> Line:
     return Line(status="failed", reason=printable(error.reason_with_flags), cause=error.cause)
 
 
-def _manifest_name(shard: Shard | None) -> str:
+def files_of(line: Line) -> Iterator[Line | FirstFrameLine]:
+    """Yield what says where each file of an item is: the line itself for its latents, then its first frames."""
+    yield line
+    yield from line.get("first_frame", {}).values()
+
+
+def manifest_name(shard: Shard | None) -> str:
+    """Return the name of the manifest of a batch, or of a shard."""
     return NAME if shard is None else f"manifest.{shard}.jsonl"
 
 
@@ -134,6 +150,11 @@ def shard_manifests(folder: str) -> dict[tuple[int, int], str]:
 def unfinished_shards(folder: str) -> dict[tuple[int, int], str]:
     """Return the paths of the marks of unfinished shards, running or stopped early, by (index, count)."""
     return _of_shards(folder, _UNFINISHED_NAME)
+
+
+def unfinished_name(folder: str, shard: Shard) -> str:
+    """Return the path of the mark that a shard has until it is finished."""
+    return os.path.join(folder, f".movq-shard-{shard}.unfinished")
 
 
 def _of_shards(folder: str, names: re.Pattern[str]) -> dict[tuple[int, int], str]:
@@ -186,7 +207,7 @@ class Manifest:
     """
 
     def __init__(self, folder: str, shard: Shard | None = None) -> None:
-        self.path = os.path.join(folder, _manifest_name(shard))
+        self.path = os.path.join(folder, manifest_name(shard))
         self.lines: dict[str, Line] = {}
         self._shard, self._sources = shard, Sources(folder)
         self._fd: int | None = None
@@ -285,9 +306,9 @@ def scan_lines(path: str, backwards: bool = False) -> Iterator[tuple[int, Line]]
                         damaged = f"{path}: line {_number(file, at)} is damaged and left out"
                         warnings.warn(MovqWarning(damaged), stacklevel=2)
                     continue
-                for name, file_name in (("output", line.get("output")), ("member", line.get("member"))):
-                    if file_name is not None and (problem := reach.problem(file_name)):
-                        raise MovqError(f"line {_number(file, at)}: {name} {file_name!r} {problem}", path)
+                for name, place in ((name, said.get(name)) for said in files_of(line) for name in ("output", "member")):
+                    if isinstance(place, str) and (problem := reach.problem(place)):
+                        raise MovqError(f"line {_number(file, at)}: {name} {place!r} {problem}", path)
                 line["path"] = sources.absolute(line["path"])
                 yield at, line
     except OSError as error:
@@ -315,72 +336,3 @@ def _from_the_end(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 def _number(file: BinaryIO, at: int) -> int:
     """Return the number of the line that begins at a byte offset, from 1."""
     return os.pread(file.fileno(), at, 0).count(b"\n") + 1
-
-
-@contextmanager
-def only_one(folder: str, shard: Shard | None = None) -> Iterator[None]:
-    """Lock a folder against other batches; shards of one batch may share it. The lock ends with the process.
-
-    A shard is marked as unfinished until `finish_shard`. Raises MovqError if the folder cannot be opened or is locked.
-    """
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise MovqError(os_reason(error), folder) from None
-    try:
-        how, taken = fcntl.LOCK_EX, "another movq batch-encode is at work in it"
-        _lock(fd, how if shard is None else fcntl.LOCK_SH, folder, taken)
-        if shard is None:
-            yield
-            return
-        mark = _mark(folder, shard)
-        try:
-            yield
-        except MovqError:
-            if not os.path.exists(os.path.join(folder, _manifest_name(shard))):  # the shard was refused before it began
-                finish_shard(folder, shard)
-            raise
-        finally:
-            os.close(mark)
-    finally:
-        os.close(fd)
-
-
-def _mark(folder: str, shard: Shard) -> int:
-    """Create and lock the mark of a shard, and return its descriptor. The mark is on disk."""
-    path = unfinished_name(folder, shard)
-    while True:
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-            sync(folder)
-        except OSError as error:
-            raise write_error(error, path) from None
-        try:
-            _lock(
-                fd, fcntl.LOCK_EX, folder, f"another movq batch-encode is at work on shard {shard.index}/{shard.count}"
-            )
-            if os.fstat(fd).st_nlink:
-                return fd
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)  # its owner finished, and deleted it after it was opened here
-
-
-def unfinished_name(folder: str, shard: Shard) -> str:
-    """Return the path of the mark that a shard has until it is finished."""
-    return os.path.join(folder, f".movq-shard-{shard}.unfinished")
-
-
-def finish_shard(folder: str, shard: Shard) -> None:
-    """Delete the mark of a shard that is done. Call it inside `only_one`."""
-    os.unlink(unfinished_name(folder, shard))
-
-
-def _lock(fd: int, how: int, folder: str, taken: str) -> None:
-    try:
-        fcntl.flock(fd, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise MovqError(taken, folder) from None
-    except OSError as error:  # the file system cannot lock
-        warnings.warn(MovqWarning(f"{folder}: cannot be locked ({os_reason(error)})"), stacklevel=3)

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 
 from ..errors import MovqError, option
 from ..files import os_reason, sweep
-from .manifest import NAME, Line, lines_by_id, only_one, shard_manifests, unfinished_shards, write_lines
+from .locks import only_one
+from .manifest import NAME, Line, lines_by_id, shard_manifests, unfinished_shards, write_lines
 
 _ALIKE = ("weights_digest", "semantics", "precision", "format_version")
 _OF_ITEMS = ("start", "duration", "skip", "allow_partial", "max_pixels", "upscale")

@@ -9,12 +9,17 @@ import unicodedata
 from collections.abc import Iterable
 
 from ..files import MAX_NAME, text_of
+from ..first_frame import LATENTS, SUFFIXES
 from .manifest import NAME
 
-SUFFIX = ".safetensors"
+_LONGEST = max(map(len, SUFFIXES.values()))  # bytes to leave room for in a name
+_FIRST_FRAMES = "|".join(re.escape(suffix) for suffix in SUFFIXES.values())
 _MARK_DIGITS = 10
-_RESERVED = re.compile(r"(latents-(\d+-of-\d+-)?\d+\.(tar|index\.json)|manifest\.\d+-of-\d+\.jsonl)", re.IGNORECASE)
-"""Names that a batch needs for its own files in the output folder."""
+_RESERVED = re.compile(
+    rf"(latents-(\d+-of-\d+-)?\d+\.(tar|index\.json)|manifest\.\d+-of-\d+\.jsonl|.*({_FIRST_FRAMES}))",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Names that a batch needs for its own files in the output folder, and for the first frames of items."""
 
 
 class Places:
@@ -37,7 +42,7 @@ class Places:
         self._ids.add(text)
         above, slash, last = text.rpartition("/")
         way = self._way(above + slash)
-        output = way + self._free(way, last, SUFFIX, self._files, self._folders)
+        output = way + self._free(way, last, LATENTS, self._files, self._folders)
         self._files.add(_folded(output))
         return text, output
 
@@ -66,8 +71,8 @@ class Places:
 def span_output(output: str, name: str) -> str:
     """Return the output of a span from the output that its whole video would have; `name` is the suffix of the span."""
     folder, last = os.path.split(output)
-    part = last.removesuffix(SUFFIX) + name
-    return os.path.join(folder, _short(part, "", SUFFIX))
+    part = last.removesuffix(LATENTS) + name
+    return os.path.join(folder, _short(part, "", LATENTS))
 
 
 def _folded(name: str) -> str:
@@ -84,7 +89,8 @@ def mark_of(*of: str) -> str:
 
 def _short(part: str, mark: str, suffix: str) -> str:
     """Return a name, shortened if it is too long, and then marked, so that long names with one beginning stay apart."""
-    if len((part + mark + suffix).encode()) > MAX_NAME:
+    room = MAX_NAME - (_LONGEST if suffix else 0)
+    if len((part + mark).encode()) > room:
         mark = mark or mark_of(part)
-        part = part.encode()[: MAX_NAME - len(mark) - len(suffix)].decode(errors="ignore")
+        part = part.encode()[: room - len(mark)].decode(errors="ignore")
     return part + mark + suffix

@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ..errors import MovqError
+from ..first_frame import LATENTS, PNG, SUFFIXES
 from ..latents import is_latents
 from .item import Item
-from .manifest import Line, Manifest, video_of
+from .manifest import FirstFrameLine, Line, Manifest, files_of, video_of
 from .paths import Reach
 from .tars import Tars
 
@@ -16,11 +17,11 @@ from .tars import Tars
 def note_places(lines: Iterable[Line], places: dict[str, bool]) -> Iterator[Line]:
     """Yield the same lines, and note in `places` the place of each output, and whether it is an orphan.
 
-    The place of an output is its path, or TAR:NAME in a tar.
+    The place of an output, or of its first frame, is its path, or TAR:NAME in a tar.
     """
     for line in lines:
         if line["status"] == "done":
-            places[_place(line)] = line.get("orphan", False)
+            places.update(dict.fromkeys(map(_place, files_of(line)), line.get("orphan", False)))
         yield line
 
 
@@ -33,14 +34,17 @@ def compare_outputs(places: Mapping[str, bool], folder: str) -> tuple[list[str],
     there = set[str]()
     for below, _, names in os.walk(folder):
         inside = os.path.relpath(below, folder)
-        there |= {os.path.normpath(os.path.join(inside, name)) for name in names if name.endswith(".safetensors")}
+        there |= {
+            os.path.normpath(os.path.join(inside, name)) for name in names if name.endswith((LATENTS, SUFFIXES[PNG]))
+        }
     claimed = {place for place, orphan in places.items() if not orphan}
     reach = Reach(folder)
-    strays = {name for name in there - claimed if not reach.problem(name) and is_latents(os.path.join(folder, name))}
+    strays = {name for name in there - claimed if not reach.problem(name) and _is_ours(os.path.join(folder, name))}
     tars = Tars(folder)
     for tar in tars.names():
         try:
-            held = {f"{tar}:{member.name}" for member in tars.members(tar).values()}
+            members = tars.members(tar).values()
+            held = {f"{tar}:{part.name}" for member in members for part in (member, *member.first_frame.values())}
         except MovqError:
             strays.add(tar)
             continue
@@ -79,5 +83,10 @@ def video_is_there(line: Line) -> bool:
     return os.path.isfile(line["path"]) or "\\x" in line["path"]
 
 
-def _place(line: Line) -> str:
-    return f"{line['output']}:{line['member']}" if "member" in line else line["output"]
+def _is_ours(path: str) -> bool:
+    """Return True for latents, and for a picture that is called as the first frame of some."""
+    return path.endswith(SUFFIXES[PNG]) or is_latents(path)
+
+
+def _place(said: Line | FirstFrameLine) -> str:
+    return f"{said['output']}:{said['member']}" if "member" in said else said["output"]

@@ -17,12 +17,14 @@ from typing import NamedTuple
 
 from ..errors import MovqDiskError, MovqError, MovqWarning
 from ..files import WholeFile, sha256_file, sync
+from ..first_frame import LATENTS, first_frame_path
 from ..latents import is_latents
+from ..options import FIRST_FRAMES
 from ..values import Shard
 from .item import Item
-from .manifest import DESCRIBED, Line, Manifest
+from .manifest import DESCRIBED, FirstFrameLine, Line, Manifest, files_of
 from .paths import refuse_links
-from .tars import TAR, CutError, Member, Tars, blocks, digest_of, index_path, json_name, member_name, write_index
+from .tars import TAR, CutError, Member, Part, Tars, blocks, digest_of, index_path, json_name, member_name, write_index
 
 _END = bytes(2 * tarfile.BLOCKSIZE)
 _SAID = (
@@ -106,19 +108,29 @@ class Packer:
             self._tar_of |= dict.fromkeys(members, tar)
             self._open[tar] = items & members.keys()
         for item in self._items:
-            line, path = lines.get(item.id, Line()), os.path.join(self._folder, item.output)
-            if "member" in line and self._holds(item.output, line):
-                with suppress(MovqError):  # the tar does not have it, so the file is the only copy
+            line = lines.get(item.id, Line())
+            with suppress(MovqError):  # the tar does not have it, so the file is the only copy
+                if "member" in line:
                     self._tars.find(line)
-                    if sha256_file(path) == line["sha256"]:
-                        os.unlink(path)
+                    self._remove_packed(item.output, line)
+            for kind, said in line.get("first_frame", {}).items():
+                with suppress(MovqError):
+                    if "member" in said:
+                        self._tars.find_first_frame(line, kind)
+                        self._remove_packed(first_frame_path(item.output, kind), said)
 
-    def _holds(self, name: str, line: Line) -> bool:
-        """Return True if a file below the folder is latents of the line's size: it may be packed and then deleted."""
+    def _remove_packed(self, name: str, said: Line | FirstFrameLine) -> None:
+        """Delete a file below the folder that a tar has too. Raises MovqError if it cannot be read."""
+        path = os.path.join(self._folder, name)
+        if self._holds(name, said) and sha256_file(path) == said["sha256"]:
+            os.unlink(path)
+
+    def _holds(self, name: str, said: Line | FirstFrameLine) -> bool:
+        """Return True if a file below the folder has the size that is said, and is latents if it is called so."""
         path = os.path.join(self._folder, name)
         try:
             refuse_links(self._folder, name)
-            return os.path.getsize(path) == line["bytes"] and is_latents(path)
+            return os.path.getsize(path) == said["bytes"] and (not name.endswith(LATENTS) or is_latents(path))
         except (OSError, MovqError):
             return False
 
@@ -128,126 +140,198 @@ class Packer:
         while os.path.lexists(os.path.join(self._folder, tar := f"{self._prefix}{number:05d}.tar")):
             number += 1
         ready, self._ready, self._room = self._ready, [], 0
-        self._write(tar, [_Part(line, None) for line in ready], new=True)
+        self._write(tar, [_Entry(line, None) for line in ready], new=True)
 
     def _update(self, tar: str) -> None:
         """Rewrite a tar if items in it were made again, have other descriptions, or are in another tar now."""
-        parts: list[_Part] = []
+        entries: list[_Entry] = []
         same = True
         for member in self._tars.members(tar).values():
             line = self._manifest.lines.get(member.id)
             if line is None or line["status"] != "done":
-                parts.append(_Part(None, member))  # keep the last latents that the item had
+                entries.append(_Entry(None, member))  # keep the last latents that the item had
             elif line.get("member") is None:
-                parts.append(_Part(line, None))
+                entries.append(_Entry(line, None))
                 same = False
             elif line["output"] == tar:
-                parts.append(_Part(line, member))
-                same = same and digest_of(_said(line)) == member.json_sha256
+                entries.append(_Entry(line, member))
+                packed = all("member" in said for said in files_of(line))
+                same = same and packed and digest_of(_said(line)) == member.json_sha256
             else:
                 same = False
         if not same:
-            self._write(tar, parts, new=False)
+            self._write(tar, entries, new=False)
 
-    def _write(self, tar: str, parts: list[_Part], new: bool) -> None:
-        """Write a tar of these parts and record it in the manifest; it replaces the old one unless `new`.
+    def _write(self, tar: str, entries: list[_Entry], new: bool) -> None:
+        """Write a tar of these entries and record it in the manifest; it replaces the old one unless `new`.
 
-        An old tar without any parts left is deleted.
+        An old tar without any entries left is deleted.
         """
         path = os.path.join(self._folder, tar)
         members: list[Member] = []
-        while parts and not members:
+        while entries and not members:
             try:
-                members = self._write_whole(path, parts, new)
-            except _DamagedError as damaged:  # the item is left out, and the next batch makes it again
-                line = parts.pop(damaged.number).line
+                members = self._write_whole(path, entries, new)
+            except _DamagedError as damaged:  # it is left out, and the next batch makes it again
+                line, member = entries.pop(damaged.number)
                 if line is not None:
-                    reason = "its latents were damaged before they were packed"
-                    warnings.warn(
-                        MovqWarning(f"{line['path']}: {reason}; the same command makes them again"), stacklevel=2
-                    )
-                    self._manifest.append(line | Line(status="failed", reason=reason, cause=MovqDiskError.cause))
+                    left = self._without(line, damaged.kind)
+                    self._manifest.append(left)
+                    if left["status"] == "done":
+                        entries.insert(damaged.number, _Entry(left, member))
         self._tars.forget(tar)
         self.written += bool(members)
-        pairs = zip(parts, members, strict=True)
-        self._manifest.append(*(_in_tar(part.line, tar, member) for part, member in pairs if part.line is not None))
-        gone = [part.line["output"] for part in parts if part.line is not None and part.member is None]
-        if not parts and not new:
+        pairs = zip(entries, members, strict=True)
+        self._manifest.append(*(_in_tar(entry.line, tar, member) for entry, member in pairs if entry.line is not None))
+        said = [said for entry in entries if entry.line is not None for said in files_of(entry.line)]
+        gone = [one["output"] for one in said if "member" not in one]
+        if not entries and not new:
             gone += [tar, index_path(tar)]
         for name in gone:
             with suppress(FileNotFoundError):
                 os.unlink(os.path.join(self._folder, name))
 
-    def _write_whole(self, path: str, parts: list[_Part], new: bool) -> list[Member]:
-        members = []
-        at = 0
+    def _without(self, line: Line, kind: str) -> Line:
+        """Return a line without its first frame of this kind, or, if that is "", without its latents: they are damaged."""
+        what = "first frame was" if kind else "latents were"
+        reason = f"its {what} damaged before packing"
+        warnings.warn(MovqWarning(f"{line['path']}: {reason}; the same command makes them again"), stacklevel=2)
+        if not kind:
+            return line | Line(status="failed", reason=reason, cause=MovqDiskError.cause)
+        return line | Line(first_frame={k: said for k, said in line["first_frame"].items() if k != kind})
+
+    def _write_whole(self, path: str, entries: list[_Entry], new: bool) -> list[Member]:
         with WholeFile(path, force=not new) as file:
-
-            def add(name: str, size: int, data: Iterable[bytes]) -> tuple[int, str]:
-                nonlocal at
-                header = _header(name, size)
-                file.write(header)
-                digest, start = hashlib.sha256(), at + len(header)
-                for block in data:
-                    file.write(block)
-                    digest.update(block)
-                rest = -size % tarfile.BLOCKSIZE
-                file.write(bytes(rest))
-                at = start + size + rest
-                return start, digest.hexdigest()
-
-            for number, (line, member) in enumerate(parts):
-                if member is not None:
-                    id, name, size, expected = member.id, member.name, member.bytes, member.sha256
-                    data = blocks(path, member.offset, size)
-                else:
-                    assert line is not None
-                    if not self._holds(line["output"], line):
-                        raise _DamagedError(number)
-                    id, name, size, expected = line["id"], member_name(line["id"]), line["bytes"], line["sha256"]
-                    data = blocks(os.path.join(self._folder, line["output"]), 0, size)
-                try:
-                    offset, sha256 = add(name, size, data)
-                    if sha256 != expected:
-                        raise _DamagedError(number)
-                    said = _said(line) if line is not None else _said_before(path, member)
-                except CutError:
-                    raise _DamagedError(number) from None
-                json_offset, json_sha256 = add(json_name(name), len(said), [said])
-                members.append(Member(id, name, offset, size, sha256, json_offset, len(said), json_sha256))
-            file.write(_END)
+            tar = _TarWriter(file)
+            members = [self._add(tar, path, number, entry) for number, entry in enumerate(entries)]
+            tar.end()
             with suppress(FileNotFoundError):
                 os.unlink(index_path(path))
             sync(self._folder)
             file.commit()
-        write_index(path, at + len(_END), members)
+        write_index(path, tar.size, members)
         return members
 
+    def _add(self, tar: _TarWriter, path: str, number: int, entry: _Entry) -> Member:
+        """Add the files of an entry to a tar that replaces the one at `path`. Raises _DamagedError."""
+        id, added, kind = entry.id, dict[str, Part](), ""
+        name = member_name(id)
+        try:
+            for kind in ("", *entry.first_frames):
+                added[kind] = tar.add(first_frame_path(name, kind) if kind else name, *self._source(entry, kind, path))
+            kind = ""
+            said = _said_before(path, entry.member) if entry.line is None else _said(entry.line)
+        except CutError:
+            raise _DamagedError(number, kind) from None
+        json = tar.add(json_name(name), len(said), digest_of(said), [said])
+        latents = vars(added.pop(""))
+        return Member(
+            **latents, id=id, json_offset=json.offset, json_bytes=json.bytes, json_sha256=json.sha256, first_frame=added
+        )
 
-class _Part(NamedTuple):
-    """One item of a tar to be written. Its latents come from `member` of the old tar, or else from the file in `line`.
+    def _source(self, entry: _Entry, kind: str, path: str) -> tuple[int, str, Iterable[bytes]]:
+        """Return size, digest and bytes of the latents of an entry, or of its first frame of a kind. Raises CutError."""
+        said = entry.said(kind)
+        if said is None or "member" in said:
+            part = entry.part(kind)
+            if part is None:
+                raise CutError("does not hold what the manifest says", path)
+            return part.bytes, part.sha256, blocks(path, part.offset, part.bytes)
+        if not self._holds(said["output"], said):
+            raise CutError("is not what the manifest says", said["output"])
+        return said["bytes"], said["sha256"], blocks(os.path.join(self._folder, said["output"]), 0, said["bytes"])
 
-    Without a line, the JSON of the member stays as it is.
+
+class _Entry(NamedTuple):
+    """One item of a tar to be written: its files come from `member` of the old tar, or are those that `line` names.
+
+    Without a line, all that the member has stays as it is.
     """
 
     line: Line | None
     member: Member | None
 
+    @property
+    def id(self) -> str:
+        """The id of the item."""
+        if self.line is not None:
+            return self.line["id"]
+        assert self.member is not None
+        return self.member.id
+
+    @property
+    def first_frames(self) -> list[str]:
+        """The kinds of its first frame, in order."""
+        known: Iterable[str] = ()
+        if self.line is not None:
+            known = self.line.get("first_frame", ())
+        elif self.member is not None:
+            known = self.member.first_frame
+        return [kind for kind in FIRST_FRAMES if kind in known]
+
+    def said(self, kind: str) -> Line | FirstFrameLine | None:
+        """Return what the manifest says of the latents, or of the first frame of a kind; None without a line."""
+        if self.line is None:
+            return None
+        return self.line["first_frame"][kind] if kind else self.line
+
+    def part(self, kind: str) -> Part | None:
+        """Return the same part of the old tar, if it has it."""
+        if self.member is None:
+            return None
+        return self.member.first_frame.get(kind) if kind else self.member
+
+
+class _TarWriter:
+    """Writes the members of a tar, of `size` bytes so far."""
+
+    def __init__(self, file: WholeFile) -> None:
+        self._file, self.size = file, 0
+
+    def add(self, name: str, size: int, sha256: str, data: Iterable[bytes]) -> Part:
+        """Write a member. Raises CutError if its data are not those of the digest."""
+        header, digest = _header(name, size), hashlib.sha256()
+        self._write(header)
+        start = self.size
+        for block in data:
+            self._write(block)
+            digest.update(block)
+        if digest.hexdigest() != sha256:
+            raise CutError("is damaged", name)
+        self._write(bytes(-size % tarfile.BLOCKSIZE))
+        return Part(name, start, size, sha256)
+
+    def end(self) -> None:
+        """Write the end of the tar."""
+        self._write(_END)
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self.size += len(data)
+
 
 class _DamagedError(Exception):
-    """The latents of a part are damaged; `number` is its index among the parts."""
+    """The latents of an entry are damaged, or its first frame of a `kind`; `number` is its index among the entries."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+    def __init__(self, number: int, kind: str) -> None:
+        super().__init__(number, kind)
+        self.number, self.kind = number, kind
 
 
 def _in_tar(line: Line, tar: str, member: Member) -> Line:
-    return line | Line(output=tar, member=member.name)
+    packed = line | Line(output=tar, member=member.name)
+    if member.first_frame:
+        packed["first_frame"] = {
+            kind: FirstFrameLine(output=tar, member=part.name, bytes=part.bytes, sha256=part.sha256)
+            for kind, part in member.first_frame.items()
+        }
+    return packed
 
 
 def _said(line: Line) -> bytes:
     values = {"caption": "", **{name: line[name] for name in _SAID if name in line}}  # type: ignore[literal-required]
+    if first := line.get("first_frame"):
+        values["first_frame"] = {kind: {"bytes": one["bytes"], "sha256": one["sha256"]} for kind, one in first.items()}
     return json.dumps(values, ensure_ascii=False, sort_keys=True).encode()
 
 
@@ -265,5 +349,7 @@ def _header(name: str, size: int) -> bytes:
 def _room(line: Line) -> int:
     """Return the bytes that an item takes in a tar, with headers and padding."""
     name = member_name(line["id"])
-    parts = (name, line["bytes"]), (json_name(name), len(_said(line)))
-    return sum(len(_header(name, size)) + size + -size % tarfile.BLOCKSIZE for name, size in parts)
+    first = line.get("first_frame", {})
+    sizes = {name: line["bytes"], json_name(name): len(_said(line))}
+    sizes |= {first_frame_path(name, kind): said["bytes"] for kind, said in first.items()}
+    return sum(len(_header(name, size)) + size + -size % tarfile.BLOCKSIZE for name, size in sizes.items())

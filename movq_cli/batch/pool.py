@@ -34,14 +34,16 @@ _MOST_ATTEMPTS = 5  # if machines are lost, which is not the fault of the item
 class Task:
     """An item to encode, with its attempts. `source_bytes` is the size of its video.
 
-    `force` allows replacing its output. `overrides` are options for it alone. `attempts` counts those made, of at most
-    `allowed` if workers die of the item; `first` is why the first failed.
+    `force` allows replacing its output. `overrides` are options for it alone. Without `latents`, only the files of its
+    first frame are made. `attempts` counts those made, of at most `allowed` if workers die of the item; `first` is why
+    the first failed.
     """
 
     item: Item
     source_bytes: int = 0
     force: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
+    latents: bool = True
     attempts: int = 0
     allowed: int = 2
     first: str = ""
@@ -174,6 +176,7 @@ class Pool:
             {
                 "item": to_values(task.item.updated(caption=None, extra={})),
                 "folder": self._folder,
+                "latents": task.latents,
                 "overrides": overrides,
             }
         )

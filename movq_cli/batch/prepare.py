@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,14 +17,15 @@ from ..device import choose_device, choose_precision
 from ..errors import MovqError
 from ..files import os_reason, sweep
 from ..model.config import AutoencoderConfig
-from ..options import PRECISIONS, BatchOptions, EncodeOptions, batch_options
+from ..options import FIRST_FRAMES, NO_FIRST_FRAME, PRECISIONS, BatchOptions, EncodeOptions, batch_options
 from ..plan import open_weights
 from ..targets import prepared_batch
 from .cut import check_cut, cut_item, cut_to_dict, in_order, is_cut
 from .discover import Found, find_items
 from .engines import require_ray
 from .item import Item
-from .manifest import Manifest, only_one, refuse_other_shards, video_of
+from .locks import only_one
+from .manifest import Line, Manifest, refuse_other_shards, video_of
 from .probe import Known, probe_items
 from .replace import refuse_to_replace
 from .resume import ResumePlan, plan_resume
@@ -123,8 +124,8 @@ def _settle(
 ) -> Settings:
     """Return the settings of a batch.
 
-    Precision and threads that options leave open are those of most of its finished outputs, so that all outputs are
-    alike.
+    Precision and threads that options leave open are those of most of its finished outputs, and first frames are of all
+    kinds that they have, so that all outputs are alike.
     """
     semantics = checkpoint.semantics if options.semantics == "auto" else options.semantics
     videos = {item.id for item in found.items}
@@ -140,13 +141,23 @@ def _settle(
     before = used.most_common(1)[0][0] if used else ("auto", THREADS)
     precision = options.precision if options.precision != "auto" else before[0]
     threads = options.threads or before[1]
-    options = replace(options, precision=precision, threads=threads, short="refuse")
+    options = replace(
+        options, precision=precision, threads=threads, short="refuse", first_frame=_first_frame(options, named)
+    )
     if precision == "auto":
         # No output exists yet. Failed items are judged by this machine's precision, or tried again if others compute.
         failed = any(line.get("precision") for line in named) and batch.engine == "local"
         precision = choose_precision("auto", choose_device(options.device)) if failed else ""
     cut = cut_to_dict(batch, options)
     return Settings(options, checkpoint.name, checkpoint.digest, semantics, precision, threads, cut=cut)
+
+
+def _first_frame(options: EncodeOptions, named: Iterable[Line]) -> tuple[str, ...]:
+    """Return the kinds of first frame that are asked for, or that any of these lines has."""
+    if options.first_frame == (NO_FIRST_FRAME,):
+        return options.first_frame
+    known = {kind for line in named for kind in line.get("first_frame", ())}
+    return tuple(kind for kind in FIRST_FRAMES if kind in options.first_frame or kind in known)
 
 
 def _cut(

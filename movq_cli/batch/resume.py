@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -36,6 +37,7 @@ _THREADS = 6  # they wait for disks, or compute digests without holding the GIL
 class ResumePlan:
     """The work that is left. `kept` are the lines of items that are not made again, `pending` are the other items.
 
+    `first_frames` are the items that are kept but lack first frames, each with the kinds that it lacks.
     `differing` are the pending items whose outputs are finished and whole, and whose videos are not known to have
     changed, but which were made with other weights or options. `reasons` say, by id, why an item that the manifest
     knows is made again.
@@ -45,6 +47,7 @@ class ResumePlan:
     pending: list[Item] = field(default_factory=list)
     differing: list[tuple[Item, Line]] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)
+    first_frames: list[tuple[Item, tuple[str, ...]]] = field(default_factory=list)
 
 
 def plan_resume(
@@ -80,6 +83,8 @@ def plan_resume(
             plan.differing.append((item, manifest.lines[item.id]))
         if verdict.end is _End.KEEP:
             plan.kept.append(settings.refreshed(item, manifest.lines[item.id]))
+            if verdict.lacking:
+                plan.first_frames.append((item, verdict.lacking))
         if verdict.end is _End.UNREADABLE:
             plan.kept.append(manifest.lines[item.id])
             unread.append(item.source_path)
@@ -102,6 +107,7 @@ class _End(Enum):
 class _Verdict(NamedTuple):
     end: _End
     reason: str = ""
+    lacking: tuple[str, ...] = ()
 
 
 _NEW = _Verdict(_End.AGAIN)
@@ -240,10 +246,22 @@ UNMADE = (
 
 
 def _judge(case: _Case) -> _Verdict:
-    for check, end in FINISHED if case.line["status"] == "done" else UNMADE:
+    done = case.line["status"] == "done"
+    for check, end in FINISHED if done else UNMADE:
         if reason := check(case):
             return _Verdict(end, reason)
-    return _Verdict(_End.KEEP)
+    return _Verdict(_End.KEEP, lacking=_lacking(case) if done else ())
+
+
+def _lacking(case: _Case) -> tuple[str, ...]:
+    """Return the kinds of first frame that are asked for and that a finished item does not have, whole."""
+
+    def there(kind: str) -> bool:
+        with suppress(OSError, KeyError, MovqError):
+            return _first_frame_is_whole(case.tars, case.line, kind, case.verify)
+        return False
+
+    return tuple(kind for kind in case.settings.options.first_frames if not there(kind))
 
 
 def _difference(made: dict[str, object], wanted: dict[str, object], who: str) -> str:
@@ -283,6 +301,16 @@ def _is_whole(tars: Tars, line: Line, verify: bool) -> bool:
         and list(latents.shape) == line["shape"]
         and (not verify or sha256_file(output) == line["sha256"])
     )
+
+
+def _first_frame_is_whole(tars: Tars, line: Line, kind: str, verify: bool) -> bool:
+    """Return True if a first frame agrees with the line; `verify` reads it. Raises OSError, KeyError or MovqError."""
+    said = line["first_frame"][kind]
+    path = os.path.join(tars.folder, said["output"])
+    if "member" in said:
+        part = tars.find_first_frame(line, kind)
+        return not verify or sha256_part(path, part.offset, part.bytes) == said["sha256"]
+    return os.path.getsize(path) == said["bytes"] and (not verify or sha256_file(path) == said["sha256"])
 
 
 class _Digests:

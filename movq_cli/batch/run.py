@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MovqDiskError, MovqError
-from ..options import TAR_BYTES, BatchOptions, EncodeOptions
+from ..options import FIRST_FRAMES, TAR_BYTES, BatchOptions, EncodeOptions
 from .discover import Found
 from .item import Item
-from .manifest import DESCRIBED, Line, finish_shard, unmade
+from .locks import finish_shard
+from .manifest import DESCRIBED, Line, unmade
 from .orphans import find_orphans, mark_orphans
 from .pack import Packer
+from .paths import refuse_links
 from .pool import Pool, Task
 from .prepare import Job, prepare
 from .state import Watch, ignore, size_of
@@ -31,8 +34,9 @@ class BatchResult:
     """The result of a batch. `lines` are those of its items, `made` those that this run wrote.
 
     `orphans` are outputs that no item has any more, relative to the folder. `stopped` is why the batch ended early,
-    with `left` items not tried. `described` is how many items that were kept have another caption or other columns now.
-    `tars` is how many tars were written.
+    with `left` items not tried. `described` is how many items that were kept have another caption or other columns now,
+    `added` how many of them got first frames. Those that could not get theirs are failed in `lines`, and stay done in the
+    manifest. `tars` is how many tars were written.
     """
 
     lines: list[Line]
@@ -44,6 +48,7 @@ class BatchResult:
     stopped: str = ""
     left: int = 0
     described: int = 0
+    added: int = 0
     tars: int = 0
 
     @property
@@ -72,12 +77,12 @@ def encode_batch(
     with prepare(sources, output, options, batch, overrides, watch, writing=True) as job:
         run = _Run(job)
         described = run.keep(job.resume.kept)
-        run.encode(job.resume.pending)
+        run.encode(job.resume.pending, job.resume.first_frames)
         run.finish()
         # A shard does not know the outputs of the others, and would take them for orphans.
         orphans = find_orphans(job.manifest, job.folder) if job.batch.shard is None else []
     job.state.end()
-    lines = job.manifest.lines
+    lines = job.manifest.lines | run.without_first_frame
     return BatchResult(
         lines=[lines[name] for name in sorted({item.id for item in job.items} & set(lines))],
         made=job.state.made,
@@ -88,6 +93,7 @@ def encode_batch(
         stopped=run.stopped,
         left=job.state.left,
         described=described,
+        added=job.state.added,
         tars=run.packer.written if run.packer else 0,
     )
 
@@ -95,12 +101,14 @@ def encode_batch(
 class _Run:
     """The work of a batch: bring every item to its end, with a line for each.
 
-    `stopped` is why it ended early, or ""; `workers` is how many it began with.
+    `stopped` is why it ended early, or ""; `workers` is how many it began with. `without_first_frame` are failed lines, by
+    id, of items that are done but could not get their first frames.
     """
 
     def __init__(self, job: Job) -> None:
         self._job, self._settings = job, job.settings
         self.workers, self.stopped = 0, ""
+        self.without_first_frame: dict[str, Line] = {}
         layout = job.batch.layout or ("tar" if job.tars.names() else "files")
         size = job.batch.tar_size or TAR_BYTES
         self.packer = Packer(job.tars, job.manifest, job.items, size, job.batch.shard) if layout == "tar" else None
@@ -112,17 +120,21 @@ class _Run:
         described = sum(_description(manifest.lines[line["id"]]) != _description(line) for line in lines)
         manifest.lines |= {line["id"]: line for line in lines}
         if self.packer:
-            self.packer.end(line["id"] for line in lines)
+            unready = {item.id for item, _ in self._job.resume.first_frames}
+            self.packer.end(line["id"] for line in lines if line["id"] not in unready)
         return described
 
-    def encode(self, pending: Sequence[Item]) -> None:
-        """Encode these items, each to its end, unless something stops the batch."""
-        self._job.state.begin_encoding(pending)
+    def encode(self, pending: Sequence[Item], first_frames: Sequence[tuple[Item, tuple[str, ...]]]) -> None:
+        """Encode these items, and then the first frames of others, each to its end, unless something stops the batch."""
+        self._job.state.begin_encoding([*pending, *(item for item, _ in first_frames)])
         refused = [item for item in pending if item.refusal is not None]
-        items = [item for item in pending if item.refusal is None]
+        tasks = self._tasks(item for item in pending if item.refusal is None)
+        for item, kinds in first_frames:
+            overrides = {"first_frame": kinds}
+            tasks.append(Task(item, size_of(item.source_path), force=True, overrides=overrides, latents=False))
         try:
-            if items:
-                self._encode(items, refused)
+            if tasks:
+                self._encode(tasks, refused)
             else:
                 self._refuse(refused)
         except MovqError as error:  # no worker is left, or the manifest cannot be written
@@ -143,17 +155,17 @@ class _Run:
         except MovqDiskError as error:
             self.stopped = self.stopped or error.with_flags
 
-    def _encode(self, items: list[Item], refused: Iterable[Item]) -> None:
+    def _encode(self, tasks: list[Task], refused: Iterable[Item]) -> None:
         job, state = self._job, self._job.state
         with self._open_pool() as pool:
             ready = pool.settled()
             device = ready.device.partition(":")[0]
             self._settings = replace(job.settings, precision=ready.precision, device=device)
-            state.workers, self.workers = pool.workers, min(pool.count, len(items))
+            state.workers, self.workers = pool.workers, min(pool.count, len(tasks))
             self._refuse(refused)
             full = 0
-            for task, outcome in pool.results(self._tasks(items), state.tell):
-                self._end(task.item, outcome)
+            for task, outcome in pool.results(tasks, state.tell):
+                (self._end if task.latents else self._add_first_frame)(task.item, outcome)
                 full = full + 1 if outcome.get("cause") == MovqDiskError.cause else 0
                 if full == _FULL and not self.stopped:
                     self.stopped = outcome["reason"]
@@ -190,10 +202,40 @@ class _Run:
                 *line.get("warnings", []),
                 "changed after it was looked at: the same command does that again",
             ]
+        self._remove_old_first_frame(item, line)
         self._job.manifest.append(line)
         if self.packer is not None:
             self.packer.end([item.id])
         self._job.state.item_ended(line)
+
+    def _remove_old_first_frame(self, item: Item, line: Line) -> None:
+        """Delete first frames that an item had, once it is made again without them: they may be of another crop."""
+        before = self._job.manifest.lines.get(item.id, Line()).get("first_frame", {})
+        if line["status"] != "done":
+            return
+        for kind in before.keys() - line.get("first_frame", {}).keys():
+            if "member" not in before[kind]:
+                with suppress(FileNotFoundError, MovqError):
+                    refuse_links(self._job.folder, before[kind]["output"])
+                    os.unlink(os.path.join(self._job.folder, before[kind]["output"]))
+
+    def _add_first_frame(self, item: Item, outcome: Line) -> None:
+        """Add the first frame to the line of an item that is done already."""
+        job, line = self._job, self._job.manifest.lines[item.id]
+        if outcome.get("source_sha256", line["source_sha256"]) != line["source_sha256"]:
+            outcome = unmade(MovqError("changed while it was read"))
+        if outcome["status"] == "done":
+            files = line.get("first_frame", {}) | outcome["first_frame"]
+            line = line | Line(first_frame={kind: files[kind] for kind in FIRST_FRAMES if kind in files})
+            job.manifest.append(line)
+            job.state.first_frame_added(line)
+        else:
+            reason = f"cannot get its first frame, though its latents are done: {outcome['reason']}"
+            failed = outcome | Line(id=line["id"], path=line["path"], reason=reason)
+            self.without_first_frame[item.id] = failed
+            job.state.item_ended(failed)
+        if self.packer is not None:
+            self.packer.end([item.id])
 
 
 def _description(line: Line) -> tuple[Any, ...]:

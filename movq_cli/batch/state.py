@@ -22,8 +22,8 @@ class BatchState:
     The `phase` is "looking" while videos are probed (`looked` so far), "checking" while `items` are compared with the
     manifest (`checked` so far), then "encoding" and "over". `todo` is the number of items to encode, from `started` on.
     `made` are the lines of those that have ended, `ended` counts them by status, and `frames` and `video_seconds` add
-    up those that are done. `source_bytes` are the sizes of the videos of all these items, `source_bytes_done` of those
-    that have ended. `workers` are the workers at present.
+    up those that are done; `added` is how many that were done before got their first frames. `source_bytes` are the sizes
+    of the videos of all these items, `source_bytes_done` of those that have ended. `workers` are the workers at present.
     """
 
     found: Found
@@ -40,12 +40,13 @@ class BatchState:
     source_bytes_done: int = 0
     frames: int = 0
     video_seconds: float = 0.0
+    added: int = 0
     workers: Sequence[WorkerState] = ()
 
     @property
     def left(self) -> int:
         """The number of items that are still to be encoded."""
-        return self.todo - len(self.made)
+        return self.todo - len(self.made) - self.added
 
     def video_looked_at(self) -> None:
         """Count a video that has been probed."""
@@ -75,6 +76,12 @@ class BatchState:
         if line["status"] == "done":
             self.frames += line["frames"]
             self.video_seconds += line["duration"]
+        self.tell()
+
+    def first_frame_added(self, line: Line) -> None:
+        """Count an item that was done before and has its first frames now."""
+        self.added += 1
+        self.source_bytes_done += line["source"].size
         self.tell()
 
     def end(self) -> None:

@@ -35,8 +35,8 @@ class Summary:
     The other fields, except `failures`, are about items that are done: `frames` and `video_seconds` that were kept,
     `bytes` of latents, `raw_bytes` of the frames as 8-bit RGB, `source_bytes` of the videos, `work_seconds` of all
     workers together. `padded` (without those padded because they were short), `dropped` and `captions` count items,
-    `tars` the tars that hold some. `weights` are digests. `shapes` of latents and `warnings` come with counts, most
-    frequent first; warnings that differ only in numbers count as one.
+    `tars` the tars that hold some, `first_frames` the items by kind of first frame. `weights` are digests. `shapes` of
+    latents and `warnings` come with counts, most frequent first; warnings that differ only in numbers count as one.
     """
 
     items: int
@@ -52,6 +52,7 @@ class Summary:
     dropped: int
     captions: int
     tars: int
+    first_frames: dict[str, int]
     weights: list[str]
     precisions: list[str]
     shapes: list[tuple[list[int], int]]
@@ -66,9 +67,8 @@ class Summary:
 
 def summarise(lines: Iterable[Line]) -> Summary:
     """Sum up the lines of a manifest in one pass. Their order does not matter."""
-    counts, reasons, warned = Counter[str](), Counter[str](), Counter[str]()
-    firsts: dict[str, tuple[str, str]] = {}
-    examples: dict[str, str] = {}
+    counts, first_frames, reasons, warned = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    firsts, examples = dict[str, tuple[str, str]](), dict[str, str]()
     items = orphans = frames = size = raw = source = padded = dropped = captions = 0
     shapes = Counter[tuple[int, ...]]()
     video, work = [], []
@@ -90,6 +90,7 @@ def summarise(lines: Iterable[Line]) -> Summary:
             if "member" in line:
                 tars.add(line["output"])
             shapes[tuple(line["shape"])] += 1
+            first_frames.update(line.get("first_frame", {}).keys())
             video.append(line["duration"])
             work.append(line["seconds"])
             weights.add(line["weights_digest"])
@@ -117,6 +118,7 @@ def summarise(lines: Iterable[Line]) -> Summary:
         dropped=dropped,
         captions=captions,
         tars=len(tars),
+        first_frames=dict(first_frames),
         weights=sorted(weights),
         precisions=sorted(precisions),
         shapes=[(list(shape), count) for shape, count in _by_count(shapes)],

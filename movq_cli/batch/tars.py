@@ -1,5 +1,7 @@
 """Tars of latents for WebDataset: `ID.safetensors` and `ID.json` for each item, and an index next to each tar.
 
+The files of an item's first frame, if it has any, are members of the same key: `ID.first_frame.png` and so on.
+
 A tar is whole or absent. Its index only saves time: if it is missing or does not fit, the tar itself is read through.
 Items are packed in the order of the batch, not in the order in which they end. Until their tar is whole, their latents
 are files.
@@ -13,34 +15,43 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import MovqError
 from ..files import BLOCK, WholeFile, os_reason, require_file
+from ..first_frame import LATENTS, SUFFIXES, first_frame_path
+from ..options import FIRST_FRAMES
 from ..records import Count, from_values, parse_json, to_values
-from .manifest import Line
+from .manifest import FirstFrameLine, Line
 from .paths import Reach
 
 _FORMAT = "movq-tar-index"
 _FORMAT_VERSION = "1"
-_LATENTS, _JSON = ".safetensors", ".json"
+_JSON = ".json"
 _MOST_JSON = 1 << 24  # bytes of the JSON of one item; captions are shorter
 TAR = re.compile(r"latents-(\d+-of-\d+-)?\d{5,}\.tar")
 """The names of tars of latents in the folder of a batch."""
 
 
 @dataclass(frozen=True)
-class Member:
-    """The latents of one item in a tar, `bytes` long from `offset` on, and the place of their JSON."""
+class Part:
+    """A file of one item in a tar, `bytes` long from `offset` on."""
 
-    id: str
     name: str
     offset: Count
     bytes: Count
     sha256: str
+
+
+@dataclass(frozen=True)
+class Member(Part):
+    """The latents of one item in a tar, the place of their JSON, and the files of the first frame by kind."""
+
+    id: str
     json_offset: Count
     json_bytes: Count
     json_sha256: str
+    first_frame: dict[str, Part] = field(default_factory=dict)
 
 
 def member_name(id: str) -> str:
@@ -50,7 +61,7 @@ def member_name(id: str) -> str:
     these.
     """
     parts = [re.sub(r"[%.]", lambda c: f"%{ord(c[0]):02X}", part) for part in id.split("/")]
-    return "/".join(re.sub(r"^_(?=_.*__$)", "%5F", part) for part in parts) + _LATENTS
+    return "/".join(re.sub(r"^_(?=_.*__$)", "%5F", part) for part in parts) + LATENTS
 
 
 def index_path(tar: str) -> str:
@@ -101,15 +112,25 @@ class Tars:
     def find(self, line: Line) -> Member:
         """Return the member that has the latents of a line. Raises MovqError if it does not agree with the line."""
         member = self.members(line["output"]).get(line["id"])
-        if member is None or (member.name, member.bytes, member.sha256) != (
-            line["member"],
-            line["bytes"],
-            line["sha256"],
-        ):
-            raise MovqError(
-                f"does not hold {line['id']} as the manifest has it", os.path.join(self.folder, line["output"])
-            )
+        if member is None or not _is_as_said(member, line):
+            raise self._other(line["id"], line)
         return member
+
+    def find_first_frame(self, line: Line, kind: str) -> Part:
+        """Return the part of a tar that has the first frame of a line. Raises MovqError as `find` does."""
+        said = line["first_frame"][kind]
+        member = self.members(said["output"]).get(line["id"])
+        part = member and member.first_frame.get(kind)
+        if part is None or not _is_as_said(part, said):
+            raise self._other(line["id"], said)
+        return part
+
+    def _other(self, id: str, said: Line | FirstFrameLine) -> MovqError:
+        return MovqError(f"does not hold {id} as the manifest has it", os.path.join(self.folder, said["output"]))
+
+
+def _is_as_said(part: Part, said: Line | FirstFrameLine) -> bool:
+    return (part.name, part.bytes, part.sha256) == (said["member"], said["bytes"], said["sha256"])
 
 
 def sha256_part(path: str, offset: int, size: int) -> str:
@@ -131,7 +152,7 @@ def digest_of(data: bytes) -> str:
 
 def json_name(name: str) -> str:
     """Return the name in a tar of the JSON of latents of this name."""
-    return name.removesuffix(_LATENTS) + _JSON
+    return name.removesuffix(LATENTS) + _JSON
 
 
 def blocks(path: str, offset: int, size: int) -> Iterator[bytes]:
@@ -175,27 +196,51 @@ def _read_index(tar: str, size: int) -> list[Member] | None:
         members = from_values(list[Member], values["members"])
     except (MovqError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    inside = all(max(m.offset + m.bytes, m.json_offset + m.json_bytes) <= size for m in members)
-    return members if inside and all(member.name == member_name(member.id) for member in members) else None
+    ends = (end for m in members for end in _ends(m))
+    return members if max(ends, default=0) <= size and all(map(_is_named_by_rule, members)) else None
+
+
+def _ends(member: Member) -> Iterator[int]:
+    yield member.json_offset + member.json_bytes
+    yield from (part.offset + part.bytes for part in (member, *member.first_frame.values()))
+
+
+def _is_named_by_rule(member: Member) -> bool:
+    name = member_name(member.id)
+    return member.name == name and all(
+        kind in SUFFIXES and part.name == first_frame_path(name, kind) for kind, part in member.first_frame.items()
+    )
 
 
 def _scan(path: str) -> Iterator[Member]:
     """Yield the members of a tar by reading it through. Raises MovqError if it is not whole or not a tar of latents."""
     try:
         with tarfile.open(path, "r:") as tar:
-            latents: tarfile.TarInfo | None = None
+            found: dict[str, tarfile.TarInfo] = {}
             for info in tar:
-                if info.name.endswith(_LATENTS):
-                    latents = info
+                if not info.name.endswith(_JSON):
+                    found[info.name] = info
                     continue
                 file = tar.extractfile(info)
-                if file is None or latents is None or info.size > _MOST_JSON:
+                if file is None or info.size > _MOST_JSON:
                     raise ValueError(info.name)
-                said = file.read()
-                values = json.loads(said)
-                id, sha256, place = str(values["id"]), str(values["sha256"]), (info.offset_data, info.size)
-                if latents.name != member_name(id):
-                    raise ValueError(latents.name)
-                yield Member(id, latents.name, latents.offset_data, latents.size, sha256, *place, digest_of(said))
+                yield _member(info, file.read(), found)
+                if found:
+                    raise ValueError(next(iter(found)))
     except (OSError, ValueError, KeyError, TypeError, RecursionError, tarfile.TarError) as error:
         raise MovqError(f"is not a tar of latents ({error})", path) from None
+
+
+def _member(info: tarfile.TarInfo, said: bytes, found: dict[str, tarfile.TarInfo]) -> Member:
+    """Return a member by its JSON, and take its files out of those `found` in front of it. Raises KeyError without them."""
+    values = json.loads(said)
+    id = str(values["id"])
+    name = member_name(id)
+    latents = found.pop(name)
+    parts = {}
+    said_first = values.get("first_frame", {})
+    for kind in (kind for kind in FIRST_FRAMES if kind in said_first):
+        part = found.pop(first_frame_path(name, kind))
+        parts[kind] = Part(part.name, part.offset_data, part.size, str(said_first[kind]["sha256"]))
+    place = id, info.offset_data, info.size, digest_of(said)
+    return Member(name, latents.offset_data, latents.size, str(values["sha256"]), *place, parts)

@@ -23,6 +23,7 @@ from ..encode import VideoEncoder
 from ..encoding import EncodeResult, Encoding
 from ..errors import MovqCrashError, MovqError, printable
 from ..files import FileIdentity, require_file, write_error
+from ..first_frame import LATENT, FirstFrameFile, first_frame_path
 from ..latents import is_latents
 from ..options import EncodeOptions
 from ..processes import Talk
@@ -30,7 +31,7 @@ from ..records import from_values, to_values
 from ..video import warm_decoders
 from .engines import Ready
 from .item import Item
-from .manifest import Line, unmade
+from .manifest import FirstFrameLine, Line, unmade
 from .paths import refuse_links
 
 _OPEN_AT_ONCE = 2
@@ -40,8 +41,8 @@ _OPEN_AT_ONCE = 2
 class Work:
     """An item on its way into the output folder. The constructor opens the video; then call `compute`, then `finish`.
 
-    Refusals go into the line, so only bugs raise. An older latents file is replaced, any other file only with the
-    override `force`.
+    Without `latents`, only the files of its first frame are made. Refusals go into the line, so only bugs raise. An older
+    latents file is replaced, any other file only with the override `force`.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class Work:
         folder: str,
         alive: Callable[[], None] = lambda: None,
         open_at_once: int = 1,
+        latents: bool = True,
         **overrides: Any,
     ) -> None:
-        self._item = item
+        self._item, self._latents = item, latents
         self._outcome = Line()
         self._encoding: Encoding | None = None
         self._output = output = os.path.join(folder, item.output)
@@ -63,9 +65,12 @@ class Work:
             self._outcome["source"] = FileIdentity.of(require_file(item.source_path))
             refuse_links(folder, item.output)
             os.makedirs(os.path.dirname(output), exist_ok=True)
-            overrides["force"] = overrides.get("force", False) or is_latents(output)
+            # A killed batch may have left the latents, or only those of the first frame, which get their name first.
+            overrides["force"] = overrides.get("force", False) or any(
+                map(is_latents, (output, first_frame_path(output, LATENT)))
+            )
             self._encoding = encoder.begin(
-                item.source_path, output, alive=alive, open_at_once=open_at_once, **overrides
+                item.source_path, output, alive=alive, open_at_once=open_at_once, latents=latents, **overrides
             )
             self._encoding.count()
 
@@ -79,8 +84,50 @@ class Work:
         """Name and sync the output. Return the part of the item's line that has its outcome."""
         if self._encoding is not None:
             with self._refusing(), self._encoding as encoding:
-                self._outcome |= _made(self._item, encoding.finish())
+                self._outcome |= self._made(encoding.finish()) if self._latents else self._added(encoding)
         return self._outcome
+
+    def _made(self, result: EncodeResult) -> Line:
+        m = result.metadata
+        return (
+            Line(
+                status="done",
+                output=self._item.output,
+                bytes=result.output_bytes,
+                sha256=result.sha256,
+                shape=list(result.shape),
+                dtype=result.dtype,
+                width=m.width,
+                height=m.height,
+                frames=m.frames,
+                padded=m.frames_padded,
+                dropped=m.frames_dropped,
+                duration=m.duration,
+                source_sha256=m.source_sha256,
+                weights_digest=m.weights_digest,
+                chunk_frames=result.chunk_frames,
+                seconds=round(result.seconds, 3),
+                warnings=[printable(text) for text in m.warnings],
+            )
+            | (Line(partial=True) if m.partial else Line())
+            | self._first_frame(result.first_frame)
+        )
+
+    def _added(self, encoding: Encoding) -> Line:
+        clip, files = encoding.finish_first_frame()
+        return Line(status="done", source_sha256=clip.source_sha256) | self._first_frame(files)
+
+    def _first_frame(self, files: dict[str, FirstFrameFile]) -> Line:
+        if not files:
+            return Line()
+        return Line(
+            first_frame={
+                kind: FirstFrameLine(
+                    output=first_frame_path(self._item.output, kind), bytes=file.bytes, sha256=file.sha256
+                )
+                for kind, file in files.items()
+            }
+        )
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
@@ -92,29 +139,6 @@ class Work:
             if self._encoding is not None:
                 self._encoding.close()
                 self._encoding = None
-
-
-def _made(item: Item, result: EncodeResult) -> Line:
-    m = result.metadata
-    return Line(
-        status="done",
-        output=item.output,
-        bytes=result.output_bytes,
-        sha256=result.sha256,
-        shape=list(result.shape),
-        dtype=result.dtype,
-        width=m.width,
-        height=m.height,
-        frames=m.frames,
-        padded=m.frames_padded,
-        dropped=m.frames_dropped,
-        duration=m.duration,
-        source_sha256=m.source_sha256,
-        weights_digest=m.weights_digest,
-        chunk_frames=result.chunk_frames,
-        seconds=round(result.seconds, 3),
-        warnings=[printable(text) for text in m.warnings],
-    ) | (Line(partial=True) if m.partial else Line())
 
 
 def main() -> None:
@@ -163,7 +187,9 @@ def _take_turns(talk: Talk, encoder: VideoEncoder) -> None:
 
     def opened(message: dict[str, Any]) -> Work:
         item = from_values(Item, message["item"])
-        return Work(encoder, item, message["folder"], talk.alive, _OPEN_AT_ONCE, **message["overrides"])
+        return Work(
+            encoder, item, message["folder"], talk.alive, _OPEN_AT_ONCE, message["latents"], **message["overrides"]
+        )
 
     def finish(work: Work, resident: int) -> None:
         with _last_words(talk):

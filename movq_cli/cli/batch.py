@@ -213,19 +213,22 @@ def _say_made(made: list[Line], new: Summary) -> None:
 
 def _result_line(result: BatchResult, whole: Summary, new: Summary) -> str:
     counts, items, took = counts_of(whole), plural(whole.items, "item"), duration(result.seconds)
+    added = f"; first frames added to {plural(result.added, 'item')}" if result.added else ""
     if not result.made:
         again = "; --retry-failed tries the failed ones again" if whole.counts["failed"] else ""
         news = f"; {plural(result.described, 'item')} described differently" if result.described else ""
         news += f"; {plural(result.tars, 'tar')} written" if result.tars else ""
+        if result.added:
+            return f"{items}: {counts}{added}{news}; in {took}{again}"
         return f"{items}, nothing new: {counts}{news}; checked in {took}{again}"
     if not new.counts["done"]:
-        return f"{counts} of {items}; nothing was made in {took}"
+        return f"{counts} of {items}{added or '; nothing was made'} in {took}"
     before = f", {whole.items - new.items:,} of them before" if whole.items > new.items else ""
     workers = plural(result.workers, "worker") if result.workers else "this process"
     return (
         f"{counts} of {items}{before}; {duration(new.video_seconds)} of video to {format_bytes(new.bytes)} "
         f"({compared(new.bytes, new.raw_bytes, 'raw RGB')}, {compared(new.bytes, new.source_bytes, 'the sources')}) "
-        f"in {took} by {workers}, {new.frames / result.seconds:.1f} frames/s"
+        f"in {took} by {workers}, {new.frames / result.seconds:.1f} frames/s{added}"
     )
 
 
@@ -310,6 +313,7 @@ def _print_plan(plan: BatchPlan, output: str, quiet: bool, verbose: bool) -> Non
             "too short": f"{short:,}" if short else "",
             "would fail": f"{len(plan.planned) - len(good) - short:,}" if len(good) + short < len(plan.planned) else "",
             "to encode": f"{len(good):,}, of {plural(plan.frames, 'frame')}",
+            "first frames": f"to add to {plural(len(plan.first_frames), 'finished item')}" if plan.first_frames else "",
             "again": f"{again:,} of these{'' if verbose else '; --verbose says why'}" if again else "",
             "output size": f"{format_bytes(plan.moments_bytes)} for moments, {format_bytes(plan.mean_bytes)} for mean, "
             f"in {plan.store_dtype}",

@@ -61,6 +61,7 @@ def encode(
     from ..device import spare_page_faults
     from ..encode import encode_video
     from ..files import WholeFile, refuse_inputs
+    from ..first_frame import FirstFrame
     from ..plan import plan_encode
 
     source = video_input(sources)
@@ -69,8 +70,8 @@ def encode(
         say_target(options)
     if dry_run:
         refuse_inputs(output, source)
-        with WholeFile(output, force=options.force):
-            pass  # only checks that it can be written
+        with WholeFile(output, force=options.force), FirstFrame(output, options.first_frames, options.force):
+            pass  # only checks that they can be written
         _print_plan(plan_encode(source, options.beside(output)), output)
         return
     spare_page_faults()
@@ -79,6 +80,8 @@ def encode(
     for warning in result.metadata.warnings:
         complain(f"warning: {warning}", source)
     print(_result_line(result))
+    for kind, file in result.first_frame.items():
+        print(f"{name_of(file.output_path)}: first frame ({kind}), {format_bytes(file.bytes)}")
     if not quiet:
         _remark(result, source)
         say_whose_weights(options)

@@ -27,7 +27,7 @@ EXAMPLES = o.examples(
 )
 
 
-@o.takes(options=EncodeOptions, without=("save", "seed", "force", "target", "scaling_factor"))
+@o.takes(options=EncodeOptions, without=("save", "seed", "force", "target", "scaling_factor", "first_frame"))
 def evaluate(
     sources: Annotated[list[str], typer.Argument(metavar="VIDEO", help="Videos, and folders of them.")],
     options: EncodeOptions,

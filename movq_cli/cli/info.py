@@ -171,6 +171,9 @@ def _show_batch(path: str, batch: BatchDescription) -> None:
             "dropped": f"frames of {plural(whole.dropped, 'clip')}" if whole.dropped else "",
             "shapes": _shapes(whole.shapes),
             "captions": f"{whole.captions:,} of {plural(whole.counts['done'], 'item')}",
+            "first frames": ", ".join(
+                f"{plural(count, 'item')} ({kind})" for kind, count in whole.first_frames.items()
+            ),
             "tars": f"{whole.tars:,}" if whole.tars else "",
             "shards": "{} of {} finished; not merged".format(*batch.shards) if batch.shards else "",
             "computed": f"by weights {weights} in {', '.join(whole.precisions)}" if weights else "",

@@ -16,8 +16,10 @@ from ..fields import changed, declared
 from ..options import (
     ENGINES,
     EXPORTS,
+    FIRST_FRAMES,
     FITS,
     LAYOUTS,
+    NO_FIRST_FRAME,
     PRECISIONS,
     REPRESENTATIONS,
     SEMANTICS,
@@ -146,6 +148,18 @@ WORDS: Mapping[str, Words] = {
         RESULT,
         "Data type to store. (default: auto, the precision that was computed in)",
         _choices(("auto", *STORE_DTYPES)),
+    ),
+    "first_frame": Words(
+        RESULT,
+        "Also write the first frame beside the latents, for image-to-video: a picture, or latents of it alone. Repeatable. "
+        "(default: none, or both by --for of an image-to-video model)",
+        _choices((*FIRST_FRAMES, NO_FIRST_FRAME)),
+    ),
+    "batch_encode.first_frame": Words(
+        RESULT,
+        "Also write the first frame of each item beside it, for image-to-video: a picture, or latents of it alone. "
+        "Repeatable. (default: as in DIR; in a new one none, or both by --for of an image-to-video model)",
+        _choices((*FIRST_FRAMES, NO_FIRST_FRAME)),
     ),
     "force": Words(RESULT, "Overwrite the output."),
     "batch_encode.force": Words(RUN, "Make everything again."),

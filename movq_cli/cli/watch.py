@@ -31,7 +31,7 @@ def watching(quiet: bool) -> Iterator[Watch]:
         view.close()
         if view.state is not None and view.state.phase == "encoding":
             state = view.state
-            ended = f"{len(state.made):,} of {plural(state.todo, 'item')} ended"
+            ended = f"{state.todo - state.left:,} of {plural(state.todo, 'item')} ended"
             complain(f"{ended}, {state.left:,} left: the same command goes on with them")
         raise
     view.close()
@@ -140,7 +140,7 @@ def _beginning(state: BatchState) -> tuple[int, int, str]:
 
 def _counts(state: BatchState) -> str:
     failed = f", {state.ended['failed']:,} failed" if state.ended["failed"] else ""
-    return f"{len(state.made):,} of {plural(state.todo, 'item')}{failed}"
+    return f"{state.todo - state.left:,} of {plural(state.todo, 'item')}{failed}"
 
 
 def _speed(state: BatchState) -> str:

@@ -143,3 +143,4 @@ def _write(path: str, latents: torch.Tensor, checkpoint: Checkpoint, fps: Fracti
     with LatentsWriter(path) as writer:
         writer.append(latents[None].contiguous())
         writer.finish(metadata, array("d", (float(i / fps) for i in range(frames))), array("q", range(frames)))
+        writer.commit()

@@ -6,11 +6,9 @@ channels, T latent frames, and heights H and widths W in latents.
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -18,130 +16,43 @@ import torch
 
 from ..checkpoints.convert import load_pytorch
 from ..dataset import Stored
-from ..device import dtype_of
-from ..errors import MovqError, MovqUsageError
+from ..errors import MovqError, MovqUsageError, option
+from ..first_frame import LATENT, PNG
 from ..options import EXPORTS
-from ..posterior import draw_latents
-from ..targets import FACTOR, TARGETS
-
-
-@dataclass(frozen=True)
-class Item:
-    """An item on its way out: its id, its name in the output, its caption, its place among those exported, its video.
-
-    `latents` is the number of its latent frames, which stand for `frames`; `height` and `width` are in pixels, padding
-    included.
-    """
-
-    id: str
-    name: str
-    caption: str
-    video: str
-    latents: int
-    frames: int
-    height: int
-    width: int
-    starts_late: bool
-    """True if its first frame is not the video's."""
-    has_embeds: bool
-    number: int = 0
-
-
-@dataclass(frozen=True)
-class Content:
-    """The latents of an item as stored, and the embeddings of its caption, or None."""
-
-    stored: Stored
-    embeds: torch.Tensor | None
-
-
-class Format:
-    """A layout, and what it asks of items. A subclass changes what its consumer does otherwise."""
-
-    needs_captions = needs_embeds = needs_moments = needs_videos = scaled = False
-    nested = False
-    """True if names keep their folders."""
-    one_shape = False
-    """True if the consumer stacks items, so that all must have the same shape."""
-    patched = True
-    """True if a transformer reads the latents in patches of 2x2: heights and widths must be even."""
-
-    def __init__(self, scale: float | None, seed: int, dtype: str | None, target: str | None) -> None:
-        self.scale, self.seed, self.dtype, self.target = scale, seed, dtype, target
-
-    def key(self, name: str) -> str:
-        """Return the part of an item's name that the consumer tells items apart by."""
-        return name
-
-    def check(self, items: Iterable[Item]) -> None:
-        """Raise MovqUsageError if the consumer could not read these items together."""
-
-    def paths(self, item: Item) -> list[str]:
-        """Return the paths of an item's files, relative to the output folder, in the order of `files`."""
-        raise NotImplementedError
-
-    def files(self, item: Item, content: Content) -> Iterator[bytes]:
-        """Yield the bytes of each file of an item."""
-        raise NotImplementedError
-
-    @staticmethod
-    def read(path: str) -> torch.Tensor:
-        """Return the latents (C, T, H, W) of such a file. Raises MovqError for another file."""
-        raise NotImplementedError
-
-    def refusal(self, item: Item) -> str:
-        """Return why the consumer cannot read an item; "" if it can."""
-        return ""
-
-    def is_shared(self, path: str) -> bool:
-        """Return True for a file that several items have, or the trainer itself makes, whose name says what is in it."""
-        return False
-
-    def lists(self, items: list[Item]) -> dict[str, str]:
-        """Return the text of each list of all items, by its path."""
-        return {}
-
-    def usage(self, items: list[Item], folder: str) -> str:
-        """Return the options of the trainer that go with these files in a folder; "" if there are none."""
-        return ""
-
-    def drawn(self, stored: Stored) -> torch.Tensor:
-        """Return a draw (z, T, H, W) in fp32 of moments by the seed; a saved draw or mean as it is."""
-        m = stored.metadata
-        if m.representation != "moments":
-            return stored.latents.float()
-        return draw_latents(
-            stored.latents[None], 0, seed=self.seed, source_sha256=m.source_sha256, first_index=stored.first_index
-        )[0]
-
-    def typed(self, latents: torch.Tensor) -> torch.Tensor:
-        """Return latents in the dtype asked for, contiguous in memory of their own."""
-        kept = latents if self.dtype is None else latents.to(dtype_of(self.dtype))
-        return kept.contiguous().clone()
+from ..targets import FACTOR
+from .embeds import embeds_name
+from .format import Content, Format, Item, video_of
 
 
 class Npy(Format):
     """NumPy arrays, NAME.npy: (C, T, H, W) as stored, unscaled. With a scale: a draw, multiplied by it.
 
-    NumPy has no bf16: without another dtype it becomes fp32.
+    NAME.first_frame.npy has latents of the first frame, if there are any. NumPy has no bf16: without another dtype it
+    becomes fp32.
     """
 
     patched = False
     nested = True
 
+    def first_frames(self) -> tuple[str, ...]:
+        """Return the kind of latents."""
+        return (LATENT,)
+
     def paths(self, item: Item) -> list[str]:
-        """Return the path of the array."""
-        return [f"{item.name}.npy"]
+        """Return the paths of the arrays."""
+        return [f"{item.name}.npy", *([f"{item.name}.first_frame.npy"] if LATENT in item.first_frame else [])]
 
     def files(self, item: Item, content: Content) -> Iterator[bytes]:
-        """Yield the array."""
-        stored = content.stored
+        """Yield the arrays."""
+        yield from (self._array(stored) for stored in (content.stored, content.first) if stored is not None)
+
+    def _array(self, stored: Stored) -> bytes:
         latents = stored.latents if self.scale is None else self.drawn(stored) * self.scale
         latents = self.typed(latents)
         array = (latents.float() if latents.dtype == torch.bfloat16 else latents).numpy()
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
-        yield buffer.getvalue()
+        return buffer.getvalue()
 
     @staticmethod
     def read(path: str) -> torch.Tensor:
@@ -157,7 +68,7 @@ class CogVideoFinetune(Format):
 
     cache/video_latent/MODEL/FxHxW/NAME.safetensors has `encoded_video` (z, T, H, W): a draw times the scaling factor,
     in the dtype of training. It stacks items, looks them up by the stem of their video, and asks that videos exist. It
-    makes text embeddings where they are missing.
+    makes text embeddings where they are missing. For image-to-video it reads the pictures that `images.txt` lists.
     """
 
     needs_captions = needs_videos = scaled = one_shape = True
@@ -180,15 +91,18 @@ class CogVideoFinetune(Format):
         """Return why the trainer cannot read an item; "" if it can."""
         if (item.frames - 1) % self._STEP:
             return f"has {item.frames} frames, and the trainer takes 1 + a multiple of {self._STEP}"
-        if self.target is not None and TARGETS[self.target].from_image and item.starts_late:
-            return "does not begin at its video's first frame, which the trainer takes as the image"
-        return ""
+        return _lacks(item, self.first_frames())
+
+    def first_frames(self) -> tuple[str, ...]:
+        """Return the picture, for image-to-video."""
+        return (PNG,) if self.from_image else ()
 
     def paths(self, item: Item) -> list[str]:
-        """Return the paths of the latents, and of the embeddings of the prompt."""
+        """Return the paths of the latents, of the first frame, and of the embeddings of the prompt."""
         assert self.target is not None
         return [
             f"cache/video_latent/{self._MODELS[self.target]}/{_resolution(item)}/{item.name}.safetensors",
+            *([_image_of(item)] if self.from_image else []),
             *([f"{self._EMBEDS}{embeds_name(item.caption)}"] if item.has_embeds else []),
         ]
 
@@ -197,11 +111,13 @@ class CogVideoFinetune(Format):
         return path.startswith(self._EMBEDS)
 
     def files(self, item: Item, content: Content) -> Iterator[bytes]:
-        """Yield the latents, and the embeddings if they are there."""
+        """Yield the latents, the picture for image-to-video, and the embeddings if they are there."""
         from safetensors.torch import save
 
         assert self.scale is not None
         yield save({"encoded_video": self.typed(self.drawn(content.stored) * self.scale)})
+        if content.picture is not None:
+            yield content.picture
         if content.embeds is not None:
             yield save({"prompt_embedding": content.embeds})
 
@@ -217,8 +133,9 @@ class CogVideoFinetune(Format):
             raise MovqError(f"has no encoded_video ({error})", path) from None
 
     def lists(self, items: list[Item]) -> dict[str, str]:
-        """Return prompts and videos, one a line."""
-        return {"prompt.txt": _lines(item.caption for item in items), "videos.txt": _lines(map(video_of, items))}
+        """Return prompts and videos, and for image-to-video pictures, one a line."""
+        lists = {"prompt.txt": _lines(item.caption for item in items), "videos.txt": _lines(map(video_of, items))}
+        return lists | ({"images.txt": _lines(map(_image_of, items))} if self.from_image else {})
 
     def usage(self, items: list[Item], folder: str) -> str:
         """Return the arguments of its finetune script."""
@@ -226,6 +143,7 @@ class CogVideoFinetune(Format):
         return (
             f"--data_root {folder} --model_name {self._MODELS[self.target]} --train_resolution {_resolution(items[0])} "
             "--caption_column prompt.txt --video_column videos.txt"
+            + (" --image_column images.txt" if self.from_image else "")
         )
 
 
@@ -233,7 +151,8 @@ class Factory(Format):
     """The tensors that cogvideox-factory reads with --load_tensors (a-r-r-o-w, training/cogvideox/dataset.py, at 223add1a).
 
     video_latents/NAME.pt is a tensor (2z, T, H, W), moments, unscaled: it draws and scales. prompt_embeds/NAME.pt is one
-    of (226, 4096). Names end at their first dot. The transformer of 1.5 takes latent frames in pairs.
+    of (226, 4096). For image-to-video, image_latents/NAME.pt is (2z, 1, H, W), moments of the first frame. Names end at
+    their first dot. The transformer of 1.5 takes latent frames in pairs.
     """
 
     needs_captions = needs_embeds = needs_moments = True
@@ -243,12 +162,7 @@ class Factory(Format):
         return name.split(".")[0]
 
     def check(self, items: Iterable[Item]) -> None:
-        """Raise MovqUsageError for an odd number of latents where they are taken in pairs, and for image-to-video."""
-        if self.target is not None and TARGETS[self.target].from_image:
-            raise MovqUsageError(
-                f"{self.target} needs image latents here, which movq does not make; cogvideo-finetune needs none",
-                option="to",
-            )
+        """Raise MovqUsageError for an odd number of latents where they are taken in pairs."""
         if self.target is None or not self.target.startswith("cogvideox1.5"):
             return
         for item in items:
@@ -260,15 +174,25 @@ class Factory(Format):
                     option="to",
                 )
 
+    def refusal(self, item: Item) -> str:
+        """Return why the trainer cannot read an item; "" if it can."""
+        return _lacks(item, self.first_frames())
+
+    def first_frames(self) -> tuple[str, ...]:
+        """Return the latents, for image-to-video."""
+        return (LATENT,) if self.from_image else ()
+
     def paths(self, item: Item) -> list[str]:
-        """Return the paths of moments and embeddings."""
-        name = self.key(item.name)
-        return [f"video_latents/{name}.pt", f"prompt_embeds/{name}.pt"]
+        """Return the paths of moments, embeddings, and for image-to-video moments of the first frame."""
+        folders = ["video_latents", "prompt_embeds", *(["image_latents"] if self.from_image else [])]
+        return [f"{folder}/{self.key(item.name)}.pt" for folder in folders]
 
     def files(self, item: Item, content: Content) -> Iterator[bytes]:
-        """Yield moments and embeddings."""
+        """Yield moments, embeddings, and for image-to-video moments of the first frame."""
         yield _saved(self.typed(content.stored.latents))
         yield _saved(content.embeds)
+        if content.first is not None:
+            yield _saved(self.typed(content.first.latents))
 
     @staticmethod
     def read(path: str) -> torch.Tensor:
@@ -307,6 +231,13 @@ class Finetrainers(Format):
 
     needs_captions = needs_embeds = needs_moments = True
     _FOLDER = "finetrainers-precomputed-data"
+
+    def check(self, items: Iterable[Item]) -> None:
+        """Raise MovqUsageError for image-to-video."""
+        if self.from_image:
+            raise MovqUsageError(
+                f"{self.target} takes images, and this trainer trains CogVideoX from text alone", option="to"
+            )
 
     def paths(self, item: Item) -> list[str]:
         """Return the paths of moments and embeddings."""
@@ -350,15 +281,18 @@ def _lines(texts: Iterable[str]) -> str:
     return "".join(f"{text}\n" for text in texts)
 
 
-def embeds_name(caption: str) -> str:
-    """Return the name of the file of a caption's embeddings, as movq and CogVideo's finetuning have it."""
-    return f"{hashlib.sha256(caption.encode()).hexdigest()}.safetensors"
+def _image_of(item: Item) -> str:
+    """Return the path of an item's first frame, where the trainer also looks for it without a list."""
+    return f"first_frames/{item.name}.png"
 
 
-def video_of(item: Item) -> str:
-    """Return the path of an item's video in a list: its own name, with the suffix of its source."""
-    suffix = os.path.splitext(item.video)[1] or ".mp4"
-    return f"videos/{item.name}{suffix}"
+def _lacks(item: Item, kinds: Iterable[str]) -> str:
+    """Return that an item lacks a first frame of one of these kinds; "" if it does not."""
+    for kind in kinds:
+        if kind not in item.first_frame:
+            what = option("first_frame", kind)
+            return f"has no first frame ({kind}): the same batch-encode with {what} adds it, and encodes nothing again"
+    return ""
 
 
 def _resolution(item: Item) -> str:

@@ -10,22 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from ..codec import Progress, silent
 from ..dataset import LatentDataset
-from ..errors import MovqError, MovqUsageError, option
+from ..errors import MovqError, MovqUsageError, option, show_flags
 from ..fields import options_of
-from ..headers import read_header
+from ..first_frame import LATENT, PNG
 from ..options import EXPORTS, ExportOptions
 from ..scaling import scale_of, scaling_of
 from ..targets import CHANNELS, target_of
-from .formats import FORMATS, Content, Format, Item, embeds_name, video_of
+from .embeds import HELP, PromptEmbeds
+from .format import Content, Format, Item, video_of
+from .formats import FORMATS
 from .manifest import SHARED, Exported, Manifest
 
 if TYPE_CHECKING:
-    import torch
-
     from ..batch.manifest import Line
 
 _LONGEST_SUFFIX = 5  # of a video, with its dot
-_HELP = "examples/embed_prompts.py makes them"
 
 
 @dataclass(frozen=True)
@@ -76,13 +75,13 @@ class _Export:
             raise MovqError("has no finished items", dataset.folder)
         self._dataset, self._folder, self._options = dataset, folder, options
         self._warnings: list[str] = []
+        self._embeds = PromptEmbeds(options.prompt_embeds)
         self._metadata = self._one_of_each_weights()
         target = options.target or next(
             (m.preprocessing["prepared_for"] for m in self._metadata.values() if "prepared_for" in m.preprocessing),
             None,
         )
         self._format = self._layout(target)
-        self._embeds_shape: tuple[int, ...] = ()
 
     def _one_of_each_weights(self) -> dict[str, Any]:
         """Return the metadata of an item of each weights. Raises MovqError for weights of another family."""
@@ -108,11 +107,9 @@ class _Export:
         options, kind = self._options, FORMATS[self._options.to or ""]
         meant = None if target is None else target_of(target)
         if kind.needs_embeds and options.prompt_embeds is None:
-            raise MovqUsageError(f"needs text embeddings: {option('prompt_embeds', 'DIR')}; {_HELP}", option="to")
+            raise MovqUsageError(f"needs text embeddings: {option('prompt_embeds', 'DIR')}; {HELP}", option="to")
         if options.scale is not None and kind.needs_moments:
             raise MovqUsageError("is not for this format: its trainer scales", option="scale")
-        if options.prompt_embeds is not None and not os.path.isdir(options.prompt_embeds):
-            raise MovqUsageError(f"{options.prompt_embeds} is not a folder", option="prompt_embeds")
         if target is None and kind.needs_moments:
             self._warnings.append(f"no model is named: {option('target')} checks what it needs")
         scale = scale_of(options.scale)
@@ -171,7 +168,7 @@ class _Export:
                 manifest.write(path, text)
             manifest.finish([*lines, shared])
         usage = self._format.usage(done, self._folder) if done else ""
-        return ExportResult(lines, kept, removed, usage, tuple(self._warnings), 0.0)
+        return ExportResult(lines, kept, removed, usage, tuple(map(show_flags, self._warnings)), 0.0)
 
     def _shared(self, files: dict[str, int]) -> Exported:
         batch = os.path.relpath(os.path.realpath(self._dataset.folder), os.path.realpath(self._folder))
@@ -188,8 +185,7 @@ class _Export:
                 "replaces it",
                 self._folder,
             )
-        numbered = [replace(item, number=number) for number, item in enumerate(items)]
-        paths = [path for item in numbered for path in self._format.paths(item)]
+        paths = [path for item in _numbered(items) for path in self._format.paths(item)]
         links = [path for item in items for path in self._links(item)]
         manifest.refuse_foreign(
             [path for path in (*paths, *self._format.lists([]), *links) if not self._format.is_shared(path)]
@@ -202,7 +198,6 @@ class _Export:
         layout = self._format
         _, _, latents, height, width = row["shape"]
         caption = " ".join(row.get("caption", "").split())
-        chosen = row.get("options", {})
         item = Item(
             id=row["id"],
             name=row["id"] if layout.nested else _name(row),
@@ -212,8 +207,8 @@ class _Export:
             frames=1 + (latents - 1) * m.temporal_factor,
             height=height * m.spatial_factor,
             width=width * m.spatial_factor,
-            starts_late=bool(chosen.get("skip") or chosen.get("start")),
-            has_embeds=self._options.prompt_embeds is not None and os.path.exists(self._embeds_of(caption)),
+            first_frame=tuple(row.get("first_frame", ())),
+            has_embeds=self._embeds.has(caption),
         )
         wanted = self._options.shape
         if wanted is not None and (item.frames, item.height, item.width) != (
@@ -223,7 +218,7 @@ class _Export:
         ):
             return index, item, "left out", f"is {_times((item.frames, item.height, item.width))}, not {wanted}"
         reason = self._reason(item, row)
-        return index, item, "refused" if reason else "done", reason
+        return index, item, "refused" if reason else "done", show_flags(reason)
 
     def _reason(self, item: Item, row: Line) -> str:
         """Return why an item cannot be exported; "" if it can."""
@@ -243,25 +238,8 @@ class _Export:
         if layout.needs_videos and not os.path.exists(item.video):
             return f"its video {item.video} is gone, and the trainer asks that it exists"
         if layout.needs_embeds and not item.has_embeds:
-            return f"has no text embeddings: {self._embeds_of(item.caption)} is not there; {_HELP}"
-        return (self._unlike_others(item.caption) if item.has_embeds else "") or layout.refusal(item)
-
-    def _unlike_others(self, caption: str) -> str:
-        """Return why a caption's embeddings do not go with those before them; "" if they do."""
-        path = self._embeds_of(caption)
-        try:
-            shapes = [entry.shape for entry in read_header(path).tensors.values()]
-        except MovqError as error:
-            return error.with_flags
-        shape = shapes[0][-2:] if len(shapes) == 1 else ()
-        self._embeds_shape = self._embeds_shape or shape
-        if len(shape) == len(("tokens", "channels")) and shape == self._embeds_shape:
-            return ""
-        wanted = f"{list(self._embeds_shape)}, like those before it," if self._embeds_shape else "(tokens, channels)"
-        return f"has embeddings of {list(shapes[0]) if shapes else []} where {wanted} are needed: {path}"
-
-    def _embeds_of(self, caption: str) -> str:
-        return os.path.join(self._options.prompt_embeds or "", embeds_name(caption))
+            return f"has no text embeddings: {self._embeds.path(item.caption)} is not there; {HELP}"
+        return (self._embeds.refusal(item.caption) if item.has_embeds else "") or layout.refusal(item)
 
     def _refuse_clashes(self, items: list[Item]) -> None:
         """Raise MovqError if two items would have one name for the consumer."""
@@ -275,6 +253,13 @@ class _Export:
                     self._dataset.folder,
                 )
             seen[key] = item.id
+        paths: dict[str, str] = {}
+        for item in _numbered(items):
+            for path in self._format.paths(item):
+                if paths.setdefault(path, item.id) != item.id and not self._format.is_shared(path):
+                    raise MovqError(
+                        f"{paths[path]} and {item.id} would both be written to {path}", self._dataset.folder
+                    )
 
     def _refuse_shapes(self, items: list[Item]) -> None:
         """Raise MovqError if items have several shapes, which the consumer stacks."""
@@ -290,7 +275,6 @@ class _Export:
     def _made_from(self, index: int, item: Item) -> dict[str, Any]:
         """Return everything that the files of an item depend on."""
         layout, row = self._format, self._dataset.row(index)
-        embeds = os.stat(self._embeds_of(item.caption)) if item.has_embeds else None
         return {
             "latents": row["sha256"],
             "name": item.name,
@@ -300,7 +284,8 @@ class _Export:
             "seed": layout.seed,
             "dtype": layout.dtype,
             "target": layout.target,
-            "embeds": None if embeds is None else [embeds.st_size, embeds.st_mtime_ns],
+            "first_frame": {kind: row["first_frame"][kind]["sha256"] for kind in self._first_frames(item)},
+            "embeds": self._embeds.identity(item.caption) if item.has_embeds else None,
         }
 
     def _is_up_to_date(self, before: Exported, index: int, item: Item, manifest: Manifest) -> bool:
@@ -332,7 +317,7 @@ class _Export:
             made_from=self._made_from(index, item),
         )
         try:
-            content = Content(self._dataset.stored(index), self._embeds(item))
+            content = self._content(index, item)
             if dry_run:
                 return line
             files = dict(zip(paths, self._format.files(item, content), strict=True))
@@ -347,23 +332,19 @@ class _Export:
             manifest.link(path, target)
         return line
 
+    def _content(self, index: int, item: Item) -> Content:
+        dataset, kinds = self._dataset, self._first_frames(item)
+        picture = dataset.picture(index) if PNG in kinds else None
+        first = dataset.stored(index, LATENT) if LATENT in kinds else None
+        return Content(dataset.stored(index), self._embeds.read(item.caption), picture, first)
+
+    def _first_frames(self, item: Item) -> list[str]:
+        """Return the kinds of first frame that an item has and that the layout has a use for."""
+        return [kind for kind in self._format.first_frames() if kind in item.first_frame]
+
     def _is_trainers(self, path: str, manifest: Manifest) -> bool:
         """Return True for a file that the trainer itself has made already."""
         return self._format.is_shared(path) and path not in manifest.owners and os.path.lexists(manifest.place(path))
-
-    def _embeds(self, item: Item) -> torch.Tensor | None:
-        """Return the text embeddings (tokens, channels) of an item's caption, if there are any."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        path = self._embeds_of(item.caption)
-        if not item.has_embeds:
-            return None
-        try:
-            (embeds,) = load_file(path).values()
-        except (SafetensorError, OSError, ValueError) as error:
-            raise MovqError(f"is not a file of text embeddings ({error})", path) from None
-        return embeds.view(self._embeds_shape)
 
 
 def _name(row: Line) -> str:
@@ -373,6 +354,10 @@ def _name(row: Line) -> str:
     if len(suffix) > _LONGEST_SUFFIX:
         base += suffix
     return base + row["id"].removeprefix(video) if row["id"].startswith(video) else os.path.basename(row["id"])
+
+
+def _numbered(items: list[Item]) -> list[Item]:
+    return [replace(item, number=number) for number, item in enumerate(items)]
 
 
 def _same(path: str, other: str) -> bool:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import struct
 from fractions import Fraction
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from ..errors import MovqError
 from ..files import WholeFile
+
+_PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+"""The first bytes of a PNG file, up to its width and height."""
 
 if TYPE_CHECKING:
     import av
@@ -28,6 +33,26 @@ def write_png(path: str | os.PathLike[str], image: np.ndarray, *, force: bool = 
 def encode_png(image: np.ndarray) -> bytes:
     """Return the PNG file of an RGB uint8 (H, W, 3) picture."""
     return _encode(_frame(image), "png", {"pred": "avg"})
+
+
+def decode_png(data: bytes, width: int, height: int) -> np.ndarray:
+    """Return the picture of a PNG file that `encode_png` made, RGB uint8 (H, W, 3).
+
+    Raises MovqError, without decoding it, for a file of another kind or size.
+    """
+    import av
+
+    if data[: len(_PNG)] != _PNG or struct.unpack_from(">II", data, len(_PNG)) != (width, height):
+        raise MovqError(f"is not a PNG picture of {width}x{height}")
+    codec = av.CodecContext.create("png", "r")
+    codec.thread_count = 1
+    try:
+        (frame,) = (*codec.decode(av.Packet(data)), *codec.decode(None))
+    except (av.FFmpegError, ValueError) as error:
+        raise MovqError(f"is not a picture that can be read ({error})") from None
+    if frame.format.name != "rgb24":
+        raise MovqError(f"is a picture of {frame.format.name}, not rgb24")
+    return frame.to_ndarray()
 
 
 def encode_jpeg(image: np.ndarray) -> bytes:

@@ -344,8 +344,8 @@ PROMISES = {
             Break(
                 "a file at the place of a packed file is deleted unchecked",
                 "batch/pack.py",
-                'if sha256_file(path) == line["sha256"]:',
-                "if True:",
+                'if self._holds(name, said) and sha256_file(path) == said["sha256"]:',
+                "if self._holds(name, said):",
                 "test_safety.py::test_only_what_movq_made_is_deleted_when_it_is_packed",
             ),
             Break(

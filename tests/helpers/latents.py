@@ -48,6 +48,7 @@ def write_latents(path, latents, chunks=(1, 2, 1), force=False, **changes):
             writer.append(piece)
         times, indices = array("d", [i / 30 for i in range(11)]), array("q", range(11))
         size = writer.finish(metadata(**changes), times, indices)
+        writer.commit()
     assert size == os.path.getsize(path)
     return path
 

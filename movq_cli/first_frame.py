@@ -1,0 +1,127 @@
+"""First frames for image-to-video: the first frame of a clip as a picture, and encoded alone, in files beside its latents.
+
+They are named by WebDataset's rule, by which the files of an item differ only in what follows its name: next to
+`a.safetensors` are `a.first_frame.png` and `a.first_frame.safetensors`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple
+
+from .files import WholeFile
+from .latents import LatentsWriter
+from .metadata import Metadata
+from .options import FIRST_FRAMES
+
+if TYPE_CHECKING:
+    import torch
+
+    from .video import Frame
+
+LATENTS = ".safetensors"
+"""The suffix of latents files."""
+PNG, LATENT = FIRST_FRAMES
+SUFFIXES: Mapping[str, str] = {PNG: ".first_frame.png", LATENT: f".first_frame{LATENTS}"}
+"""What follows the name of an item, by the kind of its first frame."""
+
+
+class FirstFrameFile(NamedTuple):
+    """A file of a first frame: its path, its size, and its hex SHA-256 digest."""
+
+    output_path: str
+    bytes: int
+    sha256: str
+
+
+def first_frame_path(output: str | os.PathLike[str], kind: str) -> str:
+    """Return the path of a first frame from the path of the clip's latents. `kind` is one of FIRST_FRAMES."""
+    return os.fspath(output).removesuffix(LATENTS) + SUFFIXES[kind]
+
+
+class FirstFrame:
+    """Writes the first frame of a clip beside its latents, as each of `kinds`: `noted`, `append`, `finish`, `commit`.
+
+    Use it in a `with`. The constructor raises MovqError, before any work is done, if a file cannot be written.
+    """
+
+    def __init__(self, output: str | os.PathLike[str], kinds: Sequence[str], force: bool) -> None:
+        self.frame: Frame | None = None
+        self._png: WholeFile | None = None
+        self._latents: LatentsWriter | None = None
+        with ExitStack() as stack:
+            if PNG in kinds:
+                self._png = stack.enter_context(WholeFile(first_frame_path(output, PNG), force=force))
+            if LATENT in kinds:
+                self._latents = stack.enter_context(LatentsWriter(first_frame_path(output, LATENT), force=force))
+            self._stack = stack.pop_all()
+
+    @property
+    def wants_latents(self) -> bool:
+        """True if the frame is to be encoded."""
+        return self._latents is not None
+
+    def noted(self, frames: Iterable[Frame]) -> Iterator[Frame]:
+        """Yield the same frames, and keep the first of them in `frame`."""
+        for frame in frames:
+            if self.frame is None:
+                self.frame = frame
+            yield frame
+
+    def append(self, latents: torch.Tensor) -> None:
+        """Take the latents (1, C, 1, H', W') of the frame. Raises MovqError if any is not finite."""
+        assert self._latents is not None
+        self._latents.append(latents)
+
+    def finish(self, clip: Metadata, warnings: Sequence[str]) -> dict[str, FirstFrameFile]:
+        """Write the files, and return them by kind; they get their names in `commit`.
+
+        `clip` is the metadata of the whole clip's latents, `warnings` are those that were given before its first frame.
+        """
+        assert self.frame is not None
+        made = {}
+        if self._png is not None:
+            from .video.pictures import encode_png
+
+            data = encode_png(self.frame.image[: clip.height, : clip.width])
+            self._png.write(data)
+            made[PNG] = FirstFrameFile(self._png.path, len(data), hashlib.sha256(data).hexdigest())
+        if self._latents is not None:
+            times, indices = array("d", [float(self.frame.time)]), array("q", [self.frame.index])
+            size = self._latents.finish(self._metadata(clip, warnings), times, indices)
+            made[LATENT] = FirstFrameFile(self._latents.path, size, self._latents.sha256)
+        return made
+
+    def _metadata(self, clip: Metadata, warnings: Sequence[str]) -> Metadata:
+        """Return what does not depend on the rest of the clip, so that the file is the same whenever it is made."""
+        assert self.frame is not None
+        preprocessing = {name: value for name, value in clip.preprocessing.items() if name != "partial"}
+        return replace(
+            clip,
+            frames=1,
+            frames_padded=0,
+            frames_dropped=0,
+            windows=None if clip.windows is None else [1],
+            duration=float(self.frame.end - self.frame.time),
+            preprocessing=preprocessing | {"warnings": list(warnings)},
+        )
+
+    def commit(self) -> None:
+        """Give the files their names. Raises MovqError if another file has one by now."""
+        for file in (self._latents, self._png):
+            if file is not None:
+                file.commit()
+
+    def __enter__(self) -> FirstFrame:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
