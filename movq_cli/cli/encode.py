@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -60,8 +61,6 @@ def encode(
     """Encode one video to one latents file."""
     from ..device import spare_page_faults
     from ..encode import encode_video
-    from ..files import WholeFile, refuse_inputs
-    from ..first_frame import FirstFrame
     from ..plan import plan_encode
 
     source = video_input(sources)
@@ -69,9 +68,7 @@ def encode(
     if not quiet:
         say_target(options)
     if dry_run:
-        refuse_inputs(output, source)
-        with WholeFile(output, force=options.force), FirstFrame(output, options.first_frames, options.force):
-            pass  # only checks that they can be written
+        _check_writable(source, output, options)
         _print_plan(plan_encode(source, options.beside(output)), output)
         return
     spare_page_faults()
@@ -79,12 +76,20 @@ def encode(
         result = encode_video(source, output, options, progress=progress)
     for warning in result.metadata.warnings:
         complain(f"warning: {warning}", source)
-    print(_result_line(result))
-    for kind, file in result.first_frame.items():
-        print(f"{name_of(file.output_path)}: first frame ({kind}), {format_bytes(file.bytes)}")
+    print("\n".join(_result_lines(result)))
     if not quiet:
         _remark(result, source)
         say_whose_weights(options)
+
+
+def _check_writable(source: str, output: str, options: EncodeOptions) -> None:
+    """Raise MovqError if an output cannot be written."""
+    from ..files import WholeFile, refuse_inputs
+    from ..first_frame import FirstFrame
+
+    refuse_inputs(output, source)
+    with WholeFile(output, force=options.force), FirstFrame(output, options.first_frames, options.force):
+        pass
 
 
 def _remark(result: EncodeResult, source: str) -> None:
@@ -100,14 +105,16 @@ def _remark(result: EncodeResult, source: str) -> None:
         complain(remark, source)
 
 
-def _result_line(result: EncodeResult) -> str:
+def _result_lines(result: EncodeResult) -> Iterator[str]:
     m, written = result.metadata, result.output_bytes
-    return (
+    yield (
         f"{name_of(result.output_path)}: {shape(result.shape[1:])} {result.dtype}, {format_bytes(written)} "
         f"({compared(written, m.raw_bytes, 'raw RGB')}, {compared(written, m.source_bytes, 'the source')}); "
         f"{plural(m.frames, 'frame')}{tail(m.frames_padded, m.frames_dropped)}, {m.width}x{m.height}, "
         f"in {duration(result.seconds)}, {m.frames / result.seconds:.1f} frames/s"
     )
+    for kind, file in result.first_frame.items():
+        yield f"{name_of(file.output_path)}: first frame ({kind}), {format_bytes(file.bytes)}"
 
 
 def _print_plan(plan: Plan, output: str) -> None:

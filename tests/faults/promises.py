@@ -474,7 +474,7 @@ PROMISES = {
         [
             Break(
                 "a batch does not lock its folder",
-                "batch/manifest.py",
+                "batch/locks.py",
                 "        fcntl.flock(fd, how | fcntl.LOCK_NB)\n",
                 "        pass\n",
                 "test_pool.py::test_two_batches_on_one_folder_the_second_is_refused",
