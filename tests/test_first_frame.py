@@ -259,7 +259,7 @@ def test_left_behind_by_a_killed_batch_it_is_written_over(tmp_path):
     encode_batch([tmp_path / "a.mp4"], tmp_path / "whole", workers=0, first_frame=KINDS)
     whole = tree(tmp_path / "whole")
     names = ["a.mp4.first_frame.safetensors", "a.mp4.safetensors", "a.mp4.first_frame.png"]
-    assert {*names, "manifest"} == set(whole)
+    assert {*names, "manifest", "README.md"} == set(whole)
     for count in range(4):
         (tmp_path / f"{count}").mkdir()
         for name in names[:count]:

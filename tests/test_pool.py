@@ -413,7 +413,7 @@ def ended(process, folder):
     wait_for(lambda: not group(process.pid), 5)
     lines = manifest(folder / "out")
     assert {line["status"] for line in lines.values()} == {"done"}, talk
-    assert set(os.listdir(folder / "out")) == {"manifest.jsonl", "a.mp4.safetensors", "b.mp4.safetensors"}
+    assert set(os.listdir(folder / "out")) == {"README.md", "manifest.jsonl", "a.mp4.safetensors", "b.mp4.safetensors"}
     return lines
 
 
@@ -492,5 +492,6 @@ def test_a_bug_costs_its_own_item_wherever_it_is(start, tmp_path):
     assert {name for name in os.listdir(tmp_path / "out")} == {
         "a.mp4.safetensors",
         "e.mp4.safetensors",
+        "README.md",
         "manifest.jsonl",
     }

@@ -19,7 +19,7 @@ INSIDE = {
     "batch": """
         __init__ run dry_run prepare state
         discover folders lists captions probe cut names replace resume choices settings
-        inline pool worker ray_engine engines pack summary orphans tars merge locks manifest item paths
+        inline pool worker ray_engine engines pack merge card summary orphans tars locks manifest item paths
     """,
     "video": """
         __init__ reader child write pictures clock frames decoding counting keyframes integrity sidedata container stills

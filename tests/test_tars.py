@@ -69,6 +69,7 @@ def test_names_of_members_are_webdataset_keys():
 def test_tars_hold_what_files_hold_and_what_is_said_of_it(folder):
     files, lines = manifest(folder / "files"), manifest(folder / "tars")
     assert {path.name for path in (folder / "tars").iterdir()} == {
+        "README.md",
         "manifest.jsonl",
         *(f"latents-0000{i}.{suffix}" for i in range(3) for suffix in ("tar", "index.json")),
     }

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from ..errors import MovqError, option
 from ..files import os_reason, sweep
+from .card import write_card
 from .locks import only_one
 from .manifest import NAME, Line, lines_by_id, shard_manifests, unfinished_shards, write_lines
 
@@ -45,6 +46,7 @@ def merge_shards(folder: str | os.PathLike[str]) -> list[Line]:
                 os.unlink(of)
             except OSError as error:
                 raise MovqError(os_reason(error), of) from None
+        write_card(folder, before.values())
     return [before[name] for name in sorted(before)]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import MovqDiskError, MovqError
 from ..options import FIRST_FRAMES, TAR_BYTES, BatchOptions, EncodeOptions
+from .card import write_card
 from .discover import Found
 from .item import Item
 from .locks import finish_shard
@@ -150,7 +151,9 @@ class _Run:
             if self.packer and not self.stopped:
                 self.packer.finish()
             job.manifest.put_in_order()
-            if job.batch.shard is not None and not self.stopped:
+            if job.batch.shard is None:
+                write_card(job.folder, job.manifest.lines.values())
+            elif not self.stopped:
                 finish_shard(job.folder, job.batch.shard)
         except MovqDiskError as error:
             self.stopped = self.stopped or error.with_flags
