@@ -46,8 +46,8 @@ class Sample(TypedDict):
     """One item. `latents` (C, T, H, W) are a draw or the mean, scaled; `row` is its line of the manifest.
 
     `frames_per_latent` (T,) is how many frames each latent stands for: one for the first of a clip, four for others.
-    `first_frame` is the first frame as a picture, RGB uint8 (3, height, width), and `first_frame_latents` (C, 1, H, W) are
-    latents of it alone, drawn and scaled as the others.
+    `first_frame` is the first frame as a picture, padding included, RGB uint8 (3, height, width); `first_frame_latents`
+    (C, 1, H, W) are latents of it alone, drawn and scaled as the others.
     """
 
     latents: torch.Tensor
@@ -198,7 +198,7 @@ class LatentDataset(Dataset[Sample]):
             frames_per_latent=frames,
         )
         if start == 0 and PNG in self.first_frame:
-            sample["first_frame"] = self._picture(row)
+            sample["first_frame"] = self._picture(row, int(clip.header.metadata["spatial_factor"]))
         if start == 0 and LATENT in self.first_frame:
             sample["first_frame_latents"] = self._scaled(self._held(row, LATENT), 0, 1, digest)
         return sample
@@ -291,11 +291,15 @@ class LatentDataset(Dataset[Sample]):
             scaling = scaling_of(held.header.metadata) or self._scalings.get(digest, scaling)
         return latents.sub_(scaling.shift).mul_(scaling.factor).to(self.dtype)
 
-    def _picture(self, row: Line) -> torch.Tensor:
-        """Return the first frame, RGB uint8 (3, height, width). Raises MovqError if it is not a picture of this size."""
+    def _picture(self, row: Line, factor: int) -> torch.Tensor:
+        """Return the first frame, RGB uint8 (3, height, width): the size of the latents, times the factor.
+
+        Raises MovqError for a file that is not such a picture.
+        """
         data, path = self._data(row, PNG)
+        height, width = (factor * side for side in row["shape"][3:])
         with about(path):
-            return torch.from_numpy(decode_png(bytes(data), row["width"], row["height"])).permute(2, 0, 1).contiguous()
+            return torch.from_numpy(decode_png(bytes(data), width, height)).permute(2, 0, 1).contiguous()
 
     def _header(self, row: Line, kind: str = "") -> tuple[Header, memoryview, str]:
         """Return a header, the bytes, and the file that holds them. Raises MovqError if it is another item's."""

@@ -15,7 +15,7 @@ from .codec import Chunker, Progress, WorkDone, WrongCountError, encode, silent
 from .device import computing, dtype_of, free_memory, memory_errors
 from .errors import MovqError, MovqOutOfMemoryError, about, option
 from .files import FileIdentity, refuse_inputs, require_file
-from .first_frame import FirstFrame, FirstFrameFile
+from .first_frame import FirstFrame, FirstFrameFile, first_frame_path
 from .latents import LatentsWriter
 from .metadata import Metadata
 from .options import EncodeOptions
@@ -24,7 +24,7 @@ from .posterior import draw_latents
 from .provenance import metadata_of
 from .schedule import ChunkSchedule
 from .values import format_time
-from .video import Frame, FrameReader, count_frames
+from .video import FrameReader, count_frames
 
 if TYPE_CHECKING:
     import torch
@@ -145,7 +145,8 @@ class Encoding:
             self.options = replace(options, selection=replace(options.selection, frames=1), tail="pad", short="encode")
         self._alive, self._open_at_once = alive, open_at_once
         self._identity = FileIdentity.of(require_file(source))
-        refuse_inputs(output, source, *by.checkpoint.files)
+        for path in (output, *(first_frame_path(output, kind) for kind in options.first_frames)):
+            refuse_inputs(path, source, *by.checkpoint.files)
         self._source_sha256 = by.digest_of(source, self._identity)
         self._notes: tuple[str, ...] = ()
         self._check = False
@@ -212,13 +213,12 @@ class Encoding:
                     encoder = self.by.network
                     self.count()
                     plan = make_plan(reader, self._frames, options, checkpoint, device, precision, self._open_at_once)
-                    frames = first.noted(reader)
-                    chunker = Chunker(frames, options.tail, checkpoint.config, least_frames(options))
+                    chunker = Chunker(first.noted(reader), options.tail, checkpoint.config, least_frames(options))
                     try:
                         with memory_errors():
                             if writer is not None:
                                 self._append(encoder, plan, chunker, writer, progress)
-                            self._append_first(encoder, plan, frames, first)
+                            self._append_first(encoder, plan, chunker, first)
                     except MovqOutOfMemoryError:
                         raise _TooLargeError(plan) from None
             noted = [
@@ -237,10 +237,10 @@ class Encoding:
         assert self._computed.writer is not None
         writer, plan, chunker = self._computed.writer, self._computed.plan, self._computed.chunker
         with about(os.fspath(self.source)):
-            metadata, first_frame = self._finish_first_frame()
+            metadata, first_frame = self._finish_first()
             size = writer.finish(metadata, chunker.times, chunker.indices)
-            writer.commit()
             self._computed.first.commit()
+            writer.commit()
         return EncodeResult(
             metadata=metadata,
             output_path=os.fspath(self.output),
@@ -254,18 +254,19 @@ class Encoding:
             first_frame=first_frame,
         )
 
-    def finish_first_frame(self) -> tuple[Metadata, dict[str, FirstFrameFile]]:
-        """Give the files of the first frame their names. Return the metadata of its clip, and these files by kind.
+    def finish_first_frame(self) -> tuple[str, dict[str, FirstFrameFile]]:
+        """Give the files of the first frame their names. Return the digest of the source, and these files by kind.
 
         Raises MovqError if the source has changed.
         """
         assert self._computed is not None
         with about(os.fspath(self.source)):
-            finished = self._finish_first_frame()
+            metadata, first_frame = self._finish_first()
             self._computed.first.commit()
-        return finished
+        return metadata.source_sha256, first_frame
 
-    def _finish_first_frame(self) -> tuple[Metadata, dict[str, FirstFrameFile]]:
+    def _finish_first(self) -> tuple[Metadata, dict[str, FirstFrameFile]]:
+        """Return the metadata of the clip, and write the files of its first frame, which have no names yet."""
         assert self._computed is not None
         _, first, _, reader, plan, chunker, warnings = self._computed
         metadata = metadata_of(
@@ -281,8 +282,8 @@ class Encoding:
         )
         if FileIdentity.of(require_file(self.source)) != self._identity:
             raise MovqError("changed while it was read")
-        before = dict.fromkeys((*self.by.notes, *plan.info.warnings))
-        return metadata, first.finish(metadata, tuple(before))
+        early = dict.fromkeys((*self.by.notes, *plan.info.warnings))
+        return metadata, first.finish(metadata, tuple(early))
 
     def close(self) -> None:
         """Stop the decoder and close the output. Without `finish`, nothing is left of it."""
@@ -316,24 +317,26 @@ class Encoding:
             for latents in self._finite(chunks, plan, chunker):
                 writer.append(self._saved(latents, writer.shape[2], chunker.indices[0], plan))
 
-    def _append_first(self, encoder: Encoder3D, plan: Plan, frames: Iterator[Frame], first: FirstFrame) -> None:
-        """Encode the first frame alone, if its latents are wanted."""
+    def _append_first(self, encoder: Encoder3D, plan: Plan, chunker: Chunker, first: FirstFrame) -> None:
+        """Encode the first frame alone, if its latents are wanted. It is read, unless a clip was."""
         from .model.causal import StreamCache
 
         if first.frame is None:
-            next(frames, None)
-        if first.frame is None:
-            raise MovqError("has no frame in the range asked for")
+            for window in chunker.windows(iter([[1]])):
+                for _ in window:
+                    pass
+        assert first.frame is not None
         if not first.wants_latents:
             return
         cache = StreamCache()
         cache.end()
-        windows = iter([iter([first.frame.image[None]])])
+        window = iter([first.frame.image[None]])
         with plan.budget.store() as store:
             dtype = dtype_of(plan.precision)
-            for latents in encode(
-                encoder, windows, self.by.device, dtype, store, lambda frames: None, self._check, cache
-            ):
+            chunks = encode(
+                encoder, iter([window]), self.by.device, dtype, store, lambda frames: None, self._check, cache
+            )
+            for latents in self._finite(chunks, plan, chunker):
                 first.append(self._saved(latents, 0, first.frame.index, plan))
 
     def _saved(self, latents: torch.Tensor, at: int, first_index: int, plan: Plan) -> torch.Tensor:

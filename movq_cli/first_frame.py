@@ -1,5 +1,7 @@
 """First frames for image-to-video: the first frame of a clip as a picture, and encoded alone, in files beside its latents.
 
+The picture is what the encoder gets, padding included, so that its sides are those of the latents times their factor.
+
 They are named by WebDataset's rule, by which the files of an item differ only in what follows its name: next to
 `a.safetensors` are `a.first_frame.png` and `a.first_frame.safetensors`.
 """
@@ -15,10 +17,11 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
-from .files import WholeFile
-from .latents import LatentsWriter
+from .files import MAX_NAME, WholeFile
+from .latents import LatentsWriter, is_latents
 from .metadata import Metadata
 from .options import FIRST_FRAMES
+from .video.pictures import encode_png, is_signed_png, signed_png
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 LATENTS = ".safetensors"
 """The suffix of latents files."""
+_MARK_DIGITS = 10
 PNG, LATENT = FIRST_FRAMES
 SUFFIXES: Mapping[str, str] = {PNG: ".first_frame.png", LATENT: f".first_frame{LATENTS}"}
 """What follows the name of an item, by the kind of its first frame."""
@@ -41,14 +45,28 @@ class FirstFrameFile(NamedTuple):
 
 
 def first_frame_path(output: str | os.PathLike[str], kind: str) -> str:
-    """Return the path of a first frame from the path of the clip's latents. `kind` is one of FIRST_FRAMES."""
-    return os.fspath(output).removesuffix(LATENTS) + SUFFIXES[kind]
+    """Return the path of a first frame from the path of the clip's latents. `kind` is one of FIRST_FRAMES.
+
+    A name that would be too long for a file system is shortened, and marked by a digest.
+    """
+    folder, name = os.path.split(os.fspath(output).removesuffix(LATENTS))
+    room = MAX_NAME - len(SUFFIXES[kind])
+    if len(os.fsencode(name)) > room:
+        mark = "~" + hashlib.sha256(os.fsencode(name)).hexdigest()[:_MARK_DIGITS]
+        name = os.fsencode(name)[: room - len(mark)].decode(errors="ignore") + mark
+    return os.path.join(folder, name + SUFFIXES[kind])
+
+
+def is_first_frame(path: str, kind: str) -> bool:
+    """Return True for a file of this kind that movq wrote."""
+    return is_signed_png(path) if kind == PNG else is_latents(path)
 
 
 class FirstFrame:
     """Writes the first frame of a clip beside its latents, as each of `kinds`: `noted`, `append`, `finish`, `commit`.
 
-    Use it in a `with`. The constructor raises MovqError, before any work is done, if a file cannot be written.
+    Use it in a `with`. Its files get their names before the latents do, so that those without latents are left over, and
+    are replaced. The constructor raises MovqError, before any work is done, if a file cannot be written.
     """
 
     def __init__(self, output: str | os.PathLike[str], kinds: Sequence[str], force: bool) -> None:
@@ -56,10 +74,13 @@ class FirstFrame:
         self._png: WholeFile | None = None
         self._latents: LatentsWriter | None = None
         with ExitStack() as stack:
-            if PNG in kinds:
-                self._png = stack.enter_context(WholeFile(first_frame_path(output, PNG), force=force))
-            if LATENT in kinds:
-                self._latents = stack.enter_context(LatentsWriter(first_frame_path(output, LATENT), force=force))
+            for kind in kinds:
+                path = first_frame_path(output, kind)
+                replaces = force or (not os.path.lexists(output) and is_first_frame(path, kind))
+                if kind == PNG:
+                    self._png = stack.enter_context(WholeFile(path, force=replaces))
+                else:
+                    self._latents = stack.enter_context(LatentsWriter(path, force=replaces))
             self._stack = stack.pop_all()
 
     @property
@@ -87,9 +108,7 @@ class FirstFrame:
         assert self.frame is not None
         made = {}
         if self._png is not None:
-            from .video.pictures import encode_png
-
-            data = encode_png(self.frame.image[: clip.height, : clip.width])
+            data = signed_png(encode_png(self.frame.image))
             self._png.write(data)
             made[PNG] = FirstFrameFile(self._png.path, len(data), hashlib.sha256(data).hexdigest())
         if self._latents is not None:

@@ -1,5 +1,6 @@
 """First frames beside latents: the same instant and crop, whenever they are made, and never apart from their item."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -250,7 +251,7 @@ def test_its_name_counts_as_taken(tmp_path):
     for _ in range(2):
         result = encode_batch([tmp_path / "in"], tmp_path / "in", workers=0, first_frame="png")
     assert [line["id"] for line in result.lines] == ["a.mp4", "b.mp4"]
-    assert "first frames that movq writes" in dict(result.ignored)[str(tmp_path / "in" / "a.mp4.first_frame.png")]
+    assert "first frames that movq wrote" in dict(result.ignored)[str(tmp_path / "in" / "a.mp4.first_frame.png")]
 
 
 def test_left_behind_by_a_killed_batch_it_is_written_over(tmp_path):
@@ -331,7 +332,108 @@ def test_encode_writes_what_the_frame_alone_would_be_encoded_to(tmp_path, capsys
     m = open_latents(out).metadata
     with av.open(tmp_path / "out.first_frame.png") as file:
         (frame,) = file.decode(video=0)
-    assert (frame.width, frame.height, frame.format.name) == (m.width, m.height, "rgb24")
+    size = m.width + m.pad_right, m.height + m.pad_bottom
+    assert (frame.width, frame.height, frame.format.name) == (*size, "rgb24")
+    assert size != (m.width, m.height)
+
+
+def test_files_of_others_are_neither_written_over_nor_deleted_nor_packed(tmp_path):
+    """The source itself, a picture of the user, and what a manifest of strangers names."""
+    clips.still(tmp_path / "a.first_frame.png", clips.picture(48, 32), "png")
+    mine = (tmp_path / "a.first_frame.png").read_bytes()
+    with pytest.raises(MovqError, match="is the same file as the input"):
+        encode_video(tmp_path / "a.first_frame.png", tmp_path / "a.safetensors", first_frame="png", force=True)
+    (tmp_path / "in").mkdir()
+    clips.write(tmp_path / "in" / "a.mp4", clips.pictures(5))
+    out = tmp_path / "out"
+    encode_batch(tmp_path / "in", out, workers=0)
+    picture = out / "a.mp4.first_frame.png"
+    picture.write_bytes(mine)
+    result = encode_batch(tmp_path / "in", out, workers=0, first_frame="png")
+    assert "exists; --force overwrites it" in result.lines[0]["reason"]
+    encode_batch(tmp_path / "in", out, workers=0, save="mean", replace=True, first_frame="none")
+    assert picture.read_bytes() == mine
+    encode_batch(tmp_path / "in", out, workers=0, first_frame="png", save="mean", force=True)
+    assert picture.read_bytes() != mine
+    (out / "precious.png").write_bytes(mine)
+    lines = manifest(out)
+    said = {"output": "precious.png", "bytes": len(mine), "sha256": hashlib.sha256(mine).hexdigest()}
+    lines["a.mp4"]["first_frame"] = {"png": said, "depth": said}
+    (out / "manifest.jsonl").write_text(json.dumps(lines["a.mp4"]) + "\n")
+    with pytest.warns(
+        MovqWarning, match=r"its first frame \(png\) was damaged before packing; batch-encode --first-frame png"
+    ):
+        encode_batch(tmp_path / "in", out, workers=0, save="mean", layout="tar")
+    assert (out / "precious.png").read_bytes() == mine
+    assert manifest(out)["a.mp4"]["first_frame"] == {"depth": said}  # of a later movq
+
+
+def test_pictures_of_others_are_items_though_they_are_called_like_it(tmp_path):
+    clips.still(tmp_path / "shot.first_frame.png", clips.picture(48, 32), "png")
+    assert len(encode_batch(tmp_path / "shot.first_frame.png", tmp_path / "one", workers=0).made) == 1
+    result = encode_batch(tmp_path, tmp_path / "out", workers=0)
+    assert "shot.first_frame.png" in [line["id"] for line in result.lines]
+
+
+def test_clips_of_one_latent_shape_have_pictures_of_one_size(tmp_path):
+    clips.write(tmp_path / "in.mp4", clips.pictures(5, 64, 48))
+    clips.write(tmp_path / "odd.mp4", clips.pictures(5, 62, 46))
+    encode_batch([tmp_path / "in.mp4", tmp_path / "odd.mp4"], tmp_path / "out", workers=0, first_frame="png")
+    data = LatentDataset(tmp_path / "out")
+    [bucket] = data.buckets()
+    assert collate([data[i] for i in bucket])["first_frame"].shape == (2, 3, 48, 64)
+
+
+def test_of_a_video_that_failed_in_between_no_old_one_stays(copy):
+    (copy / "in" / "0.mkv").write_text("no video")
+    for layout in ("files", "tar"):
+        assert sum(line["status"] == "failed" for line in encoded(copy, layout).lines) == 1
+    clips.lossless(copy / "in" / "0.mkv", [numbered(200 + i, *PORTRAIT) for i in range(FRAMES)])
+    for layout in ("files", "tar"):
+        assert encoded(copy, layout).orphans == []
+        data = LatentDataset(copy / layout, where=lambda line: line["id"].startswith("0.mkv"))
+        assert [read_number(sample["first_frame"].permute(1, 2, 0).numpy()) for sample in data] == [200, 220]
+
+
+def test_a_damaged_one_does_not_take_the_latents_out_of_a_tar(copy):
+    """The video of its item has failed, so that the tar alone has them."""
+    (copy / "in" / "0.mkv").write_text("no video")
+    encoded(copy, "tar")
+    index = json.loads((copy / "tar" / "latents-00000.index.json").read_text())
+    (member,) = [member for member in index["members"] if member["id"] == "0.mkv_0-5"]
+    tar = copy / "tar" / "latents-00000.tar"
+    data = bytearray(tar.read_bytes())
+    data[member["first_frame"]["png"]["offset"] + 50] ^= 1
+    tar.write_bytes(data)
+    (copy / "in" / "a.b" / "1.txt").write_text("another caption")
+    with pytest.warns(MovqWarning, match=r"0\.mkv: its first frame \(png\) was damaged before packing"):
+        encoded(copy, "tar")
+    index = json.loads((copy / "tar" / "latents-00000.index.json").read_text())
+    (after,) = [member for member in index["members"] if member["id"] == "0.mkv_0-5"]
+    assert (after["sha256"], list(after["first_frame"])) == (member["sha256"], ["latent"])
+    (copy / "tar" / "latents-00000.index.json").unlink()
+    encoded(copy, "tar")
+    assert json.loads((copy / "tar" / "latents-00000.index.json").read_text()) == index
+
+
+def test_a_long_name(tmp_path):
+    name = "n" * 235 + ".mp4"
+    clips.write(tmp_path / name, clips.pictures(5))
+    encode_batch(tmp_path / name, tmp_path / "out", workers=0, first_frame=KINDS)
+    (line,) = manifest(tmp_path / "out").values()
+    assert line["output"] == f"{name}.safetensors"
+    assert all((tmp_path / "out" / said["output"]).exists() for said in line["first_frame"].values())
+    encode_batch(tmp_path / name, tmp_path / "out", workers=0, layout="tar")
+    assert LatentDataset(tmp_path / "out").first_frame == KINDS
+
+
+def test_a_video_that_is_gone_is_said_to_get_none(tmp_path):
+    clips.write(tmp_path / "a.mp4", clips.pictures(5))
+    (tmp_path / "list.txt").write_text("a.mp4\n")
+    encode_batch([], tmp_path / "out", lists=tmp_path / "list.txt", workers=0)
+    (tmp_path / "a.mp4").unlink()
+    with pytest.warns(MovqWarning, match="its finished output is kept, without the first frame that is asked for"):
+        encode_batch([], tmp_path / "out", lists=tmp_path / "list.txt", workers=0, first_frame="png")
 
 
 def test_the_command(tmp_path, capsys):
@@ -343,6 +445,10 @@ def test_the_command(tmp_path, capsys):
     assert lines[1].startswith(f"{tmp_path}/b.first_frame.png: first frame (png), ")
     assert lines[2].startswith(f"{tmp_path}/b.first_frame.safetensors: first frame (latent), ")
     (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(SystemExit, match="0"):  # without latents they are left over
+        app(["encode", source, "-o", out, "--first-frame", "png", "-q"])
+    (tmp_path / "b.safetensors").unlink()
+    clips.still(tmp_path / "b.first_frame.png", clips.picture(48, 32), "png")
     for more in ([], ["--dry-run"]):
         with pytest.raises(MovqError, match=r"b\.first_frame\.png: exists"):
             app(["encode", source, "-o", out, "--first-frame", "png", *more])

@@ -35,7 +35,7 @@ dataset_info:
 
 {mark}
 
-{items} of {frames} frames, {seconds:,.0f} seconds of video, encoded by movq with the weights of sha256 {weights}, in {precisions}.
+{items} of {frames} frames, {seconds:,.0f} seconds of video, encoded by movq with weights of sha256 {weights}, in {precisions}.
 
 | latents (1, C, T, H, W) | items |
 |---|---|

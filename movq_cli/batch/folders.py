@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 from ..files import os_reason
-from ..first_frame import SUFFIXES as FIRST_FRAMES
-from ..video import SUFFIXES
+from ..first_frame import PNG, SUFFIXES, is_first_frame
+from ..video import SUFFIXES as OF_VIDEOS
 
 _TEMPORARY = ("~", ".tmp", ".temp", ".part", ".partial", ".crdownload", ".download", ".aria2", ".ytdl", ".swp")
 _NO_VIDEO = "not a video or picture by its name"
@@ -94,11 +94,11 @@ class Walk:
             self.ignored[path] = "hidden"
         elif name.lower().endswith(_TEMPORARY):
             self.ignored[path] = "temporary"
-        elif name.endswith(tuple(FIRST_FRAMES.values())):
-            self.ignored[path] = "first frames that movq writes, by their names"
+        elif name.endswith(SUFFIXES[PNG]) and is_first_frame(path, PNG):
+            self.ignored[path] = "first frames that movq wrote"
         elif link and os.path.isdir(path):
             self._links.append(path)
-        elif os.path.splitext(name)[1].lower() not in SUFFIXES:
+        elif os.path.splitext(name)[1].lower() not in OF_VIDEOS:
             self.ignored[path] = _NO_VIDEO
         elif link:
             self._links.append(path)

@@ -53,7 +53,7 @@ class Inline:
                 tick()
 
             overrides = {"force": task.force, **task.overrides}
-            work = Work(self._encoder, task.item, self._folder, tick, latents=task.latents, **overrides)
+            work = Work(self._encoder, task.item, self._folder, tick, latents=task.latents, own=task.own, **overrides)
             work.compute(progress)
             outcome = work.finish()
             state.task = None

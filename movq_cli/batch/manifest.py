@@ -19,6 +19,7 @@ from msgspec import Meta
 
 from ..errors import MovqError, MovqWarning, option, printable
 from ..files import BLOCK, FileIdentity, WholeFile, os_reason, require_file, sync, write_all, write_error
+from ..options import FIRST_FRAMES
 from ..records import MOST, Amount, Count, from_values, parse_json
 from ..values import Shard
 from ..video import VideoFacts
@@ -124,6 +125,12 @@ def unmade(error: MovqError) -> Line:
     if error.cause == "short":
         return Line(status="short", reason=printable(error.reason_with_flags))
     return Line(status="failed", reason=printable(error.reason_with_flags), cause=error.cause)
+
+
+def first_frames_of(line: Line) -> dict[str, FirstFrameLine]:
+    """Return the files of the first frame by kind, in the order of FIRST_FRAMES, without kinds that a later movq may add."""
+    known = line.get("first_frame", {})
+    return {kind: known[kind] for kind in FIRST_FRAMES if kind in known}
 
 
 def files_of(line: Line) -> Iterator[Line | FirstFrameLine]:

@@ -12,7 +12,6 @@ from ..files import MAX_NAME, text_of
 from ..first_frame import LATENTS, SUFFIXES
 from .manifest import NAME
 
-_LONGEST = max(map(len, SUFFIXES.values()))  # bytes to leave room for in a name
 _FIRST_FRAMES = "|".join(re.escape(suffix) for suffix in SUFFIXES.values())
 _MARK_DIGITS = 10
 _RESERVED = re.compile(
@@ -89,7 +88,7 @@ def mark_of(*of: str) -> str:
 
 def _short(part: str, mark: str, suffix: str) -> str:
     """Return a name, shortened if it is too long, and then marked, so that long names with one beginning stay apart."""
-    room = MAX_NAME - (_LONGEST if suffix else 0)
+    room = MAX_NAME - len(suffix)
     if len((part + mark).encode()) > room:
         mark = mark or mark_of(part)
         part = part.encode()[: room - len(mark)].decode(errors="ignore")

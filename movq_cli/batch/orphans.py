@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ..errors import MovqError
-from ..first_frame import LATENTS, PNG, SUFFIXES
+from ..first_frame import LATENTS, PNG, SUFFIXES, is_first_frame
 from ..latents import is_latents
 from .item import Item
 from .manifest import FirstFrameLine, Line, Manifest, files_of, video_of
@@ -84,8 +84,8 @@ def video_is_there(line: Line) -> bool:
 
 
 def _is_ours(path: str) -> bool:
-    """Return True for latents, and for a picture that is called as the first frame of some."""
-    return path.endswith(SUFFIXES[PNG]) or is_latents(path)
+    """Return True for latents, and for a picture of movq's that is called as the first frame of some."""
+    return is_first_frame(path, PNG) if path.endswith(SUFFIXES[PNG]) else is_latents(path)
 
 
 def _place(said: Line | FirstFrameLine) -> str:

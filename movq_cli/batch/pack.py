@@ -13,18 +13,30 @@ import tarfile
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from ..errors import MovqDiskError, MovqError, MovqWarning
 from ..files import WholeFile, sha256_file, sync
-from ..first_frame import LATENTS, first_frame_path
-from ..latents import is_latents
-from ..options import FIRST_FRAMES
+from ..first_frame import LATENT, first_frame_path, is_first_frame
 from ..values import Shard
 from .item import Item
-from .manifest import DESCRIBED, FirstFrameLine, Line, Manifest, files_of
+from .manifest import DESCRIBED, FirstFrameLine, Line, Manifest, first_frames_of
 from .paths import refuse_links
-from .tars import TAR, CutError, Member, Part, Tars, blocks, digest_of, index_path, json_name, member_name, write_index
+from .tars import (
+    TAR,
+    CutError,
+    Member,
+    Part,
+    Tars,
+    blocks,
+    digest_of,
+    first_frame_name,
+    index_path,
+    json_name,
+    member_name,
+    write_index,
+)
 
 _END = bytes(2 * tarfile.BLOCKSIZE)
 _SAID = (
@@ -113,24 +125,24 @@ class Packer:
                 if "member" in line:
                     self._tars.find(line)
                     self._remove_packed(item.output, line)
-            for kind, said in line.get("first_frame", {}).items():
+            for kind, said in first_frames_of(line).items():
                 with suppress(MovqError):
                     if "member" in said:
                         self._tars.find_first_frame(line, kind)
-                        self._remove_packed(first_frame_path(item.output, kind), said)
+                        self._remove_packed(first_frame_path(item.output, kind), said, kind)
 
-    def _remove_packed(self, name: str, said: Line | FirstFrameLine) -> None:
+    def _remove_packed(self, name: str, said: Line | FirstFrameLine, kind: str = LATENT) -> None:
         """Delete a file below the folder that a tar has too. Raises MovqError if it cannot be read."""
         path = os.path.join(self._folder, name)
-        if self._holds(name, said) and sha256_file(path) == said["sha256"]:
+        if self._holds(name, said, kind) and sha256_file(path) == said["sha256"]:
             os.unlink(path)
 
-    def _holds(self, name: str, said: Line | FirstFrameLine) -> bool:
-        """Return True if a file below the folder has the size that is said, and is latents if it is called so."""
+    def _holds(self, name: str, said: Line | FirstFrameLine, kind: str = LATENT) -> bool:
+        """Return True if a file below the folder has the size that is said, and movq wrote it: it may be deleted later."""
         path = os.path.join(self._folder, name)
         try:
             refuse_links(self._folder, name)
-            return os.path.getsize(path) == said["bytes"] and (not name.endswith(LATENTS) or is_latents(path))
+            return os.path.getsize(path) == said["bytes"] and is_first_frame(path, kind)
         except (OSError, MovqError):
             return False
 
@@ -155,7 +167,7 @@ class Packer:
                 same = False
             elif line["output"] == tar:
                 entries.append(_Entry(line, member))
-                packed = all("member" in said for said in files_of(line))
+                packed = all("member" in said for said in first_frames_of(line).values())
                 same = same and packed and digest_of(_said(line)) == member.json_sha256
             else:
                 same = False
@@ -172,33 +184,39 @@ class Packer:
         while entries and not members:
             try:
                 members = self._write_whole(path, entries, new)
-            except _DamagedError as damaged:  # it is left out, and the next batch makes it again
-                line, member = entries.pop(damaged.number)
-                if line is not None:
-                    left = self._without(line, damaged.kind)
-                    self._manifest.append(left)
-                    if left["status"] == "done":
-                        entries.insert(damaged.number, _Entry(left, member))
+            except _DamagedError as damaged:  # it is left out, and may be made again
+                entry = entries.pop(damaged.number)
+                entries[damaged.number : damaged.number] = self._without(entry, damaged.kind)
         self._tars.forget(tar)
         self.written += bool(members)
         pairs = zip(entries, members, strict=True)
         self._manifest.append(*(_in_tar(entry.line, tar, member) for entry, member in pairs if entry.line is not None))
-        said = [said for entry in entries if entry.line is not None for said in files_of(entry.line)]
-        gone = [one["output"] for one in said if "member" not in one]
+        gone = [name for entry in entries for name in entry.unpacked]
         if not entries and not new:
             gone += [tar, index_path(tar)]
         for name in gone:
             with suppress(FileNotFoundError):
                 os.unlink(os.path.join(self._folder, name))
 
-    def _without(self, line: Line, kind: str) -> Line:
-        """Return a line without its first frame of this kind, or, if that is "", without its latents: they are damaged."""
-        what = "first frame was" if kind else "latents were"
+    def _without(self, entry: _Entry, kind: str) -> list[_Entry]:
+        """Return what is left of an entry without its first frame of a kind, or, if that is "", without its latents."""
+        line, member = entry
+        what = f"first frame ({kind}) was" if kind else "latents were"
+        again = f"batch-encode --first-frame {kind}" if kind else "the same command"
         reason = f"its {what} damaged before packing"
-        warnings.warn(MovqWarning(f"{line['path']}: {reason}; the same command makes them again"), stacklevel=2)
-        if not kind:
-            return line | Line(status="failed", reason=reason, cause=MovqDiskError.cause)
-        return line | Line(first_frame={k: said for k, said in line["first_frame"].items() if k != kind})
+        about = line["path"] if line is not None else entry.id
+        warnings.warn(MovqWarning(f"{about}: {reason}; {again} makes them again"), stacklevel=2)
+        if line is not None:
+            left = line.copy()
+            if kind:
+                left["first_frame"] = {k: said for k, said in left.pop("first_frame").items() if k != kind}
+            else:
+                left |= Line(status="failed", reason=reason, cause=MovqDiskError.cause)
+            self._manifest.append(left)
+            return [_Entry(left, member)] if kind else []
+        if not kind or member is None:
+            return []
+        return [_Entry(None, replace(member, first_frame={k: v for k, v in member.first_frame.items() if k != kind}))]
 
     def _write_whole(self, path: str, entries: list[_Entry], new: bool) -> list[Member]:
         with WholeFile(path, force=not new) as file:
@@ -218,15 +236,20 @@ class Packer:
         name = member_name(id)
         try:
             for kind in ("", *entry.first_frames):
-                added[kind] = tar.add(first_frame_path(name, kind) if kind else name, *self._source(entry, kind, path))
+                added[kind] = tar.add(first_frame_name(name, kind) if kind else name, *self._source(entry, kind, path))
             kind = ""
             said = _said_before(path, entry.member) if entry.line is None else _said(entry.line)
         except CutError:
             raise _DamagedError(number, kind) from None
-        json = tar.add(json_name(name), len(said), digest_of(said), [said])
+        place = tar.add(json_name(name), len(said), digest_of(said), [said])
         latents = vars(added.pop(""))
         return Member(
-            **latents, id=id, json_offset=json.offset, json_bytes=json.bytes, json_sha256=json.sha256, first_frame=added
+            **latents,
+            id=id,
+            json_offset=place.offset,
+            json_bytes=place.bytes,
+            json_sha256=place.sha256,
+            first_frame=added,
         )
 
     def _source(self, entry: _Entry, kind: str, path: str) -> tuple[int, str, Iterable[bytes]]:
@@ -237,7 +260,7 @@ class Packer:
             if part is None:
                 raise CutError("does not hold what the manifest says", path)
             return part.bytes, part.sha256, blocks(path, part.offset, part.bytes)
-        if not self._holds(said["output"], said):
+        if not self._holds(said["output"], said, kind or LATENT):
             raise CutError("is not what the manifest says", said["output"])
         return said["bytes"], said["sha256"], blocks(os.path.join(self._folder, said["output"]), 0, said["bytes"])
 
@@ -261,13 +284,17 @@ class _Entry(NamedTuple):
 
     @property
     def first_frames(self) -> list[str]:
-        """The kinds of its first frame, in order."""
-        known: Iterable[str] = ()
+        """The kinds of its first frame."""
         if self.line is not None:
-            known = self.line.get("first_frame", ())
-        elif self.member is not None:
-            known = self.member.first_frame
-        return [kind for kind in FIRST_FRAMES if kind in known]
+            return [*first_frames_of(self.line)]
+        return [] if self.member is None else [*self.member.first_frame]
+
+    @property
+    def unpacked(self) -> list[str]:
+        """The files that are not in a tar yet, relative to the folder."""
+        if self.line is None:
+            return []
+        return [said["output"] for said in (self.line, *first_frames_of(self.line).values()) if "member" not in said]
 
     def said(self, kind: str) -> Line | FirstFrameLine | None:
         """Return what the manifest says of the latents, or of the first frame of a kind; None without a line."""
@@ -321,7 +348,7 @@ class _DamagedError(Exception):
 def _in_tar(line: Line, tar: str, member: Member) -> Line:
     packed = line | Line(output=tar, member=member.name)
     if member.first_frame:
-        packed["first_frame"] = {
+        packed["first_frame"] = line["first_frame"] | {
             kind: FirstFrameLine(output=tar, member=part.name, bytes=part.bytes, sha256=part.sha256)
             for kind, part in member.first_frame.items()
         }
@@ -330,14 +357,24 @@ def _in_tar(line: Line, tar: str, member: Member) -> Line:
 
 def _said(line: Line) -> bytes:
     values = {"caption": "", **{name: line[name] for name in _SAID if name in line}}  # type: ignore[literal-required]
-    if first := line.get("first_frame"):
+    if first := first_frames_of(line):
         values["first_frame"] = {kind: {"bytes": one["bytes"], "sha256": one["sha256"]} for kind, one in first.items()}
-    return json.dumps(values, ensure_ascii=False, sort_keys=True).encode()
+    return _json(values)
 
 
 def _said_before(path: str, member: Member | None) -> bytes:
+    """Return the JSON of a member, without first frames that it has no longer."""
     assert member is not None
-    return b"".join(blocks(path, member.json_offset, member.json_bytes))
+    said = b"".join(blocks(path, member.json_offset, member.json_bytes))
+    values = json.loads(said)
+    first = values.get("first_frame", {})
+    if first.keys() == member.first_frame.keys():
+        return said
+    return _json(values | {"first_frame": {kind: first[kind] for kind in member.first_frame}})
+
+
+def _json(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, ensure_ascii=False, sort_keys=True).encode()
 
 
 def _header(name: str, size: int) -> bytes:
@@ -349,7 +386,6 @@ def _header(name: str, size: int) -> bytes:
 def _room(line: Line) -> int:
     """Return the bytes that an item takes in a tar, with headers and padding."""
     name = member_name(line["id"])
-    first = line.get("first_frame", {})
     sizes = {name: line["bytes"], json_name(name): len(_said(line))}
-    sizes |= {first_frame_path(name, kind): said["bytes"] for kind, said in first.items()}
+    sizes |= {first_frame_name(name, kind): said["bytes"] for kind, said in first_frames_of(line).items()}
     return sum(len(_header(name, size)) + size + -size % tarfile.BLOCKSIZE for name, size in sizes.items())

@@ -34,7 +34,8 @@ _MOST_ATTEMPTS = 5  # if machines are lost, which is not the fault of the item
 class Task:
     """An item to encode, with its attempts. `source_bytes` is the size of its video.
 
-    `force` allows replacing its output. `overrides` are options for it alone. Without `latents`, only the files of its
+    `force` allows replacing what is in the place of its files, `own` are those that it may replace anyway, as the manifest
+    names them, relative to the folder. `overrides` are options for it alone. Without `latents`, only the files of its
     first frame are made. `attempts` counts those made, of at most `allowed` if workers die of the item; `first` is why
     the first failed.
     """
@@ -42,6 +43,7 @@ class Task:
     item: Item
     source_bytes: int = 0
     force: bool = False
+    own: tuple[str, ...] = ()
     overrides: dict[str, Any] = field(default_factory=dict)
     latents: bool = True
     attempts: int = 0
@@ -177,6 +179,7 @@ class Pool:
                 "item": to_values(task.item.updated(caption=None, extra={})),
                 "folder": self._folder,
                 "latents": task.latents,
+                "own": task.own,
                 "overrides": overrides,
             }
         )

@@ -73,7 +73,7 @@ def plan_resume(
             for item, line in zip(part, lines, strict=True)
         ]
 
-    plan, unread = ResumePlan(), list[str]()
+    plan, unread, without = ResumePlan(), list[str](), False
     for item, verdict in zip(items, in_threads(judge, items, _THREADS), strict=True):
         if verdict.end in (_End.AGAIN, _End.DIFFERS):
             plan.pending.append(item)
@@ -88,9 +88,11 @@ def plan_resume(
         if verdict.end is _End.UNREADABLE:
             plan.kept.append(manifest.lines[item.id])
             unread.append(item.source_path)
+            without = without or bool(verdict.lacking)
         passed()
     if unread:
         text = f"{unread[0]}: cannot be read now; its finished output is kept"
+        text += ", without the first frame that is asked for" if without else ""
         warnings.warn(MovqWarning(text + (f", and {len(unread) - 1:,} like it" if unread[1:] else "")), stacklevel=3)
     return plan
 
@@ -249,7 +251,7 @@ def _judge(case: _Case) -> _Verdict:
     done = case.line["status"] == "done"
     for check, end in FINISHED if done else UNMADE:
         if reason := check(case):
-            return _Verdict(end, reason)
+            return _Verdict(end, reason, _lacking(case) if end is _End.UNREADABLE else ())
     return _Verdict(_End.KEEP, lacking=_lacking(case) if done else ())
 
 

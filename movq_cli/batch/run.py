@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MovqDiskError, MovqError
+from ..first_frame import first_frame_path, is_first_frame
 from ..options import FIRST_FRAMES, TAR_BYTES, BatchOptions, EncodeOptions
 from .card import write_card
 from .discover import Found
 from .item import Item
 from .locks import finish_shard
-from .manifest import DESCRIBED, Line, unmade
+from .manifest import DESCRIBED, Line, files_of, unmade
 from .orphans import find_orphans, mark_orphans
 from .pack import Packer
 from .paths import refuse_links
@@ -131,15 +132,17 @@ class _Run:
         refused = [item for item in pending if item.refusal is not None]
         tasks = self._tasks(item for item in pending if item.refusal is None)
         for item, kinds in first_frames:
-            overrides = {"first_frame": kinds}
-            tasks.append(Task(item, size_of(item.source_path), force=True, overrides=overrides, latents=False))
+            task = self._task(item)
+            task.latents, task.overrides["first_frame"] = False, kinds
+            tasks.append(task)
         try:
             if tasks:
                 self._encode(tasks, refused)
             else:
                 self._refuse(refused)
         except MovqError as error:  # no worker is left, or the manifest cannot be written
-            if not self._job.state.made and not isinstance(error, MovqDiskError):
+            state = self._job.state
+            if not (state.made or state.added or isinstance(error, MovqDiskError)):
                 raise
             self.stopped = error.with_flags
 
@@ -184,12 +187,16 @@ class _Run:
 
     def _tasks(self, items: Iterable[Item]) -> list[Task]:
         """Return the tasks. Items that failed for lack of disk space in an earlier batch come last."""
-        lines, force = self._job.manifest.lines, self._settings.options.force
-        tasks = []
-        for item in sorted(items, key=lambda item: lines.get(item.id, Line()).get("cause") == MovqDiskError.cause):
-            own = lines.get(item.id, Line()).get("output") == item.output
-            tasks.append(Task(item, size_of(item.source_path), force=force or own))
-        return tasks
+        lines = self._job.manifest.lines
+        full = {id for id, line in lines.items() if line.get("cause") == MovqDiskError.cause}
+        return [self._task(item) for item in sorted(items, key=lambda item: item.id in full)]
+
+    def _task(self, item: Item) -> Task:
+        line = self._job.manifest.lines.get(item.id, Line(status="failed"))
+        own = (
+            tuple(said["output"] for said in files_of(line) if "member" not in said) if line["status"] == "done" else ()
+        )
+        return Task(item, size_of(item.source_path), force=self._settings.options.force, own=own)
 
     def _refuse(self, items: Iterable[Item]) -> None:
         for item in items:
@@ -212,15 +219,16 @@ class _Run:
         self._job.state.item_ended(line)
 
     def _remove_old_first_frame(self, item: Item, line: Line) -> None:
-        """Delete first frames that an item had, once it is made again without them: they may be of another crop."""
-        before = self._job.manifest.lines.get(item.id, Line()).get("first_frame", {})
+        """Delete first frames beside an item that was made again without them: they may be of another video or crop."""
         if line["status"] != "done":
             return
-        for kind in before.keys() - line.get("first_frame", {}).keys():
-            if "member" not in before[kind]:
+        for kind in FIRST_FRAMES:
+            name = first_frame_path(item.output, kind)
+            path = os.path.join(self._job.folder, name)
+            if kind not in line.get("first_frame", {}) and is_first_frame(path, kind):
                 with suppress(FileNotFoundError, MovqError):
-                    refuse_links(self._job.folder, before[kind]["output"])
-                    os.unlink(os.path.join(self._job.folder, before[kind]["output"]))
+                    refuse_links(self._job.folder, name)
+                    os.unlink(path)
 
     def _add_first_frame(self, item: Item, outcome: Line) -> None:
         """Add the first frame to the line of an item that is done already."""
@@ -229,7 +237,8 @@ class _Run:
             outcome = unmade(MovqError("changed while it was read"))
         if outcome["status"] == "done":
             files = line.get("first_frame", {}) | outcome["first_frame"]
-            line = line | Line(first_frame={kind: files[kind] for kind in FIRST_FRAMES if kind in files})
+            known = {kind: files[kind] for kind in FIRST_FRAMES if kind in files}
+            line = line | Line(first_frame=known | files)
             job.manifest.append(line)
             job.state.first_frame_added(line)
         else:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from ..errors import MovqError
 from ..files import BLOCK, WholeFile, os_reason, require_file
-from ..first_frame import LATENTS, SUFFIXES, first_frame_path
+from ..first_frame import LATENTS, SUFFIXES
 from ..options import FIRST_FRAMES
 from ..records import Count, from_values, parse_json, to_values
 from .manifest import FirstFrameLine, Line
@@ -62,6 +62,11 @@ def member_name(id: str) -> str:
     """
     parts = [re.sub(r"[%.]", lambda c: f"%{ord(c[0]):02X}", part) for part in id.split("/")]
     return "/".join(re.sub(r"^_(?=_.*__$)", "%5F", part) for part in parts) + LATENTS
+
+
+def first_frame_name(name: str, kind: str) -> str:
+    """Return the name in a tar of the first frame that goes with latents of this name."""
+    return name.removesuffix(LATENTS) + SUFFIXES[kind]
 
 
 def index_path(tar: str) -> str:
@@ -208,7 +213,7 @@ def _ends(member: Member) -> Iterator[int]:
 def _is_named_by_rule(member: Member) -> bool:
     name = member_name(member.id)
     return member.name == name and all(
-        kind in SUFFIXES and part.name == first_frame_path(name, kind) for kind, part in member.first_frame.items()
+        kind in SUFFIXES and part.name == first_frame_name(name, kind) for kind, part in member.first_frame.items()
     )
 
 
@@ -240,7 +245,7 @@ def _member(info: tarfile.TarInfo, said: bytes, found: dict[str, tarfile.TarInfo
     parts = {}
     said_first = values.get("first_frame", {})
     for kind in (kind for kind in FIRST_FRAMES if kind in said_first):
-        part = found.pop(first_frame_path(name, kind))
+        part = found.pop(first_frame_name(name, kind))
         parts[kind] = Part(part.name, part.offset_data, part.size, str(said_first[kind]["sha256"]))
     place = id, info.offset_data, info.size, digest_of(said)
     return Member(name, latents.offset_data, latents.size, str(values["sha256"]), *place, parts)

@@ -10,7 +10,7 @@ with these weights or options.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from queue import SimpleQueue
@@ -21,10 +21,10 @@ from ..codec import Progress
 from ..device import available_memory, memory_errors, spare_page_faults, usable_cores
 from ..encode import VideoEncoder
 from ..encoding import EncodeResult, Encoding
-from ..errors import MovqCrashError, MovqError, printable
+from ..errors import MovqCrashError, MovqError, MovqOutputError, option, printable
+from ..fields import changed
 from ..files import FileIdentity, require_file, write_error
-from ..first_frame import LATENT, FirstFrameFile, first_frame_path
-from ..latents import is_latents
+from ..first_frame import LATENT, FirstFrameFile, first_frame_path, is_first_frame
 from ..options import EncodeOptions
 from ..processes import Talk
 from ..records import from_values, to_values
@@ -41,8 +41,8 @@ _OPEN_AT_ONCE = 2
 class Work:
     """An item on its way into the output folder. The constructor opens the video; then call `compute`, then `finish`.
 
-    Without `latents`, only the files of its first frame are made. Refusals go into the line, so only bugs raise. An older
-    latents file is replaced, any other file only with the override `force`.
+    Without `latents`, only the files of its first frame are made. Refusals go into the line, so only bugs raise. Files that
+    movq wrote are replaced, and those of its `own` that the manifest names; any others only with the override `force`.
     """
 
     def __init__(
@@ -53,26 +53,34 @@ class Work:
         alive: Callable[[], None] = lambda: None,
         open_at_once: int = 1,
         latents: bool = True,
+        own: Collection[str] = (),
         **overrides: Any,
     ) -> None:
         self._item, self._latents = item, latents
         self._outcome = Line()
         self._encoding: Encoding | None = None
         self._output = output = os.path.join(folder, item.output)
-        options = item.encode_options(encoder.options)
+        options = item.encode_options(changed(encoder.options, overrides))
         overrides |= {name: getattr(options, name) for name in ("selection", "picture", "short")}
         with self._refusing():
             self._outcome["source"] = FileIdentity.of(require_file(item.source_path))
             refuse_links(folder, item.output)
             os.makedirs(os.path.dirname(output), exist_ok=True)
-            # A killed batch may have left the latents, or only those of the first frame, which get their name first.
-            overrides["force"] = overrides.get("force", False) or any(
-                map(is_latents, (output, first_frame_path(output, LATENT)))
-            )
+            overrides["force"] = overrides.get("force", False) or self._may_replace(folder, options, own)
             self._encoding = encoder.begin(
                 item.source_path, output, alive=alive, open_at_once=open_at_once, latents=latents, **overrides
             )
             self._encoding.count()
+
+    def _may_replace(self, folder: str, options: EncodeOptions, own: Collection[str]) -> bool:
+        """Return True if what is at the places of the item's files is movq's. Raises MovqOutputError if it is not."""
+        places = {first_frame_path(self._item.output, kind): kind for kind in options.first_frames}
+        for name, kind in (places | ({self._item.output: LATENT} if self._latents else {})).items():
+            path = os.path.join(folder, name)
+            refuse_links(folder, name)
+            if os.path.isfile(path) and name not in own and not is_first_frame(path, kind):
+                raise MovqOutputError(f"exists; {option('force', True)} overwrites it", path)
+        return True
 
     def compute(self, progress: Progress) -> None:
         """Encode the frames, unless the item was refused."""
@@ -114,8 +122,8 @@ class Work:
         )
 
     def _added(self, encoding: Encoding) -> Line:
-        clip, files = encoding.finish_first_frame()
-        return Line(status="done", source_sha256=clip.source_sha256) | self._first_frame(files)
+        source_sha256, files = encoding.finish_first_frame()
+        return Line(status="done", source_sha256=source_sha256) | self._first_frame(files)
 
     def _first_frame(self, files: dict[str, FirstFrameFile]) -> Line:
         if not files:
@@ -187,9 +195,8 @@ def _take_turns(talk: Talk, encoder: VideoEncoder) -> None:
 
     def opened(message: dict[str, Any]) -> Work:
         item = from_values(Item, message["item"])
-        return Work(
-            encoder, item, message["folder"], talk.alive, _OPEN_AT_ONCE, message["latents"], **message["overrides"]
-        )
+        how = {name: message[name] for name in ("latents", "own")}
+        return Work(encoder, item, message["folder"], talk.alive, _OPEN_AT_ONCE, **how, **message["overrides"])
 
     def finish(work: Work, resident: int) -> None:
         with _last_words(talk):

@@ -62,7 +62,7 @@ def export_latents(
     options = options_of(ExportOptions, options, overrides)
     if options.to is None:
         raise MovqUsageError(f"name a layout: {', '.join(EXPORTS)}", option="to")
-    export = _Export(LatentDataset(folder, scale=1.0), os.fspath(output), options)
+    export = _Export(LatentDataset(folder, scale=1.0, first_frames=False), os.fspath(output), options)
     result = export.run(dry_run, progress)
     return replace(result, seconds=time.perf_counter() - started)
 
@@ -275,6 +275,7 @@ class _Export:
     def _made_from(self, index: int, item: Item) -> dict[str, Any]:
         """Return everything that the files of an item depend on."""
         layout, row = self._format, self._dataset.row(index)
+        first_frame = {kind: row["first_frame"][kind]["sha256"] for kind in self._first_frames(item)}
         return {
             "latents": row["sha256"],
             "name": item.name,
@@ -284,9 +285,8 @@ class _Export:
             "seed": layout.seed,
             "dtype": layout.dtype,
             "target": layout.target,
-            "first_frame": {kind: row["first_frame"][kind]["sha256"] for kind in self._first_frames(item)},
             "embeds": self._embeds.identity(item.caption) if item.has_embeds else None,
-        }
+        } | ({"first_frame": first_frame} if first_frame else {})
 
     def _is_up_to_date(self, before: Exported, index: int, item: Item, manifest: Manifest) -> bool:
         return (

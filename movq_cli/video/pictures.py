@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import zlib
 from fractions import Fraction
 from typing import TYPE_CHECKING, cast
 
@@ -14,6 +15,10 @@ from ..files import WholeFile
 
 _PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 """The first bytes of a PNG file, up to its width and height."""
+_IHDR_END = 33
+_SIGNED = b"tEXtSoftware\0movq"
+_SIGNATURE = struct.pack(">I", len(_SIGNED) - 4) + _SIGNED + struct.pack(">I", zlib.crc32(_SIGNED))
+"""A chunk of a PNG file, as its specification has it: length, type, keyword and text, checksum."""
 
 if TYPE_CHECKING:
     import av
@@ -33,6 +38,20 @@ def write_png(path: str | os.PathLike[str], image: np.ndarray, *, force: bool = 
 def encode_png(image: np.ndarray) -> bytes:
     """Return the PNG file of an RGB uint8 (H, W, 3) picture."""
     return _encode(_frame(image), "png", {"pred": "avg"})
+
+
+def signed_png(data: bytes) -> bytes:
+    """Return the same PNG file, which also says that movq wrote it."""
+    return data[:_IHDR_END] + _SIGNATURE + data[_IHDR_END:]
+
+
+def is_signed_png(path: str | os.PathLike[str]) -> bool:
+    """Return True for a PNG file that says that movq wrote it; False also if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(_IHDR_END + len(_SIGNATURE))[_IHDR_END:] == _SIGNATURE
+    except OSError:
+        return False
 
 
 def decode_png(data: bytes, width: int, height: int) -> np.ndarray:
