@@ -6,6 +6,7 @@ No torch. Modules for one kind of path are imported only for that kind, so that 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from .batch import Summary
     from .video import VideoInfo
 
-Kind = Literal["latents", "video", "weights", "batch", "folder", "exported"]
+Kind = Literal["latents", "video", "weights", "batch", "folder", "exported", "export"]
 
 
 def kind_of(path: str) -> Kind:
@@ -34,9 +35,12 @@ def kind_of(path: str) -> Kind:
     """
     if os.path.isdir(path):
         from .batch.manifest import NAME, shard_manifests
+        from .export.manifest import NAME as EXPORT
 
         if os.path.isfile(os.path.join(path, NAME)) or shard_manifests(path):
             return "batch"
+        if os.path.isfile(os.path.join(path, EXPORT)):
+            return "export"
         return "weights" if holds_weights(path) and not any(map(is_latents, _candidates_below(path))) else "folder"
     if is_model_id(path) or is_embedded_name(path):
         return "weights"
@@ -84,6 +88,41 @@ def describe_export(path: str) -> ExportDescription:
         str(latents.dtype).removeprefix("torch."),
         float(numbers.mean()),
         float(numbers.std(correction=0)),
+    )
+
+
+class ExportFolder(NamedTuple):
+    """What `movq export` left in a folder: the layout, the batch (relative to the folder), and items by status.
+
+    `bytes` are those of all its files, `missing` the files that are gone or of another size, and `reasons` why items were
+    refused or left out, the most frequent first.
+    """
+
+    layout: str
+    batch: str
+    counts: dict[str, int]
+    bytes: int
+    missing: list[str]
+    reasons: list[tuple[str, int]]
+
+
+def describe_export_folder(folder: str) -> ExportFolder:
+    """Return what is in the folder of an export, by its manifest. Raises MovqError if that is of something else."""
+    from .export.manifest import NAME, SHARED, Manifest
+
+    manifest = Manifest(folder, dry_run=True)
+    shared = manifest.before.pop(SHARED, {}).get("made_from")
+    if shared is None:
+        raise MovqError("is not of an export of movq", manifest.place(NAME))
+    lines = manifest.before.values()
+    missing = [path for line in lines for path, size in line.get("files", {}).items() if manifest.size(path) != size]
+    return ExportFolder(
+        layout=shared["to"],
+        batch=shared["batch"],
+        counts=dict(Counter(line["status"] for line in lines)),
+        bytes=sum(sum(line.get("files", {}).values()) for line in lines),
+        missing=sorted(set(missing)),
+        reasons=Counter(line["reason"] for line in lines if "reason" in line).most_common(),
     )
 
 

@@ -59,7 +59,8 @@ def test_commands_of_batches(zygote, folder, monkeypatch):
 
 
 @pytest.mark.slow
-def test_examples(folder):
+def test_examples(folder, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(folder / "hub"))
     examples = blocks("python")
     assert len(examples) >= 2
     for example in examples:

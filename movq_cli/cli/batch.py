@@ -24,6 +24,7 @@ from .show import (
     name_of,
     odd_rows,
     plural,
+    say_shapes,
     say_target,
     say_whose_weights,
     tail,
@@ -123,6 +124,7 @@ def batch_encode(
     _report(result, folder, quiet, batch.shard is not None)
     if not quiet and result.made:
         say_whose_weights(options)
+        say_shapes(options, [line for line in result.lines if line["status"] == "done"])
     failed = sum(line["status"] == "failed" for line in result.lines)
     if result.stopped or failed > allowed(len(result.lines)):
         raise typer.Exit(1)

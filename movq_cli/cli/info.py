@@ -79,7 +79,9 @@ def _describe(path: str, stats: bool, weights: str | None, max_pixels: int | Non
         return _latents(path, stats)
     if kind == "video":
         return _video(path, weights, max_pixels)
-    return {"weights": _weights, "batch": _batch, "folder": _folder, "exported": _exported}[kind](path)
+    return {"weights": _weights, "batch": _batch, "folder": _folder, "exported": _exported, "export": _export}[kind](
+        path
+    )
 
 
 def _latents(path: str, stats: bool) -> _Described:
@@ -196,6 +198,31 @@ def _shapes(shapes: list[tuple[list[int], int]]) -> list[str]:
 def _named(outputs: list[str], what: str) -> list[str]:
     more = [f"... and {len(outputs) - _NAMED:,} more"] if len(outputs) > _NAMED else []
     return [f"{plural(len(outputs), 'output')} {what}:", *outputs[:_NAMED], *more] if outputs else []
+
+
+def _export(path: str) -> _Described:
+    from ..describe import describe_export_folder
+    from .tables import print_pairs, print_rows
+
+    export = describe_export_folder(path)
+
+    def show() -> None:
+        counts = ", ".join(f"{count:,} {status}" for status, count in export.counts.items())
+        print_pairs(
+            {
+                "kind": f"export of {plural(sum(export.counts.values()), 'item')} to {export.layout}: {counts}",
+                "batch": name_of(export.batch),
+                "size": format_bytes(export.bytes),
+                "missing": _named(export.missing, "missing that the manifest has"),
+            },
+            title=path,
+        )
+        if export.reasons:
+            print_rows(
+                ["why items are not in it", "items"], [[text, f"{count:,}"] for text, count in export.reasons[:_NAMED]]
+            )
+
+    return {"kind": "export", "path": path, **export._asdict()}, show
 
 
 def _folder(path: str) -> _Described:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ LEAST_PART = 0.5
 """The part of a picture that a crop should keep; less is remarked on."""
 
 if TYPE_CHECKING:
+    from ..batch import Line
     from ..codec import Progress
     from ..options import EncodeOptions
     from ..values import Bucket
@@ -50,9 +52,27 @@ def say_target(options: EncodeOptions, buckets: Iterable[Bucket] = ()) -> None:
         f"multiples of {picture.multiple}",
         f"stored in {options.store_dtype}",
         f"scaling factor {options.scaling_factor:.10g}",
+        f"first frames ({', '.join(options.first_frames)})" if options.first_frames else "",
         f"weights {options.weights}",
     ]
     complain(f"for {options.target}: {', '.join(filter(None, parts))}")
+
+
+def say_shapes(options: EncodeOptions, lines: Iterable[Line]) -> None:
+    """Print that the clips that are done for a model have several shapes, where trainers stack them."""
+    from ..video.geometry import round_up
+
+    if options.target is None:
+        return
+    multiple = options.picture.multiple or 1
+    sides = (
+        (line["frames"] + line["padded"], round_up(line["height"], multiple), round_up(line["width"], multiple))
+        for line in lines
+    )
+    counts = Counter("x".join(map(str, three)) for three in sides)
+    if len(counts) > 1:
+        found = ", ".join(f"{shape} ({plural(count, 'clip')})" for shape, count in counts.most_common())
+        complain(f"{found}: CogVideo's finetuning takes clips of one shape; export --shape names it")
 
 
 def odd_rows(sizes: Iterable[tuple[int, int]], semantics: str) -> str:

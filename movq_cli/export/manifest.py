@@ -70,10 +70,14 @@ class Manifest:
         files, links = line.get("files", {}), line.get("links", {})
         if any(self.owners.get(path) != line["id"] and not is_shared(path) for path in (*files, *links)):
             return False
-        places = {self.place(path): size for path, size in files.items()}
-        return all(os.path.isfile(place) and os.path.getsize(place) == size for place, size in places.items()) and all(
+        return all(self.size(path) == size for path, size in files.items()) and all(
             _target(self.place(path)) == target for path, target in links.items()
         )
+
+    def size(self, path: str) -> int:
+        """Return the bytes of a file of the folder; -1 if it is not there."""
+        place = self.place(path)
+        return os.path.getsize(place) if os.path.isfile(place) else -1
 
     def append(self, line: Exported) -> None:
         """Write a line, and sync it."""
