@@ -590,6 +590,41 @@ def test_info_says_what_exported_files_seem_to_be(tmp_path, batch, embeds, capsy
 # -- what trainers do with them
 
 
+def test_info_of_an_exports_folder(tmp_path, vae, sources, capsys):
+    mine = tmp_path / "in"
+    shutil.copytree(sources, mine)
+    (mine / "b.txt").unlink()
+    made = encoded(mine, tmp_path / "made", vae)
+    export_latents(made, tmp_path / "data", to="cogvideo-finetune", target="cogvideox-5b")
+    file = next((tmp_path / "data").rglob("a.safetensors"))
+    file.write_bytes(b"cut")
+    assert run(["info", str(tmp_path / "data")]) == 0
+    shown = capsys.readouterr().out
+    assert "export of 3 items to cogvideo-finetune: 2 done, 1 refused" in shown
+    assert "../made" in shown
+    assert "1 output missing that the manifest has" in shown
+    assert "has no caption" in shown
+    assert run(["info", "--json", str(tmp_path / "data")]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["counts"] == {"done": 2, "refused": 1}
+    assert values["missing"] == [os.path.relpath(file, tmp_path / "data")]
+    (tmp_path / "data" / "export.jsonl").write_text("{}\n")
+    assert run(["info", str(tmp_path / "data")]) == 1
+    assert "is not of an export of movq" in capsys.readouterr().err
+
+
+def test_what_a_batch_says_of_a_target(tmp_path, vae, sources, capsys):
+    """Everything that --for sets is printed, and that clips have shapes that are exported apart."""
+    mine = tmp_path / "in"
+    shutil.copytree(sources, mine)
+    clips.write(mine / "tall.mp4", clips.pictures(9, 32, 48), rate=8)
+    options = ["--weights", str(vae), "--bucket", "9x32x48", "--bucket", "9x48x32", "--workers", "0"]
+    assert run(["batch-encode", str(mine), "-o", str(tmp_path / "out"), "--for", "cogvideox-5b-i2v", *options]) == 0
+    said = capsys.readouterr().err
+    assert "multiples of 16, stored in bf16, scaling factor 0.7, first frames (png, latent), weights" in said
+    assert "9x32x48 (3 clips), 9x48x32 (1 clip): CogVideo's finetuning takes clips of one shape" in said
+
+
 def losses(latents, captions):
     """Train a small transformer with CogVideoX's patches of 2x2 for three steps, with fixed noise. Return the losses."""
     from diffusers import CogVideoXTransformer3DModel

@@ -77,7 +77,6 @@ class Work:
         places = {first_frame_path(self._item.output, kind): kind for kind in options.first_frames}
         for name, kind in (places | ({self._item.output: LATENT} if self._latents else {})).items():
             path = os.path.join(folder, name)
-            refuse_links(folder, name)
             if os.path.isfile(path) and name not in own and not is_first_frame(path, kind):
                 raise MovqOutputError(f"exists; {option('force', True)} overwrites it", path)
         return True
