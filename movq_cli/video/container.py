@@ -52,7 +52,8 @@ class Source:
     """An open video, the chosen stream, and the context that decodes it; `picture` is True for a still picture.
 
     `data` are the file's bytes. `grid` is set for a picture in tiles, whose first tile is the stream. `threads` are
-    those that decoding may take. `notes` are what the user should know about the choice of stream.
+    those that decoding and converting may take; pixels do not depend on them. `notes` are what the user should know
+    about the choice of stream.
     """
 
     path: str

@@ -169,7 +169,7 @@ class Decoder:
                 src_colorspace=colour.matrix_number,
                 src_color_range=colour.range_number,
                 interpolation=FILTER,
-                threads=1,  # with more, one test saw other pixels once, in many runs
+                threads=self.source.threads,
             )
 
     def _colour(self, frame: av.VideoFrame) -> Colour:

@@ -34,7 +34,7 @@ AHEAD_BYTES = 128 << 20
 DECODER_BYTES = 4 << 30
 """Memory that decoding may take besides (8192x4320 of HEVC in 10 bits takes 1 GB)."""
 
-_MOST_THREADS = 2
+_MOST_THREADS = 4
 """The most CPU threads that the decoding of one video takes."""
 
 _decoders = Forker("movq_cli.video.child")
