@@ -360,9 +360,10 @@ def test_whole_files_of_other_writers(tmp_path):
 
 @pytest.mark.parametrize(("gop", "start", "stop"), [("12", 4, 10), ("1", 4, 10), ("1", 4, 12), ("1", 0, 7)])
 def test_an_edit_list_hides_frames_and_misses_none(tmp_path, gop, start, stop):
-    """If all are key frames, libav leaves out hidden frames before it counts."""
+    """If all are key frames, libav leaves out hidden frames before it counts. Both are one encode: two of libx264 may differ."""
     hostile.edit_list(gop, start, stop)(tmp_path / "a.mov")
-    whole = images(clips.write(tmp_path / "b.mov", clips.pictures(12), options={"bf": "0", "g": gop}))
+    (tmp_path / "b.mov").write_bytes(hostile.made("mov", 12, options={"bf": "0", "g": gop}))
+    whole = images(tmp_path / "b.mov")
     shown = images(tmp_path / "a.mov")
     assert all(np.array_equal(a, b) for a, b in zip(shown, whole[start:stop], strict=True))
 
