@@ -26,9 +26,10 @@ from .device import dtype_of
 from .errors import MovqError, MovqWarning, about, printable
 from .files import FileIdentity, require_file
 from .first_frame import LATENT, PNG
-from .headers import ITEM_SIZES, Header, parse_header
-from .metadata import FORMAT, FORMAT_VERSION, Metadata
-from .options import FIRST_FRAMES, STORE_DTYPES
+from .headers import ITEM_SIZES, Header, TensorEntry, parse_header
+from .int8 import dequantise
+from .metadata import FORMAT, FORMAT_VERSIONS, Metadata
+from .options import FIRST_FRAMES, FLOATS
 from .posterior import draw_from
 from .scaling import SCALES, Scaling, scale_of, scaling_of
 from .video.pictures import decode_png
@@ -37,7 +38,7 @@ _EXAMPLE = "cogvideox-5b"
 _SAME = 1e-6
 """The relative difference up to which two scaling factors count as one, written with more or fewer digits."""
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I8": torch.int8}
 _OPEN_TARS = 32
 _INDEX_BYTES = ITEM_SIZES["I64"]
 
@@ -62,28 +63,34 @@ def _dtype(dtype: torch.dtype | str) -> torch.dtype:
     """Return a dtype, also by its name in torch or in --store-dtype. Raises MovqError for another name."""
     if isinstance(dtype, torch.dtype):
         return dtype
-    found = dtype_of(dtype) if dtype in STORE_DTYPES else getattr(torch, dtype, None)
+    found = dtype_of(dtype) if dtype in FLOATS else getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype):
-        raise MovqError(f"dtype must be one of {', '.join(STORE_DTYPES)} or a torch.dtype, got {dtype!r}")
+        raise MovqError(f"dtype must be one of {', '.join(FLOATS)} or a torch.dtype, got {dtype!r}")
     return found
 
 
 class _Held(NamedTuple):
     """Latents: their header, the bytes of their file, and the file or tar that holds them; `latents` (C, T, H, W) as stored.
 
-    `factor` is the frames of a latent, `representation` what is stored.
+    `scale` (C, T) is that of int8. `factor` is the frames of a latent, `representation` what is stored.
     """
 
     header: Header
     data: memoryview
     path: str
     latents: torch.Tensor
+    scale: torch.Tensor | None
     factor: int
     representation: str
 
+    def floats(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Return latents `start` to `stop` as stored, or in fp32 if that is int8."""
+        stored = self.latents[:, start:stop]
+        return stored if self.scale is None else dequantise(stored, self.scale[:, start:stop])
+
 
 class Stored(NamedTuple):
-    """Latents as their file has them: the metadata, (C, T, H, W), and the index of the first frame in the source."""
+    """The metadata, latents (C, T, H, W) as stored, or in fp32 if that is int8, and the first frame's index in the source."""
 
     metadata: Metadata
     latents: torch.Tensor
@@ -213,7 +220,7 @@ class LatentDataset(Dataset[Sample]):
         metadata = _metadata_of(held.header, held.path)
         self._check_digest(held.data, row, kind, held.path)
         at = held.header.tensors["frame_indices"].start
-        return Stored(metadata, held.latents, int.from_bytes(held.data[at : at + _INDEX_BYTES], "little"))
+        return Stored(metadata, held.floats(), int.from_bytes(held.data[at : at + _INDEX_BYTES], "little"))
 
     def picture(self, index: int) -> bytes:
         """Return the first frame as the bytes of a PNG file, each checked. Raises MovqError as `stored` does."""
@@ -270,17 +277,20 @@ class LatentDataset(Dataset[Sample]):
             one, channels, latents, height, width = row["shape"]
             if entry.shape != (one, channels, 1 if kind else latents, height, width):
                 raise ValueError("of another shape")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # a buffer that is not writable: nothing writes to it
-                whole = torch.frombuffer(data, dtype=_DTYPES[entry.dtype], count=entry.numel, offset=entry.start)
+            stored = _tensor(data, entry)
+            scale = None
+            if entry.dtype == "I8":
+                scale = _tensor(data, header.tensors["latents_scale"])
+                if scale.shape != stored.shape[1:3]:
+                    raise ValueError("scales of another shape")
             factor, representation = int(header.metadata["temporal_factor"]), header.metadata["representation"]
         except (ValueError, KeyError, TypeError) as error:
             raise MovqError(f"is not what the manifest says ({error})", path) from None
-        return _Held(header, data, path, whole.view(entry.shape)[0], factor, representation)
+        return _Held(header, data, path, stored[0], scale, factor, representation)
 
     def _scaled(self, held: _Held, start: int, stop: int, digest: str) -> torch.Tensor:
         """Return latents `start` to `stop`, drawn or their mean, scaled as `scale` or the weights of this digest say."""
-        stored = held.latents[:, start:stop]
+        stored = held.floats(start, stop)
         if held.representation == "moments":
             latents = draw_from(stored) if self.draw else stored.chunk(2)[0].to(torch.float32, copy=True)
         else:
@@ -307,8 +317,9 @@ class LatentDataset(Dataset[Sample]):
         try:
             header = parse_header(data)
             said = header.metadata
-            found = [said[name] for name in ("format", "format_version", "source_sha256", "weights_digest")]
-            if found != [FORMAT, FORMAT_VERSION, row["source_sha256"], row["weights_digest"]]:
+            found = [said[name] for name in ("format", "source_sha256", "weights_digest")]
+            known = said["format_version"] in FORMAT_VERSIONS
+            if not known or found != [FORMAT, row["source_sha256"], row["weights_digest"]]:
                 raise ValueError("other latents")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise MovqError(f"is not what the manifest says ({error})", path) from None
@@ -371,6 +382,14 @@ def _left_out(line: Line, where: Callable[[Line], bool] | None) -> str:
     if line.get("orphan"):
         return "orphan"
     return "" if where is None or where(line) else "where"
+
+
+def _tensor(data: memoryview, entry: TensorEntry) -> torch.Tensor:
+    """Return a tensor of a file. It cannot be written to. Raises ValueError or KeyError if it is not as the header says."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a buffer that is not writable: nothing writes to it
+        flat = torch.frombuffer(data, dtype=_DTYPES[entry.dtype], count=entry.numel, offset=entry.start)
+    return flat.view(entry.shape)
 
 
 def _mapped(path: str) -> mmap.mmap | bytes:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .checkpoints.checkpoint import Checkpoint
 from .codec import Chunker, Progress, WorkDone, WrongCountError, encode, silent
@@ -18,7 +18,7 @@ from .files import FileIdentity, refuse_inputs, require_file
 from .first_frame import FirstFrame, FirstFrameFile, first_frame_path
 from .latents import LatentsWriter
 from .metadata import Metadata
-from .options import EncodeOptions
+from .options import INT8, EncodeOptions
 from .plan import Plan, expected_frames, least_frames, make_plan, must_count, shortfall, start_reader
 from .posterior import draw_latents
 from .provenance import metadata_of
@@ -204,8 +204,9 @@ class Encoding:
         """
         options, checkpoint = self.options, self.checkpoint
         with ExitStack() as stack:
-            first = stack.enter_context(FirstFrame(self.output, options.first_frames, options.force))
-            writer = stack.enter_context(LatentsWriter(self.output, force=options.force)) if self._latents else None
+            how: dict[str, Any] = {"force": options.force, "int8": options.store_dtype == INT8}
+            first = stack.enter_context(FirstFrame(self.output, options.first_frames, **how))
+            writer = stack.enter_context(LatentsWriter(self.output, **how)) if self._latents else None
             reader, self._reader = self._reader or self._start_reader(), None
             with reader:
                 device, precision = self.by.device, self.by.precision
@@ -373,4 +374,5 @@ class Encoding:
 
 
 def _store_dtype(options: EncodeOptions, precision: str) -> torch.dtype:
-    return dtype_of(precision if options.store_dtype == "auto" else options.store_dtype)
+    """Return the dtype that latents are written in; those that are stored as int8 are made of fp32."""
+    return dtype_of({"auto": precision, INT8: "fp32"}.get(options.store_dtype, options.store_dtype))

@@ -65,11 +65,12 @@ def is_first_frame(path: str, kind: str) -> bool:
 class FirstFrame:
     """Writes the first frame of a clip beside its latents, as each of `kinds`: `noted`, `append`, `finish`, `commit`.
 
-    Use it in a `with`. Its files get their names before the latents do, so that those without latents are left over, and
-    are replaced. The constructor raises MovqError, before any work is done, if a file cannot be written.
+    Use it in a `with`. Latents are stored in int8 if the clip's are. Its files get their names before the clip's latents
+    do, so that those without latents are left over, and are replaced. The constructor raises MovqError, before any work is
+    done, if a file cannot be written.
     """
 
-    def __init__(self, output: str | os.PathLike[str], kinds: Sequence[str], force: bool) -> None:
+    def __init__(self, output: str | os.PathLike[str], kinds: Sequence[str], force: bool, int8: bool = False) -> None:
         self.frame: Frame | None = None
         self._png: WholeFile | None = None
         self._latents: LatentsWriter | None = None
@@ -80,7 +81,7 @@ class FirstFrame:
                 if kind == PNG:
                     self._png = stack.enter_context(WholeFile(path, force=replaces))
                 else:
-                    self._latents = stack.enter_context(LatentsWriter(path, force=replaces))
+                    self._latents = stack.enter_context(LatentsWriter(path, force=replaces, int8=int8))
             self._stack = stack.pop_all()
 
     @property

@@ -1,8 +1,9 @@
-"""The latents file, format_version 1: written whole or not at all, read lazily. See docs/format.md.
+"""The latents file: written whole or not at all, read lazily. See docs/format.md.
 
 It is a safetensors file with `latents` (1, C, T', H', W'), never scaled; `frame_times` float64 (frames,), in seconds of
 the source's own clock; `frame_indices` int64 (frames,), places among the frames that the source shows; and metadata for
-the rest. Latents are not computed here. torch is imported only where tensors are used.
+the rest. Latents in int8 have `latents_scale` float32 (C, T') too. Latents are not computed here. torch is imported only
+where tensors are used.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from typing import TYPE_CHECKING
 from .errors import MovqError, option
 from .files import BLOCK, WholeFile, write_all, write_error
 from .headers import ITEM_SIZES, Header, header_bytes, read_header
-from .metadata import FORMAT, FORMAT_VERSION, Metadata
+from .int8 import dequantise, quantise
+from .metadata import CODED_VERSION, FORMAT, FORMAT_VERSION, FORMAT_VERSIONS, Metadata
 from .options import STORE_DTYPES
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-DTYPES = dict(zip(STORE_DTYPES, ("F32", "F16", "BF16"), strict=True))
+DTYPES = dict(zip(STORE_DTYPES, ("F32", "F16", "BF16", "I8"), strict=True))
 """The dtypes of `--store-dtype`, with their names in safetensors."""
 
 
@@ -35,17 +37,19 @@ class LatentsWriter:
     """Writes one latents file: `append` chunks in time order, then `finish` and `commit`. Use it in a `with`.
 
     Memory does not grow with what is appended: chunks go to a nameless file in the folder of the output, and from
-    there, channel by channel, into their final order. The constructor raises MovqError, before any work is done, if the
-    output cannot be written.
+    there, channel by channel, into their final order. With `int8`, they are stored so. The constructor raises MovqError,
+    before any work is done, if the output cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, force: bool = False, int8: bool = False) -> None:
         self._file = WholeFile(path, force=force)
         try:
             self._spool = self._file.spool()
         except BaseException as error:
             self._file.__exit__(type(error), error, None)
             raise
+        self._int8 = int8
+        self._scales: list[torch.Tensor] = []
         self._frames: list[int] = []
         self._shape: tuple[int, int, int] | None = None
         self._hash = hashlib.sha256()
@@ -63,35 +67,40 @@ class LatentsWriter:
 
         _, c, n, h, w = latents.shape
         names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-        dtype = names[latents.dtype]
+        dtype = "I8" if self._int8 else names[latents.dtype]
         if self._shape not in (None, (c, h, w)) or self.dtype not in ("", dtype):
             raise ValueError(f"a chunk of {tuple(latents.shape)} {dtype} cannot follow {self.shape} {self.dtype}")
         if not bool(torch.isfinite(latents).all()):
             raise MovqError(
                 f"latents {sum(self._frames)} to {sum(self._frames) + n - 1} are not finite in {dtype}: nothing was written"
-                + ("" if dtype == "F32" else f"; {option('store_dtype', 'fp32')} holds larger numbers")
+                + ("" if dtype in ("F32", "I8") else f"; {option('store_dtype', 'fp32')} holds larger numbers")
             )
         self._shape, self.dtype = (c, h, w), dtype
         self._frames.append(n)
+        if self._int8:
+            latents, scale = quantise(latents)
+            self._scales.append(scale)
         try:
-            write_all(self._spool, latents.contiguous().flatten().view(torch.uint8).numpy().data)
+            write_all(self._spool, _bytes_of(latents))
         except OSError as error:
             raise write_error(error, self._file.path) from error
 
     def finish(self, metadata: Metadata, frame_times: array[float], frame_indices: array[int]) -> int:
         """Write the whole file, which has no name yet, and return its size in bytes."""
         frames = (len(frame_times),)
-        tensors = {
-            "frame_times": ("F64", frames),
-            "frame_indices": ("I64", frames),
-            "latents": (self.dtype, self.shape),
-        }
-        header = header_bytes(tensors, metadata.to_strings())
-        self._write(header)
+        _, channels, latents, _, _ = self.shape
+        scale = {"latents_scale": ("F32", (channels, latents))} if self._int8 else {}
+        tensors = {"frame_times": ("F64", frames), "frame_indices": ("I64", frames)} | scale
+        version = CODED_VERSION if self._int8 else FORMAT_VERSION
+        self._write(header_bytes(tensors | {"latents": (self.dtype, self.shape)}, metadata.to_strings(version)))
         self._write(memoryview(frame_times).cast("B"))
         self._write(memoryview(frame_indices).cast("B"))
+        if self._int8:
+            import torch
+
+            self._write(_bytes_of(torch.cat(self._scales, dim=1)))
         self._write_latents()
-        return len(header) + 16 * frames[0] + math.prod(self.shape) * ITEM_SIZES[self.dtype]
+        return self._file.size
 
     def commit(self) -> None:
         """Sync the file, and give it its name. Raises MovqError if another file has it by now."""
@@ -152,13 +161,21 @@ class Latents:
 
     @property
     def dtype(self) -> str:
-        """The dtype of the latents by its safetensors name: F32, F16 or BF16."""
+        """The dtype that the latents are stored in, by its safetensors name: F32, F16, BF16 or I8."""
         return self.header.tensors["latents"].dtype
 
     @cached_property
     def latents(self) -> torch.Tensor:
-        """The latents as stored: (1, C, T', H', W'), unscaled."""
-        return self._tensor("latents")
+        """The latents as stored, or in fp32 if that is int8: (1, C, T', H', W'), unscaled."""
+        return self._floats(self._tensor("latents"))
+
+    def _floats(self, stored: torch.Tensor, frames: slice = slice(None), channels: slice = slice(None)) -> torch.Tensor:
+        """Return latents as floats. They are those of these frames and channels."""
+        return stored if self._scale is None else dequantise(stored, self._scale[channels, frames])
+
+    @cached_property
+    def _scale(self) -> torch.Tensor | None:
+        return self._tensor("latents_scale") if self.dtype == "I8" else None
 
     @cached_property
     def mean(self) -> torch.Tensor:
@@ -179,7 +196,7 @@ class Latents:
 
         try:
             with safe_open(self.path, framework="pt") as file:
-                part: torch.Tensor = file.get_slice("latents")[:, :, start:stop]
+                part: torch.Tensor = self._floats(file.get_slice("latents")[:, :, start:stop], slice(start, stop))
         except (SafetensorError, OSError) as error:
             raise MovqError(f"cannot be read ({error})", self.path) from None
         if not bool(torch.isfinite(part).all()):
@@ -195,7 +212,8 @@ class Latents:
             with safe_open(self.path, framework="pt") as file:
                 whole = file.get_slice("latents")
                 for channel in range(self.shape[1]):
-                    x = whole[:, channel : channel + 1].double()
+                    one = slice(channel, channel + 1)
+                    x = self._floats(whole[:, one], channels=one).double()
                     stats.append((float(x.mean()), float(x.std(correction=0)), float(x.min()), float(x.max())))
         except (SafetensorError, OSError) as error:
             raise MovqError(f"cannot be read ({error})", self.path) from None
@@ -233,6 +251,13 @@ class Latents:
             raise MovqError(f"cannot be read ({error})", self.path) from None
 
 
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    """Return the bytes of a tensor on the CPU."""
+    import torch
+
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
+
+
 def is_latents(path: str) -> bool:
     """Return True if the header of a file says that it is a latents file; False also if it cannot be read."""
     try:
@@ -248,8 +273,9 @@ def open_latents(path: str | os.PathLike[str]) -> Latents:
     if header.metadata.get("format") != FORMAT:
         raise MovqError("is not a movq latents file", name)
     version = header.metadata.get("format_version", "")
-    if version != FORMAT_VERSION:
-        raise MovqError(f"has format_version {version!r}; this movq reads {FORMAT_VERSION}: update movq", name)
+    if version not in FORMAT_VERSIONS:
+        known = " and ".join(FORMAT_VERSIONS)
+        raise MovqError(f"has format_version {version!r}; this movq reads {known}: update movq", name)
     try:
         metadata = Metadata.from_strings(header.metadata)
         _check(header, metadata)
@@ -264,9 +290,15 @@ def _check(header: Header, metadata: Metadata) -> None:
     latents = header.tensors["latents"]
     if latents.dtype not in DTYPES.values() or len(latents.shape) != 5 or latents.shape[0] != 1:
         raise ValueError(f"latents of {latents.dtype} {list(latents.shape)}")
-    for name, dtype in (("frame_times", "F64"), ("frame_indices", "I64")):
+    if (latents.dtype == "I8") != (header.metadata["format_version"] == CODED_VERSION):
+        raise ValueError(f"latents of {latents.dtype} in format_version {header.metadata['format_version']}")
+    frames = (metadata.frames,)
+    others: dict[str, tuple[str, tuple[int, ...]]] = {"frame_times": ("F64", frames), "frame_indices": ("I64", frames)}
+    if latents.dtype == "I8":
+        others["latents_scale"] = ("F32", (latents.shape[1], latents.shape[2]))
+    for name, wanted in others.items():
         entry = header.tensors[name]
-        if entry.dtype != dtype or entry.shape != (metadata.frames,):
+        if (entry.dtype, entry.shape) != wanted:
             raise ValueError(f"{name} of {entry.dtype} {list(entry.shape)} for {metadata.frames} frames")
     padded = metadata.frames + metadata.frames_padded
     m = metadata

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 from .options import REPRESENTATIONS
 
 FORMAT = "movq-latents"
-FORMAT_VERSION = "1"
+FORMAT_VERSION, CODED_VERSION = "1", "2"
+"""The versions of the format: 1 has floats, 2 what a reader of version 1 would take for something else."""
+FORMAT_VERSIONS = (FORMAT_VERSION, CODED_VERSION)
 _SEMANTICS = ("frame", "whole", "diffusers")
 
 
@@ -77,9 +79,9 @@ class Metadata:
         """True if the video was cut off or damaged, and only the frames before that were encoded."""
         return bool(self.preprocessing.get("partial"))
 
-    def to_strings(self) -> dict[str, str]:
-        """Return the metadata as texts for a safetensors header. Fields at their default are left out."""
-        strings = {"format": FORMAT, "format_version": FORMAT_VERSION}
+    def to_strings(self, version: str = FORMAT_VERSION) -> dict[str, str]:
+        """Return the metadata as texts for a safetensors header of this version. Fields at their default are left out."""
+        strings = {"format": FORMAT, "format_version": version}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.default is dataclasses.MISSING or value != field.default:

@@ -23,7 +23,11 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 TAILS = ("pad", "drop", "error")
 FITS = ("cover", "contain", "stretch")
 REPRESENTATIONS = ("moments", "mean", "sample")
-STORE_DTYPES = ("fp32", "fp16", "bf16")
+FLOATS = ("fp32", "fp16", "bf16")
+"""The data types of numbers that are computed with."""
+INT8 = "int8"
+STORE_DTYPES = (*FLOATS, INT8)
+"""The data types that latents are stored in."""
 SHORT = ("encode", "pad", "refuse")
 """Ways to treat a video with fewer frames than `Selection.frames` asks for."""
 SHORT_IN_BATCH = ("skip", "pad")

@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple
 from ..errors import MovqError, MovqWarning, option, printable
 from ..files import FileIdentity, require_file, sha256_file
 from ..latents import open_latents
+from ..metadata import FORMAT_VERSIONS
 from ..threads import in_threads
 from .choices import MADE_BY, choices_of, describe_difference, options_of
 from .item import Item
@@ -150,8 +151,10 @@ class _Case:
 
 
 def _other_format(case: _Case) -> str:
-    made, wanted = case.line.get("format_version", "?"), case.wanted["format_version"]
-    return "" if made == wanted else f"it was made in format version {made}, this movq writes {wanted}"
+    """Compare with all versions that this movq writes: which of them it is follows from an option."""
+    made = case.line.get("format_version", "?")
+    known = " and ".join(FORMAT_VERSIONS)
+    return "" if made in FORMAT_VERSIONS else f"it was made in format version {made}, this movq writes {known}"
 
 
 def _part_of_a_damaged_video(case: _Case) -> str:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..files import text_of
-from ..metadata import FORMAT_VERSION
-from ..options import EncodeOptions
+from ..metadata import CODED_VERSION, FORMAT_VERSION
+from ..options import INT8, EncodeOptions
 from .item import Item
 from .manifest import DESCRIBED, Line
 
@@ -36,7 +36,7 @@ class Settings:
             semantics=self.semantics,
             precision=self.precision,
             options=item.encode_options(self.options).choices,
-            format_version=FORMAT_VERSION,
+            format_version=CODED_VERSION if self.options.store_dtype == INT8 else FORMAT_VERSION,
             threads=self.threads,
             device=self.device,
         )

@@ -15,20 +15,22 @@ import numpy as np
 import torch
 
 from ..checkpoints.convert import load_pytorch
-from ..dataset import Stored
 from ..errors import MovqError, MovqUsageError, option
 from ..first_frame import LATENT, PNG
-from ..options import EXPORTS
+from ..int8 import dequantise, quantise
+from ..options import EXPORTS, INT8
 from ..targets import FACTOR
 from .embeds import embeds_name
 from .format import Content, Format, Item, video_of
+
+_SCALE = ".scale.npy"
 
 
 class Npy(Format):
     """NumPy arrays, NAME.npy: (C, T, H, W) as stored, unscaled. With a scale: a draw, multiplied by it.
 
-    NAME.first_frame.npy has latents of the first frame, if there are any. NumPy has no bf16: without another dtype it
-    becomes fp32.
+    NAME.first_frame.npy has latents of the first frame, if there are any. In int8, NAME.scale.npy (C, T) has the scales.
+    NumPy has no bf16: without another dtype it becomes fp32.
     """
 
     patched = False
@@ -40,27 +42,38 @@ class Npy(Format):
 
     def paths(self, item: Item) -> list[str]:
         """Return the paths of the arrays."""
-        return [f"{item.name}.npy", *([f"{item.name}.first_frame.npy"] if LATENT in item.first_frame else [])]
+        names = [item.name, *([f"{item.name}.first_frame"] if LATENT in item.first_frame else [])]
+        return [f"{name}{suffix}" for name in names for suffix in self._suffixes]
+
+    @property
+    def _suffixes(self) -> tuple[str, ...]:
+        return (".npy", _SCALE) if self.dtype == INT8 else (".npy",)
 
     def files(self, item: Item, content: Content) -> Iterator[bytes]:
         """Yield the arrays."""
-        yield from (self._array(stored) for stored in (content.stored, content.first) if stored is not None)
-
-    def _array(self, stored: Stored) -> bytes:
-        latents = stored.latents if self.scale is None else self.drawn(stored) * self.scale
-        latents = self.typed(latents)
-        array = (latents.float() if latents.dtype == torch.bfloat16 else latents).numpy()
-        buffer = io.BytesIO()
-        np.save(buffer, array, allow_pickle=False)
-        return buffer.getvalue()
+        for stored in (content.stored, content.first):
+            if stored is None:
+                continue
+            latents = stored.latents if self.scale is None else self.drawn(stored) * self.scale
+            if self.dtype == INT8:
+                numbers, scale = quantise(latents[None])
+                yield from (_array(numbers[0]), _array(scale))
+            else:
+                latents = self.typed(latents)
+                yield _array(latents.float() if latents.dtype == torch.bfloat16 else latents)
 
     @staticmethod
     def read(path: str) -> torch.Tensor:
-        """Return the array."""
-        try:
-            return torch.from_numpy(np.load(path, allow_pickle=False))
-        except (OSError, ValueError, TypeError) as error:
-            raise MovqError(f"is not an array that NumPy reads ({error})", path) from None
+        """Return the array, in fp32 if it is of int8 with its scales beside it."""
+        latents = _read_array(path)
+        if latents.dtype != torch.int8:
+            return latents
+        scale = _read_array(path.removesuffix(".npy") + _SCALE)
+        if scale.shape != latents.shape[:2]:
+            raise MovqError(
+                f"has scales {list(scale.shape)} beside it, where {list(latents.shape[:2])} are needed", path
+            )
+        return dequantise(latents, scale)
 
 
 class CogVideoFinetune(Format):
@@ -262,6 +275,20 @@ class Finetrainers(Format):
 
 
 FORMATS: Mapping[str, type[Format]] = dict(zip(EXPORTS, (CogVideoFinetune, Finetrainers, Factory, Npy), strict=True))
+
+
+def _array(tensor: torch.Tensor) -> bytes:
+    """Return the file of an array as NumPy writes it."""
+    buffer = io.BytesIO()
+    np.save(buffer, tensor.numpy(), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _read_array(path: str) -> torch.Tensor:
+    try:
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    except (OSError, ValueError, TypeError) as error:
+        raise MovqError(f"is not an array that NumPy reads ({error})", path) from None
 
 
 def _tensor(value: Any, path: str) -> torch.Tensor:

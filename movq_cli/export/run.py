@@ -13,7 +13,7 @@ from ..dataset import LatentDataset
 from ..errors import MovqError, MovqUsageError, option, show_flags
 from ..fields import options_of
 from ..first_frame import LATENT, PNG
-from ..options import EXPORTS, ExportOptions
+from ..options import EXPORTS, INT8, ExportOptions
 from ..scaling import scale_of, scaling_of
 from ..targets import CHANNELS, target_of
 from .embeds import HELP, PromptEmbeds
@@ -108,6 +108,8 @@ class _Export:
         meant = None if target is None else target_of(target)
         if kind.needs_embeds and options.prompt_embeds is None:
             raise MovqUsageError(f"needs text embeddings: {option('prompt_embeds', 'DIR')}; {HELP}", option="to")
+        if options.dtype == INT8 and options.to != "npy":
+            raise MovqUsageError("int8 is for npy: no trainer reads it", option="dtype")
         if options.scale is not None and kind.needs_moments:
             raise MovqUsageError("is not for this format: its trainer scales", option="scale")
         if target is None and kind.needs_moments:
