@@ -18,7 +18,7 @@ def quantise(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     import torch
 
     x = latents.float()
-    scale = x.abs().amax(dim=(3, 4))[0] / _MOST
+    scale = x.abs().amax(dim=(-2, -1))[0] / _MOST
     steps = torch.where(scale > 0, scale, 1.0)[None, :, :, None, None]
     return (x / steps).round_().clamp_(-_MOST, _MOST).to(torch.int8), scale
 

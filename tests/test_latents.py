@@ -87,7 +87,7 @@ def rewritten(tmp_path, change):
 
 
 LIES = {
-    "newer": (lambda s, t: s.update(format_version="2"), "format_version '2'; this movq reads 1: update movq"),
+    "newer": (lambda s, t: s.update(format_version="3"), "format_version '3'; this movq reads 1 and 2: update movq"),
     "other": (lambda s, t: s.update(format="pt"), "not a movq latents file"),
     "no width": (lambda s, t: s.pop("width"), "lacks 'width'"),
     "no latents": (lambda s, t: t.pop("latents"), "lacks 'latents'"),

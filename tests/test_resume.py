@@ -54,7 +54,7 @@ CHANGES = {
     "format": (
         lambda b: edit(b, "a.mp4", format_version="0"),
         {},
-        "it was made in format version 0, this movq writes 1",
+        "it was made in format version 0, this movq writes 1 and 2",
     ),
     "other video": (lambda b: edit(b, "a.mp4", source=[1, 2, 3]), {}, "its video has changed"),
     "options": (

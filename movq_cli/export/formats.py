@@ -7,6 +7,7 @@ channels, T latent frames, and heights H and widths W in latents.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, cast
@@ -68,7 +69,10 @@ class Npy(Format):
         latents = _read_array(path)
         if latents.dtype != torch.int8:
             return latents
-        scale = _read_array(path.removesuffix(".npy") + _SCALE)
+        beside = path.removesuffix(".npy") + _SCALE
+        if not os.path.exists(beside):
+            raise MovqError(f"is of int8, and its scales are not beside it, in {os.path.basename(beside)}", path)
+        scale = _read_array(beside)
         if scale.shape != latents.shape[:2]:
             raise MovqError(
                 f"has scales {list(scale.shape)} beside it, where {list(latents.shape[:2])} are needed", path

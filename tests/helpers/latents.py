@@ -42,12 +42,15 @@ def metadata(**changes):
     return Metadata(**values | changes)
 
 
+def times_and_indices():
+    return array("d", [i / 30 for i in range(11)]), array("q", range(11))
+
+
 def write_latents(path, latents, chunks=(1, 2, 1), force=False, **changes):
     with LatentsWriter(path, force=force) as writer:
         for piece in latents.split(chunks, dim=2):
             writer.append(piece)
-        times, indices = array("d", [i / 30 for i in range(11)]), array("q", range(11))
-        size = writer.finish(metadata(**changes), times, indices)
+        size = writer.finish(metadata(**changes), *times_and_indices())
         writer.commit()
     assert size == os.path.getsize(path)
     return path
