@@ -34,17 +34,25 @@ COLUMNS = {
 }
 
 
-def compare(table, clips, precisions, frames, weights=None, device="auto"):
-    """Add a row for each clip and precision to a table of COLUMNS, and rows of the worst and of the medians."""
-    from movq_cli import EncodeOptions, Selection, evaluate_video
+def compare(table, clips, precisions, frames, weights=None, device="auto", **picture):
+    """Add a row for each clip and precision to a table of COLUMNS, and rows of the worst and of the medians.
+
+    "int8" is computed in fp32, and stored so. `picture` are options of the picture.
+    """
+    from movq_cli import EncodeOptions, Picture, Selection, evaluate_video
 
     rows = {precision: [] for precision in precisions}
     for name, path, start in clips:
         for precision in precisions:
             fp32 = EncodeOptions(
-                precision="fp32", weights=weights, device=device, selection=Selection(start=start, frames=frames)
+                precision="fp32",
+                weights=weights,
+                device=device,
+                selection=Selection(start=start, frames=frames),
+                picture=Picture(**picture),
             )
-            made = evaluate_video(path, fp32, against=EncodeOptions(**vars(fp32) | {"precision": precision}), pairs=[])
+            change = {"store_dtype": "int8"} if precision == "int8" else {"precision": precision}
+            made = evaluate_video(path, fp32, against=EncodeOptions(**vars(fp32) | change), pairs=[])
             mean, logvar, posterior = made.difference.mean, made.difference.logvar, made.difference.posterior
             lost = made.scores["psnr_mean"] - made.other.scores["psnr_mean"]
             values = mean.rms, mean.p999, mean.largest, logvar.rms, posterior.error_share, lost, made.picture_psnr

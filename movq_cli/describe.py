@@ -111,16 +111,20 @@ def describe_export_folder(folder: str) -> ExportFolder:
     from .export.manifest import NAME, SHARED, Manifest
 
     manifest = Manifest(folder, dry_run=True)
+    everything = [*manifest.before.values()]
     shared = manifest.before.pop(SHARED, {}).get("made_from")
     if shared is None:
         raise MovqError("is not of an export of movq", manifest.place(NAME))
     lines = manifest.before.values()
-    missing = [path for line in lines for path, size in line.get("files", {}).items() if manifest.size(path) != size]
+    missing = [
+        path for line in everything for path, size in line.get("files", {}).items() if manifest.size(path) != size
+    ]
+    missing += [path for line in lines for path in line.get("links", ()) if not os.path.exists(manifest.place(path))]
     return ExportFolder(
         layout=shared["to"],
         batch=shared["batch"],
         counts=dict(Counter(line["status"] for line in lines)),
-        bytes=sum(sum(line.get("files", {}).values()) for line in lines),
+        bytes=sum(sum(line.get("files", {}).values()) for line in everything),
         missing=sorted(set(missing)),
         reasons=Counter(line["reason"] for line in lines if "reason" in line).most_common(),
     )

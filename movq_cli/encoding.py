@@ -15,7 +15,7 @@ from .codec import Chunker, Progress, WorkDone, WrongCountError, encode, silent
 from .device import computing, dtype_of, free_memory, memory_errors
 from .errors import MovqError, MovqOutOfMemoryError, about, option
 from .files import FileIdentity, refuse_inputs, require_file
-from .first_frame import FirstFrame, FirstFrameFile, first_frame_path
+from .first_frame import FirstFrame, FirstFrameFile, first_frame_path, remove_first_frames
 from .latents import LatentsWriter
 from .metadata import Metadata
 from .options import INT8, EncodeOptions
@@ -242,6 +242,7 @@ class Encoding:
             size = writer.finish(metadata, chunker.times, chunker.indices)
             self._computed.first.commit()
             writer.commit()
+            remove_first_frames(self.output, first_frame)
         return EncodeResult(
             metadata=metadata,
             output_path=os.fspath(self.output),

@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
@@ -60,6 +60,15 @@ def first_frame_path(output: str | os.PathLike[str], kind: str) -> str:
 def is_first_frame(path: str, kind: str) -> bool:
     """Return True for a file of this kind that movq wrote."""
     return is_signed_png(path) if kind == PNG else is_latents(path)
+
+
+def remove_first_frames(output: str | os.PathLike[str], kept: Container[str]) -> None:
+    """Delete first frames that movq wrote beside latents, except of the kinds `kept`: they are of an older clip or crop."""
+    for kind in FIRST_FRAMES:
+        path = first_frame_path(output, kind)
+        if kind not in kept and is_first_frame(path, kind):
+            with suppress(OSError):
+                os.unlink(path)
 
 
 class FirstFrame:

@@ -139,7 +139,7 @@ def test_what_is_no_latents_file_is_not_overwritten(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.mp4.safetensors").write_text("precious")
     result = encode_batch([tmp_path / "a.mp4"], tmp_path / "out", workers=0)
-    assert "exists; --force" in result.lines[0]["reason"]
+    assert "move it away" in result.lines[0]["reason"]
     assert (tmp_path / "out" / "a.mp4.safetensors").read_text() == "precious"
     encode_batch([tmp_path / "a.mp4"], tmp_path / "out", workers=0, force=True)
     open_latents(tmp_path / "out" / "a.mp4.safetensors")

@@ -5,7 +5,7 @@ import json
 import pytest
 from safetensors.torch import load
 
-from movq_cli import encode_batch, merge_shards
+from movq_cli import MovqWarning, encode_batch, merge_shards
 
 from .helpers import clips
 from .helpers.batches import manifest
@@ -59,7 +59,7 @@ def test_it_says_what_is_in_the_folder_and_is_written_anew(videos, tmp_path):
     encode_batch([videos / "0.mp4"], out, workers=0)
     card = (out / "README.md").read_text()
     assert "path: manifest.jsonl\n" in card
-    assert "1 items of 5 frames" in card
+    assert "1 item of 5 frames" in card
     assert "| 1 x 32 x 2 x 6 x 8 | 1 |" in card
     stamp = (out / "README.md").stat().st_mtime_ns
     encode_batch([videos / "0.mp4"], out, workers=0)
@@ -79,7 +79,7 @@ def test_a_readme_of_others_is_left_alone(videos, tmp_path, kind):
     if kind == "folder":
         readme.mkdir()
     elif kind == "link":
-        (tmp_path / "mine").write_text("<!-- movq writes this card anew after each batch. Remove this line, and")
+        (tmp_path / "mine").write_text("<!-- Written by movq, and written anew")
         readme.symlink_to(tmp_path / "mine")
     else:
         readme.write_bytes(b"mine" if kind == "text" else b"\xff\xfe")
@@ -87,6 +87,17 @@ def test_a_readme_of_others_is_left_alone(videos, tmp_path, kind):
     encode_batch([videos / "0.mp4"], out, workers=0)
     after = readme.lstat()
     assert (after.st_ino, after.st_mode, after.st_mtime_ns) == (before.st_ino, before.st_mode, before.st_mtime_ns)
+
+
+def test_an_edited_card_is_left_alone_with_a_warning_when_it_names_something_else(videos, tmp_path):
+    out = tmp_path / "out"
+    encode_batch([videos / "0.mp4"], out, workers=0)
+    edited = (out / "README.md").read_text().replace("configs:", "license: mit\nconfigs:")
+    (out / "README.md").write_text(edited)
+    encode_batch([videos / "0.mp4", videos / "1.mp4"], out, workers=0)
+    with pytest.warns(MovqWarning, match=r"is left alone; it does not name latents-\*\.tar"):
+        encode_batch([videos / "0.mp4", videos / "1.mp4"], out, workers=0, layout="tar")
+    assert (out / "README.md").read_text() == edited
 
 
 def test_shards_get_it_when_they_are_merged_and_a_batch_without_items_has_none(videos, tmp_path):

@@ -288,7 +288,9 @@ def encoded(sources, out, vae, **options):
 def test_sets_that_a_trainer_cannot_read_are_refused(tmp_path, batch, vae, sources, embeds):
     with pytest.raises(MovqUsageError, match="name a layout: cogvideo-finetune, finetrainers"):
         export_latents(batch, tmp_path / "x")
-    with pytest.raises(MovqUsageError, match=r"needs text embeddings: prompt_embeds=DIR; examples/embed_prompts.py"):
+    with pytest.raises(
+        MovqUsageError, match=r"prompt_embeds: finetrainers needs text embeddings; examples/embed_prompts.py"
+    ):
         export_latents(batch, tmp_path / "x", to="finetrainers")
     with pytest.raises(MovqUsageError, match="its trainer scales"):
         export_latents(batch, tmp_path / "x", to="finetrainers", prompt_embeds=embeds, scale="0.7")
@@ -306,6 +308,10 @@ def test_sets_that_a_trainer_cannot_read_are_refused(tmp_path, batch, vae, sourc
         export_latents(mixed, tmp_path / "x", to="cogvideo-finetune", target="cogvideox-5b")
     result = export_latents(mixed, tmp_path / "one", to="cogvideo-finetune", target="cogvideox-5b", shape="9x32x48")
     assert statuses(result) == {"a": "done", "b": "done", "c.v2": "done", "tall": "left out"}
+    with pytest.raises(MovqUsageError, match=r"no item is 9x32x32; there are 9x32x48 \(3\), 9x48x32 \(1\)"):
+        export_latents(mixed, tmp_path / "none", to="npy", shape="9x32x32")
+    with pytest.raises(MovqError, match="is the folder of a batch"):
+        export_latents(mixed, mixed, to="npy")
 
 
 def test_items_that_a_trainer_cannot_read_are_refused(tmp_path, vae, sources):
@@ -598,16 +604,18 @@ def test_info_of_an_exports_folder(tmp_path, vae, sources, capsys):
     export_latents(made, tmp_path / "data", to="cogvideo-finetune", target="cogvideox-5b")
     file = next((tmp_path / "data").rglob("a.safetensors"))
     file.write_bytes(b"cut")
+    (tmp_path / "data" / "prompt.txt").unlink()
+    (mine / "a.mp4").unlink()
     assert run(["info", str(tmp_path / "data")]) == 0
     shown = capsys.readouterr().out
     assert "export of 3 items to cogvideo-finetune: 2 done, 1 refused" in shown
     assert "../made" in shown
-    assert "1 output missing that the manifest has" in shown
+    assert "3 outputs missing that the manifest has" in shown
     assert "has no caption" in shown
     assert run(["info", "--json", str(tmp_path / "data")]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["counts"] == {"done": 2, "refused": 1}
-    assert values["missing"] == [os.path.relpath(file, tmp_path / "data")]
+    assert values["missing"] == [os.path.relpath(file, tmp_path / "data"), "prompt.txt", "videos/a.mp4"]
     (tmp_path / "data" / "export.jsonl").write_text("{}\n")
     assert run(["info", str(tmp_path / "data")]) == 1
     assert "is not of an export of movq" in capsys.readouterr().err

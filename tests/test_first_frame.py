@@ -350,7 +350,7 @@ def test_files_of_others_are_neither_written_over_nor_deleted_nor_packed(tmp_pat
     picture = out / "a.mp4.first_frame.png"
     picture.write_bytes(mine)
     result = encode_batch(tmp_path / "in", out, workers=0, first_frame="png")
-    assert "exists; --force overwrites it" in result.lines[0]["reason"]
+    assert "a.mp4.first_frame.png is there, and movq did not write it: move it away" in result.lines[0]["reason"]
     encode_batch(tmp_path / "in", out, workers=0, save="mean", replace=True, first_frame="none")
     assert picture.read_bytes() == mine
     encode_batch(tmp_path / "in", out, workers=0, first_frame="png", save="mean", force=True)
@@ -447,6 +447,9 @@ def test_the_command(tmp_path, capsys):
     (tmp_path / "b.safetensors").unlink()
     with pytest.raises(SystemExit, match="0"):  # without latents they are left over
         app(["encode", source, "-o", out, "--first-frame", "png", "-q"])
+    with pytest.raises(SystemExit, match="0"):  # the older clip's goes with it
+        app(["encode", source, "-o", out, "--force", "-q"])
+    assert not (tmp_path / "b.first_frame.png").exists()
     (tmp_path / "b.safetensors").unlink()
     clips.still(tmp_path / "b.first_frame.png", clips.picture(48, 32), "png")
     for more in ([], ["--dry-run"]):

@@ -1,14 +1,19 @@
 """The data set card of a batch: a README.md by which `datasets.load_dataset(FOLDER)` and the Hugging Face hub read it.
 
-Of tars they read the members, of files the lines of the manifest. A README.md that movq did not write is left alone.
+Of tars they read the members, of files the lines of the manifest. A README.md that movq did not write, or that was edited, is
+left alone.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from ..errors import MovqWarning
 from ..files import WholeFile, short
 from ..first_frame import PNG, SUFFIXES
 from ..options import FIRST_FRAMES
@@ -16,7 +21,8 @@ from .manifest import NAME, Line
 from .summary import Summary, summarise
 
 CARD = "README.md"
-_MARK = "<!-- movq writes this card anew after each batch. Remove this line, and movq leaves it alone. -->"
+_MARK = "<!-- Written by movq, and written anew after each batch, unless it is edited: {digest} -->"
+_MARKED = re.compile(re.escape(_MARK).replace(r"\{digest\}", "([0-9a-f]*)"))
 _MOST_SHAPES = 10
 _PLAIN: Mapping[Any, str] = {str: "string", int: "int64", float: "float64", bool: "bool"}
 _CARD = """\
@@ -35,7 +41,7 @@ dataset_info:
 
 {mark}
 
-{items} of {frames} frames, {seconds:,.0f} seconds of video, encoded by movq with weights of sha256 {weights}, in {precisions}.
+{items} of {frames} frames, {seconds:,.1f} s of video, encoded by movq with weights of sha256 {weights}, in {precisions}.
 
 | latents (1, C, T, H, W) | items |
 |---|---|
@@ -52,7 +58,7 @@ Each row is a line of the manifest; `row["output"]` is the latents file, below t
 import datasets
 from movq_cli import open_latents
 
-rows = datasets.load_dataset(FOLDER, split="train").filter(lambda row: row["status"] == "done")
+rows = datasets.load_dataset(FOLDER, split="train").filter(lambda row: row["status"] == "done" and not row["orphan"])
 latents = open_latents(f"{FOLDER}/{rows[0]['output']}").latents  # as stored, unscaled
 ```"""
 _USE_TARS = """\
@@ -69,26 +75,49 @@ for row in rows:
 
 
 def write_card(folder: str, lines: Iterable[Line]) -> None:
-    """Write the card of a batch with these lines, unless nothing is done. Raises MovqError if it cannot be written."""
+    """Write the card of a batch with these lines, unless nothing is done, or it is somebody else's.
+
+    Warns if that one does not name what is to be read. Raises MovqError if it cannot be written.
+    """
     whole = summarise(lines)
     if not whole.counts["done"]:
         return
-    path, text = os.path.join(folder, CARD), _text(whole).encode()
-    if _may_write(path, text):
-        with WholeFile(path, force=True) as card:
-            card.write(text)
-            card.commit()
+    path, text = os.path.join(folder, CARD), _text(whole)
+    before = _read(path)
+    if before == text:
+        return
+    if before is not None and before != _signed(before):
+        if "data_files" in before and _data_files(whole) not in before:
+            text = (
+                f"{path}: was not written by movq, or edited, and is left alone; it does not name {_data_files(whole)}"
+            )
+            warnings.warn(MovqWarning(text), stacklevel=3)
+        return
+    with WholeFile(path, force=True) as card:
+        card.write(text.encode())
+        card.commit()
 
 
-def _may_write(path: str, text: bytes) -> bool:
-    """Return True if there is no card, or one of movq's that says something else."""
+def _read(path: str) -> str | None:
+    """Return the text of a card, "" if what is there is no text file, or None if nothing is there."""
     if not os.path.lexists(path):
-        return True
+        return None
     if os.path.islink(path) or not os.path.isfile(path):
-        return False
-    with open(path, "rb") as file:
-        before = file.read()
-    return _MARK.encode() in before and before != text
+        return ""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
+def _signed(text: str) -> str:
+    """Return a card with the digest of the rest of it in its mark; another text if it has no mark."""
+    if not _MARKED.search(text):
+        return _MARK
+    plain = _MARKED.sub(_MARK.format(digest=""), text)
+    return _MARKED.sub(_MARK.format(digest=short(hashlib.sha256(plain.encode()).hexdigest())), text)
+
+
+def _data_files(whole: Summary) -> str:
+    return "latents-*.tar" if whole.tars else NAME
 
 
 def _text(whole: Summary) -> str:
@@ -96,11 +125,11 @@ def _text(whole: Summary) -> str:
     shapes = [f"| {' x '.join(map(str, shape))} | {count:,} |" for shape, count in whole.shapes]
     if len(shapes) > _MOST_SHAPES:
         shapes[_MOST_SHAPES:] = [f"| {len(shapes) - _MOST_SHAPES:,} more | |"]
-    return _CARD.format(
-        path="latents-*.tar" if whole.tars else NAME,
+    text = _CARD.format(
+        path=_data_files(whole),
         features="\n".join(f"  - {{name: {name}, {kind}}}" for name, kind in features.items()),
-        mark=_MARK,
-        items=f"{whole.counts['done']:,} items",
+        mark=_MARK.format(digest=""),
+        items=f"{whole.counts['done']:,} item{'' if whole.counts['done'] == 1 else 's'}",
         frames=f"{whole.frames:,}",
         seconds=whole.video_seconds,
         weights=", ".join(f"{short(digest)}…" for digest in whole.weights),
@@ -108,6 +137,7 @@ def _text(whole: Summary) -> str:
         shapes="\n".join(shapes),
         use=_USE_TARS if whole.tars else _USE_FILES,
     )
+    return _signed(text)
 
 
 def _of_tars(whole: Summary) -> dict[str, str]:

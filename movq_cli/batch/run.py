@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MovqDiskError, MovqError
-from ..first_frame import first_frame_path, is_first_frame
 from ..options import FIRST_FRAMES, TAR_BYTES, BatchOptions, EncodeOptions
 from .card import write_card
 from .discover import Found
@@ -19,7 +17,6 @@ from .locks import finish_shard
 from .manifest import DESCRIBED, Line, files_of, unmade
 from .orphans import find_orphans, mark_orphans
 from .pack import Packer
-from .paths import refuse_links
 from .pool import Pool, Task
 from .prepare import Job, prepare
 from .state import Watch, ignore, size_of
@@ -111,7 +108,8 @@ class _Run:
         self._job, self._settings = job, job.settings
         self.workers, self.stopped = 0, ""
         self.without_first_frame: dict[str, Line] = {}
-        layout = job.batch.layout or ("tar" if job.tars.names() else "files")
+        packed = job.tars.names() or any("member" in line for line in job.manifest.lines.values())
+        layout = job.batch.layout or ("tar" if packed else "files")
         size = job.batch.tar_size or TAR_BYTES
         self.packer = Packer(job.tars, job.manifest, job.items, size, job.batch.shard) if layout == "tar" else None
 
@@ -212,23 +210,10 @@ class _Run:
                 *line.get("warnings", []),
                 "changed after it was looked at: the same command does that again",
             ]
-        self._remove_old_first_frame(item, line)
         self._job.manifest.append(line)
         if self.packer is not None:
             self.packer.end([item.id])
         self._job.state.item_ended(line)
-
-    def _remove_old_first_frame(self, item: Item, line: Line) -> None:
-        """Delete first frames beside an item that was made again without them: they may be of another video or crop."""
-        if line["status"] != "done":
-            return
-        for kind in FIRST_FRAMES:
-            name = first_frame_path(item.output, kind)
-            path = os.path.join(self._job.folder, name)
-            if kind not in line.get("first_frame", {}) and is_first_frame(path, kind):
-                with suppress(FileNotFoundError, MovqError):
-                    refuse_links(self._job.folder, name)
-                    os.unlink(path)
 
     def _add_first_frame(self, item: Item, outcome: Line) -> None:
         """Add the first frame to the line of an item that is done already."""

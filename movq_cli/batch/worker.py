@@ -21,7 +21,7 @@ from ..codec import Progress
 from ..device import available_memory, memory_errors, spare_page_faults, usable_cores
 from ..encode import VideoEncoder
 from ..encoding import EncodeResult, Encoding
-from ..errors import MovqCrashError, MovqError, MovqOutputError, option, printable
+from ..errors import MovqCrashError, MovqError, MovqOutputError, printable
 from ..fields import changed
 from ..files import FileIdentity, require_file, write_error
 from ..first_frame import LATENT, FirstFrameFile, first_frame_path, is_first_frame
@@ -78,7 +78,7 @@ class Work:
         for name, kind in (places | ({self._item.output: LATENT} if self._latents else {})).items():
             path = os.path.join(folder, name)
             if os.path.isfile(path) and name not in own and not is_first_frame(path, kind):
-                raise MovqOutputError(f"exists; {option('force', True)} overwrites it", path)
+                raise MovqOutputError(f"{name} is there, and movq did not write it: move it away", path)
         return True
 
     def compute(self, progress: Progress) -> None:

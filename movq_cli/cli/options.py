@@ -159,7 +159,7 @@ WORDS: Mapping[str, Words] = {
     "batch_encode.first_frame": Words(
         RESULT,
         "Also write the first frame of each item beside it, for image-to-video: a picture, or latents of it alone. "
-        "Repeatable. none: make no more. (default: as in DIR; in a new one none, or both by --for of an image-to-video model)",
+        "Repeatable. none: not in this run. (default: as in DIR; in a new one none, or both by --for of an image-to-video model)",
         _choices((*FIRST_FRAMES, NO_FIRST_FRAME)),
     ),
     "force": Words(RESULT, "Overwrite the output."),

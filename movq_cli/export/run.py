@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ..batch.manifest import NAME as BATCH
 from ..codec import Progress, silent
 from ..dataset import LatentDataset
 from ..errors import MovqError, MovqUsageError, option, show_flags
@@ -73,6 +75,8 @@ class _Export:
     def __init__(self, dataset: LatentDataset, folder: str, options: ExportOptions) -> None:
         if not len(dataset):
             raise MovqError("has no finished items", dataset.folder)
+        if os.path.exists(os.path.join(folder, BATCH)):
+            raise MovqError("is the folder of a batch: name another for the export", folder)
         self._dataset, self._folder, self._options = dataset, folder, options
         self._warnings: list[str] = []
         self._embeds = PromptEmbeds(options.prompt_embeds)
@@ -96,7 +100,7 @@ class _Export:
         for m in found.values():
             if m.semantics != "frame" and m.config["z_channels"] == CHANNELS:
                 continue
-            text = f"holds latents of {m.model}, which no model of CogVideoX's family reads: it would train without an error"
+            text = f"holds latents of {m.model}, which no model of CogVideoX's family reads: one would learn nonsense"
             if self._options.to != "npy" and not self._options.any_weights:
                 raise MovqError(f"{text}; {option('any_weights', True)} exports them", self._dataset.folder)
             if self._options.to != "npy":
@@ -107,7 +111,7 @@ class _Export:
         options, kind = self._options, FORMATS[self._options.to or ""]
         meant = None if target is None else target_of(target)
         if kind.needs_embeds and options.prompt_embeds is None:
-            raise MovqUsageError(f"needs text embeddings: {option('prompt_embeds', 'DIR')}; {HELP}", option="to")
+            raise MovqUsageError(f"{options.to} needs text embeddings; {HELP}", option="prompt_embeds")
         if options.dtype == INT8 and options.to != "npy":
             raise MovqUsageError("int8 is for npy: no trainer reads it", option="dtype")
         if options.scale is not None and kind.needs_moments:
@@ -139,6 +143,10 @@ class _Export:
         """Export all items."""
         found = [self._item(index) for index in range(len(self._dataset))]
         items = [item for _, item, status, _ in found if status == "done"]
+        if self._options.shape is not None and not any(status != "left out" for _, _, status, _ in found):
+            shapes = Counter(_times((item.frames, item.height, item.width)) for _, item, _, _ in found)
+            there = ", ".join(f"{shape} ({count:,})" for shape, count in shapes.most_common())
+            raise MovqUsageError(f"no item is {self._options.shape}; there are {there}", option="shape")
         self._format.check(items)
         self._refuse_clashes(items)
         if self._format.one_shape:

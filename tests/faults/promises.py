@@ -350,9 +350,9 @@ PROMISES = {
             ),
             Break(
                 "any picture of that name is deleted as an old first frame",
-                "batch/run.py",
-                " and is_first_frame(path, kind):",
-                " and os.path.exists(path):",
+                "first_frame.py",
+                "if kind not in kept and is_first_frame(path, kind):",
+                "if kind not in kept and os.path.exists(path):",
                 "test_first_frame.py::test_files_of_others_are_neither_written_over_nor_deleted_nor_packed",
             ),
             Break(
