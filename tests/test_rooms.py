@@ -26,7 +26,7 @@ INSIDE = {
         transport raw exif messages selection colour geometry info
     """,
     "checkpoints": "__init__ convert checkpoint locate layouts",
-    "model": "__init__ encoder decoder blocks stages norms causal store convolution cost config",
+    "model": "__init__ encoder decoder quantizers blocks stages norms causal store convolution cost config",
 }
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .decoder import Decoder3D, MOVQDecoder3D
     from .encoder import Encoder3D
     from .norms import GroupNorm, SpatialNorm3D
+    from .quantizers import FSQ, LFQ, Quantised, VectorQuantizer2
 
 __getattr__, __dir__ = lazily(
     __name__,
@@ -25,10 +26,13 @@ __getattr__, __dir__ = lazily(
         "decoder": "Decoder3D MOVQDecoder3D",
         "encoder": "Encoder3D",
         "norms": "GroupNorm SpatialNorm3D",
+        "quantizers": "FSQ LFQ Quantised VectorQuantizer2",
     },
 )
 
 __all__ = [
+    "FSQ",
+    "LFQ",
     "AttnBlock2D",
     "AutoencoderConfig",
     "CausalConv3d",
@@ -37,8 +41,10 @@ __all__ = [
     "Encoder3D",
     "GroupNorm",
     "MOVQDecoder3D",
+    "Quantised",
     "ResnetBlock3D",
     "SpatialNorm3D",
     "StreamCache",
     "Upsample3D",
+    "VectorQuantizer2",
 ]
