@@ -24,7 +24,7 @@ from .fields import options_of
 from .files import refuse_inputs, short
 from .latents import Latents, open_latents
 from .model.cost import decode_cost, default_chunk_frames
-from .options import DecodeOptions, ModelOptions
+from .options import CODES, DecodeOptions, ModelOptions
 from .posterior import draw_latents
 from .schedule import WHOLE_WINDOW, ChunkSchedule
 from .video import open_writer
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import torch
 
     from .model.decoder import Decoder3D
+    from .model.quantizers import Quantizer
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,7 @@ class Decoding:
     semantics: str
     budget: Budget
     decoder: Decoder3D
+    quantizer: Quantizer | None
     progress: Progress
 
     def frames(self) -> Iterator[np.ndarray]:
@@ -203,6 +205,8 @@ class Decoding:
 
     def _read(self, start: int, stop: int) -> torch.Tensor:
         m, stored = self.latents.metadata, self.latents.read(start, stop)
+        if self.quantizer is not None:
+            return self.quantizer.restore(stored)
         if m.representation != "moments":
             return stored
         if not self.options.draw:
@@ -264,7 +268,8 @@ def decoding(
     with about(latents.path), computing(precision, options.threads), memory_errors():
         decoder = checkpoint.load_decoder(device, dtype_of(precision))
         budget = make_budget(task, options, device, precision)
-        yield Decoding(latents, checkpoint, options, device, precision, semantics, budget, decoder, progress)
+        quantizer = checkpoint.load_quantizer() if latents.metadata.representation == CODES else None
+        yield Decoding(latents, checkpoint, options, device, precision, semantics, budget, decoder, quantizer, progress)
 
 
 def _check(latents: Latents, checkpoint: Checkpoint, options: DecodeOptions) -> None:
@@ -272,7 +277,7 @@ def _check(latents: Latents, checkpoint: Checkpoint, options: DecodeOptions) -> 
     checkpoint.require_decoder()
     if config.out_ch != RGB or config.give_pre_end:
         raise MovqError("its decoder does not give RGB", checkpoint.path)
-    channels = config.moment_channels if m.representation == "moments" else config.z_channels
+    channels = {"moments": config.moment_channels, CODES: config.codebooks}.get(m.representation, config.z_channels)
     factors = m.temporal_factor, m.spatial_factor
     if latents.shape[1] != channels or factors != (config.temporal_factor, config.spatial_factor):
         raise MovqError(

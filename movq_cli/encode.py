@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from .model.encoder import Encoder3D
+    from .model.quantizers import Quantizer
 
 __all__ = ["EncodeResult", "VideoEncoder", "encode_video"]
 
@@ -86,6 +87,11 @@ class VideoEncoder:
     def network(self) -> Encoder3D:
         """The encoder, loaded on first use."""
         return self.checkpoint.load_encoder(self.device, dtype_of(self.precision))
+
+    @cached_property
+    def quantizer(self) -> Quantizer:
+        """The quantiser of weights that have one, loaded on first use."""
+        return self.checkpoint.load_quantizer()
 
     def encode(
         self,

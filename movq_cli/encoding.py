@@ -18,8 +18,8 @@ from .files import FileIdentity, refuse_inputs, require_file
 from .first_frame import FirstFrame, FirstFrameFile, first_frame_path, remove_first_frames
 from .latents import LatentsWriter
 from .metadata import Metadata
-from .options import INT8, EncodeOptions
-from .plan import Plan, expected_frames, least_frames, make_plan, must_count, shortfall, start_reader
+from .options import CODES, INT8, EncodeOptions
+from .plan import Plan, expected_frames, least_frames, make_plan, must_count, representation, shortfall, start_reader
 from .posterior import draw_latents
 from .provenance import metadata_of
 from .schedule import ChunkSchedule
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
     from .model.encoder import Encoder3D
+    from .model.quantizers import Quantizer
 
 _WAY_OUT = {
     "fp16": "fp16 ends at 65504, which activations of these weights exceed: "
@@ -117,6 +118,10 @@ class Encoder(Protocol):
     @property
     def network(self) -> Encoder3D:
         """The encoder, loaded."""
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """The quantiser, loaded, of weights that have one."""
 
     def digest_of(self, source: str | os.PathLike[str], identity: FileIdentity) -> Future[str]:
         """Return the sha256 of a source."""
@@ -343,12 +348,15 @@ class Encoding:
 
     def _saved(self, latents: torch.Tensor, at: int, first_index: int, plan: Plan) -> torch.Tensor:
         """Return what is stored of moments (1, 2z, n, H', W'), the first of which is the clip's latent `at`."""
-        options = self.options
-        if options.save == "sample":
+        options, config = self.options, self.checkpoint.config
+        kind = representation(options, config)
+        if kind == "sample":
             sha256 = self._source_sha256.result()
             latents = draw_latents(latents, at, seed=options.seed, source_sha256=sha256, first_index=first_index)
-        elif options.save == "mean":
-            latents = latents[:, : self.checkpoint.config.z_channels]
+        elif kind != "moments":
+            latents = latents[:, : config.z_channels]
+        if kind == CODES:
+            return self.by.quantizer.store(latents)
         return latents.to(_store_dtype(options, plan.precision))
 
     def _finite(self, chunks: Iterator[torch.Tensor], plan: Plan, chunker: Chunker) -> Iterator[torch.Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 from .errors import MovqError
 from .files import os_reason, require_file
 
-ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I8": 1}
+ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1}
 """Bytes per number of the safetensors dtypes that movq's own files may hold."""
 
 

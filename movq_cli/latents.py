@@ -23,14 +23,23 @@ from .files import BLOCK, WholeFile, write_all, write_error
 from .headers import ITEM_SIZES, Header, header_bytes, read_header
 from .int8 import dequantise, quantise
 from .metadata import CODED_VERSION, FORMAT, FORMAT_VERSION, FORMAT_VERSIONS, Metadata
-from .options import STORE_DTYPES
+from .options import CODES, STORE_DTYPES
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-DTYPES = dict(zip(STORE_DTYPES, ("F32", "F16", "BF16", "I8"), strict=True))
+_FLOATS = ("F32", "F16", "BF16")
+DTYPES = dict(zip(STORE_DTYPES, (*_FLOATS, "I8"), strict=True))
 """The dtypes of `--store-dtype`, with their names in safetensors."""
+CODE_DTYPES = {"int16": "I16", "int32": "I32"}
+"""The dtypes of codes, by their names in torch, with their names in safetensors."""
+_MOST_INT16 = 1 << 15  # codes
+
+
+def code_dtype(codes: int) -> str:
+    """Return the name in torch of the smallest dtype for this many codes."""
+    return "int16" if codes <= _MOST_INT16 else "int32"
 
 
 class LatentsWriter:
@@ -66,7 +75,13 @@ class LatentsWriter:
         import torch
 
         _, c, n, h, w = latents.shape
-        names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+        names = {
+            torch.float32: "F32",
+            torch.float16: "F16",
+            torch.bfloat16: "BF16",
+            torch.int16: "I16",
+            torch.int32: "I32",
+        }
         dtype = "I8" if self._int8 else names[latents.dtype]
         if self._shape not in (None, (c, h, w)) or self.dtype not in ("", dtype):
             raise ValueError(f"a chunk of {tuple(latents.shape)} {dtype} cannot follow {self.shape} {self.dtype}")
@@ -91,7 +106,7 @@ class LatentsWriter:
         _, channels, latents, _, _ = self.shape
         scale = {"latents_scale": ("F32", (channels, latents))} if self._int8 else {}
         tensors = {"frame_times": ("F64", frames), "frame_indices": ("I64", frames)} | scale
-        version = CODED_VERSION if self._int8 else FORMAT_VERSION
+        version = FORMAT_VERSION if self.dtype in _FLOATS else CODED_VERSION
         self._write(header_bytes(tensors | {"latents": (self.dtype, self.shape)}, metadata.to_strings(version)))
         self._write(memoryview(frame_times).cast("B"))
         self._write(memoryview(frame_indices).cast("B"))
@@ -166,7 +181,7 @@ class Latents:
 
     @cached_property
     def latents(self) -> torch.Tensor:
-        """The latents as stored, or in fp32 if that is int8: (1, C, T', H', W'), unscaled."""
+        """The latents as stored, or in fp32 if that is int8: (1, C, T', H', W'), unscaled. Codes are whole numbers."""
         return self._floats(self._tensor("latents"))
 
     def _floats(self, stored: torch.Tensor, frames: slice = slice(None), channels: slice = slice(None)) -> torch.Tensor:
@@ -179,9 +194,11 @@ class Latents:
 
     @cached_property
     def mean(self) -> torch.Tensor:
-        """The mean of the posterior, (1, z, T', H', W'). Raises MovqError for a file of draws."""
-        if self.metadata.representation == "sample":
-            raise MovqError("holds draws, not the mean", self.path)
+        """The mean of the posterior, (1, z, T', H', W'). Raises MovqError for a file of draws or codes."""
+        if self.metadata.representation in ("sample", CODES):
+            raise MovqError(
+                f"holds {'draws' if self.metadata.representation == 'sample' else CODES}, not the mean", self.path
+            )
         if self.metadata.representation == "mean":
             return self.latents
         return self.latents[:, : self.shape[1] // 2]
@@ -288,9 +305,14 @@ def open_latents(path: str | os.PathLike[str]) -> Latents:
 
 def _check(header: Header, metadata: Metadata) -> None:
     latents = header.tensors["latents"]
-    if latents.dtype not in DTYPES.values() or len(latents.shape) != 5 or latents.shape[0] != 1:
+    codes = metadata.representation == CODES
+    if (
+        latents.dtype not in (CODE_DTYPES if codes else DTYPES).values()
+        or len(latents.shape) != 5
+        or latents.shape[0] != 1
+    ):
         raise ValueError(f"latents of {latents.dtype} {list(latents.shape)}")
-    if (latents.dtype == "I8") != (header.metadata["format_version"] == CODED_VERSION):
+    if (latents.dtype in _FLOATS) != (header.metadata["format_version"] == FORMAT_VERSION):
         raise ValueError(f"latents of {latents.dtype} in format_version {header.metadata['format_version']}")
     frames = (metadata.frames,)
     others: dict[str, tuple[str, tuple[int, ...]]] = {"frame_times": ("F64", frames), "frame_indices": ("I64", frames)}

@@ -22,7 +22,8 @@ SEMANTICS = ("auto", "whole", "diffusers")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 TAILS = ("pad", "drop", "error")
 FITS = ("cover", "contain", "stretch")
-REPRESENTATIONS = ("moments", "mean", "sample")
+CODES = "codes"
+REPRESENTATIONS = ("moments", "mean", "sample", CODES)
 FLOATS = ("fp32", "fp16", "bf16")
 """The data types of numbers that are computed with."""
 INT8 = "int8"
@@ -170,7 +171,8 @@ class EncodeOptions(ModelOptions):
     """Options of encoding.
 
     `short`: a video with fewer frames than `selection.frames` is encoded with a warning ("encode"), padded to that
-    length by repeating its last frame ("pad"), or refused with MovqTooShortError ("refuse"). `seed` is for draws: save
+    length by repeating its last frame ("pad"), or refused with MovqTooShortError ("refuse"). `save` "moments" is what the
+    weights give: codes, if they have a quantiser, and the mean alone, if they have no variance. `seed` is for draws: save
     "sample", and a batch's pick "random". `target` is the diffusion model to prepare for, a name in targets.py, which
     sets what other options leave open. `scaling_factor` is recorded instead of the weights', and never applied.
     `first_frame` are kinds of the first frame to write beside the latents, in FIRST_FRAMES; () leaves it open, "none" does
@@ -222,6 +224,8 @@ class EncodeOptions(ModelOptions):
         usual, chosen = EncodeOptions().flat(), self.flat()
         if self.save != "sample":
             del chosen["seed"]
+        if self.save == CODES:  # what weights with a quantiser give by default
+            del chosen["save"]
         if self.short != "pad":  # "encode" does not change latents, and "refuse" gives none
             del chosen["short"]
         return {name: value for name, value in chosen.items() if name not in _KNOBS and value != usual[name]}

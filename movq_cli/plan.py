@@ -19,10 +19,10 @@ from .device import ITEM_SIZE, choose_device, choose_precision, usable_cores
 from .errors import MovqError, MovqTooShortError, MovqUsageError, about, option, require_torch
 from .fields import options_of
 from .headers import ITEM_SIZES
-from .latents import DTYPES
+from .latents import CODE_DTYPES, DTYPES, code_dtype
 from .model.config import AutoencoderConfig
 from .model.cost import default_chunk_frames, encode_cost
-from .options import EncodeOptions, Selection
+from .options import CODES, INT8, EncodeOptions, Selection
 from .schedule import WHOLE_WINDOW, ChunkSchedule
 from .targets import prepared
 from .video import AHEAD_BYTES, FrameReader, Geometry, VideoInfo, count_frames, read_frames
@@ -92,6 +92,12 @@ def open_weights(options: EncodeOptions) -> Checkpoint:
     options.picture.padding(checkpoint.config.spatial_factor)  # refuses a multiple that latents cannot have
     if not checkpoint.config.double_z and options.save == "sample":
         raise MovqUsageError("these weights give the mean alone, of which nothing can be drawn", option="save")
+    if not checkpoint.config.codes and options.save == CODES:
+        raise MovqUsageError(
+            f"these weights have no quantiser; {option('store_dtype', INT8)} makes latents small", option="save"
+        )
+    if representation(options, checkpoint.config) == CODES and options.store_dtype != "auto":
+        raise MovqUsageError(f"codes are whole numbers; it goes with {option('save', 'mean')}", option="store_dtype")
     return checkpoint
 
 
@@ -169,7 +175,7 @@ def make_plan(
         frames_padded=padded,
         frames_dropped=dropped,
         latent_shape=shape,
-        output_bytes=shape and math.prod(shape) * stored_bytes(options, precision)[1],
+        output_bytes=shape and math.prod(shape) * stored_bytes(options, precision, config)[1],
     )
 
 
@@ -233,14 +239,26 @@ def _task(
     return of_size((geometry.width, geometry.height))
 
 
+def representation(options: EncodeOptions, config: AutoencoderConfig) -> str:
+    """Return what is stored of what these weights give: moments, mean, sample or codes."""
+    if config.codes and options.save in ("moments", CODES):
+        return CODES
+    return options.save if config.double_z else "mean"
+
+
 def _saved_shape(
     shape: tuple[int, int, int, int, int], options: EncodeOptions, config: AutoencoderConfig
 ) -> tuple[int, int, int, int, int]:
-    return shape if options.save == "moments" else (shape[0], config.z_channels, *shape[2:])
+    kind = representation(options, config)
+    channels = {"moments": shape[1], CODES: config.codebooks}.get(kind, config.z_channels)
+    return shape[0], channels, *shape[2:]
 
 
-def stored_bytes(options: EncodeOptions, precision: str) -> tuple[str, int]:
-    """Return the dtype that latents are stored in, by its name in --store-dtype, and the bytes of one number."""
+def stored_bytes(options: EncodeOptions, precision: str, config: AutoencoderConfig) -> tuple[str, int]:
+    """Return the dtype that latents are stored in, by its name in --store-dtype or in torch, and the bytes of one number."""
+    if representation(options, config) == CODES:
+        name = code_dtype(config.codes)
+        return name, ITEM_SIZES[CODE_DTYPES[name]]
     name = {"tf32": "fp32"}.get(precision, precision) if options.store_dtype == "auto" else options.store_dtype
     return name, ITEM_SIZES[DTYPES[name]]
 

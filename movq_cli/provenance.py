@@ -13,7 +13,7 @@ from .codec import Chunker
 from .files import file_name
 from .metadata import Metadata
 from .options import EncodeOptions, Selection
-from .plan import Plan
+from .plan import Plan, representation
 from .video import FrameReader, VideoInfo, is_same_rate
 
 
@@ -33,7 +33,7 @@ def metadata_of(
     geometry, config, said = plan.geometry, checkpoint.config, checkpoint.metadata
     factor = said.get("scaling_factor", "") if options.scaling_factor is None else f"{options.scaling_factor:.10g}"
     return Metadata(
-        representation=options.save if config.double_z else "mean",
+        representation=representation(options, config),
         seed=options.seed if options.save == "sample" else None,
         semantics=plan.semantics,
         windows=None if plan.windows is None else list(plan.windows),

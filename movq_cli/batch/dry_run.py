@@ -69,7 +69,7 @@ def plan_batch(
     shapes = [item.shape for item in planned if item.refusal is None and item.shape is not None]
     numbers = sum(math.prod(config.latent_shape(*shape)) for shape in shapes)
     precision = choose_precision(options.precision, choose_device(options.device))
-    store_dtype, item_bytes = stored_bytes(options, precision)
+    store_dtype, item_bytes = stored_bytes(options, precision, config)
     halves = 2 if config.double_z else 1
     return BatchPlan(
         found=job.found,

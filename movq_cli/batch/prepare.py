@@ -17,8 +17,8 @@ from ..device import choose_device, choose_precision
 from ..errors import MovqError
 from ..files import os_reason, sweep
 from ..model.config import AutoencoderConfig
-from ..options import FIRST_FRAMES, NO_FIRST_FRAME, PRECISIONS, BatchOptions, EncodeOptions, batch_options
-from ..plan import open_weights
+from ..options import CODES, FIRST_FRAMES, INT8, NO_FIRST_FRAME, PRECISIONS, BatchOptions, EncodeOptions, batch_options
+from ..plan import open_weights, representation
 from ..targets import prepared_batch
 from .cut import check_cut, cut_item, cut_to_dict, in_order, is_cut
 from .discover import Found, find_items
@@ -149,7 +149,8 @@ def _settle(
         failed = any(line.get("precision") for line in named) and batch.engine == "local"
         precision = choose_precision("auto", choose_device(options.device)) if failed else ""
     cut = cut_to_dict(batch, options)
-    return Settings(options, checkpoint.name, checkpoint.digest, semantics, precision, threads, cut=cut)
+    coded = options.store_dtype == INT8 or representation(options, checkpoint.config) == CODES
+    return Settings(options, checkpoint.name, checkpoint.digest, semantics, precision, threads, cut=cut, coded=coded)
 
 
 def _first_frame(options: EncodeOptions, named: Iterable[Line]) -> tuple[str, ...]:

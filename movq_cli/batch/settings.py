@@ -7,7 +7,7 @@ from typing import Any
 
 from ..files import text_of
 from ..metadata import CODED_VERSION, FORMAT_VERSION
-from ..options import INT8, EncodeOptions
+from ..options import EncodeOptions
 from .item import Item
 from .manifest import DESCRIBED, Line
 
@@ -17,7 +17,7 @@ class Settings:
     """The model, options and precision of a batch. `threads` and `device` are only recorded.
 
     `precision` is "" until it is known, which means that no output has been made with it. `cut` is how items are cut
-    out of videos.
+    out of videos. `coded` is True if latents are stored as whole numbers.
     """
 
     options: EncodeOptions
@@ -28,6 +28,7 @@ class Settings:
     threads: int
     device: str = ""
     cut: dict[str, Any] = field(default_factory=dict)
+    coded: bool = False
 
     def line(self, item: Item) -> Line:
         """Return the part of an item's line that is known before encoding."""
@@ -36,7 +37,7 @@ class Settings:
             semantics=self.semantics,
             precision=self.precision,
             options=item.encode_options(self.options).choices,
-            format_version=CODED_VERSION if self.options.store_dtype == INT8 else FORMAT_VERSION,
+            format_version=CODED_VERSION if self.coded else FORMAT_VERSION,
             threads=self.threads,
             device=self.device,
         )

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from ..model.decoder import Decoder3D
     from ..model.encoder import Encoder3D
+    from ..model.quantizers import Quantizer
 
 Network = TypeVar("Network", bound="nn.Module")
 
@@ -39,6 +40,9 @@ FORMAT = "movq-weights"
 FORMAT_VERSION = "1"
 SAID = ("name", "licence", "source", "semantics", "scaling_factor", "shift_factor", "invert_scale_latents")
 """The keys of a checkpoint's metadata. A value is "" if it is unknown."""
+
+QUANTIZER = "quantize"
+"""What the names of a quantiser's tensors begin with."""
 
 DTYPES = ("F64", "F32", "F16", "BF16")
 
@@ -186,6 +190,20 @@ class Checkpoint:
         self.require_decoder()
         return self._load(Decoder3D, "decoder", device, dtype)
 
+    def load_quantizer(self) -> Quantizer:
+        """Load the quantiser in evaluation mode, in fp32 on the CPU. Raises MovqError as `load_encoder` does."""
+        from ..model.quantizers import build
+
+        with about(self.path):
+            quantizer = build(self.config)
+            # Whole numbers are constants of the class, whether a file has them or not.
+            wanted = {f"{QUANTIZER}.{name}": v for name, v in quantizer.state_dict().items() if v.is_floating_point()}
+            shapes = {name: stored.shape for name, stored in self.tensors.items() if stored.dtype in DTYPES}
+            _require_shapes(QUANTIZER, {name: tuple(v.shape) for name, v in wanted.items()}, shapes)
+        state = {name.removeprefix(f"{QUANTIZER}."): tensor.float() for name, tensor in self.read(wanted)}
+        quantizer.load_state_dict(quantizer.state_dict() | state, strict=True)
+        return quantizer.requires_grad_(False).eval()
+
     def _load(self, kind: type[Network], part: str, device: torch.device | str, dtype: torch.dtype | None) -> Network:
         from ..model.convolution import lay_out, round_weight
 
@@ -239,6 +257,12 @@ def _fitting(
     except (RuntimeError, TypeError, ValueError) as error:  # torch's errors for impossible sizes among them
         raise MovqError(f"its config makes no network: {str(error).splitlines()[0]}") from None
     wanted = {f"{part}.{name}": tuple(value.shape) for name, value in network.state_dict().items()}
+    _require_shapes(part, wanted, shapes)
+    return network, list(wanted)
+
+
+def _require_shapes(part: str, wanted: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise MovqError, naming the tensor, unless the tensors of a part are exactly those wanted."""
     found = {name for name in shapes if name.startswith(f"{part}.")}
     missing, unexpected = sorted(wanted.keys() - found), sorted(found - wanted.keys())
     if missing:
@@ -248,7 +272,6 @@ def _fitting(
     for name, shape in wanted.items():
         if shapes[name] != shape:
             raise MovqError(f"tensor {name} has shape {list(shapes[name])}, its config asks for {list(shape)}")
-    return network, list(wanted)
 
 
 def open_checkpoint(path_or_id: str | os.PathLike[str] | None = None) -> Checkpoint:
@@ -326,9 +349,9 @@ def _check(checkpoint: Checkpoint) -> None:
     """Raise MovqError if the headers of a checkpoint show that it cannot be used."""
     config, tensors = checkpoint.config, checkpoint.tensors
     for name, stored in tensors.items():
-        if not name.startswith(("encoder.", "decoder.")):
+        if not name.startswith(("encoder.", "decoder.", f"{QUANTIZER}." if config.quantizer else "decoder.")):
             raise MovqError(f"has {name}, which belongs to neither encoder nor decoder")
-        if stored.dtype not in DTYPES:
+        if stored.dtype not in DTYPES and not (stored.dtype == "I64" and name.startswith(f"{QUANTIZER}.")):
             raise MovqError(f"tensor {name} has dtype {stored.dtype}, not one of {', '.join(DTYPES)}")
     if "encoder" not in checkpoint.parameters:
         raise MovqError("has no encoder")

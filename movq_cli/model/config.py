@@ -17,6 +17,7 @@ from ..errors import MovqWarning
 
 PAD_MODES = ("first", "constant", "reflect")
 NORM_SCOPES = ("whole", "frame")
+QUANTIZERS = ("VectorQuantizer2", "FSQ", "LFQ")
 NORM_GROUPS = 32
 NORM_EPS = 1e-6
 _MOST_LEVELS = 10
@@ -28,7 +29,9 @@ WINDOW_LATENTS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
-    """Constructor arguments of the published MoVQ encoder and decoder, and `norm_scope`.
+    """Constructor arguments of the published MoVQ encoder and decoder, `norm_scope`, and `quantizer`.
+
+    `quantizer` has the `kind` of the quantiser of these weights, a class in quantizers.py, and its arguments.
 
     Raises ValueError, with the reason, if no network can be built from them.
     """
@@ -50,10 +53,13 @@ class AutoencoderConfig:
     zq_ch: int | None = None
     add_conv: bool = False
     give_pre_end: bool = False
+    quantizer: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self._check_numbers()
         self._check_levels()
+        if self.quantizer is not None:
+            self._check_quantizer(self.quantizer)
         for name, value, known in (
             ("pad_mode", self.pad_mode, PAD_MODES),
             ("norm_scope", self.norm_scope, NORM_SCOPES),
@@ -94,6 +100,29 @@ class AutoencoderConfig:
                 f"ch_mult of {self.levels} levels has {self.levels - 1}"
             )
 
+    def _check_quantizer(self, quantizer: Mapping[str, Any]) -> None:
+        """Check what the number of codes follows from; its other arguments are those of the class."""
+        sizes = _codes_and_channels(quantizer)
+        if sizes is None or not 1 < sizes[0] < 2**31 or sizes[1] < 1:
+            raise ValueError(
+                f"a quantizer must be one of {', '.join(QUANTIZERS)}, with its arguments, got {quantizer!r}"
+            )
+        if quantizer.get("dim", sizes[1]) not in (None, self.z_channels) or (
+            quantizer.get("dim") is None and sizes[1] != self.z_channels
+        ):
+            raise ValueError(f"its quantizer takes {quantizer.get('dim') or sizes[1]} channels, not {self.z_channels}")
+
+    @property
+    def codes(self) -> int:
+        """The number of codes of the quantiser; 0 without one."""
+        sizes = None if self.quantizer is None else _codes_and_channels(self.quantizer)
+        return 0 if sizes is None else sizes[0]
+
+    @property
+    def codebooks(self) -> int:
+        """The number of codes at each position of a latent."""
+        return 0 if self.quantizer is None else int(self.quantizer.get("num_codebooks", 1))
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AutoencoderConfig:
         """Make a config of these values. A key that neither network knows is ignored, with a warning that names it.
@@ -111,11 +140,17 @@ class AutoencoderConfig:
 
     def to_json(self) -> str:
         """Return all keys and values as JSON, sorted and without spaces, so that equal configs give equal text."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        return json.dumps(self._values(), sort_keys=True, separators=(",", ":"))
+
+    def _values(self) -> dict[str, Any]:
+        values = dataclasses.asdict(self)
+        if self.quantizer is None:
+            del values["quantizer"]
+        return values
 
     def identity_json(self) -> str:
         """Return `to_json` without what cannot change a latent: dropout, and resolution if there is no attention."""
-        values = dataclasses.asdict(self)
+        values = self._values()
         del values["dropout"]
         if not self.attn_resolutions:
             del values["resolution"]
@@ -183,3 +218,20 @@ class AutoencoderConfig:
         """Return the shape (1, C, T', H', W') of the moments of one clip."""
         s = self.spatial_factor
         return 1, self.moment_channels, self.latent_frames(frames), height // s, width // s
+
+
+def _codes_and_channels(quantizer: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return how many codes a quantiser has and how many channels its codebooks take; None if it cannot be."""
+    kind, books = quantizer.get("kind"), quantizer.get("num_codebooks", 1)
+    try:
+        if kind == "VectorQuantizer2":
+            return int(quantizer["n_e"]), int(quantizer["e_dim"])
+        if kind == "FSQ":
+            levels = [int(level) for level in quantizer["levels"]]
+            return (math.prod(levels), len(levels) * books) if min(levels) > 1 else None
+        if kind == "LFQ":
+            codes = int(quantizer.get("codebook_size") or 2 ** int(quantizer["dim"]))
+            return codes, (codes.bit_length() - 1) * books
+    except (KeyError, TypeError, ValueError, OverflowError):
+        pass
+    return None

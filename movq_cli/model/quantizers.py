@@ -18,10 +18,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import MovqError
+from .config import AutoencoderConfig
 
 _LEAST_LOG = 1e-5  # entropies take no logarithm of less
 _INVERSE_TEMPERATURE = 100.0
 _MARGIN = 1e-3  # by how much FSQ's range is wider than its levels
+_MOST_INT16 = 1 << 15  # codes
 _ROWS = 1024  # vectors that are compared with a codebook at once
 
 
@@ -41,6 +43,8 @@ class Quantizer(nn.Module):
 
     codes: int
     codebooks = 1
+    many = False
+    """True if indices have a last axis of codebooks."""
 
     def forward(self, z: Tensor) -> Quantised:
         """Quantise (B, C, T, H, W). Gradients go straight through."""
@@ -55,6 +59,17 @@ class Quantizer(nn.Module):
         """Return the indices of (B, C, T, H, W), each frame by itself: they do not depend on the others."""
         clips = [torch.cat([self(frame[None, :, None]).indices for frame in clip.unbind(1)], 1) for clip in z]
         return torch.cat(clips)
+
+    def store(self, z: Tensor) -> Tensor:
+        """Return the indices of (1, C, T, H, W) as a file has them: (1, codebooks, T, H, W), in the smallest dtype."""
+        indices = self.encode(z.cpu())
+        indices = rearrange(indices, "b t h w n -> b n t h w") if self.many else indices[:, None]
+        return indices.to(torch.int16 if self.codes <= _MOST_INT16 else torch.int32)
+
+    def restore(self, stored: Tensor) -> Tensor:
+        """Return the quantised values (1, C, T, H, W) in fp32 of indices as a file has them."""
+        indices = rearrange(stored.long(), "b n t h w -> b t h w n")
+        return self.decode(indices if self.many else indices[..., 0])
 
 
 class VectorQuantizer2(Quantizer):
@@ -118,7 +133,7 @@ class _OfBits(Quantizer):
     def __init__(self, dim: int | None, channels: int, num_codebooks: int, keep_num_codebooks_dim: bool | None) -> None:
         super().__init__()
         self.codebooks = num_codebooks
-        self._keep = num_codebooks > 1 if keep_num_codebooks_dim is None else keep_num_codebooks_dim
+        self.many = num_codebooks > 1 if keep_num_codebooks_dim is None else keep_num_codebooks_dim
         needed, same = channels * num_codebooks, dim in (None, channels * num_codebooks)
         self.project_in = nn.Identity() if same else nn.Linear(dim or needed, needed)
         self.project_out = nn.Identity() if same else nn.Linear(needed, dim or needed)
@@ -135,11 +150,11 @@ class _OfBits(Quantizer):
 
     def _shown(self, indices: Tensor) -> Tensor:
         """Return indices (B, T, H, W, codebooks) without the last axis if there is one codebook."""
-        return indices if self._keep else indices[..., 0]
+        return indices if self.many else indices[..., 0]
 
     def _each(self, indices: Tensor) -> Tensor:
         """Return indices as (B, T, H, W, codebooks, 1)."""
-        return (indices if self._keep else indices[..., None])[..., None]
+        return (indices if self.many else indices[..., None])[..., None]
 
 
 class FSQ(_OfBits):
@@ -242,3 +257,14 @@ def _entropy(probabilities: Tensor) -> Tensor:
 def _linear(layer: nn.Module, x: Tensor) -> Tensor:
     """Return what a linear layer makes of x in fp32; x itself if there is none."""
     return F.linear(x, layer.weight.float(), layer.bias.float()) if isinstance(layer, nn.Linear) else x
+
+
+def build(config: AutoencoderConfig) -> Quantizer:
+    """Return the quantiser of a config, with weights that are not loaded yet. Raises MovqError if none can be made."""
+    assert config.quantizer is not None
+    arguments = dict(config.quantizer)
+    kind: type[Quantizer] = {"VectorQuantizer2": VectorQuantizer2, "FSQ": FSQ, "LFQ": LFQ}[arguments.pop("kind")]
+    try:
+        return kind(**arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise MovqError(f"its config makes no quantiser: {error}") from None
