@@ -6,14 +6,12 @@ scaling happen here, each time an item is read.
 
 from __future__ import annotations
 
-import hashlib
 import math
-import mmap
 import os
 import warnings
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -21,26 +19,20 @@ from torch.utils.data import Dataset
 
 from .batch.manifest import NAME, Line, parse_line, scan_lines, shard_manifests
 from .batch.paths import Sources
-from .batch.tars import Tars
 from .device import dtype_of
 from .errors import MovqError, MovqWarning, about, printable
 from .files import FileIdentity, require_file
 from .first_frame import LATENT, PNG
-from .headers import ITEM_SIZES, Header, TensorEntry, parse_header
-from .int8 import dequantise
-from .metadata import FORMAT, FORMAT_VERSIONS, Metadata
+from .latents import CODE_DTYPES
 from .options import FIRST_FRAMES, FLOATS
 from .posterior import draw_from
+from .reading import BatchFiles, Held, mapped
 from .scaling import SCALES, Scaling, scale_of, scaling_of
 from .video.pictures import decode_png
 
 _EXAMPLE = "cogvideox-5b"
 _SAME = 1e-6
 """The relative difference up to which two scaling factors count as one, written with more or fewer digits."""
-
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I8": torch.int8}
-_OPEN_TARS = 32
-_INDEX_BYTES = ITEM_SIZES["I64"]
 
 
 class Sample(TypedDict):
@@ -69,34 +61,6 @@ def _dtype(dtype: torch.dtype | str) -> torch.dtype:
     return found
 
 
-class _Held(NamedTuple):
-    """Latents: their header, the bytes of their file, and the file or tar that holds them; `latents` (C, T, H, W) as stored.
-
-    `scale` (C, T) is that of int8. `factor` is the frames of a latent, `representation` what is stored.
-    """
-
-    header: Header
-    data: memoryview
-    path: str
-    latents: torch.Tensor
-    scale: torch.Tensor | None
-    factor: int
-    representation: str
-
-    def floats(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Return latents `start` to `stop` as stored, or in fp32 if that is int8."""
-        stored = self.latents[:, start:stop]
-        return stored if self.scale is None else dequantise(stored, self.scale[:, start:stop])
-
-
-class Stored(NamedTuple):
-    """The metadata, latents (C, T, H, W) as stored, or in fp32 if that is int8, and the first frame's index in the source."""
-
-    metadata: Metadata
-    latents: torch.Tensor
-    first_index: int
-
-
 class LatentDataset(Dataset[Sample]):
     """The items that `movq batch-encode` has done in a folder, in either layout, in order of id.
 
@@ -112,6 +76,9 @@ class LatentDataset(Dataset[Sample]):
     A sample has its first frame if all items have files of it: `first_frame` are the kinds, as in FIRST_FRAMES. The
     constructor warns if only some have. `first_frames=False` leaves them unread.
 
+    With `codes`, `latents` are the codes of items that were encoded by weights with a quantiser, int64 (codebooks, T, H, W),
+    as tokens for a token model, and so are first frames. Such items are refused without it, and others with it.
+
     `where` chooses items by their lines. Outputs that no item has any more (`orphan`) are left out, as are failed and
     short items. `left_out` counts all that are left out, by reason. Raises MovqError if there is no manifest, or if
     shards are to be merged first.
@@ -125,11 +92,12 @@ class LatentDataset(Dataset[Sample]):
         draw: bool = True,
         dtype: torch.dtype | str = torch.float32,
         first_frames: bool = True,
+        codes: bool = False,
         where: Callable[[Line], bool] | None = None,
     ) -> None:
         self.folder = os.fspath(folder)
         self.scale = scale_of(scale)
-        self.draw, self.dtype = draw, _dtype(dtype)
+        self.draw, self.dtype, self.codes = draw, _dtype(dtype), codes
         if shard_manifests(self.folder):
             raise MovqError("is of a batch in shards: put them together first, by batch-encode --merge", self.folder)
         self._path = os.path.join(self.folder, NAME)
@@ -144,6 +112,9 @@ class LatentDataset(Dataset[Sample]):
         pictured: dict[str, tuple[str, ...]] = {}
         for at, line in scan_lines(self._path):
             bucket = _left_out(line, where) or (*line["shape"], line.get("options", {}).get("save", ""))
+            if not isinstance(bucket, str) and (line.get("dtype") in CODE_DTYPES.values()) != codes:
+                holds = "no codes: leave codes=True out" if codes else "codes: LatentDataset(codes=True) gives them"
+                raise MovqError(f"{line['id']} holds {holds}", self.folder)
             last[line["id"]] = at, bucket, weights.setdefault(line.get("weights_digest", ""), len(weights))
             pictured[line["id"]] = tuple(line.get("first_frame", ()))
         self.left_out = Counter(why for _, why, _ in last.values() if isinstance(why, str))
@@ -154,8 +125,9 @@ class LatentDataset(Dataset[Sample]):
         pictures = [pictured[id] for id, (_, why, _) in last.items() if not isinstance(why, str)]
         self.first_frame = self._common(pictures) if first_frames else ()
         self._open()
+        self.files = BatchFiles(self.folder)
         self._scalings: dict[str, Scaling] = {}
-        if scale is None or isinstance(scale, str):
+        if not codes and (scale is None or isinstance(scale, str)):
             first = {made: i for i, (_, _, made) in reversed(list(enumerate(kept)))}
             for text in self._look_up_scalings(first.values(), scale):
                 warnings.warn(MovqWarning(f"{self.folder}: {text}"), stacklevel=2)
@@ -192,7 +164,7 @@ class LatentDataset(Dataset[Sample]):
         """
         row = self.row(index)
         start, stop, _ = slice(start, stop).indices(row["shape"][2])
-        clip = self._held(row)
+        clip = self.files.held(row)
         digest = row["weights_digest"]
         latents = self._scaled(clip, start, stop, digest)
         frames = torch.full((latents.shape[1],), clip.factor)
@@ -207,32 +179,8 @@ class LatentDataset(Dataset[Sample]):
         if start == 0 and PNG in self.first_frame:
             sample["first_frame"] = self._picture(row, int(clip.header.metadata["spatial_factor"]))
         if start == 0 and LATENT in self.first_frame:
-            sample["first_frame_latents"] = self._scaled(self._held(row, LATENT), 0, 1, digest)
+            sample["first_frame_latents"] = self._scaled(self.files.held(row, LATENT), 0, 1, digest)
         return sample
-
-    def stored(self, index: int, kind: str = "") -> Stored:
-        """Return latents as their file has them, each byte checked: the item's, or with a `kind` those of its first frame.
-
-        Raises MovqError if they are not what the manifest says.
-        """
-        row = self.row(index)
-        held = self._held(row, kind)
-        metadata = _metadata_of(held.header, held.path)
-        self._check_digest(held.data, row, kind, held.path)
-        at = held.header.tensors["frame_indices"].start
-        return Stored(metadata, held.floats(), int.from_bytes(held.data[at : at + _INDEX_BYTES], "little"))
-
-    def picture(self, index: int) -> bytes:
-        """Return the first frame as the bytes of a PNG file, each checked. Raises MovqError as `stored` does."""
-        row = self.row(index)
-        data, path = self._data(row, PNG)
-        self._check_digest(data, row, PNG, path)
-        return bytes(data)
-
-    def metadata(self, index: int) -> Metadata:
-        """Return the metadata of an item. Raises MovqError if its header is not what the manifest says."""
-        header, _, path = self._header(self.row(index))
-        return _metadata_of(header, path)
 
     def buckets(self) -> list[list[int]]:
         """Return the indices of items, grouped by shape and by what was saved: moments, mean or sample."""
@@ -249,7 +197,7 @@ class LatentDataset(Dataset[Sample]):
         for item in items:
             row = self.row(item)
             try:
-                said = self._header(row)[0].metadata
+                said = self.files.header(row)[0].metadata
             except MovqError:
                 continue
             model, scaling = printable(str(said.get("model") or "unknown weights")), scaling_of(said)
@@ -269,28 +217,11 @@ class LatentDataset(Dataset[Sample]):
                 "them so"
             )
 
-    def _held(self, row: Line, kind: str = "") -> _Held:
-        """Return the latents of an item, or with a `kind` those of its first frame. Raises MovqError for other latents."""
-        header, data, path = self._header(row, kind)
-        try:
-            entry = header.tensors["latents"]
-            one, channels, latents, height, width = row["shape"]
-            if entry.shape != (one, channels, 1 if kind else latents, height, width):
-                raise ValueError("of another shape")
-            stored = _tensor(data, entry)
-            scale = None
-            if entry.dtype == "I8":
-                scale = _tensor(data, header.tensors["latents_scale"])
-                if scale.shape != stored.shape[1:3]:
-                    raise ValueError("scales of another shape")
-            factor, representation = int(header.metadata["temporal_factor"]), header.metadata["representation"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise MovqError(f"is not what the manifest says ({error})", path) from None
-        return _Held(header, data, path, stored[0], scale, factor, representation)
-
-    def _scaled(self, held: _Held, start: int, stop: int, digest: str) -> torch.Tensor:
+    def _scaled(self, held: Held, start: int, stop: int, digest: str) -> torch.Tensor:
         """Return latents `start` to `stop`, drawn or their mean, scaled as `scale` or the weights of this digest say."""
         stored = held.floats(start, stop)
+        if self.codes:
+            return stored.long()
         if held.representation == "moments":
             latents = draw_from(stored) if self.draw else stored.chunk(2)[0].to(torch.float32, copy=True)
         else:
@@ -306,57 +237,19 @@ class LatentDataset(Dataset[Sample]):
 
         Raises MovqError for a file that is not such a picture.
         """
-        data, path = self._data(row, PNG)
+        data, path = self.files.data(row, PNG)
         height, width = (factor * side for side in row["shape"][3:])
         with about(path):
             return torch.from_numpy(decode_png(bytes(data), width, height)).permute(2, 0, 1).contiguous()
 
-    def _header(self, row: Line, kind: str = "") -> tuple[Header, memoryview, str]:
-        """Return a header, the bytes, and the file that holds them. Raises MovqError if it is another item's."""
-        data, path = self._data(row, kind)
-        try:
-            header = parse_header(data)
-            said = header.metadata
-            found = [said[name] for name in ("format", "source_sha256", "weights_digest")]
-            known = said["format_version"] in FORMAT_VERSIONS
-            if not known or found != [FORMAT, row["source_sha256"], row["weights_digest"]]:
-                raise ValueError("other latents")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise MovqError(f"is not what the manifest says ({error})", path) from None
-        return header, data, path
-
-    def _data(self, row: Line, kind: str = "") -> tuple[memoryview, str]:
-        """Return the bytes of latents, or with a `kind` of a first frame, mapped, and the file or tar that holds them."""
-        said = row["first_frame"][kind] if kind else row
-        path = os.path.join(self.folder, said["output"])
-        if "member" not in said:
-            data = memoryview(_mapped(path))
-            if len(data) != said["bytes"]:
-                raise MovqError(f"has {len(data)} bytes where the manifest says {said['bytes']}", path)
-            return data, path
-        part = self._tars.find_first_frame(row, kind) if kind else self._tars.find(row)
-        if path not in self._maps:
-            if len(self._maps) >= _OPEN_TARS:
-                self._maps.popitem(last=False)
-            self._maps[path] = memoryview(_mapped(path))
-        self._maps.move_to_end(path)
-        return self._maps[path][part.offset : part.offset + part.bytes], path
-
-    def _check_digest(self, data: memoryview, row: Line, kind: str, path: str) -> None:
-        if hashlib.sha256(data).hexdigest() != (row["first_frame"][kind] if kind else row)["sha256"]:
-            raise MovqError("is damaged: its bytes are not those that the manifest says", path)
-
     def _open(self) -> None:
         if FileIdentity.of(require_file(self._path)) != self._identity:
             raise MovqError("has changed since the dataset was made: make it anew", self._path)
-        self._lines = _mapped(self._path)
-        self._tars, self._sources = Tars(self.folder), Sources(self.folder)
-        self._maps: OrderedDict[str, memoryview] = OrderedDict()
+        self._lines = mapped(self._path)
+        self._sources = Sources(self.folder)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            name: value for name, value in vars(self).items() if name not in ("_lines", "_tars", "_sources", "_maps")
-        }
+        return {name: value for name, value in vars(self).items() if name not in ("_lines", "_sources")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -367,14 +260,6 @@ class LatentDataset(Dataset[Sample]):
         return f"LatentDataset({self.folder!r}: {len(self)} items in {len(self.buckets())} shapes{left})"
 
 
-def _metadata_of(header: Header, path: str) -> Metadata:
-    try:
-        header.tensors["frame_indices"]
-        return Metadata.from_strings(header.metadata)
-    except (ValueError, KeyError, TypeError, RecursionError, ZeroDivisionError) as error:
-        raise MovqError(f"is not what the manifest says ({error})", path) from None
-
-
 def _left_out(line: Line, where: Callable[[Line], bool] | None) -> str:
     """Return why an item is left out; "" if it is not."""
     if line["status"] != "done":
@@ -382,19 +267,3 @@ def _left_out(line: Line, where: Callable[[Line], bool] | None) -> str:
     if line.get("orphan"):
         return "orphan"
     return "" if where is None or where(line) else "where"
-
-
-def _tensor(data: memoryview, entry: TensorEntry) -> torch.Tensor:
-    """Return a tensor of a file. It cannot be written to. Raises ValueError or KeyError if it is not as the header says."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a buffer that is not writable: nothing writes to it
-        flat = torch.frombuffer(data, dtype=_DTYPES[entry.dtype], count=entry.numel, offset=entry.start)
-    return flat.view(entry.shape)
-
-
-def _mapped(path: str) -> mmap.mmap | bytes:
-    """Return the bytes of a file, mapped. Raises MovqError if it is not a readable file."""
-    if not require_file(path).st_size:
-        return b""  # an empty file cannot be mapped
-    with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

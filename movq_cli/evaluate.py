@@ -28,7 +28,7 @@ from .errors import MovqError, MovqUsageError, about
 from .fields import options_of
 from .latents import Latents, open_latents
 from .metrics import FrameScores, psnr
-from .options import DecodeOptions, EncodeOptions
+from .options import CODES, DecodeOptions, EncodeOptions
 from .plan import open_weights, start_reader
 from .schedule import WHOLE_WINDOW, ChunkSchedule
 
@@ -258,8 +258,8 @@ def _changed(index: int, latents: Latents, frame: int) -> bool:
 
 
 def _difference(first: Latents, shape: Sequence[int], second: Callable[[int, int], torch.Tensor]) -> Difference | None:
-    """Return the difference from other latents, or None if these have another shape, as they may by other weights."""
-    if tuple(shape) != tuple(first.shape):
+    """Return the difference from other latents; None for codes, or for another shape, as they may have by other weights."""
+    if tuple(shape) != tuple(first.shape) or first.metadata.representation == CODES:
         return None
     comparison = Comparison()
     for start in range(0, shape[2], _SLICE):

@@ -142,7 +142,7 @@ def headers_say(monkeypatch):
             header = parse_header(data)
             return replace(header, metadata=header.metadata | metadata | change(header.metadata))
 
-        monkeypatch.setattr("movq_cli.dataset.parse_header", parse)
+        monkeypatch.setattr("movq_cli.reading.parse_header", parse)
 
     return say
 

@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parents[1] / "movq_cli"
 
 # Each may import from those after it; rooms also import from themselves.
 _ROOMS = """
-    __main__ cli describe export sampling dataset batch evaluate decode encode encoding provenance first_frame plan
+    __main__ cli describe export sampling dataset reading batch evaluate decode encode encoding provenance first_frame plan
     budget codec schedule transfers posterior scaling device video latents int8 metadata checkpoints model headers targets
     options fields values files difference metrics forks processes threads records errors _lazy _version
 """

@@ -21,7 +21,7 @@ from ..options import Selection
 from ..targets import CHANNELS
 from ..values import format_bytes
 from . import options as o
-from .show import compared, complain, duration, name_of, odd_rows, plural, shape, tail
+from .show import codes_of, compared, complain, duration, name_of, odd_rows, plural, shape, tail
 
 if TYPE_CHECKING:
     from ..checkpoints.checkpoint import Checkpoint
@@ -126,7 +126,7 @@ def _show_latents(latents: Latents, values: dict[str, Any]) -> None:
     scaling = f"{m.scaling_factor} (not applied)" if m.scaling_factor else "unknown"
     print_pairs(
         {
-            "kind": f"latents: {m.representation}{seed}",
+            "kind": f"latents: {m.representation}{codes_of(m)}{seed}",
             "shape": f"{shape(latents.shape)} {latents.dtype}",
             "size": f"{format_bytes(values['bytes'])}, {compared(values['bytes'], m.raw_bytes, 'raw RGB')}{against}",
             "source": f"{m.source_name}, sha256 {short(m.source_sha256)}…",

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from ..checkpoints.checkpoint import EMBEDDED
 from ..errors import MovqError, printable
+from ..model.config import AutoencoderConfig
+from ..options import CODES
 
 LEAST_PART = 0.5
 """The part of a picture that a crop should keep; less is remarked on."""
@@ -18,6 +20,7 @@ LEAST_PART = 0.5
 if TYPE_CHECKING:
     from ..batch import Line
     from ..codec import Progress
+    from ..metadata import Metadata
     from ..options import EncodeOptions
     from ..values import Bucket
 
@@ -109,6 +112,14 @@ def compared(size: float, to: float, what: str) -> str:
         return f"{what} unknown"
     factor = to / size
     return f"{factor:.1f} times smaller than {what}" if factor >= 1 else f"{1 / factor:.1f} times the size of {what}"
+
+
+def codes_of(m: Metadata) -> str:
+    """Return how many codes there are, for latents that are codes: `: 1 of 8,192 at each place`."""
+    if m.representation != CODES:
+        return ""
+    config = AutoencoderConfig.from_dict(m.config)
+    return f": {config.codebooks:,} of {config.codes:,} at each place"
 
 
 def tail(padded: int, dropped: int) -> str:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..dataset import Stored
 from ..device import dtype_of
 from ..posterior import draw_latents
+from ..reading import Stored
 from ..targets import TARGETS
 
 
@@ -119,7 +119,7 @@ class Format:
 
     def typed(self, latents: torch.Tensor) -> torch.Tensor:
         """Return latents in the dtype asked for, contiguous in memory of their own."""
-        kept = latents if self.dtype is None else latents.to(dtype_of(self.dtype))
+        kept = latents if self.dtype is None or not latents.is_floating_point() else latents.to(dtype_of(self.dtype))
         return kept.contiguous().clone()
 
 

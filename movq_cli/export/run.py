@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..batch.manifest import NAME as BATCH
+from ..batch.manifest import read_lines
 from ..codec import Progress, silent
 from ..dataset import LatentDataset
 from ..errors import MovqError, MovqUsageError, option, show_flags
 from ..fields import options_of
 from ..first_frame import LATENT, PNG
+from ..latents import CODE_DTYPES
 from ..options import EXPORTS, INT8, ExportOptions
 from ..scaling import scale_of, scaling_of
 from ..targets import CHANNELS, target_of
@@ -64,7 +66,11 @@ def export_latents(
     options = options_of(ExportOptions, options, overrides)
     if options.to is None:
         raise MovqUsageError(f"name a layout: {', '.join(EXPORTS)}", option="to")
-    export = _Export(LatentDataset(folder, scale=1.0, first_frames=False), os.fspath(output), options)
+    export = _Export(
+        LatentDataset(folder, scale=1.0, first_frames=False, codes=_holds_codes(folder, options)),
+        os.fspath(output),
+        options,
+    )
     result = export.run(dry_run, progress)
     return replace(result, seconds=time.perf_counter() - started)
 
@@ -94,9 +100,9 @@ class _Export:
             digest = self._dataset.row(index)["weights_digest"]
             if digest not in found:
                 with suppress(MovqError):  # of an item that cannot be read, which is refused when its turn comes
-                    found[digest] = self._dataset.metadata(index)
+                    found[digest] = self._dataset.files.metadata(self._dataset.row(index))
         if not found:
-            self._dataset.metadata(0)
+            self._dataset.files.metadata(self._dataset.row(0))
         for m in found.values():
             if m.semantics != "frame" and m.config["z_channels"] == CHANNELS:
                 continue
@@ -343,10 +349,10 @@ class _Export:
         return line
 
     def _content(self, index: int, item: Item) -> Content:
-        dataset, kinds = self._dataset, self._first_frames(item)
-        picture = dataset.picture(index) if PNG in kinds else None
-        first = dataset.stored(index, LATENT) if LATENT in kinds else None
-        return Content(dataset.stored(index), self._embeds.read(item.caption), picture, first)
+        files, row, kinds = self._dataset.files, self._dataset.row(index), self._first_frames(item)
+        picture = files.picture(row) if PNG in kinds else None
+        first = files.stored(row, LATENT) if LATENT in kinds else None
+        return Content(files.stored(row), self._embeds.read(item.caption), picture, first)
 
     def _first_frames(self, item: Item) -> list[str]:
         """Return the kinds of first frame that an item has and that the layout has a use for."""
@@ -355,6 +361,18 @@ class _Export:
     def _is_trainers(self, path: str, manifest: Manifest) -> bool:
         """Return True for a file that the trainer itself has made already."""
         return self._format.is_shared(path) and path not in manifest.owners and os.path.lexists(manifest.place(path))
+
+
+def _holds_codes(folder: str | os.PathLike[str], options: ExportOptions) -> bool:
+    """Return True for a batch of codes. Raises MovqError if a trainer is to read them."""
+    path = os.path.join(folder, BATCH)
+    done = (line for line in read_lines(path) if line["status"] == "done") if os.path.exists(path) else iter(())
+    coded = next((line["dtype"] in CODE_DTYPES.values() for line in done), False)
+    if coded and options.to != "npy":
+        raise MovqError(
+            f"holds codes, which no trainer of CogVideoX reads: encode with {option('save', 'mean')}", os.fspath(folder)
+        )
+    return coded
 
 
 def _name(row: Line) -> str:
