@@ -1,6 +1,9 @@
 """Codes end to end: weights with a quantiser store whole numbers, which decode, and which a token model reads."""
 
 import dataclasses
+import random
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -22,12 +25,14 @@ from movq_cli import (
     read_frames,
 )
 from movq_cli.checkpoints.checkpoint import open_checkpoint
+from movq_cli.checkpoints.convert import convert_checkpoint
 from movq_cli.cli import run
 from movq_cli.model import AutoencoderConfig, Decoder3D, Encoder3D
 from movq_cli.model.quantizers import build
 
 from .helpers import clips
 from .helpers.batches import manifest, tree
+from .helpers.processes import encoding, group, wait_for
 
 KINDS = {
     "vq": {"kind": "VectorQuantizer2", "n_e": 500, "e_dim": 4, "beta": 0.25},
@@ -179,3 +184,81 @@ def test_configs_that_make_no_quantiser(quantizer):
     sizes = dict(ch=32, out_ch=3, in_channels=3, resolution=256, z_channels=4, num_res_blocks=1)
     with pytest.raises(ValueError, match="quantizer"):
         AutoencoderConfig(**sizes, attn_resolutions=(), quantizer=quantizer)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("double_z", [False, True])
+def test_checkpoints_with_a_codebook_are_converted(tmp_path, sources, suffix, double_z):
+    """As MoVQ and VQGAN lay theirs out: the codebook is quantize.embedding.weight, and the rest has CogVideo's names."""
+    config, *modules = networks("vq")
+    if double_z:
+        config = dataclasses.replace(config, double_z=True)
+        modules[0] = Encoder3D(**dataclasses.asdict(config)).eval()
+    parts = zip(("encoder", "decoder", "quantize"), modules, strict=True)
+    state = {f"{part}.{key}": value for part, module in parts for key, value in module.state_dict().items()}
+
+    def saved(name, **more):
+        path = tmp_path / f"{name}{suffix}"
+        held = {key: value.contiguous() for key, value in (state | more).items()}
+        torch.save({"state_dict": held}, path) if suffix == ".pt" else save_file(held, path)
+        return path
+
+    made = convert_checkpoint(saved("vq"), tmp_path / "out.safetensors")
+    assert (made.config.quantizer, made.config.double_z) == (KINDS["vq"], double_z)
+    result = encode_video(
+        sources / "0.mp4",
+        tmp_path / "a.safetensors",
+        weights=tmp_path / "out.safetensors",
+        semantics="whole",
+        threads=1,
+    )
+    with torch.no_grad():
+        z = modules[0](pixels(sources / "0.mp4"))[:, :4]
+        expected = modules[2](z).indices[:, None]
+    assert torch.equal(open_latents(result.output_path).latents.long(), expected)
+    for more, text in (
+        ({"quant_conv.weight": torch.zeros(4, 4, 1, 1)}, r"has quant_conv\.weight: movq runs no layers between"),
+        ({"post_quant_conv.bias": torch.zeros(4)}, r"has post_quant_conv\.bias: movq runs no layers between"),
+        (
+            {"quantize.embedding.weight": torch.zeros(500, 3)},
+            r"gives [48] channels, which its codebook .* does not take",
+        ),
+        ({"quantize.proj.weight": torch.zeros(3)}, r"has quantize\.proj\.weight, which CogVideo's"),
+    ):
+        with pytest.raises(MovqError, match=text):
+            convert_checkpoint(saved("bad", **more), tmp_path / "bad-out.safetensors")
+
+
+def test_quantising_by_other_means_is_answered(tmp_path, sources, capsys):
+    argv = ["encode", str(sources / "0.mp4"), "-o", str(tmp_path / "a.safetensors"), "--quantize", "fsq:8,8,8,5,5"]
+    assert run(argv) == 2
+    assert (
+        "weights that hold a quantiser. For others, --store-dtype int8 makes latents small" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["int8", "codes"])
+def test_forty_items_killed_at_random_and_resumed(zygote, tmp_path, weights, kind):
+    (tmp_path / "in").mkdir()
+    for i in range(40):
+        clips.write(tmp_path / "in" / f"{i}.mp4", clips.pictures(5 + i % 9, 48, 32))
+    options = ["--store-dtype", "int8"] if kind == "int8" else ["--weights", weights["vq"]]
+    dice = random.Random(7)
+    for layout in ("files", "tar"):
+        command = ["batch-encode", tmp_path / "in", "-o", layout, "--layout", layout, *options]
+        command += ["--tar-size", "60kB"] if layout == "tar" else []
+        assert zygote.run(*command, "--workers", 1, cwd=tmp_path).returncode == 0
+        (tmp_path / layout).rename(tmp_path / f"whole-{layout}")
+        kills = 0
+        for _ in range(4):
+            process = zygote.start(*command, "--workers", 2, cwd=tmp_path, start_new_session=True)
+            wait_for(lambda process=process: encoding(process.pid) or process.poll() is not None)
+            time.sleep(dice.random())
+            kills += process.poll() is None
+            process.send_group_signal(signal.SIGKILL)
+            process.wait()
+            wait_for(lambda process=process: not group(process.pid), 5)
+        assert kills
+        assert zygote.run(*command, "--workers", 2, cwd=tmp_path).returncode == 0
+        assert tree(tmp_path / layout) == tree(tmp_path / f"whole-{layout}")

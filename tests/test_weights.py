@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from movq_cli import decode_video, encode_video
 from movq_cli.checkpoints.checkpoint import open_checkpoint
 from movq_cli.model import AutoencoderConfig, Decoder3D, Encoder3D
 
@@ -168,6 +169,23 @@ def numbers(folder):
     """Return the log of a run without its times."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantizer", ["fsq:8,8,8,5,5", "vq:256"])
+def test_a_quantiser_is_trained_with_the_networks(tmp_path, quantizer):
+    script = [sys.executable, ROOT / "weights" / "train.py", tmp_path, "--smoke", "--quantizer"]
+    subprocess.run([*script, quantizer], check=True, timeout=300)
+    losses = [line["loss"] for line in numbers(tmp_path) if "loss" in line and line["frames"] > 1]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    made = open_checkpoint(tmp_path / "movq-tiny-4x8x8-new.safetensors")
+    assert made.config.codes == (2560 * 5 if quantizer.startswith("fsq") else 256)
+    clips.write(tmp_path / "a.mp4", clips.pictures(5))
+    result = encode_video(tmp_path / "a.mp4", tmp_path / "a.safetensors", weights=made.path)
+    assert (result.metadata.representation, result.dtype) == ("codes", "I16")
+    assert decode_video(result.output_path, tmp_path / "a.npy", weights=made.path).frames == 5
+    wrong = subprocess.run([*script, "pq:8"], capture_output=True, text=True)
+    assert "--quantizer: must be like vq:1024 or fsq:8,8,8,5,5, got pq:8" in wrong.stderr
 
 
 @pytest.mark.slow

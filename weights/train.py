@@ -35,6 +35,7 @@ from movq_cli.metrics import montage
 from movq_cli.model.convolution import lay_out, round_weight
 from movq_cli.model.decoder import Decoder3D
 from movq_cli.model.encoder import Encoder3D
+from movq_cli.model.quantizers import build
 from movq_cli.video import write_png
 
 WATCHED, WATCHED_FRAMES = ("bikes", "carphone", "cup", "street", "tree"), 33
@@ -75,6 +76,8 @@ class Recipe:
     """Decay of the weights' moving average, which is the result of a run."""
     precision: str = "bf16"
     compiled: bool = True
+    quantizer: str | None = None
+    """A quantiser to train with the networks, in place of the posterior: vq:ENTRIES, or fsq:LEVEL,LEVEL,..."""
 
 
 BEGAN = time.monotonic()
@@ -92,6 +95,8 @@ class Autoencoder(nn.Module):
         scratch = recipe.start == "scratch"
         checkpoint = open_checkpoint(None if scratch else recipe.start)
         self.config = c = checkpoint.config
+        if recipe.quantizer is not None:
+            self.config = dataclasses.replace(c, quantizer=quantizer_config(recipe.quantizer, c.z_channels))
         if (c.pad_mode, c.norm_scope, c.attn_resolutions, c.dropout) != ("first", "frame", (), 0.0):
             raise SystemExit(
                 f"{recipe.start}: network.py computes only networks that pad with the first frame and norm each frame"
@@ -105,12 +110,26 @@ class Autoencoder(nn.Module):
             self.decoder = checkpoint.load_decoder(device, torch.float32)
         for parameter in self.parameters():
             parameter.data = lay_out(parameter.data)
+        torch.manual_seed(recipe.seed)
+        self.quantize = build(self.config).to(device) if recipe.quantizer else None
         self.requires_grad_(True)
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and log variance of clips' posterior."""
         mean, logvar = self._encode(self.encoder, x.to(self._dtype)).chunk(2, -1)
         return mean, logvar.clamp(-30.0, 20.0)
+
+    def latents(self, mean: Tensor, logvar: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is decoded in training, and the loss of it: a draw with its KL divergence, or codes with theirs."""
+        if self.quantize is None:
+            divergence = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
+            return mean + (0.5 * logvar).exp() * noise, divergence
+        made = self.quantize(mean.movedim(-1, 1))
+        return made.quantised.movedim(1, -1), made.loss
+
+    def shown(self, mean: Tensor) -> Tensor:
+        """Return what a file of these latents decodes to: their means, or their codes."""
+        return mean if self.quantize is None else self.quantize(mean.movedim(-1, 1)).quantised.movedim(1, -1)
 
     def frames(self, z: Tensor) -> Tensor:
         """Decode latents to clips."""
@@ -126,16 +145,30 @@ class Autoencoder(nn.Module):
 
 
 def losses(model: Autoencoder, x: Tensor, noise: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss of clips x (B, T, H, W, 3), and two parts of it: the mean squared error and the KL divergence."""
-    mean, logvar = model.moments(x)
-    error = model.frames(mean + (0.5 * logvar).exp() * noise) - x
+    """Return the loss of clips x (B, T, H, W, 3), and two parts of it: the mean squared error, and that of latents."""
+    latents, divergence = model.latents(*model.moments(x), noise)
+    error = model.frames(latents) - x
     squares = error.square().mean()
-    divergence = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
     edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
     details = (error.square() + 1e-6).sqrt().mean() + 0.25 * edges
     if x.shape[1] > 1:
         details = details + 0.3 * error.diff(dim=1).abs().mean()
-    return 40.0 * squares + recipe.details * details + recipe.divergence * divergence, squares, divergence
+    weight = recipe.divergence if model.quantize is None else 1.0
+    return 40.0 * squares + recipe.details * details + weight * divergence, squares, divergence
+
+
+def quantizer_config(text: str, channels: int) -> dict[str, Any]:
+    """Return the config of a quantiser of latents of this many channels. Raises SystemExit for another text."""
+    kind, _, sizes = text.partition(":")
+    try:
+        numbers = [int(size) for size in sizes.split(",")]
+    except ValueError:
+        numbers = []
+    if kind == "vq" and len(numbers) == 1:
+        return {"kind": "VectorQuantizer2", "n_e": numbers[0], "e_dim": channels, "beta": 0.25, "legacy": False}
+    if kind == "fsq" and numbers:
+        return {"kind": "FSQ", "levels": numbers, "dim": channels}
+    raise SystemExit(f"--quantizer: must be like vq:1024 or fsq:8,8,8,5,5, got {text}")
 
 
 class Optimiser:
@@ -202,7 +235,7 @@ class Run:
         fresh = not (self.folder / "state.pt").exists()
         if fresh:
             (self.folder / "log.jsonl").write_text("")
-            if self._lowest_logvar() < COLLAPSED:
+            if self.recipe.quantizer is None and self._lowest_logvar() < COLLAPSED:
                 self.model.widen_posterior()
                 self.average.widen_posterior()
             started = self.seconds
@@ -303,9 +336,10 @@ class Run:
             mean, logvar = self.average.moments(x)
             deviation = (0.5 * logvar).exp()
             noise = self._noise(x, np.random.default_rng(0))
-            y, sample = self.average.frames(mean), self.average.frames(mean + deviation * noise)
+            y = self.average.frames(self.average.shown(mean))
+            sample = self.average.frames(self.average.latents(mean, logvar, noise)[0])
             singles = x[:, ::8].transpose(0, 1)
-            single = self.average.frames(self.average.moments(singles)[0])
+            single = self.average.frames(self.average.shown(self.average.moments(singles)[0]))
             found.append(
                 {
                     "clip": decibels(y, x),
@@ -436,7 +470,9 @@ def main() -> None:
             recipe.add_argument(option, type=kind, default=field.default)
     args = vars(parser.parse_args())
     chosen = (
-        SMOKE if args["smoke"] else Recipe(**{field.name: args[field.name] for field in dataclasses.fields(Recipe)})
+        dataclasses.replace(SMOKE, quantizer=args["quantizer"])
+        if args["smoke"]
+        else Recipe(**{field.name: args[field.name] for field in dataclasses.fields(Recipe)})
     )
     if (chosen.steps is None) == (chosen.minutes is None):
         parser.error("say either --steps or --minutes")

@@ -192,15 +192,10 @@ class Checkpoint:
 
     def load_quantizer(self) -> Quantizer:
         """Load the quantiser in evaluation mode, in fp32 on the CPU. Raises MovqError as `load_encoder` does."""
-        from ..model.quantizers import build
-
         with about(self.path):
-            quantizer = build(self.config)
-            # Whole numbers are constants of the class, whether a file has them or not.
-            wanted = {f"{QUANTIZER}.{name}": v for name, v in quantizer.state_dict().items() if v.is_floating_point()}
-            shapes = {name: stored.shape for name, stored in self.tensors.items() if stored.dtype in DTYPES}
-            _require_shapes(QUANTIZER, {name: tuple(v.shape) for name, v in wanted.items()}, shapes)
-        state = {name.removeprefix(f"{QUANTIZER}."): tensor.float() for name, tensor in self.read(wanted)}
+            shapes = {name: stored.shape for name, stored in self.tensors.items()}
+            quantizer, names = _fitting_quantizer(self.config, shapes)
+        state = {name.removeprefix(f"{QUANTIZER}."): tensor.float() for name, tensor in self.read(names)}
         quantizer.load_state_dict(quantizer.state_dict() | state, strict=True)
         return quantizer.requires_grad_(False).eval()
 
@@ -240,6 +235,19 @@ def require_fit(config: AutoencoderConfig, shapes: Mapping[str, tuple[int, ...]]
     _fitting(Encoder3D, "encoder", config, shapes)
     if any(name.startswith("decoder.") for name in shapes):
         _fitting(Decoder3D, "decoder", config, shapes)
+    if config.quantizer is not None:
+        _fitting_quantizer(config, shapes)
+
+
+def _fitting_quantizer(config: AutoencoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Quantizer, list[str]]:
+    """Return the config's quantiser, not loaded yet, and the names of its weights. Raises MovqError as `_fitting` does."""
+    from ..model.quantizers import build
+
+    quantizer = build(config)
+    learnt = {name: value for name, value in quantizer.state_dict().items() if value.is_floating_point()}
+    wanted = {f"{QUANTIZER}.{name}": tuple(value.shape) for name, value in learnt.items()}
+    _require_shapes(QUANTIZER, wanted, shapes)
+    return quantizer, list(wanted)
 
 
 def _fitting(
@@ -319,7 +327,12 @@ def _open_movq(located: Located, header: Header) -> Checkpoint:
     said = {key: metadata.get(key, "") for key in SAID}
     said["name"] = said["name"] or located.name
     file = located.weights[0]
-    tensors = header.tensors
+    # Whole numbers of a quantiser, like LFQ's mask, are constants of its class, whether a file has them or not.
+    tensors = {
+        name: entry
+        for name, entry in header.tensors.items()
+        if not (name.startswith(f"{QUANTIZER}.") and entry.dtype == "I64")
+    }
     return Checkpoint(located.path, (file,), "movq", config, said, tensors)
 
 
@@ -351,7 +364,7 @@ def _check(checkpoint: Checkpoint) -> None:
     for name, stored in tensors.items():
         if not name.startswith(("encoder.", "decoder.", f"{QUANTIZER}." if config.quantizer else "decoder.")):
             raise MovqError(f"has {name}, which belongs to neither encoder nor decoder")
-        if stored.dtype not in DTYPES and not (stored.dtype == "I64" and name.startswith(f"{QUANTIZER}.")):
+        if stored.dtype not in DTYPES:
             raise MovqError(f"tensor {name} has dtype {stored.dtype}, not one of {', '.join(DTYPES)}")
     if "encoder" not in checkpoint.parameters:
         raise MovqError("has no encoder")

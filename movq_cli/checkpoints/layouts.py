@@ -77,6 +77,10 @@ def _pattern(template: str) -> re.Pattern[str]:
 _TO_DIFFUSERS = [(_pattern(ours), theirs) for ours, theirs in _PAIRS]
 _FROM_DIFFUSERS = [(_pattern(theirs), ours) for ours, theirs in _PAIRS]
 _OURS = [_pattern(ours) for ours, _ in _PAIRS] + [_pattern(ours) for ours in _OURS_ALONE]
+_CODEBOOK = "quantize.embedding.weight"
+"""The codebook of MoVQ's and VQGAN's checkpoints, whose other arguments change nothing of what is encoded."""
+_BETWEEN = ("quant_conv.", "post_quant_conv.")
+_BETA = 0.25
 
 
 def to_diffusers(name: str, config: AutoencoderConfig) -> str:
@@ -149,10 +153,12 @@ def _from_diffusers(stored: Iterable[str]) -> dict[str, str]:
 
 
 def _as_ours(stored: Iterable[str]) -> dict[str, str]:
-    names = {name: name for name in stored if any(pattern.fullmatch(name) for pattern in _OURS)}
+    names = {name: name for name in stored if name == _CODEBOOK or any(one.fullmatch(name) for one in _OURS)}
     unknown = [name for name in stored if name not in names]
     if not names:
         raise MovqError("holds neither movq weights nor a CogVideoX autoencoder in diffusers' or CogVideo's names")
+    if between := [name for name in unknown if name.startswith(_BETWEEN)]:
+        raise MovqError(f"has {some(sorted(between))}: movq runs no layers between the networks and a quantiser")
     _refuse_unknown(unknown, "CogVideo's")
     return names
 
@@ -305,8 +311,7 @@ def _inferred_config(shapes: Mapping[str, tuple[int, ...]]) -> AutoencoderConfig
     """
     ch, in_channels = _conv_channels(shapes, "encoder.conv_in.conv.weight")
     moments, _ = _conv_channels(shapes, "encoder.conv_out.conv.weight")
-    if moments % 2:
-        raise MovqError(f"gives {moments} channels, which are not mean and log variance")
+    z_channels, quantizer = _latent_channels(moments, shapes.get(_CODEBOOK))
     levels, blocks = _levels(shapes, "encoder.down")
     widths = [_conv_channels(shapes, f"encoder.down.{i}.block.0.conv1.conv.weight")[0] for i in range(levels)]
     if any(width % ch for width in widths):
@@ -326,10 +331,27 @@ def _inferred_config(shapes: Mapping[str, tuple[int, ...]]) -> AutoencoderConfig
         num_res_blocks=blocks,
         in_channels=in_channels,
         out_ch=out_ch,
-        z_channels=moments // 2,
+        z_channels=z_channels,
+        double_z=moments == 2 * z_channels,
+        quantizer=quantizer,
         attn_resolutions=tuple(_RESOLUTION // 2**i for i in attention),
         zq_ch=zq_ch,
     )
+
+
+def _latent_channels(moments: int, codebook: tuple[int, ...] | None) -> tuple[int, dict[str, Any] | None]:
+    """Return how many channels latents have, and the quantiser of a codebook of this shape, if there is one.
+
+    Raises MovqError if the encoder gives neither such latents nor their mean and log variance.
+    """
+    if codebook is None:
+        if moments % 2:
+            raise MovqError(f"gives {moments} channels, which are not mean and log variance")
+        return moments // 2, None
+    if len(codebook) != len(("entries", "channels")) or moments not in (codebook[1], 2 * codebook[1]):
+        raise MovqError(f"gives {moments} channels, which its codebook {_CODEBOOK} of {list(codebook)} does not take")
+    entries, channels = codebook
+    return channels, {"kind": "VectorQuantizer2", "n_e": entries, "e_dim": channels, "beta": _BETA}
 
 
 def _conv_channels(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, int]:

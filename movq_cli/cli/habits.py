@@ -9,6 +9,7 @@ _SIZE = "Did you mean --height, --width or --short-side?"
 _PRECISION = "Did you mean --precision (to compute in) or --store-dtype (to store)?"
 _AT_ONCE = "Did you mean --chunk-frames (frames computed at once), or --workers of batch-encode?"
 _RESUME = "It is not needed: the same command makes what is missing"
+_CODES = "Codes come with weights that hold a quantiser. For others, --store-dtype int8 makes latents small"
 _ANSWERS = {
     **dict.fromkeys(("--size", "--resolution", "--scale", "-s"), _SIZE),
     **dict.fromkeys(("--dtype", "--half", "--fp16", "--bf16"), _PRECISION),
@@ -22,6 +23,7 @@ _ANSWERS = {
     **dict.fromkeys(("--out", "--output-dir", "--outdir"), "Did you mean --output?"),
     **dict.fromkeys(("--overwrite", "-y", "-f"), "Did you mean --force?"),
     **dict.fromkeys(("--tile", "--tiling"), "Did you mean --memory-budget? movq needs no tiles"),
+    **dict.fromkeys(("--quantize", "--quantizer", "--codes"), _CODES),
     **dict.fromkeys(("--resume", "--skip-existing", "--continue"), _RESUME),
 }
 """The answers to flags that movq does not have, for commands that have the option which the answer names."""
