@@ -97,6 +97,10 @@ def test_what_is_stored_and_decoded_is_what_the_modules_make(tmp_path, weights, 
         assert torch.equal(latents.latents.long(), indices)
     assert load_file(tmp_path / "a.safetensors")["latents"].dtype == (torch.int32 if name == "fsq" else torch.int16)
     assert plan_encode(sources / "0.mp4", weights=weights[name]).latent_shape == latents.shape
+    checkpoint = open_checkpoint(weights[name])
+    with torch.no_grad():
+        back = checkpoint.load_decoder()(checkpoint.load_quantizer().restore(latents.latents))
+        torch.testing.assert_close(back, decoder(made.quantised), rtol=0, atol=1e-5)
     for chunk in (4, 8, None):
         decode_video(tmp_path / "a.safetensors", tmp_path / "a.npy", semantics="whole", chunk_frames=chunk, **how)
         decoded = torch.from_numpy(np.load(tmp_path / "a.npy")).permute(3, 0, 1, 2)[None].float()

@@ -35,7 +35,7 @@ from movq_cli.metrics import montage
 from movq_cli.model.convolution import lay_out, round_weight
 from movq_cli.model.decoder import Decoder3D
 from movq_cli.model.encoder import Encoder3D
-from movq_cli.model.quantizers import build
+from movq_cli.model.quantizers import VectorQuantizer2, build
 from movq_cli.video import write_png
 
 WATCHED, WATCHED_FRAMES = ("bikes", "carphone", "cup", "street", "tree"), 33
@@ -238,6 +238,7 @@ class Run:
             if self.recipe.quantizer is None and self._lowest_logvar() < COLLAPSED:
                 self.model.widen_posterior()
                 self.average.widen_posterior()
+            self.fill_codebook()
             started = self.seconds
             self.evaluate()
             self.reserve = RESERVE + 3 * (self.seconds - started)
@@ -256,6 +257,24 @@ class Run:
         if self.evaluated < self.step:
             self.evaluate()
         self._save()
+
+    @torch.no_grad()
+    def fill_codebook(self) -> None:
+        """Take the entries of a codebook from latents of the first clips: of those near 0, most would never be chosen."""
+        codebooks = [
+            q.embedding for q in (self.model.quantize, self.average.quantize) if isinstance(q, VectorQuantizer2)
+        ]
+        if not codebooks:
+            return
+        found: list[Tensor] = []
+        wanted = codebooks[0].num_embeddings
+        while sum(map(len, found)) < wanted:
+            mean, _ = self.average.moments(self._batch(len(found), single=False))
+            found.append(mean.flatten(0, -2).float())
+        latents = torch.cat(found)
+        order = np.random.default_rng(self.recipe.seed).permutation(len(latents))[:wanted]
+        for codebook in codebooks:
+            codebook.weight.copy_(latents[torch.from_numpy(order).to(latents.device)])
 
     @property
     def seconds(self) -> float:
