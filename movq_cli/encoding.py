@@ -247,7 +247,7 @@ class Encoding:
             size = writer.finish(metadata, chunker.times, chunker.indices)
             self._computed.first.commit()
             writer.commit()
-            remove_first_frames(self.output, first_frame)
+            remove_first_frames(self.output, first_frame, self.source)
         return EncodeResult(
             metadata=metadata,
             output_path=os.fspath(self.output),

@@ -62,13 +62,17 @@ def is_first_frame(path: str, kind: str) -> bool:
     return is_signed_png(path) if kind == PNG else is_latents(path)
 
 
-def remove_first_frames(output: str | os.PathLike[str], kept: Container[str]) -> None:
-    """Delete first frames that movq wrote beside latents, except of the kinds `kept`: they are of an older clip or crop."""
+def remove_first_frames(output: str | os.PathLike[str], kept: Container[str], source: str | os.PathLike[str]) -> None:
+    """Delete first frames that movq wrote beside latents: they are of an older clip or crop.
+
+    The kinds `kept` stay, and a picture that is the source of the latents.
+    """
     for kind in FIRST_FRAMES:
         path = first_frame_path(output, kind)
         if kind not in kept and is_first_frame(path, kind):
             with suppress(OSError):
-                os.unlink(path)
+                if not os.path.samefile(path, source):
+                    os.unlink(path)
 
 
 class FirstFrame:

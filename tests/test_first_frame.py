@@ -345,6 +345,9 @@ def test_files_of_others_are_neither_written_over_nor_deleted_nor_packed(tmp_pat
         encode_video(tmp_path / "a.first_frame.png", tmp_path / "a.safetensors", first_frame="png", force=True)
     (tmp_path / "in").mkdir()
     clips.write(tmp_path / "in" / "a.mp4", clips.pictures(5))
+    encode_video(tmp_path / "in" / "a.mp4", tmp_path / "b.safetensors", first_frame="png")
+    encode_video(tmp_path / "b.first_frame.png", tmp_path / "b.safetensors", force=True)
+    assert (tmp_path / "b.first_frame.png").exists()  # it is the source, though movq wrote it
     out = tmp_path / "out"
     encode_batch(tmp_path / "in", out, workers=0)
     picture = out / "a.mp4.first_frame.png"

@@ -66,20 +66,21 @@ class Work:
             self._outcome["source"] = FileIdentity.of(require_file(item.source_path))
             refuse_links(folder, item.output)
             os.makedirs(os.path.dirname(output), exist_ok=True)
-            overrides["force"] = overrides.get("force", False) or self._may_replace(folder, options, own)
+            if not overrides.get("force"):
+                self._refuse_others(folder, options, own)
+            overrides["force"] = True
             self._encoding = encoder.begin(
                 item.source_path, output, alive=alive, open_at_once=open_at_once, latents=latents, **overrides
             )
             self._encoding.count()
 
-    def _may_replace(self, folder: str, options: EncodeOptions, own: Collection[str]) -> bool:
-        """Return True if what is at the places of the item's files is movq's. Raises MovqOutputError if it is not."""
+    def _refuse_others(self, folder: str, options: EncodeOptions, own: Collection[str]) -> None:
+        """Raise MovqOutputError if a file that movq did not write is at the place of one of the item's."""
         places = {first_frame_path(self._item.output, kind): kind for kind in options.first_frames}
         for name, kind in (places | ({self._item.output: LATENT} if self._latents else {})).items():
             path = os.path.join(folder, name)
             if os.path.isfile(path) and name not in own and not is_first_frame(path, kind):
                 raise MovqOutputError(f"{name} is there, and movq did not write it: move it away", path)
-        return True
 
     def compute(self, progress: Progress) -> None:
         """Encode the frames, unless the item was refused."""
