@@ -206,7 +206,8 @@ class Decoding:
     def _read(self, start: int, stop: int) -> torch.Tensor:
         m, stored = self.latents.metadata, self.latents.read(start, stop)
         if self.quantizer is not None:
-            return self.quantizer.restore(stored)
+            with about(self.latents.path):
+                return self.quantizer.restore(stored)
         if m.representation != "moments":
             return stored
         if not self.options.draw:

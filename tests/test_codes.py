@@ -155,11 +155,21 @@ def test_what_cannot_be(tmp_path, weights, sources):
     encode_video(sources / "0.mp4", tmp_path / "a.safetensors", weights=weights["vq"])
     with pytest.raises(MovqError, match="holds codes, not the mean"):
         open_latents(tmp_path / "a.safetensors").mean  # noqa: B018
+    held = load_file(tmp_path / "a.safetensors")
+    for code in (-1, 500):
+        held["latents"][0, 0, 2, 3, 4] = code
+        said = open_latents(tmp_path / "a.safetensors").metadata.to_strings("2")
+        save_file(held, tmp_path / "lies.safetensors", said)
+        with pytest.raises(
+            MovqError, match=rf"lies\.safetensors: holds codes from .*{code}.*, of which its weights have 500"
+        ):
+            decode_video(tmp_path / "lies.safetensors", tmp_path / "lies.npy", weights=weights["vq"])
     tensors, config = load_file(weights["vq"]), networks("vq")[0].to_json()
     said = {"format": "movq-weights", "format_version": "1", "name": "bad"}
     for wrong, text in (
         ({"quantize.embedding.weight": torch.zeros(499, 4)}, r"has shape \[499, 4\], its config asks for \[500, 4\]"),
         ({"quantize.embedding.weight": None}, r"lacks quantize\.embedding\.weight"),
+        ({"quantize.embedding.weight": torch.zeros(1, 4)}, r"has shape \[1, 4\], its config asks for \[500, 4\]"),
         ({"quantize.other": torch.zeros(1)}, r"has quantize\.other, which its config has no place for"),
     ):
         kept = {name: value for name, value in (tensors | wrong).items() if value is not None}

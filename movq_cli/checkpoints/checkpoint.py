@@ -241,13 +241,15 @@ def require_fit(config: AutoencoderConfig, shapes: Mapping[str, tuple[int, ...]]
 
 def _fitting_quantizer(config: AutoencoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Quantizer, list[str]]:
     """Return the config's quantiser, not loaded yet, and the names of its weights. Raises MovqError as `_fitting` does."""
+    import torch
+
     from ..model.quantizers import build
 
-    quantizer = build(config)
-    learnt = {name: value for name, value in quantizer.state_dict().items() if value.is_floating_point()}
+    with torch.device("meta"):  # no memory for a codebook that is not there
+        learnt = {name: value for name, value in build(config).state_dict().items() if value.is_floating_point()}
     wanted = {f"{QUANTIZER}.{name}": tuple(value.shape) for name, value in learnt.items()}
     _require_shapes(QUANTIZER, wanted, shapes)
-    return quantizer, list(wanted)
+    return build(config), list(wanted)
 
 
 def _fitting(

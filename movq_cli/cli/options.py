@@ -141,7 +141,12 @@ WORDS: Mapping[str, Words] = {
         "N",
     ),
     "upscale": Words(PICTURE, "Allow enlarging the picture."),
-    "save": Words(RESULT, "What to store: mean and log variance, the mean, or a draw.", _choices(REPRESENTATIONS)),
+    "save": Words(
+        RESULT,
+        "What to store: mean and log variance, the mean, a draw, or codes. (default: moments, or codes if the weights have a "
+        "quantiser)",
+        _choices(REPRESENTATIONS),
+    ),
     "seed": Words(RESULT, "Random seed for --save sample.", "N"),
     "batch_encode.seed": Words(RESULT, "Random seed for --save sample and --pick random.", "N"),
     "store_dtype": Words(

@@ -67,7 +67,13 @@ class Quantizer(nn.Module):
         return indices.to(torch.int16 if self.codes <= _MOST_INT16 else torch.int32)
 
     def restore(self, stored: Tensor) -> Tensor:
-        """Return the quantised values (1, C, T, H, W) in fp32 of indices as a file has them."""
+        """Return the quantised values (1, C, T, H, W) in fp32 of indices as a file has them.
+
+        Raises MovqError for an index that this quantiser does not have.
+        """
+        low, high = int(stored.min()), int(stored.max())
+        if low < 0 or high >= self.codes:
+            raise MovqError(f"holds codes from {low} to {high}, of which its weights have {self.codes:,}")
         indices = rearrange(stored.long(), "b n t h w -> b t h w n")
         return self.decode(indices if self.many else indices[..., 0])
 
