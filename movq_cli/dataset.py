@@ -20,10 +20,13 @@ from torch.utils.data import Dataset
 from .batch.manifest import NAME, Line, parse_line, scan_lines, shard_manifests
 from .batch.paths import Sources
 from .device import dtype_of
-from .errors import MovqError, MovqWarning, about, printable
+from .errors import MovqError, MovqUsageError, MovqWarning, about, printable
 from .files import FileIdentity, require_file
 from .first_frame import LATENT, PNG
 from .latents import CODE_DTYPES
+from .metadata import Metadata
+from .model.config import AutoencoderConfig
+from .model.quantizers import require_codes
 from .options import FIRST_FRAMES, FLOATS
 from .posterior import draw_from
 from .reading import BatchFiles, Held, mapped
@@ -77,7 +80,8 @@ class LatentDataset(Dataset[Sample]):
     constructor warns if only some have. `first_frames=False` leaves them unread.
 
     With `codes`, `latents` are the codes of items that were encoded by weights with a quantiser, int64 (codebooks, T, H, W),
-    as tokens for a token model, and so are first frames. Such items are refused without it, and others with it.
+    as tokens for a token model, and so are first frames. Such items are refused without it, and others with it; None takes
+    what there is.
 
     `where` chooses items by their lines. Outputs that no item has any more (`orphan`) are left out, as are failed and
     short items. `left_out` counts all that are left out, by reason. Raises MovqError if there is no manifest, or if
@@ -92,12 +96,12 @@ class LatentDataset(Dataset[Sample]):
         draw: bool = True,
         dtype: torch.dtype | str = torch.float32,
         first_frames: bool = True,
-        codes: bool = False,
+        codes: bool | None = False,
         where: Callable[[Line], bool] | None = None,
     ) -> None:
         self.folder = os.fspath(folder)
         self.scale = scale_of(scale)
-        self.draw, self.dtype, self.codes = draw, _dtype(dtype), codes
+        self.draw, self.dtype = draw, _dtype(dtype)
         if shard_manifests(self.folder):
             raise MovqError("is of a batch in shards: put them together first, by batch-encode --merge", self.folder)
         self._path = os.path.join(self.folder, NAME)
@@ -110,27 +114,44 @@ class LatentDataset(Dataset[Sample]):
         last: dict[str, tuple[int, str | tuple[Any, ...], int]] = {}  # of two lines of an item, the later counts
         weights: dict[str, int] = {}  # by digest, in order of appearance
         pictured: dict[str, tuple[str, ...]] = {}
+        coded: dict[str, bool] = {}
         for at, line in scan_lines(self._path):
             bucket = _left_out(line, where) or (*line["shape"], line.get("options", {}).get("save", ""))
-            if not isinstance(bucket, str) and (line.get("dtype") in CODE_DTYPES.values()) != codes:
-                holds = "no codes: leave codes=True out" if codes else "codes: LatentDataset(codes=True) gives them"
-                raise MovqError(f"{line['id']} holds {holds}", self.folder)
             last[line["id"]] = at, bucket, weights.setdefault(line.get("weights_digest", ""), len(weights))
             pictured[line["id"]] = tuple(line.get("first_frame", ()))
+            coded[line["id"]] = line.get("dtype") in CODE_DTYPES.values()
         self.left_out = Counter(why for _, why, _ in last.values() if isinstance(why, str))
         kept = [(at, bucket, made) for _, (at, bucket, made) in sorted(last.items()) if not isinstance(bucket, str)]
         numbers = {bucket: number for number, bucket in enumerate(sorted({bucket for _, bucket, _ in kept}))}
         self._offsets = np.array([at for at, _, _ in kept], np.int64)
         self._buckets = np.array([numbers[bucket] for _, bucket, _ in kept], np.int64)
+        self.codes = self._agreed(
+            {id: coded[id] for id, (_, why, _) in last.items() if not isinstance(why, str)}, codes
+        )
+        if self.codes and (scale not in (None, 1.0) or self.dtype != torch.float32):
+            raise MovqUsageError("codes are whole numbers: leave scale and dtype out", "codes")
         pictures = [pictured[id] for id, (_, why, _) in last.items() if not isinstance(why, str)]
         self.first_frame = self._common(pictures) if first_frames else ()
         self._open()
         self.files = BatchFiles(self.folder)
         self._scalings: dict[str, Scaling] = {}
-        if not codes and (scale is None or isinstance(scale, str)):
+        if not self.codes and (scale is None or isinstance(scale, str)):
             first = {made: i for i, (_, _, made) in reversed(list(enumerate(kept)))}
             for text in self._look_up_scalings(first.values(), scale):
                 warnings.warn(MovqWarning(f"{self.folder}: {text}"), stacklevel=2)
+
+    def _agreed(self, coded: dict[str, bool], codes: bool | None) -> bool:
+        """Return True if the items are to be codes. Raises MovqError if some are not what `codes` says."""
+        wanted = codes if codes is not None else any(coded.values())
+        for id, is_coded in coded.items():
+            if is_coded != wanted:
+                text = (
+                    "codes: LatentDataset(codes=True) gives them"
+                    if is_coded
+                    else "no codes, as others do or codes=True asks"
+                )
+                raise MovqError(f"{id} holds {text}", self.folder)
+        return wanted
 
     def _common(self, kinds: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
         """Return the kinds of first frame that all items have. Warns of those that only some have."""
@@ -221,6 +242,10 @@ class LatentDataset(Dataset[Sample]):
         """Return latents `start` to `stop`, drawn or their mean, scaled as `scale` or the weights of this digest say."""
         stored = held.floats(start, stop)
         if self.codes:
+            with about(held.path):
+                require_codes(
+                    stored, AutoencoderConfig.from_dict(Metadata.from_strings(held.header.metadata).config).codes
+                )
             return stored.long()
         if held.representation == "moments":
             latents = draw_from(stored) if self.draw else stored.chunk(2)[0].to(torch.float32, copy=True)

@@ -16,7 +16,7 @@ from .device import computing, dtype_of, free_memory, memory_errors
 from .errors import MovqError, MovqOutOfMemoryError, about, option
 from .files import FileIdentity, refuse_inputs, require_file
 from .first_frame import FirstFrame, FirstFrameFile, first_frame_path, remove_first_frames
-from .latents import LatentsWriter
+from .latents import LatentsWriter, code_dtype
 from .metadata import Metadata
 from .options import CODES, INT8, EncodeOptions
 from .plan import Plan, expected_frames, least_frames, make_plan, must_count, representation, shortfall, start_reader
@@ -348,6 +348,8 @@ class Encoding:
 
     def _saved(self, latents: torch.Tensor, at: int, first_index: int, plan: Plan) -> torch.Tensor:
         """Return what is stored of moments (1, 2z, n, H', W'), the first of which is the clip's latent `at`."""
+        import torch
+
         options, config = self.options, self.checkpoint.config
         kind = representation(options, config)
         if kind == "sample":
@@ -356,7 +358,7 @@ class Encoding:
         elif kind != "moments":
             latents = latents[:, : config.z_channels]
         if kind == CODES:
-            return self.by.quantizer.store(latents)
+            return self.by.quantizer.store(latents).to(getattr(torch, code_dtype(config.codes)))
         return latents.to(_store_dtype(options, plan.precision))
 
     def _finite(self, chunks: Iterator[torch.Tensor], plan: Plan, chunker: Chunker) -> Iterator[torch.Tensor]:

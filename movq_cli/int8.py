@@ -26,3 +26,9 @@ def quantise(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def dequantise(numbers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Return latents (..., C, n, H, W) in fp32 from their whole numbers and scales (C, n)."""
     return numbers.float().mul_(scale[..., None, None])
+
+
+def require_scale(scale: torch.Tensor) -> None:
+    """Raise ValueError for scales that are negative or not finite."""
+    if not bool(((scale >= 0) & scale.isfinite()).all()):
+        raise ValueError("scales that are negative or not finite")

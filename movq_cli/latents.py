@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 from .errors import MovqError, option
 from .files import BLOCK, WholeFile, write_all, write_error
 from .headers import ITEM_SIZES, Header, header_bytes, read_header
-from .int8 import dequantise, quantise
+from .int8 import dequantise, quantise, require_scale
 from .metadata import CODED_VERSION, FORMAT, FORMAT_VERSION, FORMAT_VERSIONS, Metadata
+from .model.config import AutoencoderConfig
 from .options import CODES, STORE_DTYPES
 
 if TYPE_CHECKING:
@@ -190,7 +191,14 @@ class Latents:
 
     @cached_property
     def _scale(self) -> torch.Tensor | None:
-        return self._tensor("latents_scale") if self.dtype == "I8" else None
+        if self.dtype != "I8":
+            return None
+        scale = self._tensor("latents_scale")
+        try:
+            require_scale(scale)
+        except ValueError as error:
+            raise MovqError(f"has {error}", self.path) from None
+        return scale
 
     @cached_property
     def mean(self) -> torch.Tensor:
@@ -304,26 +312,10 @@ def open_latents(path: str | os.PathLike[str]) -> Latents:
 
 
 def _check(header: Header, metadata: Metadata) -> None:
-    latents = header.tensors["latents"]
-    codes = metadata.representation == CODES
-    if (
-        latents.dtype not in (CODE_DTYPES if codes else DTYPES).values()
-        or len(latents.shape) != 5
-        or latents.shape[0] != 1
-    ):
-        raise ValueError(f"latents of {latents.dtype} {list(latents.shape)}")
-    if (latents.dtype in _FLOATS) != (header.metadata["format_version"] == FORMAT_VERSION):
-        raise ValueError(f"latents of {latents.dtype} in format_version {header.metadata['format_version']}")
-    frames = (metadata.frames,)
-    others: dict[str, tuple[str, tuple[int, ...]]] = {"frame_times": ("F64", frames), "frame_indices": ("I64", frames)}
-    if latents.dtype == "I8":
-        others["latents_scale"] = ("F32", (latents.shape[1], latents.shape[2]))
-    for name, wanted in others.items():
-        entry = header.tensors[name]
-        if (entry.dtype, entry.shape) != wanted:
-            raise ValueError(f"{name} of {entry.dtype} {list(entry.shape)} for {metadata.frames} frames")
-    padded = metadata.frames + metadata.frames_padded
-    m = metadata
+    """Raise ValueError or KeyError if tensors and metadata do not agree."""
+    _check_tensors(header, metadata)
+    latents, m = header.tensors["latents"], metadata
+    padded = m.frames + m.frames_padded
     counts = (m.width, m.height, m.frames, m.temporal_factor, m.spatial_factor)
     if min(counts) < 1 or min(m.frames_padded, m.frames_dropped, m.pad_right, m.pad_bottom) < 0:
         raise ValueError("a size or count that is too small")
@@ -342,3 +334,26 @@ def _check(header: Header, metadata: Metadata) -> None:
         raise ValueError(f"latents of {list(latents.shape[2:])} where the metadata say {list(expected)}")
     if m.representation == "moments" and latents.shape[1] % 2:
         raise ValueError(f"moments of {latents.shape[1]} channels")
+
+
+def _check_tensors(header: Header, metadata: Metadata) -> None:
+    latents = header.tensors["latents"]
+    codes = metadata.representation == CODES
+    if (
+        latents.dtype not in (CODE_DTYPES if codes else DTYPES).values()
+        or len(latents.shape) != 5
+        or latents.shape[0] != 1
+    ):
+        raise ValueError(f"latents of {latents.dtype} {list(latents.shape)}")
+    if codes and AutoencoderConfig.from_dict(metadata.config).codebooks != latents.shape[1]:
+        raise ValueError(f"codes of {latents.shape[1]} codebooks, which its config does not have")
+    if (latents.dtype in _FLOATS) != (header.metadata["format_version"] == FORMAT_VERSION):
+        raise ValueError(f"latents of {latents.dtype} in format_version {header.metadata['format_version']}")
+    frames = (metadata.frames,)
+    others: dict[str, tuple[str, tuple[int, ...]]] = {"frame_times": ("F64", frames), "frame_indices": ("I64", frames)}
+    if latents.dtype == "I8":
+        others["latents_scale"] = ("F32", (latents.shape[1], latents.shape[2]))
+    for name, wanted in others.items():
+        entry = header.tensors[name]
+        if (entry.dtype, entry.shape) != wanted:
+            raise ValueError(f"{name} of {entry.dtype} {list(entry.shape)} for {metadata.frames} frames")

@@ -97,7 +97,10 @@ def open_weights(options: EncodeOptions) -> Checkpoint:
             f"these weights have no quantiser; {option('store_dtype', INT8)} makes latents small", option="save"
         )
     if representation(options, checkpoint.config) == CODES and options.store_dtype != "auto":
-        raise MovqUsageError(f"codes are whole numbers; it goes with {option('save', 'mean')}", option="store_dtype")
+        sets = f", which {option('target', options.target)} sets" if options.target else ""
+        raise MovqUsageError(
+            f"these weights give codes{sets}; it goes with {option('save', 'mean')}", option="store_dtype"
+        )
     return checkpoint
 
 

@@ -20,7 +20,7 @@ from .errors import MovqError
 from .files import require_file
 from .first_frame import PNG
 from .headers import ITEM_SIZES, Header, TensorEntry, parse_header
-from .int8 import dequantise
+from .int8 import dequantise, require_scale
 from .metadata import FORMAT, FORMAT_VERSIONS, Metadata
 
 _DTYPES = {
@@ -104,12 +104,15 @@ class BatchFiles:
             one, channels, latents, height, width = row["shape"]
             if entry.shape != (one, channels, 1 if kind else latents, height, width):
                 raise ValueError("of another shape")
+            if entry.dtype != row.get("dtype", entry.dtype):
+                raise ValueError("of another data type")
             stored = _tensor(data, entry)
             scale = None
             if entry.dtype == "I8":
                 scale = _tensor(data, header.tensors["latents_scale"])
                 if scale.shape != stored.shape[1:3]:
                     raise ValueError("scales of another shape")
+                require_scale(scale)
             factor, representation = int(header.metadata["temporal_factor"]), header.metadata["representation"]
         except (ValueError, KeyError, TypeError) as error:
             raise MovqError(f"is not what the manifest says ({error})", path) from None

@@ -1,6 +1,7 @@
 """Codes end to end: weights with a quantiser store whole numbers, which decode, and which a token model reads."""
 
 import dataclasses
+import json
 import random
 import signal
 import time
@@ -128,6 +129,11 @@ def test_a_batch_and_its_tokens(tmp_path, weights, sources, layout, capsys):
     assert collate([data[0], data[1]])["latents"].shape == (2, 2, 4, 6, 8)
     with pytest.raises(MovqError, match=r"holds codes, which no trainer of CogVideoX reads: encode with save=mean"):
         export_latents(out, tmp_path / "x", to="cogvideo-finetune", target="cogvideox-5b", any_weights=True)
+    for options in ({"scale": 2.0}, {"dtype": "int8"}):
+        with pytest.raises(MovqUsageError, match="is not for codes, which are written as they are"):
+            export_latents(out, tmp_path / "npy", to="npy", **options)
+    with pytest.raises(MovqUsageError, match="codes are whole numbers: leave scale and dtype out"):
+        LatentDataset(out, codes=True, scale="cogvideox-5b")
     export_latents(out, tmp_path / "npy", to="npy")
     assert np.array_equal(np.load(tmp_path / "npy" / "1.mp4.npy"), codes.numpy())
     before = tree(out)
@@ -150,7 +156,7 @@ def test_what_cannot_be(tmp_path, weights, sources):
         MovqUsageError, match=r"save: these weights have no quantiser; store_dtype=int8 makes latents small"
     ):
         encode_video(sources / "0.mp4", tmp_path / "a.safetensors", save="codes")
-    with pytest.raises(MovqUsageError, match=r"store_dtype: codes are whole numbers; it goes with save=mean"):
+    with pytest.raises(MovqUsageError, match=r"store_dtype: these weights give codes; it goes with save=mean"):
         encode_video(sources / "0.mp4", tmp_path / "a.safetensors", weights=weights["vq"], store_dtype="int8")
     encode_video(sources / "0.mp4", tmp_path / "a.safetensors", weights=weights["vq"])
     with pytest.raises(MovqError, match="holds codes, not the mean"):
@@ -192,12 +198,51 @@ def test_what_cannot_be(tmp_path, weights, sources):
         {"kind": "FSQ", "levels": []},
         {"kind": "FSQ", "levels": [8, 8, 8], "dim": 5},
         {"kind": "LFQ", "dim": 40},
+        {"kind": "LFQ", "dim": 10**9},
+        {"kind": "LFQ", "dim": 4, "codebook_size": 4, "num_codebooks": 2, "keep_num_codebooks_dim": False},
+        {"kind": "FSQ", "levels": 8},
+        {"kind": "FSQ", "levels": [8.5, 8, 8, 8]},
+        {"kind": "FSQ", "levels": [1201, 3, 3, 3]},
+        {"kind": "FSQ", "levels": [8, 8, 8, 8], "num_codebooks": "1"},
+        {"kind": "VectorQuantizer2", "n_e": 8, "e_dim": 4, "beta": "x"},
+        {"kind": "VectorQuantizer2", "n_e": 8, "e_dim": 4, "beta": 1, "remap": "file"},
+        "x",
+        [1],
     ],
 )
 def test_configs_that_make_no_quantiser(quantizer):
     sizes = dict(ch=32, out_ch=3, in_channels=3, resolution=256, z_channels=4, num_res_blocks=1)
     with pytest.raises(ValueError, match="quantizer"):
         AutoencoderConfig(**sizes, attn_resolutions=(), quantizer=quantizer)
+
+
+def test_files_that_are_not_what_the_manifest_says(tmp_path, weights, sources):
+    """A line that calls floats codes, and headers whose config cannot be."""
+    out = tmp_path / "out"
+    encode_batch(sources, out, workers=0)
+    lines = manifest(out).values()
+    (out / "manifest.jsonl").write_text("".join(json.dumps(line | {"dtype": "I16"}) + "\n" for line in lines))
+    with pytest.raises(MovqError, match="is not what the manifest says"):
+        LatentDataset(out, codes=True)[0]
+    (out / "manifest.jsonl").write_text(
+        "".join(json.dumps(line | {"dtype": "I16"}) + "\n" + json.dumps(line) + "\n" for line in lines)
+    )
+    assert LatentDataset(out, scale=1.0)[0]["latents"].is_floating_point()  # of two lines the later counts
+    encode_video(sources / "0.mp4", tmp_path / "a.safetensors", weights=weights["vq"])
+    held, said = (
+        load_file(tmp_path / "a.safetensors"),
+        open_latents(tmp_path / "a.safetensors").metadata.to_strings("2"),
+    )
+    config = json.loads(said["config"])
+    for wrong in (
+        [],
+        {},
+        config | {"quantizer": "x"},
+        config | {"quantizer": None},
+        config | {"quantizer": {"kind": "FSQ", "levels": 8}},
+    ):
+        save_file(held, tmp_path / "lies.safetensors", said | {"config": json.dumps(wrong)})
+        assert run(["info", str(tmp_path / "lies.safetensors")]) == 1
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])

@@ -65,6 +65,26 @@ def test_numbers_and_scales_whatever_the_chunks(tmp_path):
         assert (mean, std, low, high) == (float(x.mean()), float(x.std(correction=0)), float(x.min()), float(x.max()))
 
 
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -1.0])
+def test_scales_that_cannot_be_are_refused(tmp_path, sources, scale):
+    path = write(tmp_path / "a.safetensors", LATENTS, [4])
+    tensors = load_file(path)
+    tensors["latents_scale"][2, 1] = scale
+    save_file(tensors, path, metadata().to_strings("2"))
+    with pytest.raises(MovqError, match="scales that are negative or not finite"):
+        open_latents(path).latents  # noqa: B018
+    with pytest.raises(MovqError, match="scales that are negative or not finite"):
+        open_latents(path).read(0, 2)
+    out = encoded(sources, tmp_path / "out")
+    output = out / "0.mp4.safetensors"
+    data = bytearray(output.read_bytes())
+    at = data.index(load_file(output)["latents_scale"].numpy().tobytes())
+    data[at : at + 4] = np.float32(scale).tobytes()
+    output.write_bytes(data)
+    with pytest.raises(MovqError, match="scales that are negative or not finite"):
+        LatentDataset(out)[0]
+
+
 @pytest.mark.parametrize("wrong", ["version", "floats", "no scale", "shape"])
 def test_files_that_do_not_agree_with_their_version_are_refused(tmp_path, wrong):
     path = write(tmp_path / "a.safetensors", LATENTS, [4])

@@ -79,6 +79,15 @@ def test_frames_are_coded_one_by_one_and_back(make):
     assert quantizer(z.bfloat16()).quantised.dtype == torch.bfloat16
 
 
+def test_many_levels_have_codes_of_their_own():
+    """Codes above 2^24, which fp32 does not hold."""
+    torch.manual_seed(0)
+    quantizer = FSQ([8] * 9).eval()
+    made = quantizer(torch.randn(1, 9, 2, 8, 8) * 2)
+    assert int(made.indices.max()) > 2**24
+    assert torch.equal(quantizer.decode(made.indices), made.quantised)
+
+
 def test_what_cannot_be():
     with pytest.raises(MovqError, match="remap reads a file"):
         VectorQuantizer2(8, 4, 0.25, remap="used.npy")

@@ -94,9 +94,9 @@ class Autoencoder(nn.Module):
         self._dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
         scratch = recipe.start == "scratch"
         checkpoint = open_checkpoint(None if scratch else recipe.start)
-        self.config = c = checkpoint.config
-        if recipe.quantizer is not None:
-            self.config = dataclasses.replace(c, quantizer=quantizer_config(recipe.quantizer, c.z_channels))
+        c = checkpoint.config
+        quantizer = quantizer_config(recipe.quantizer, c.z_channels) if recipe.quantizer else None
+        self.config = c = dataclasses.replace(c, quantizer=quantizer)
         if (c.pad_mode, c.norm_scope, c.attn_resolutions, c.dropout) != ("first", "frame", (), 0.0):
             raise SystemExit(
                 f"{recipe.start}: network.py computes only networks that pad with the first frame and norm each frame"
@@ -401,7 +401,9 @@ class Run:
     def _load(self) -> None:
         """Load the last state. Raises SystemExit if the run was begun with another recipe."""
         state = torch.load(self.folder / "state.pt", map_location="cpu", weights_only=True)
-        if state["recipe"] | {"start": ""} != dataclasses.asdict(self.recipe) | {"start": ""}:
+        if dataclasses.asdict(Recipe()) | state["recipe"] | {"start": ""} != dataclasses.asdict(self.recipe) | {
+            "start": ""
+        }:
             raise SystemExit(f"{self.folder}: was begun by another recipe, {state['recipe']}; take another folder")
         self.step, self.evaluated = state["step"], state["evaluated"]
         self.earlier_seconds, self.setup_seconds = state["seconds"], state["setup_seconds"]

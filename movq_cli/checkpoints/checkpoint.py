@@ -43,6 +43,7 @@ SAID = ("name", "licence", "source", "semantics", "scaling_factor", "shift_facto
 
 QUANTIZER = "quantize"
 """What the names of a quantiser's tensors begin with."""
+_MASK = f"{QUANTIZER}.mask"
 
 DTYPES = ("F64", "F32", "F16", "BF16")
 
@@ -329,12 +330,8 @@ def _open_movq(located: Located, header: Header) -> Checkpoint:
     said = {key: metadata.get(key, "") for key in SAID}
     said["name"] = said["name"] or located.name
     file = located.weights[0]
-    # Whole numbers of a quantiser, like LFQ's mask, are constants of its class, whether a file has them or not.
-    tensors = {
-        name: entry
-        for name, entry in header.tensors.items()
-        if not (name.startswith(f"{QUANTIZER}.") and entry.dtype == "I64")
-    }
+    # LFQ's mask is a constant of its class, whether a file has it or not.
+    tensors = {name: entry for name, entry in header.tensors.items() if not (config.codes and name == _MASK)}
     return Checkpoint(located.path, (file,), "movq", config, said, tensors)
 
 
@@ -364,7 +361,7 @@ def _check(checkpoint: Checkpoint) -> None:
     """Raise MovqError if the headers of a checkpoint show that it cannot be used."""
     config, tensors = checkpoint.config, checkpoint.tensors
     for name, stored in tensors.items():
-        if not name.startswith(("encoder.", "decoder.", f"{QUANTIZER}." if config.quantizer else "decoder.")):
+        if name.split(".", 1)[0] not in ("encoder", "decoder", *([QUANTIZER] if config.codes else [])):
             raise MovqError(f"has {name}, which belongs to neither encoder nor decoder")
         if stored.dtype not in DTYPES:
             raise MovqError(f"tensor {name} has dtype {stored.dtype}, not one of {', '.join(DTYPES)}")

@@ -10,13 +10,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..batch.manifest import NAME as BATCH
-from ..batch.manifest import read_lines
 from ..codec import Progress, silent
 from ..dataset import LatentDataset
 from ..errors import MovqError, MovqUsageError, option, show_flags
 from ..fields import options_of
 from ..first_frame import LATENT, PNG
-from ..latents import CODE_DTYPES
 from ..options import EXPORTS, INT8, ExportOptions
 from ..scaling import scale_of, scaling_of
 from ..targets import CHANNELS, target_of
@@ -67,7 +65,7 @@ def export_latents(
     if options.to is None:
         raise MovqUsageError(f"name a layout: {', '.join(EXPORTS)}", option="to")
     export = _Export(
-        LatentDataset(folder, scale=1.0, first_frames=False, codes=_holds_codes(folder, options)),
+        LatentDataset(folder, scale=1.0, first_frames=False, codes=None),
         os.fspath(output),
         options,
     )
@@ -118,6 +116,8 @@ class _Export:
         meant = None if target is None else target_of(target)
         if kind.needs_embeds and options.prompt_embeds is None:
             raise MovqUsageError(f"{options.to} needs text embeddings; {HELP}", option="prompt_embeds")
+        if self._dataset.codes:
+            self._refuse_for_codes()
         if options.dtype == INT8 and options.to != "npy":
             raise MovqUsageError("int8 is for npy: no trainer reads it", option="dtype")
         if options.scale is not None and kind.needs_moments:
@@ -129,6 +129,17 @@ class _Export:
             scale = self._scale_of_headers(options.target)
         dtype = options.dtype or (meant.store_dtype if meant and kind.scaled else None)
         return kind(scale, options.seed, dtype, target)
+
+    def _refuse_for_codes(self) -> None:
+        """Raise MovqError for trainers, and MovqUsageError for what changes numbers: codes are neither."""
+        if self._options.to != "npy":
+            raise MovqError(
+                f"holds codes, which no trainer of CogVideoX reads: encode with {option('save', 'mean')}",
+                self._dataset.folder,
+            )
+        for name in ("scale", "dtype"):
+            if getattr(self._options, name) is not None:
+                raise MovqUsageError("is not for codes, which are written as they are", option=name)
 
     def _scale_of_headers(self, named: str | None) -> float:
         """Return the factor of the model that is named, or that of the headers. Raises MovqUsageError without one."""
@@ -361,18 +372,6 @@ class _Export:
     def _is_trainers(self, path: str, manifest: Manifest) -> bool:
         """Return True for a file that the trainer itself has made already."""
         return self._format.is_shared(path) and path not in manifest.owners and os.path.lexists(manifest.place(path))
-
-
-def _holds_codes(folder: str | os.PathLike[str], options: ExportOptions) -> bool:
-    """Return True for a batch of codes. Raises MovqError if a trainer is to read them."""
-    path = os.path.join(folder, BATCH)
-    done = (line for line in read_lines(path) if line["status"] == "done") if os.path.exists(path) else iter(())
-    coded = next((line["dtype"] in CODE_DTYPES.values() for line in done), False)
-    if coded and options.to != "npy":
-        raise MovqError(
-            f"holds codes, which no trainer of CogVideoX reads: encode with {option('save', 'mean')}", os.fspath(folder)
-        )
-    return coded
 
 
 def _name(row: Line) -> str:

@@ -17,7 +17,6 @@ from ..errors import MovqWarning
 
 PAD_MODES = ("first", "constant", "reflect")
 NORM_SCOPES = ("whole", "frame")
-QUANTIZERS = ("VectorQuantizer2", "FSQ", "LFQ")
 NORM_GROUPS = 32
 NORM_EPS = 1e-6
 _MOST_LEVELS = 10
@@ -100,17 +99,16 @@ class AutoencoderConfig:
                 f"ch_mult of {self.levels} levels has {self.levels - 1}"
             )
 
-    def _check_quantizer(self, quantizer: Mapping[str, Any]) -> None:
-        """Check what the number of codes follows from; its other arguments are those of the class."""
+    def _check_quantizer(self, quantizer: Any) -> None:
+        """Check the quantiser's arguments, by which alone it is built."""
         sizes = _codes_and_channels(quantizer)
-        if sizes is None or not 1 < sizes[0] < 2**31 or sizes[1] < 1:
+        if sizes is None:
             raise ValueError(
-                f"a quantizer must be one of {', '.join(QUANTIZERS)}, with its arguments, got {quantizer!r}"
+                f"a quantizer must be one of {', '.join(_ARGUMENTS)}, with its arguments, got {quantizer!r}"
             )
-        if quantizer.get("dim", sizes[1]) not in (None, self.z_channels) or (
-            quantizer.get("dim") is None and sizes[1] != self.z_channels
-        ):
-            raise ValueError(f"its quantizer takes {quantizer.get('dim') or sizes[1]} channels, not {self.z_channels}")
+        dim = quantizer.get("dim") or sizes[1]
+        if dim != self.z_channels:
+            raise ValueError(f"its quantizer takes {dim} channels, not {self.z_channels}")
 
     @property
     def codes(self) -> int:
@@ -121,7 +119,7 @@ class AutoencoderConfig:
     @property
     def codebooks(self) -> int:
         """The number of codes at each position of a latent."""
-        return 0 if self.quantizer is None else int(self.quantizer.get("num_codebooks", 1))
+        return 0 if self.quantizer is None else int(self.quantizer.get("num_codebooks") or 1)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AutoencoderConfig:
@@ -129,6 +127,8 @@ class AutoencoderConfig:
 
         Raises ValueError if a required key is missing or a value is invalid.
         """
+        if not isinstance(values, Mapping):
+            raise ValueError("is not a JSON object")
         known = {f.name for f in dataclasses.fields(cls)}
         for name in sorted(set(values) - known):
             warnings.warn(f"unknown config key {name!r} is ignored", MovqWarning, stacklevel=3)
@@ -220,18 +220,48 @@ class AutoencoderConfig:
         return 1, self.moment_channels, self.latent_frames(frames), height // s, width // s
 
 
-def _codes_and_channels(quantizer: Mapping[str, Any]) -> tuple[int, int] | None:
+_BOOKS = {"num_codebooks": int, "keep_num_codebooks_dim": bool}
+_ARGUMENTS: Mapping[str, Mapping[str, type]] = {
+    "VectorQuantizer2": {"n_e": int, "e_dim": int, "beta": float, "legacy": bool, "sane_index_shape": bool},
+    "FSQ": {"levels": list, "dim": int, "scale": float} | _BOOKS,
+    "LFQ": {
+        **dict.fromkeys(("dim", "codebook_size"), int),
+        **dict.fromkeys(("entropy_loss_weight", "commitment_loss_weight", "diversity_gamma"), float),
+        **dict.fromkeys(("codebook_scale", "frac_per_sample_entropy"), float),
+        **_BOOKS,
+    },
+}
+"""The quantisers that a config may have, with their arguments; see quantizers.py."""
+_LEVELS = range(2, 1001)  # of FSQ: its range is a thousandth wider than its levels
+_MOST_CHANNELS = 1 << 12
+_MOST_CODES = 1 << 31
+
+
+def _codes_and_channels(quantizer: Any) -> tuple[int, int] | None:
     """Return how many codes a quantiser has and how many channels its codebooks take; None if it cannot be."""
-    kind, books = quantizer.get("kind"), quantizer.get("num_codebooks", 1)
-    try:
-        if kind == "VectorQuantizer2":
-            return int(quantizer["n_e"]), int(quantizer["e_dim"])
-        if kind == "FSQ":
-            levels = [int(level) for level in quantizer["levels"]]
-            return (math.prod(levels), len(levels) * books) if min(levels) > 1 else None
-        if kind == "LFQ":
-            codes = int(quantizer.get("codebook_size") or 2 ** int(quantizer["dim"]))
-            return codes, (codes.bit_length() - 1) * books
-    except (KeyError, TypeError, ValueError, OverflowError):
-        pass
-    return None
+    if not isinstance(quantizer, dict) or quantizer.get("kind") not in _ARGUMENTS:
+        return None
+    given = {name: value for name, value in quantizer.items() if name != "kind" and value is not None}
+    kinds = _ARGUMENTS[quantizer["kind"]]
+    if not all(name in kinds and _is_a(value, kinds[name]) for name, value in given.items()):
+        return None
+    books = given.get("num_codebooks", 1)
+    if books > 1 and not given.get("keep_num_codebooks_dim", True):
+        return None
+    codes, channels = 0, 0
+    if "n_e" in given and "e_dim" in given and "beta" in given:
+        codes, channels = given["n_e"], given["e_dim"]
+    elif "levels" in given and len(given["levels"]) < _MOST_CHANNELS and all(n in _LEVELS for n in given["levels"]):
+        codes, channels = math.prod(given["levels"]), len(given["levels"]) * books
+    elif quantizer["kind"] == "LFQ" and given.get("dim", 1) < _MOST_CHANNELS:
+        codes = given.get("codebook_size") or 2 ** given.get("dim", 0)
+        channels = (codes.bit_length() - 1) * books if codes.bit_count() == 1 else 0
+    return (codes, channels) if 1 < codes < _MOST_CODES and 0 < channels < _MOST_CHANNELS else None
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if kind is list:
+        return isinstance(value, list) and all(type(n) is int for n in value)
+    if kind is int:
+        return type(value) is int and value > 0
+    return type(value) is kind or (kind is float and type(value) is int and abs(value) < _MOST_CODES)

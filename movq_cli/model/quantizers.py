@@ -23,7 +23,6 @@ from .config import AutoencoderConfig
 _LEAST_LOG = 1e-5  # entropies take no logarithm of less
 _INVERSE_TEMPERATURE = 100.0
 _MARGIN = 1e-3  # by how much FSQ's range is wider than its levels
-_MOST_INT16 = 1 << 15  # codes
 _ROWS = 1024  # vectors that are compared with a codebook at once
 
 
@@ -61,19 +60,16 @@ class Quantizer(nn.Module):
         return torch.cat(clips)
 
     def store(self, z: Tensor) -> Tensor:
-        """Return the indices of (1, C, T, H, W) as a file has them: (1, codebooks, T, H, W), in the smallest dtype."""
+        """Return the indices of (1, C, T, H, W) as a file has them, int64: (1, codebooks, T, H, W)."""
         indices = self.encode(z.cpu())
-        indices = rearrange(indices, "b t h w n -> b n t h w") if self.many else indices[:, None]
-        return indices.to(torch.int16 if self.codes <= _MOST_INT16 else torch.int32)
+        return rearrange(indices, "b t h w n -> b n t h w") if self.many else indices[:, None]
 
     def restore(self, stored: Tensor) -> Tensor:
         """Return the quantised values (1, C, T, H, W) in fp32 of indices as a file has them.
 
         Raises MovqError for an index that this quantiser does not have.
         """
-        low, high = int(stored.min()), int(stored.max())
-        if low < 0 or high >= self.codes:
-            raise MovqError(f"holds codes from {low} to {high}, of which its weights have {self.codes:,}")
+        require_codes(stored, self.codes)
         indices = rearrange(stored.long(), "b n t h w -> b t h w n")
         return self.decode(indices if self.many else indices[..., 0])
 
@@ -138,6 +134,8 @@ class _OfBits(Quantizer):
 
     def __init__(self, dim: int | None, channels: int, num_codebooks: int, keep_num_codebooks_dim: bool | None) -> None:
         super().__init__()
+        if num_codebooks > 1 and keep_num_codebooks_dim is False:
+            raise MovqError("a quantiser of several codebooks keeps their axis")
         self.codebooks = num_codebooks
         self.many = num_codebooks > 1 if keep_num_codebooks_dim is None else keep_num_codebooks_dim
         needed, same = channels * num_codebooks, dim in (None, channels * num_codebooks)
@@ -186,8 +184,8 @@ class FSQ(_OfBits):
         offset = torch.where(levels % 2 == 0, 0.5, 0.0)
         bounded = (x + (offset / half).atanh()).tanh() * half - offset
         codes = (bounded + (bounded.round() - bounded).detach()) / (levels // 2)
-        shifted = codes.detach() * (levels // 2) + levels // 2
-        indices = (shifted * self.get_buffer("_basis")).sum(-1).round().long()
+        steps = (codes.detach() * (levels // 2)).round().long() + levels // 2
+        indices = (steps * self.get_buffer("_basis")).sum(-1)
         return Quantised(self._leave(codes).to(z.dtype), self._shown(indices), x.new_zeros(()))
 
     def decode(self, indices: Tensor) -> Tensor:
@@ -263,6 +261,13 @@ def _entropy(probabilities: Tensor) -> Tensor:
 def _linear(layer: nn.Module, x: Tensor) -> Tensor:
     """Return what a linear layer makes of x in fp32; x itself if there is none."""
     return F.linear(x, layer.weight.float(), layer.bias.float()) if isinstance(layer, nn.Linear) else x
+
+
+def require_codes(indices: Tensor, codes: int) -> None:
+    """Raise MovqError unless all indices are from 0 to codes - 1."""
+    low, high = int(indices.min()), int(indices.max())
+    if low < 0 or high >= codes:
+        raise MovqError(f"holds codes from {low} to {high}, of which its weights have {codes:,}")
 
 
 def build(config: AutoencoderConfig) -> Quantizer:
