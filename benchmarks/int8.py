@@ -1,4 +1,4 @@
-"""What latents in int8 cost and save: quality on real clips, and sizes and times against fp16.
+"""Compare latents in int8 with fp32 for quality on real clips, and with fp16 for size and time.
 
     python benchmarks/int8.py [CLIP ...] [--frames 9] [--published] [--runs 3] [--json FILE]
 

@@ -92,7 +92,7 @@ def describe_export(path: str) -> ExportDescription:
 
 
 class ExportFolder(NamedTuple):
-    """What `movq export` left in a folder: the layout, the batch (relative to the folder), and items by status.
+    """The contents of a folder that `movq export` wrote: the layout, the batch (relative to the folder), and items by status.
 
     `bytes` are those of all its files, `missing` the files that are gone or of another size, and `reasons` why items were
     refused or left out, the most frequent first.

@@ -25,6 +25,8 @@ BLOCK = 1 << 20
 MAX_NAME = 255
 """The longest file name, in bytes, that every file system in use takes."""
 
+_MARK_DIGITS = 10
+
 
 class FileIdentity(NamedTuple):
     """The size in bytes, modification time and inode of a file.
@@ -73,6 +75,20 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 def short(digest: str) -> str:
     """Return the first 16 characters of a hex digest, as much as people compare."""
     return digest[:16]
+
+
+def mark_of(*of: str) -> str:
+    """Return a mark, a digest of `of`, that tells a name from the same name of another item."""
+    return "~" + hashlib.sha256(b"\0".join(map(os.fsencode, of))).hexdigest()[:_MARK_DIGITS]
+
+
+def short_name(part: str, mark: str, suffix: str) -> str:
+    """Return a name, shortened if it is too long, and then marked, so that long names with one beginning stay apart."""
+    room = MAX_NAME - len(suffix)
+    if len(os.fsencode(part + mark)) > room:
+        mark = mark or mark_of(part)
+        part = os.fsencode(part)[: room - len(mark)].decode(errors="ignore")
+    return part + mark + suffix
 
 
 class WholeFile:

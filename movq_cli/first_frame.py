@@ -17,7 +17,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
-from .files import MAX_NAME, WholeFile
+from .files import WholeFile, short_name
 from .latents import LatentsWriter, is_latents
 from .metadata import Metadata
 from .options import FIRST_FRAMES
@@ -30,10 +30,9 @@ if TYPE_CHECKING:
 
 LATENTS = ".safetensors"
 """The suffix of latents files."""
-_MARK_DIGITS = 10
 PNG, LATENT = FIRST_FRAMES
 SUFFIXES: Mapping[str, str] = {PNG: ".first_frame.png", LATENT: f".first_frame{LATENTS}"}
-"""What follows the name of an item, by the kind of its first frame."""
+"""The suffix of a first frame's file, by its kind. It follows the name of the item."""
 
 
 class FirstFrameFile(NamedTuple):
@@ -50,11 +49,7 @@ def first_frame_path(output: str | os.PathLike[str], kind: str) -> str:
     A name that would be too long for a file system is shortened, and marked by a digest.
     """
     folder, name = os.path.split(os.fspath(output).removesuffix(LATENTS))
-    room = MAX_NAME - len(SUFFIXES[kind])
-    if len(os.fsencode(name)) > room:
-        mark = "~" + hashlib.sha256(os.fsencode(name)).hexdigest()[:_MARK_DIGITS]
-        name = os.fsencode(name)[: room - len(mark)].decode(errors="ignore") + mark
-    return os.path.join(folder, name + SUFFIXES[kind])
+    return os.path.join(folder, short_name(name, "", SUFFIXES[kind]))
 
 
 def is_first_frame(path: str, kind: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a latents file says of how it was made: weights, picture, frames, source."""
+"""The metadata of a latents file: how it was made, from which weights, picture, frames and source."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..codec import fit_tail
 from ..errors import MovqError, MovqTooShortError, MovqUsageError, MovqWarning, option
+from ..files import mark_of
 from ..model.config import AutoencoderConfig
 from ..options import BatchOptions, EncodeOptions, Picture
 from ..plan import too_short
@@ -20,7 +21,7 @@ from ..values import Bucket
 from ..video import VideoFacts, plan_geometry
 from ..video.geometry import Orientation, round_up
 from .item import Item
-from .names import mark_of, span_output
+from .names import span_output
 
 _LENGTH = f"{option('frames')} or {option('buckets')}"
 _SIZE = f"{option('height')}, {option('width')}, {option('short_side')} and {option('fit')}"

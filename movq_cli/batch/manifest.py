@@ -34,7 +34,7 @@ _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class FirstFrameLine(TypedDict):
-    """What the manifest says of a file with a first frame: `output` is the file, or a tar that holds it as `member`."""
+    """The manifest's entry for a file with a first frame: `output` is the file, or a tar that holds it as `member`."""
 
     output: str
     member: NotRequired[str]

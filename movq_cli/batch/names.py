@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import unicodedata
 from collections.abc import Iterable
 
-from ..files import MAX_NAME, text_of
+from ..files import mark_of, short_name, text_of
 from ..first_frame import LATENTS, SUFFIXES
 from .manifest import NAME
 
 _FIRST_FRAMES = "|".join(re.escape(suffix) for suffix in SUFFIXES.values())
-_MARK_DIGITS = 10
 _RESERVED = re.compile(
     rf"(latents-(\d+-of-\d+-)?\d+\.(tar|index\.json)|manifest\.\d+-of-\d+\.jsonl|.*({_FIRST_FRAMES}))",
     re.IGNORECASE | re.DOTALL,
@@ -56,9 +54,9 @@ class Places:
 
     def _free(self, way: str, part: str, suffix: str, *taken: set[str]) -> str:
         """Return a part of a path that is not taken, short enough for a file system."""
-        found, tries = _short(part, "", suffix), 0
+        found, tries = short_name(part, "", suffix), 0
         while self._is_taken(way + found, taken):
-            found = _short(part, mark_of(way + part, *([str(tries)] if tries else [])), suffix)
+            found = short_name(part, mark_of(way + part, *([str(tries)] if tries else [])), suffix)
             tries += 1
         return found
 
@@ -71,7 +69,7 @@ def span_output(output: str, name: str) -> str:
     """Return the output of a span from the output that its whole video would have; `name` is the suffix of the span."""
     folder, last = os.path.split(output)
     part = last.removesuffix(LATENTS) + name
-    return os.path.join(folder, _short(part, "", LATENTS))
+    return os.path.join(folder, short_name(part, "", LATENTS))
 
 
 def _folded(name: str) -> str:
@@ -79,17 +77,3 @@ def _folded(name: str) -> str:
     if name.isascii():
         return name if name.islower() else name.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-
-
-def mark_of(*of: str) -> str:
-    """Return a mark, a digest of `of`, that tells a name from the same name of another item."""
-    return "~" + hashlib.sha256(b"\0".join(map(os.fsencode, of))).hexdigest()[:_MARK_DIGITS]
-
-
-def _short(part: str, mark: str, suffix: str) -> str:
-    """Return a name, shortened if it is too long, and then marked, so that long names with one beginning stay apart."""
-    room = MAX_NAME - len(suffix)
-    if len((part + mark).encode()) > room:
-        mark = mark or mark_of(part)
-        part = part.encode()[: room - len(mark)].decode(errors="ignore")
-    return part + mark + suffix

@@ -42,7 +42,7 @@ SAID = ("name", "licence", "source", "semantics", "scaling_factor", "shift_facto
 """The keys of a checkpoint's metadata. A value is "" if it is unknown."""
 
 QUANTIZER = "quantize"
-"""What the names of a quantiser's tensors begin with."""
+"""The prefix of the names of a quantiser's tensors."""
 _MASK = f"{QUANTIZER}.mask"
 
 DTYPES = ("F64", "F32", "F16", "BF16")

@@ -27,7 +27,7 @@ _ROWS = 1024  # vectors that are compared with a codebook at once
 
 
 class Quantised(NamedTuple):
-    """What a quantiser makes of (B, C, T, H, W): `quantised`, of that shape, `indices` (B, T, H, W), and a scalar `loss`.
+    """The result of a quantiser for (B, C, T, H, W): `quantised`, of that shape, `indices` (B, T, H, W), and a scalar `loss`.
 
     With several codebooks, indices have a last axis of them.
     """
