@@ -25,7 +25,7 @@ import torch.nn.functional as F  # noqa: E402
 from benchmarks.common import Table, options  # noqa: E402
 from benchmarks.precision import shots  # noqa: E402
 from movq_cli.checkpoints.checkpoint import open_checkpoint  # noqa: E402
-from movq_cli.codec import to_input  # noqa: E402
+from movq_cli.codec import to_input, to_planes  # noqa: E402
 from movq_cli.difference import Comparison  # noqa: E402
 from movq_cli.model.causal import fold_frames, unfold_frames  # noqa: E402
 from movq_cli.model.convolution import round_weight  # noqa: E402
@@ -153,7 +153,7 @@ def main():
         images = images[:, top : top + args.size // 8 * 8, left : left + args.size // 8 * 8]
         images = images[:, : images.shape[1] // 8 * 8, : images.shape[2] // 8 * 8].contiguous()
         with torch.inference_mode():
-            pixels = to_input(images, FULL)
+            pixels = to_input(to_planes(images), FULL)
             wanted = encode(exact, pixels, whole)
             off = float((wanted - exact(pixels)).abs().max())
             assert off < 1e-3, f"the lines above are not movq's network: {off}"

@@ -21,11 +21,12 @@ class Device:
         self._file = os.open(os.environ["MOVQ_STAND_IN_FILE"], os.O_WRONLY | os.O_CREAT)
         self._busy = self._begun = self._free = 0.0
 
-    def encode_window(self, chunks, cache, store=None, worked=lambda frames: None, check=False):
+    def encode_window(self, chunks, cache, worked=lambda frames: None, check=False, prepare=None):
         import torch
 
         for x in chunks:
-            frames, height, width, _ = x.shape
+            x.clone()  # as pinned memory is filled
+            _, _, frames, height, width = x.shape
             latents = cache.take(frames, factor=self.config.temporal_factor)
             now, before = time.monotonic(), self._free
             self._begun = self._begun or now
@@ -41,13 +42,11 @@ class Device:
 def main():
     import torch
 
-    from movq_cli import codec
     from movq_cli.batch import worker
     from movq_cli.batch.engines import Ready
     from movq_cli.encode import VideoEncoder
 
     torch.set_num_threads(1)
-    codec.to_input = lambda frames, *more: torch.as_tensor(frames).clone()  # copies, as pinned memory is filled
     VideoEncoder.network = property(
         lambda self: self.__dict__.setdefault("device in its place", Device(self.checkpoint.config))
     )

@@ -1,4 +1,4 @@
-"""Choose the size of chunks and where activations wait, so that encoding and decoding fit into memory.
+"""Choose chunks, strips and where activations wait, so that encoding and decoding fit into memory.
 
 Everything that does not fit is refused here, with the estimate, before the work.
 """
@@ -7,30 +7,28 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 from .checkpoints.checkpoint import Checkpoint
-from .device import ITEM_SIZE, available_memory, choose_device, computed_size
+from .device import available_memory, choose_device
 from .errors import MovqError, MovqMemoryError, MovqOutputError, MovqUsageError, option
+from .memory import ONE_PIECE, Need, NetworkMemory
 from .model.config import AutoencoderConfig
-from .model.cost import MAX_ELEMENTS, ChunkCost
+from .model.cost import MAX_ELEMENTS
 from .options import ModelOptions
 from .schedule import WHOLE_WINDOW, check_chunk_frames
 from .values import format_bytes
+from .video.geometry import round_up
 
 if TYPE_CHECKING:
-    import torch
+    from .model.causal import StreamCache
 
-    from .model.store import Store
-
-PROCESS_BYTES = 330 << 20
-"""Resident memory of a process with torch loaded, before it has computed anything (measured: benchmarks/memory.py)."""
-
-WORKSPACE_BYTES = 600 << 20
-"""Memory that cuDNN's kernels take on a CUDA device beside activations, at most (measured: benchmarks/gpu.py)."""
+LOW_STRIPS = 2
+"""The height of low strips, in steps of `strip_step`. Lower ones take longer (docs/performance.md)."""
 
 
 def check_weights(options: ModelOptions, checkpoint: Checkpoint) -> None:
@@ -44,124 +42,201 @@ def check_weights(options: ModelOptions, checkpoint: Checkpoint) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Task:
-    """The memory needs of an encoding or a decoding. Lengths are in frames.
-
-    `total`: the number of frames, or an upper bound, if known. `window`: the largest window (0: norms per frame, so
-    each chunk is a window). `longest`: the longest chunk for a `chunk_frames`. `cost`: the cost of a chunk. `beside`:
-    the bytes that a chunk takes besides activations. `default`: the `chunk_frames` to use if none is given. `picture`:
-    WxH. `advice`: what to do if not even the smallest chunk fits. `smaller`: the tasks for smaller pictures, from large
-    to small.
-    """
-
-    config: AutoencoderConfig
-    parameters: int
-    total: int | None
-    window: int
-    longest: Callable[[int], int]
-    cost: Callable[[int], ChunkCost]
-    beside: Callable[[int], int]
-    default: int
-    picture: str
-    advice: str
-    smaller: Callable[[], Iterable[Task]] = tuple
-
-    def memory(self, chunk: int, precision: str, device: torch.device) -> int:
-        """Return the predicted bytes at the peak, with chunks of `chunk` frames."""
-        longest = self.longest(chunk)
-        base = WORKSPACE_BYTES if device.type == "cuda" else PROCESS_BYTES
-        computing = self.cost(longest).bytes(computed_size(precision, device), alone=longest == self.total)
-        return base + self.parameters * ITEM_SIZE[precision] + computing + self.beside(longest)
-
-    def indexable(self, chunk: int) -> bool:
-        """Return True if no tensor of such a chunk has more than MAX_ELEMENTS elements."""
-        return self.cost(self.longest(chunk)).largest <= MAX_ELEMENTS
+def check_strip_rows(strip_rows: int, checkpoint: Checkpoint) -> None:
+    """Raise MovqUsageError, naming the nearest multiples, if pictures cannot be cut into strips of this height."""
+    step = checkpoint.config.strip_step
+    if checkpoint.config.attends:
+        raise MovqUsageError(
+            f"{checkpoint.name} has attention, which sees the whole picture: leave it out", option="strip_rows"
+        )
+    if strip_rows % step:
+        below = strip_rows // step * step
+        near = f"{below} or {below + step}" if below else str(step)
+        raise MovqUsageError(f"must be a multiple of {step} rows, got {strip_rows}: use {near}", option="strip_rows")
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The size of chunks (`chunk_frames`; 0: each window in one chunk), and what that takes.
+    """The size of chunks and strips, and what that takes.
 
+    `chunk_frames` is 0 if each window is one chunk, `strip_rows` if a picture is one strip; `strips` is their number.
     `memory_bytes` is the predicted peak of the process, or of a CUDA device's own memory. Between stages, activations
-    wait in up to `device_bytes`, then `host_bytes`, then `spill_bytes` of a file in `spill_dir`.
+    wait in up to `device_bytes`, then `host_bytes`, then `spill_bytes` of a file in `spill_dir`. `warnings` concern the
+    latents, `remarks` do not.
     """
 
     chunk_frames: int
+    strip_rows: int
+    strips: int
     memory_bytes: int
-    device_bytes: int
-    host_bytes: int
+    device_bytes: int | None
+    host_bytes: int | None
     spill_bytes: int
     spill_dir: str
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @contextmanager
-    def store(self) -> Iterator[Store]:
-        """Yield the store in which run_window keeps chunks. Its spill file has no name and is gone after the `with`."""
+    def stream(self) -> Iterator[StreamCache]:
+        """Yield the cache of a new stream. Its spill file has no name and is gone after the `with`."""
+        from .model.causal import StreamCache
         from .model.store import SpillFile, Store
 
-        if not (self.device_bytes or self.host_bytes or self.spill_bytes):
-            yield Store()  # no chunk waits, except the one in progress
-        elif not self.spill_bytes:
-            yield Store(self.device_bytes, self.host_bytes)
-        else:
-            with SpillFile(self.spill_dir, self.spill_bytes) as spill:
-                yield Store(self.device_bytes, self.host_bytes, spill)
+        with ExitStack() as stack:
+            spill = stack.enter_context(SpillFile(self.spill_dir)) if self.spill_bytes else None
+            yield StreamCache(store=Store(self.device_bytes, self.host_bytes, spill), strip_rows=self.strip_rows)
+
+    def smaller(self, longest: int, height: int, config: AutoencoderConfig) -> dict[str, int]:
+        """Return options that take about half of this memory: shorter chunks, then lower strips. {} if there are none.
+
+        `longest` is the longest window in frames, and `height` that of a picture.
+        """
+        factor, step = config.temporal_factor, config.strip_step
+        frames = self.chunk_frames or longest - 1  # the first chunk has a frame more than chunk_frames
+        if frames > factor:
+            return {"chunk_frames": max(factor, frames // 2 // factor * factor)}
+        rows = self.strip_rows or height
+        return {"strip_rows": round_up(rows // 2, step)} if rows > step and not config.attends else {}
 
 
-def make_budget(task: Task, options: ModelOptions, device: torch.device, precision: str) -> Budget:
-    """Choose the size of chunks and where activations wait. Raises MovqError with the estimate if nothing fits.
+def least_memory(config: AutoencoderConfig) -> dict[str, int]:
+    """Return options with which encoding takes the least memory at nearly full speed."""
+    strips = {} if config.attends else {"strip_rows": LOW_STRIPS * config.strip_step}
+    return {"chunk_frames": config.temporal_factor, **strips}
 
-    With norms per frame, this is the default chunk, or a shorter one if it exceeds the budget. With windows, it is one
-    chunk per window if that fits the budget; if not, the default chunk, and activations wait in what the budget leaves,
-    then in a file.
+
+def make_budget(memory: NetworkMemory, options: ModelOptions, strip_rows: int | None = None) -> Budget:
+    """Choose chunks, strips, and where activations wait. Raises MovqError with the estimate if nothing fits.
+
+    With windows, one chunk for each is tried first. Then the default chunk, and shorter ones, with the first of these
+    that fits: one piece, whose window may wait on disk; the fewest strips with which nothing has to wait on disk; low
+    strips, and the rest waits on disk. `strip_rows` leaves no choice of strips.
     """
-    item = ITEM_SIZE[precision]
-    free = available_memory(device)
-    budget = options.memory_budget or free
-    # With windows, the budget is kept by spilling what waits; one chunk may need more than it.
-    most = max(budget, free) if task.window else budget
+    return _Choice(memory, options, strip_rows).budget()
 
-    def memory(chunk: int) -> int:
-        return task.memory(chunk, precision, device)
 
-    def fits(task: Task, chunk: int) -> bool:
-        return task.memory(chunk, precision, device) <= most and task.indexable(chunk)
+class _Choice:
+    """The choice of a budget: what may be used, and what fits into it."""
 
-    def refuse(chunk: int, advice: str) -> MovqError:
-        what = f"a picture of {task.picture}" if task.total == 1 else f"a chunk of {chunk} frames of {task.picture}"
-        if not task.indexable(chunk):
+    def __init__(self, memory: NetworkMemory, options: ModelOptions, strip_rows: int | None) -> None:
+        self._memory, self._options, self._strip_rows = memory, options, strip_rows
+        self._free = available_memory(memory.device)
+        self._budget = options.memory_budget or self._free
+        # With windows, the budget is kept by spilling what waits; computing one chunk may need more than it.
+        self._most = max(self._budget, self._free) if memory.window else self._budget
+        self._host: int | None = None
+        if memory.device.type == "cuda":
+            # torch rounds pinned memory up to powers of two and keeps it: a request may take twice its size.
+            self._host = options.memory_budget or available_memory(choose_device("cpu")) // 3
+
+    def budget(self) -> Budget:
+        """Return the budget. Raises MovqError with the estimate if nothing fits."""
+        memory, options = self._memory, self._options
+        wanted = options.chunk_frames or memory.default_chunk
+        factor = memory.config.temporal_factor
+        if memory.window and options.chunk_frames is None and self._strip_rows is None:
+            need = memory.need(WHOLE_WINDOW, ONE_PIECE)
+            if need.indexable and need.computing + need.past <= self._budget:
+                return self._made(WHOLE_WINDOW, ONE_PIECE, need)
+        chunks = range(wanted, 0, -factor)
+        found = self._fitting(memory, chunks)
+        if found is None:
+            raise self._refusal(factor)
+        chunk, strip_rows, need = found
+        if chunk != wanted and options.chunk_frames is not None:
+            raise self._refusal(wanted, f"{option('chunk_frames', chunk)} fits")
+        warning = f"chunks of {chunk} frames instead of {wanted}: more do not fit"
+        return self._made(chunk, strip_rows, need, () if chunk == wanted else (warning,))
+
+    def _fitting(self, memory: NetworkMemory, chunks: Sequence[int]) -> tuple[int, int, Need] | None:
+        """Return the first chunk_frames and strip_rows that fit, and what they need; None if nothing fits."""
+        heights = self._heights(memory)
+        most = LOW_STRIPS * memory.config.strip_step
+        low = [rows for rows in heights if (rows or memory.height) <= most] or heights
+        for among, fits in ((heights, self._fits), (low, self._computes)):
+            for chunk, rows in product(chunks, among):
+                need = memory.need(chunk, rows)
+                if need.indexable and fits(rows, need):
+                    return chunk, rows, need
+        return None
+
+    def _heights(self, memory: NetworkMemory) -> list[int]:
+        if self._strip_rows is None:
+            return list(memory.strips())
+        return [self._strip_rows if self._strip_rows < memory.height else ONE_PIECE]
+
+    def _fits(self, strip_rows: int, need: Need) -> bool:
+        """Return True if nothing has to wait on disk, or if a picture in one piece can be computed."""
+        if strip_rows == ONE_PIECE:
+            return need.computing + need.past <= self._budget
+        return need.computing <= self._most and need.past + need.waiting <= self._room(need)
+
+    def _computes(self, strip_rows: int, need: Need) -> bool:
+        """Return True if strips can be computed, wherever the rest waits. If nothing else waits, the past stays too."""
+        return need.computing + (0 if need.waiting else need.past) <= self._most
+
+    def _on_device(self, need: Need) -> int:
+        """Return the bytes of the device in which activations may wait."""
+        return max(0, (self._budget if self._host is None else self._free) - need.computing)
+
+    def _room(self, need: Need) -> int:
+        return self._on_device(need) + (self._host or 0)
+
+    def _made(self, chunk: int, strip_rows: int, need: Need, warnings: tuple[str, ...] = ()) -> Budget:
+        memory, options = self._memory, self._options
+        strips = -(-memory.height // strip_rows) if strip_rows else 1
+        if not need.waiting:
+            predicted = need.computing + need.past
+            return Budget(chunk, strip_rows, strips, predicted, None, None, 0, "", warnings)
+        on_device = self._on_device(need)
+        spill = max(0, need.past + need.waiting - self._room(need))
+        folder = options.spill_dir or tempfile.gettempdir()
+        if spill:
+            _require_disk(folder, spill)
+        remarks = []
+        if strip_rows and self._strip_rows is None:
+            whole = memory.need(chunk, ONE_PIECE)
+            at_once = format_bytes(whole.computing + whole.past)
+            waits = f"; up to {format_bytes(spill)} of activations wait in {folder}" if spill else ""
+            remarks.append(
+                f"computed in {strips} strips of {strip_rows} rows, as a whole picture needs about {at_once} where "
+                f"{format_bytes(self._budget)} may be used{waits}"
+            )
+        predicted = need.computing + min(on_device, need.past + need.waiting)
+        return Budget(
+            chunk, strip_rows, strips, predicted, on_device, self._host, spill, folder, warnings, tuple(remarks)
+        )
+
+    def _refusal(self, chunk: int, fits: str = "") -> MovqError:
+        """Return the error that says what a chunk needs at least, and what to do."""
+        memory = self._memory
+        what = (
+            f"a picture of {_by(memory.size)}"
+            if memory.total == 1
+            else f"a chunk of {chunk} frames of {_by(memory.size)}"
+        )
+        rows = self._heights(memory)[-1]
+        need = memory.need(chunk, rows)
+        what += f" in strips of {rows} rows" if rows else ""
+        advice = fits or self._advice(need)
+        if not need.indexable:
             return MovqError(f"{what} has a tensor of more than {MAX_ELEMENTS:,} numbers; {advice}")
-        needed, allowed = format_bytes(memory(chunk)), format_bytes(most)
+        needed, allowed = format_bytes(need.computing), format_bytes(self._most)
         return MovqMemoryError(f"{what} needs about {needed} where {allowed} may be used; {advice}")
 
-    if task.window and options.chunk_frames is None and memory(WHOLE_WINDOW) <= budget and task.indexable(WHOLE_WINDOW):
-        return Budget(WHOLE_WINDOW, memory(WHOLE_WINDOW), 0, 0, 0, "", ())
-    wanted = options.chunk_frames or task.default
-    factor = task.config.temporal_factor
-    chunk = next((n for n in range(wanted, 0, -factor) if fits(task, n)), None)
-    if chunk is None:
-        largest = next((other.picture for other in task.smaller() if fits(other, factor)), None)
-        raise refuse(factor, task.advice + (f"; the largest that fits is {largest}" if largest else ""))
-    if chunk != wanted and options.chunk_frames is not None:
-        raise refuse(wanted, f"{option('chunk_frames', chunk)} fits")
-    warnings = () if chunk == wanted else (f"chunks of {chunk} frames instead of {wanted}: more do not fit",)
-    longest = task.longest(chunk)
-    if longest >= task.window:
-        return Budget(chunk, memory(chunk), 0, 0, 0, "", warnings)
-    waiting = task.cost(task.window).waiting * item
-    on_device, on_host = max(0, budget - memory(chunk)), 0
-    if device.type == "cuda":
-        # torch rounds pinned memory up to powers of two and keeps it: a request may take twice its size.
-        on_device = max(0, free - memory(chunk))
-        on_host = options.memory_budget or available_memory(choose_device("cpu")) // 3
-    predicted = memory(chunk) + min(on_device, waiting)
-    # Three chunks more: one passes between stages, and each of the two tiers may have room left, but not for a chunk.
-    spill = max(0, waiting + 3 * task.cost(longest).waiting * item - on_device - on_host)
-    folder = options.spill_dir or tempfile.gettempdir()
-    if spill:
-        _require_disk(folder, spill)
-    return Budget(chunk, predicted, on_device, on_host, spill, folder, warnings)
+    def _advice(self, need: Need) -> str:
+        """Return what to do where not even the smallest chunk fits."""
+        memory = self._memory
+        if need.indexable and need.computing <= self._free:
+            megabytes = -(-need.computing // 10**6)
+            return f"{option('memory_budget', f'{megabytes}MB')} is enough"
+        chunks = [memory.config.temporal_factor]
+        largest = next((other.size for other in memory.smaller() if self._fitting(other, chunks)), None)
+        return memory.advice + (f"; the largest that fits is {_by(largest)}" if largest else "")
+
+
+def _by(size: tuple[int, int]) -> str:
+    return "{}x{}".format(*size)
 
 
 def _require_disk(folder: str, needed: int) -> None:

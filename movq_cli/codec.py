@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from .model.decoder import Decoder3D
     from .model.encoder import Encoder3D
     from .model.stages import Worked
-    from .model.store import Store
 
 RGB = 3
 """The number of channels of a picture."""
@@ -202,11 +201,17 @@ class Chunker:
 
 
 def to_input(frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Convert uint8 (T, H, W, 3) to the network's input (1, 3, T, H, W) in [-1, 1]: x / 127.5 - 1, rounded once."""
+    """Convert uint8 frames, in any layout, to the network's input in [-1, 1]: x / 127.5 - 1, rounded once."""
     import torch
+
+    return frames.to(torch.float32).div_(127.5).sub_(1).to(dtype)
+
+
+def to_planes(frames: torch.Tensor) -> torch.Tensor:
+    """Return frames (T, H, W, 3) as (1, 3, T, H, W), a view."""
     from einops import rearrange
 
-    return rearrange(frames, "t h w c -> 1 c t h w").to(torch.float32).div_(127.5).sub_(1).to(dtype)
+    return rearrange(frames, "t h w c -> 1 c t h w")
 
 
 def to_pixels(x: torch.Tensor) -> torch.Tensor:
@@ -223,25 +228,27 @@ def encode(
     windows: Iterable[Iterable[np.ndarray]],
     device: torch.device,
     dtype: torch.dtype,
-    store: Store | None = None,
+    cache: StreamCache | None = None,
     worked: Worked = lambda frames: None,
     check: bool = False,
-    cache: StreamCache | None = None,
 ) -> Iterator[torch.Tensor]:
     """Encode windows of chunks uint8 (T, H, W, 3), and yield the moments (1, C, T', H', W') of each chunk on the CPU.
 
-    Chunks wait in the `store` between stages. `worked` is called with the work done, in frames. With `check`, raises
-    NotFiniteError, which names stage and frame, if numbers are not finite. Pass the stream's `cache` to be able to
-    `end` it.
+    The stream's `cache` has the store in which activations wait and the height of strips; its `end` ends the stream.
+    `worked` is called with the work done, in frames. With `check`, raises NotFiniteError, which names stage and frame, if
+    numbers are not finite.
     """
     from .model.causal import StreamCache
 
     cache, upload = cache or StreamCache(), Uploads(device)
 
+    def prepare(strip: torch.Tensor) -> torch.Tensor:
+        return to_input(strip, dtype)
+
     def computed() -> Iterator[tuple[torch.Tensor]]:
         for window in windows:
-            chunks = (to_input(upload(chunk), dtype) for chunk in window)
-            for latents in _inferred(encoder.encode_window(chunks, cache, store, worked, check)):
+            chunks = (to_planes(upload(chunk)) for chunk in window)
+            for latents in _inferred(encoder.encode_window(chunks, cache, worked, check, prepare)):
                 yield (latents,)
 
     for (latents,) in landed(computed(), device):
@@ -253,13 +260,12 @@ def decode(
     windows: Iterable[Iterable[torch.Tensor]],
     device: torch.device,
     dtype: torch.dtype,
-    store: Store | None = None,
-    worked: Worked = lambda frames: None,
     cache: StreamCache | None = None,
+    worked: Worked = lambda frames: None,
 ) -> Iterator[np.ndarray]:
     """Decode windows of chunks of latents (1, z, L, H', W'), and yield the frames of each chunk, uint8 (T, H, W, 3).
 
-    `store`, `worked` and `cache` are as for `encode`. Raises MovqError for values that are not finite.
+    `cache` and `worked` are as for `encode`. Raises MovqError for values that are not finite.
     """
     from .model.causal import StreamCache
 
@@ -268,7 +274,7 @@ def decode(
     def computed() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for window in windows:
             chunks = ((z, z) for z in (chunk.to(device, dtype) for chunk in window))
-            for x in _inferred(decoder.decode_window(chunks, cache, store, worked)):
+            for x in _inferred(decoder.decode_window(chunks, cache, worked)):
                 yield to_pixels(x), x.isfinite().all()
 
     for pixels, finite in landed(computed(), device):

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .budget import Budget, Task, check_weights, make_budget
+from .budget import Budget, check_weights, make_budget
 from .checkpoints.checkpoint import FORMER, Checkpoint, open_checkpoint, open_located
 from .checkpoints.locate import fetching, locate_cached
 from .codec import RGB, Progress, WorkDone, decode, silent
-from .device import ITEM_SIZE, choose_device, choose_precision, computing, dtype_of, memory_errors
+from .device import choose_device, choose_precision, computing, dtype_of, memory_errors
 from .errors import MovqError, about, option
 from .fields import options_of
 from .files import refuse_inputs, short
 from .latents import Latents, open_latents
-from .model.cost import decode_cost, default_chunk_frames
+from .memory import DecodeMemory
 from .options import CODES, DecodeOptions, ModelOptions
 from .posterior import draw_latents
 from .schedule import WHOLE_WINDOW, ChunkSchedule
@@ -168,17 +168,14 @@ class Decoding:
 
     def frames(self) -> Iterator[np.ndarray]:
         """Yield the frames that were encoded, chunk by chunk, uint8 (n, H, W, 3), without padding in time or space."""
-        from .model.causal import StreamCache
-
         m, config = self.latents.metadata, self.checkpoint.config
         worked = WorkDone(self.progress, m.frames, most=lambda: m.frames)
         count = self.latents.shape[2]
-        cache = StreamCache()
         schedule = ChunkSchedule.of_latents(self.semantics, count, self.budget.chunk_frames, config)
-        windows = self._windows(schedule.windows(), count, cache.end)
         left = m.frames
-        with self.budget.store() as store:
-            for images in decode(self.decoder, windows, self.device, dtype_of(self.precision), store, worked, cache):
+        with self.budget.stream() as cache:
+            windows = self._windows(schedule.windows(), count, cache.end)
+            for images in decode(self.decoder, windows, self.device, dtype_of(self.precision), cache, worked):
                 yield images[:left, : m.height, : m.width]
                 left = max(0, left - len(images))
 
@@ -233,7 +230,8 @@ def decoding(
     if semantics != "frame":
         semantics = "diffusers" if options.semantics == "auto" else options.semantics
 
-    windows = ChunkSchedule.of_latents(semantics, count, WHOLE_WINDOW, config).window_lengths()
+    whole = ChunkSchedule.of_latents(semantics, count, WHOLE_WINDOW, config)
+    windows = whole.window_lengths()
     if len(windows) > 1 and windows[0] < config.latent_frames(config.first_chunk_frames):
         raise MovqError(
             "its weights pad by reflection, which windows of 2 latents are too short for: "
@@ -241,34 +239,10 @@ def decoding(
             latents.path,
         )
 
-    def most_frames(latents: Iterable[int]) -> int:
-        """Return the frames of the longest of these chunks or windows. The stream's first latent is one frame."""
-        return max(
-            (n * config.temporal_factor if i else config.latents_to_frames(n) for i, n in enumerate(latents)), default=0
-        )
-
-    def longest(chunk: int) -> int:
-        return most_frames(ChunkSchedule.of_latents(semantics, count, chunk, config).lengths())
-
-    def beside(frames: int) -> int:
-        """Return the bytes of the pixels as the decoder gives them, in fp32, and twice as uint8."""
-        return frames * height * width * config.out_ch * (ITEM_SIZE[precision] + ITEM_SIZE["fp32"] + 2)
-
-    task = Task(
-        config=config,
-        parameters=checkpoint.parameters["decoder"],
-        total=config.latents_to_frames(count),
-        window=most_frames(windows),
-        longest=longest,
-        cost=lambda frames: decode_cost(config, frames, height, width),
-        beside=beside,
-        default=default_chunk_frames(config, height, width, device.type),
-        picture=f"{width}x{height}",
-        advice=f"{option('memory_budget')} allows more",
-    )
+    memory = DecodeMemory(checkpoint, whole, (width, height), config.spatial_factor, device, precision)
     with about(latents.path), computing(precision, options.threads), memory_errors():
         decoder = checkpoint.load_decoder(device, dtype_of(precision))
-        budget = make_budget(task, options, device, precision)
+        budget = make_budget(memory, options)
         quantizer = checkpoint.load_quantizer() if latents.metadata.representation == CODES else None
         yield Decoding(latents, checkpoint, options, device, precision, semantics, budget, decoder, quantizer, progress)
 

@@ -14,10 +14,12 @@ from .checkpoints.checkpoint import Checkpoint
 from .codec import Chunker, Progress, WorkDone, WrongCountError, encode, silent
 from .device import computing, dtype_of, free_memory, memory_errors
 from .errors import MovqError, MovqOutOfMemoryError, about, option
+from .fields import changed
 from .files import FileIdentity, refuse_inputs, require_file
 from .first_frame import FirstFrame, FirstFrameFile, first_frame_path, remove_first_frames
 from .latents import LatentsWriter, code_dtype
 from .metadata import Metadata
+from .model.config import AutoencoderConfig
 from .options import CODES, INT8, EncodeOptions
 from .plan import Plan, expected_frames, least_frames, make_plan, must_count, representation, shortfall, start_reader
 from .posterior import draw_latents
@@ -49,8 +51,9 @@ class EncodeResult:
     """The latents file that was written, and its `metadata`.
 
     `shape` (1, C, T', H', W') and `dtype` (F32, F16 or BF16) are those of the latents, `sha256` is the digest of the
-    whole file, `chunk_frames` is 0 if each window was one chunk, and `seconds` is wall time. `first_frame` are the files
-    of the first frame, by kind.
+    whole file, `chunk_frames` is 0 if each window was one chunk, and `seconds` is wall time. Pictures were computed in so
+    many `strips`, and up to `spilled_bytes` of activations waited on disk; `remarks` say why. `first_frame` are the files of
+    the first frame, by kind.
     """
 
     metadata: Metadata
@@ -61,23 +64,20 @@ class EncodeResult:
     dtype: str
     device: str
     chunk_frames: int
+    strips: int
+    spilled_bytes: int
+    remarks: tuple[str, ...]
     seconds: float
     first_frame: dict[str, FirstFrameFile]
 
 
 class _TooLargeError(Exception):
-    """Memory ran out although the plan should have fitted.
+    """Memory ran out although the plan should have fitted. `smaller` are options that take less; {} if there are none."""
 
-    `frames` is the plan's `chunk_frames`, or, if each window was one chunk, the length of the longest window less 1.
-    """
-
-    def __init__(self, plan: Plan) -> None:
-        super().__init__(plan.budget.chunk_frames)
-        self.frames = plan.budget.chunk_frames or max(plan.windows or (plan.padded_frames or 0,)) - 1
-
-    def smaller(self, factor: int) -> int | None:
-        """Return about half as many frames, as a multiple of `factor`; None if no smaller chunk exists."""
-        return None if self.frames <= factor else max(factor, self.frames // 2 // factor * factor)
+    def __init__(self, plan: Plan, config: AutoencoderConfig) -> None:
+        super().__init__()
+        longest = max(plan.windows or (plan.padded_frames or 0,))
+        self.smaller = plan.budget.smaller(longest, plan.geometry.padded_height, config)
 
 
 class _Computed(NamedTuple):
@@ -153,7 +153,8 @@ class Encoding:
         for path in (output, *(first_frame_path(output, kind) for kind in options.first_frames)):
             refuse_inputs(path, source, *by.checkpoint.files)
         self._source_sha256 = by.digest_of(source, self._identity)
-        self._notes: tuple[str, ...] = ()
+        self._notes: list[str] = []
+        self._remarks: list[str] = []
         self._check = False
         self._frames: int | None = None if latents else 1
         self._recounted = False
@@ -179,7 +180,7 @@ class Encoding:
         self._started = time.perf_counter()
         with about(os.fspath(self.source)):
             while True:
-                smaller: int | None = None
+                smaller: dict[str, int] = {}
                 try:
                     return self._compute(progress)
                 except WrongCountError as wrong:
@@ -190,15 +191,18 @@ class Encoding:
                 except _NotFiniteError:
                     self._check = True
                 except _TooLargeError as large:
-                    smaller = large.smaller(self.checkpoint.config.temporal_factor)
-                    if smaller is None:
+                    smaller = large.smaller
+                    if not smaller:
                         raise MovqOutOfMemoryError(
-                            "ran out of memory even in the smallest chunks; take a smaller picture"
+                            "ran out of memory even in the smallest chunks and strips; take a smaller picture"
                         ) from None
                 # Outside the except block: the traceback would keep the failed run's tensors alive.
-                if smaller is not None:
-                    self.options = replace(self.options, chunk_frames=smaller)
-                    self._notes = (f"ran out of memory, and was begun again in chunks of {smaller} frames",)
+                if smaller:
+                    self.options = changed(self.options, smaller)
+                    frames, rows = self.options.chunk_frames, self.options.strip_rows
+                    how = f"chunks of {frames} frames" if "chunk_frames" in smaller else f"strips of {rows} rows"
+                    noted = self._notes if "chunk_frames" in smaller else self._remarks
+                    noted[:] = [f"ran out of memory, and was begun again in {how}"]
                     free_memory(self.by.device)
 
     def _compute(self, progress: Progress) -> None:
@@ -226,7 +230,7 @@ class Encoding:
                                 self._append(encoder, plan, chunker, writer, progress)
                             self._append_first(encoder, plan, chunker, first)
                     except MovqOutOfMemoryError:
-                        raise _TooLargeError(plan) from None
+                        raise _TooLargeError(plan, checkpoint.config) from None
             noted = [
                 *self.by.notes,
                 *self._notes,
@@ -257,6 +261,9 @@ class Encoding:
             dtype=writer.dtype,
             device=plan.device,
             chunk_frames=plan.budget.chunk_frames,
+            strips=plan.budget.strips,
+            spilled_bytes=plan.budget.spill_bytes,
+            remarks=(*self._remarks, *plan.budget.remarks),
             seconds=time.perf_counter() - self._started,
             first_frame=first_frame,
         )
@@ -310,24 +317,19 @@ class Encoding:
     def _append(
         self, encoder: Encoder3D, plan: Plan, chunker: Chunker, writer: LatentsWriter, progress: Progress
     ) -> None:
-        from .model.causal import StreamCache
-
         options, config = self.options, self.checkpoint.config
         dtype = dtype_of(plan.precision)
         expected = plan.frames or expected_frames(plan.info, options.selection)
         worked = WorkDone(progress, expected, most=lambda: len(chunker.times))
         schedule = ChunkSchedule.of_frames(plan.semantics, plan.padded_frames, plan.budget.chunk_frames, config)
-        cache = StreamCache()
-        windows = chunker.windows(schedule.windows(), plan.padded_frames if plan.windows else None, cache.end)
-        with plan.budget.store() as store:
-            chunks = encode(encoder, windows, self.by.device, dtype, store, worked, self._check, cache)
+        with plan.budget.stream() as cache:
+            windows = chunker.windows(schedule.windows(), plan.padded_frames if plan.windows else None, cache.end)
+            chunks = encode(encoder, windows, self.by.device, dtype, cache, worked, self._check)
             for latents in self._finite(chunks, plan, chunker):
                 writer.append(self._saved(latents, writer.shape[2], chunker.indices[0], plan))
 
     def _append_first(self, encoder: Encoder3D, plan: Plan, chunker: Chunker, first: FirstFrame) -> None:
         """Encode the first frame alone, if its latents are wanted. It is read, unless a clip was."""
-        from .model.causal import StreamCache
-
         if first.frame is None:
             for window in chunker.windows(iter([[1]])):
                 for _ in window:
@@ -335,14 +337,10 @@ class Encoding:
         assert first.frame is not None
         if not first.wants_latents:
             return
-        cache = StreamCache()
-        cache.end()
-        window = iter([first.frame.image[None]])
-        with plan.budget.store() as store:
-            dtype = dtype_of(plan.precision)
-            chunks = encode(
-                encoder, iter([window]), self.by.device, dtype, store, lambda frames: None, self._check, cache
-            )
+        with plan.budget.stream() as cache:
+            cache.end()
+            window, dtype = iter([first.frame.image[None]]), dtype_of(plan.precision)
+            chunks = encode(encoder, iter([window]), self.by.device, dtype, cache, check=self._check)
             for latents in self._finite(chunks, plan, chunker):
                 first.append(self._saved(latents, 0, first.frame.index, plan))
 
@@ -374,9 +372,12 @@ class Encoding:
                 yield latents
         except NotFiniteError as found:
             frame = min(found.frame, len(chunker.times) - 1)  # a repeated frame counts as the last one
+            place = f"frame {chunker.indices[frame]} ({format_time(chunker.times[frame])})"
+            if found.rows:
+                place += f", rows {found.rows.start} to {found.rows.stop - 1}"
             raise MovqError(
-                f"gives numbers that are not finite in {plan.precision}, first in {found.stage} at frame "
-                f"{chunker.indices[frame]} ({format_time(chunker.times[frame])}): nothing was written; {_WAY_OUT[plan.precision]}"
+                f"gives numbers that are not finite in {plan.precision}, first in {found.stage} at {place}: nothing was "
+                f"written; {_WAY_OUT[plan.precision]}"
             ) from None
         if self._check:
             raise MovqError(

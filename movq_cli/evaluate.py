@@ -19,7 +19,7 @@ import numpy as np
 
 from .checkpoints.checkpoint import Checkpoint, open_checkpoint
 from .checkpoints.layouts import diffusers_config, to_diffusers
-from .codec import Chunker, Progress, silent, to_input
+from .codec import Chunker, Progress, silent, to_input, to_planes
 from .decode import decoding, find_weights
 from .device import choose_device, choose_precision, computing, dtype_of, memory_errors
 from .difference import Comparison, Difference
@@ -75,6 +75,8 @@ class Evaluation:
             "precision": m.precision,
             "device": encoded.device,
             "chunk_frames": encoded.chunk_frames,
+            "strips": encoded.strips,
+            "spilled_bytes": encoded.spilled_bytes,
             "latents_shape": list(encoded.shape),
             "latents_bytes": encoded.output_bytes,
             "encode_seconds": encoded.seconds,
@@ -290,6 +292,6 @@ def _tiled(source: str | os.PathLike[str], options: EncodeOptions, checkpoint: C
             chunker = Chunker(reader, options.tail, checkpoint.config)
             ((frames,),) = chunker.windows([[WHOLE_WINDOW]])
         moments: torch.Tensor = model.encode(
-            to_input(torch.from_numpy(frames).to(device), dtype_of(precision))
+            to_input(to_planes(torch.from_numpy(frames).to(device)), dtype_of(precision))
         ).latent_dist.parameters
         return moments.cpu()

@@ -36,6 +36,7 @@ READERS: Mapping[str, Callable[[str], Any]] = {
     "memory_budget": parse_bytes,
     "tar_size": parse_bytes,
     "chunk_frames": partial(_auto, "frames"),
+    "strip_rows": partial(_auto, "rows"),
     "workers": partial(_auto, "processes"),
     "precision": lambda text: _TORCH_NAMES.get(text, text),
     "store_dtype": lambda text: _TORCH_NAMES.get(text, text),

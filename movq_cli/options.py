@@ -170,6 +170,7 @@ class ModelOptions:
 class EncodeOptions(ModelOptions):
     """Options of encoding.
 
+    `strip_rows`: rows of a picture computed at once (None: all of them, or as many as fit into memory).
     `short`: a video with fewer frames than `selection.frames` is encoded with a warning ("encode"), padded to that
     length by repeating its last frame ("pad"), or refused with MovqTooShortError ("refuse"). `save` "moments" is what the
     weights give: codes, if they have a quantiser, and the mean alone, if they have no variance. `seed` is for draws: save
@@ -179,6 +180,7 @@ class EncodeOptions(ModelOptions):
     not.
     """
 
+    strip_rows: int | None = None
     selection: Selection = Selection()
     tail: str = "pad"
     picture: Picture = Picture()
@@ -193,6 +195,8 @@ class EncodeOptions(ModelOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.strip_rows is not None and self.strip_rows < 1:
+            raise MovqUsageError(f"must be above 0, got {self.strip_rows}", option="strip_rows")
         for kind in self.first_frame:
             one_of("first_frame", kind, (*FIRST_FRAMES, NO_FIRST_FRAME))
         if NO_FIRST_FRAME in self.first_frame and len(self.first_frame) > 1:

@@ -12,27 +12,23 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from .budget import Budget, Task, check_weights, make_budget
+from .budget import Budget, check_strip_rows, check_weights, make_budget
 from .checkpoints.checkpoint import Checkpoint, open_checkpoint, require_fit
 from .codec import RGB, Chunker, fit_tail
-from .device import ITEM_SIZE, choose_device, choose_precision, usable_cores
+from .device import choose_device, choose_precision, usable_cores
 from .errors import MovqError, MovqTooShortError, MovqUsageError, about, option, require_torch
 from .fields import options_of
 from .headers import ITEM_SIZES
 from .latents import CODE_DTYPES, DTYPES, code_dtype
+from .memory import AHEAD_FRAMES, EncodeMemory
 from .model.config import AutoencoderConfig
-from .model.cost import default_chunk_frames, encode_cost
 from .options import CODES, INT8, EncodeOptions, Selection
 from .schedule import WHOLE_WINDOW, ChunkSchedule
 from .targets import prepared
-from .video import AHEAD_BYTES, FrameReader, Geometry, VideoInfo, count_frames, read_frames
-from .video.geometry import round_up, smaller_pictures
+from .video import FrameReader, Geometry, VideoInfo, count_frames, read_frames
 
 if TYPE_CHECKING:
     import torch
-
-AHEAD_FRAMES = 32
-"""The number of frames that decoding may run ahead of encoding, within AHEAD_BYTES of shared memory."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +83,8 @@ def open_weights(options: EncodeOptions) -> Checkpoint:
     require_torch()  # torch itself is imported later, while other work goes on
     checkpoint = open_checkpoint(options.weights)
     check_weights(options, checkpoint)
+    if options.strip_rows is not None:
+        check_strip_rows(options.strip_rows, checkpoint)
     if checkpoint.config.in_channels != RGB:
         raise MovqError(f"takes {checkpoint.config.in_channels} channels, not RGB", checkpoint.path)
     options.picture.padding(checkpoint.config.spatial_factor)  # refuses a multiple that latents cannot have
@@ -159,8 +157,12 @@ def make_plan(
     # choose the same chunk.
     most = _most_frames(reader.info, options, config) if semantics == "frame" else total
     whole = ChunkSchedule.of_frames(semantics, most, WHOLE_WINDOW, config)
-    task = _task(geometry, options, checkpoint, device, whole, open_at_once)
-    budget = make_budget(task, options, device, precision)
+    picture = options.picture
+    boxed = bool(picture.sizes) or picture.width is not None or picture.height is not None
+    size = (geometry.padded_width, geometry.padded_height) if boxed else (geometry.width, geometry.height)
+    multiple = picture.padding(config.spatial_factor)
+    memory = EncodeMemory(checkpoint, whole, size, multiple, device, precision, open_at_once, boxed)
+    budget = make_budget(memory, options, options.strip_rows)
     schedule = ChunkSchedule.of_frames(semantics, total, budget.chunk_frames, config)
     shape = None
     if total is not None:
@@ -196,50 +198,6 @@ def _most_frames(info: VideoInfo, options: EncodeOptions, config: AutoencoderCon
     """Return the largest possible number of frames, with padding; None if it is not known without counting."""
     most = 1 if info.is_picture and options.short != "pad" else options.selection.frames
     return most and most + fit_tail(most, "pad", config.temporal_factor)[0]
-
-
-def _task(
-    geometry: Geometry,
-    options: EncodeOptions,
-    checkpoint: Checkpoint,
-    device: torch.device,
-    whole: ChunkSchedule,
-    open_at_once: int,
-) -> Task:
-    """Return the memory needs of an encoding. `whole` is its schedule with each window in one chunk."""
-    config, picture = checkpoint.config, options.picture
-    boxed = bool(picture.sizes) or picture.width is not None or picture.height is not None
-    multiple = picture.padding(config.spatial_factor)
-
-    def longest(chunk: int) -> int:
-        return ChunkSchedule.of_frames(whole.semantics, whole.count, chunk, config).longest
-
-    def of_size(size: tuple[int, int]) -> Task:
-        width, height = (round_up(n, multiple) for n in size)
-
-        def beside(frames: int) -> int:
-            pixels = height * width * config.in_channels
-            if device.type == "cuda":  # frames arrive as bytes and become fp32
-                return frames * pixels * (1 + ITEM_SIZE["fp32"])
-            return 2 * frames * pixels + open_at_once * min(AHEAD_FRAMES * pixels, AHEAD_BYTES)
-
-        return Task(
-            config=config,
-            parameters=checkpoint.parameters["encoder"],
-            total=whole.count,
-            window=max(whole.window_lengths(), default=0),
-            longest=longest,
-            cost=lambda frames: encode_cost(config, frames, height, width),
-            beside=beside,
-            default=default_chunk_frames(config, height, width, device.type),
-            picture="{}x{}".format(*size),
-            advice=f"take a smaller picture: {option('short_side')}",
-            smaller=lambda: () if boxed else map(of_size, smaller_pictures(size, multiple)),
-        )
-
-    if boxed:
-        return of_size((geometry.padded_width, geometry.padded_height))
-    return of_size((geometry.width, geometry.height))
 
 
 def representation(options: EncodeOptions, config: AutoencoderConfig) -> str:

@@ -96,11 +96,12 @@ def test_every_tier_gives_back_what_it_was_given(tmp_path):
         torch.randn(1, 8, 4, 6, 5, device="cuda").contiguous(memory_format=torch.channels_last_3d) for _ in range(3)
     ]
     size = chunks[0].numel() * chunks[0].element_size()
-    with SpillFile(str(tmp_path), 2 * size) as spill:
+    with SpillFile(str(tmp_path)) as spill:
         store = Store(size, size, spill)
-        claims = [store.put([chunk]) for chunk in chunks]
-        for claim, chunk in zip(claims, chunks, strict=True):
-            (back,) = claim()
+        held = [store.put(chunk) for chunk in chunks]
+        assert spill.end == size
+        for kept, chunk in zip(held, chunks, strict=True):
+            back = kept.get()
             assert back.device == chunk.device
             assert back.is_contiguous(memory_format=torch.channels_last_3d)
             assert torch.equal(back, chunk)

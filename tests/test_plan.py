@@ -1,6 +1,7 @@
 """The plan of an encoding: chunks, memory and disk, before the work."""
 
 import dataclasses
+import re
 import shutil
 
 import numpy as np
@@ -11,7 +12,6 @@ from movq_cli import (
     EncodeOptions,
     MovqError,
     MovqUsageError,
-    Picture,
     encode_batch,
     encode_video,
     open_latents,
@@ -22,7 +22,7 @@ from movq_cli.checkpoints.checkpoint import open_checkpoint
 from movq_cli.cli import run
 from movq_cli.model import StreamCache
 from movq_cli.model.cost import decode_cost, encode_cost
-from movq_cli.model.store import Store
+from movq_cli.model.store import Held, Store
 
 from .helpers import clips, models
 
@@ -58,22 +58,25 @@ def test_what_does_not_fit_is_lowered_or_refused(tmp_path, clip, make_weights):
     assert any("instead of" in w for w in lowered.budget.warnings)
     with pytest.raises(MovqError, match=r"needs about .* where .* chunk_frames=4 fits"):
         plan_encode(clip, EncodeOptions(precision="fp32", chunk_frames=64, memory_budget=small + 1000))
-    with pytest.raises(MovqError, match=r"smaller picture: short_side$"):
+    with pytest.raises(
+        MovqError, match=r"64x48 in strips of 32 rows needs about .* where 1.0 kB may be used; memory_budget"
+    ):
         plan_encode(clip, EncodeOptions(memory_budget=1000))
 
 
-def test_where_no_chunk_fits_the_largest_picture_that_does_is_named(tmp_path):
-    """The size that is named can be planned with the same budget, and the next larger one cannot."""
+def test_what_no_picture_fits_is_refused_with_what_is_enough(tmp_path):
+    """The budget that is named is enough, and a megabyte less is not."""
     clip = clips.write(tmp_path / "a.mp4", clips.pictures(5, 640, 400), options={"preset": "ultrafast"})
-    options = EncodeOptions(precision="fp32", memory_budget=700_000_000)
-    with pytest.raises(MovqError, match=r"4 frames of 640x400 needs about .*; the largest that fits is ") as caught:
+    options = EncodeOptions(precision="fp32", memory_budget=400_000_000, strip_rows=320)
+    with pytest.raises(
+        MovqError, match=r"4 frames of 640x400 in strips of 320 rows needs about .* is enough$"
+    ) as caught:
         plan_encode(clip, options)
-    width, height = map(int, caught.value.reason.rpartition(" ")[2].split("x"))
-    assert height % 8 == 0
-    fits = plan_encode(clip, dataclasses.replace(options, picture=Picture(short_side=height)))
-    assert (fits.geometry.width, fits.geometry.height, fits.budget.chunk_frames) == (width, height, 4)
-    with pytest.raises(MovqError, match=f"the largest that fits is {width}x{height}"):
-        plan_encode(clip, dataclasses.replace(options, picture=Picture(short_side=height + 8)))
+    enough = int(re.search(r"memory_budget=(\d+)MB is enough", caught.value.reason)[1]) * 10**6
+    budget = plan_encode(clip, dataclasses.replace(options, memory_budget=enough)).budget
+    assert (budget.strips, budget.chunk_frames, budget.spill_bytes > 0) == (2, 4, True)
+    with pytest.raises(MovqError, match="is enough"):
+        plan_encode(clip, dataclasses.replace(options, memory_budget=enough - 10**6))
 
 
 @pytest.mark.parametrize("chunk", [0, 3, 10])
@@ -84,25 +87,45 @@ def test_chunks_that_split_a_latent_name_their_neighbours(clip, chunk):
 
 
 @pytest.mark.slow
-def test_a_large_picture_is_planned_as_one_frame(tmp_path):
+def test_a_picture_is_planned_as_one_frame_and_a_huge_one_in_strips(tmp_path):
     path = clips.still(tmp_path / "a.png", clips.picture(3000, 2000), "png")
     plan = plan_encode(path, EncodeOptions(memory_budget=10**12))
     assert plan.chunks == 1
     clip = clips.write(tmp_path / "a.mp4", clips.pictures(2, 3840, 2160))
+    plan = plan_encode(clip, EncodeOptions(memory_budget=10**12))
+    assert (plan.budget.strips, plan.budget.strip_rows, plan.budget.spill_bytes) == (2, 1088, 0)
     with pytest.raises(MovqError, match=r"has a tensor of more than 1,073,741,824 numbers.*short_side"):
-        plan_encode(clip, EncodeOptions(memory_budget=10**12))
+        plan_encode(clip, EncodeOptions(memory_budget=10**12, strip_rows=2176))
+
+
+class Watched(Store):
+    """A store that knows the most elements that it has held at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.held = self.most = 0
+
+    def put(self, tensor):
+        kept, size = super().put(tensor), tensor.numel()
+        self.held += size
+        self.most = max(self.most, self.held)
+
+        def free():
+            self.held -= size
+            kept.free()
+
+        return Held(kept.get, free)
 
 
 def test_predicted_cost_counts_every_convolution():
-    """The prediction equals the caches of a real run, element for element."""
-    from movq_cli.model import StreamCache
-
+    """The prediction equals the past of a real run, element for element, in one piece and in strips."""
     checkpoint = open_checkpoint()
-    encoder, cache = checkpoint.load_encoder(dtype=torch.float32), StreamCache()
-    with torch.inference_mode():
-        encoder(torch.zeros(1, 3, 9, 64, 48), cache)
-    held = sum(past.numel() for past in cache.past.values())
-    assert encode_cost(checkpoint.config, 9, 64, 48).caches == held
+    encoder = checkpoint.load_encoder(dtype=torch.float32)
+    for rows in (0, 32):
+        cache = StreamCache(store=Watched(), strip_rows=rows)
+        with torch.inference_mode():
+            encoder(torch.zeros(1, 3, 9, 64, 48), cache)
+        assert encode_cost(checkpoint.config, 9, 64, 48, rows).caches == cache.store.held
 
 
 @pytest.mark.slow
@@ -118,49 +141,41 @@ def test_a_clip_of_one_chunk_is_planned_without_what_another_would_need(tmp_path
 
 def test_predicted_waiting_is_what_waits(vae):
     """The prediction is exact, element for element, at the worst barrier, for encoder and decoder."""
-
-    class Watched(Store):
-        held = most = 0
-
-        def put(self, tensors):
-            size = sum(t.numel() for t in tensors)
-            Watched.held += size
-            Watched.most = max(Watched.most, Watched.held)
-            claim = super().put(tensors)
-
-            def take():
-                Watched.held -= size
-                return claim()
-
-            return take
-
     checkpoint = open_checkpoint(vae.folder)
-    with torch.inference_mode():
-        encoder = checkpoint.load_encoder()
-        list(encoder.encode_window([torch.zeros(1, 3, 9, 32, 48)], StreamCache(), Watched()))
-        assert Watched.most == encode_cost(checkpoint.config, 9, 32, 48).waiting
-        Watched.most = 0
-        decoder = checkpoint.load_decoder()
-        z = torch.zeros(1, 16, 3, 4, 6)
-        list(decoder.decode_window([(z, z)], StreamCache(), Watched()))
-        assert Watched.most == decode_cost(checkpoint.config, 9, 32, 48).waiting
-        Watched.most, cache = 0, StreamCache()
-        z = z[:, :, :2]
-        list(decoder.decode_window([(z, z)], cache, Watched()))
-        assert Watched.most == decode_cost(checkpoint.config, 5, 32, 48).waiting
-        Watched.most = 0
-        list(decoder.decode_window([(z, z)], cache, Watched()))  # a later window: no first frame that stands alone
-        assert Watched.most == decode_cost(checkpoint.config, 8, 32, 48).waiting
+    config, z = checkpoint.config, torch.zeros(1, 16, 3, 4, 6)
+
+    def most(run, ends=True):
+        cache.store.most, cache.ends = 0, ends
+        with torch.inference_mode():
+            list(run)
+        return cache.store.most
+
+    encoder, decoder = checkpoint.load_encoder(), checkpoint.load_decoder()
+    cache = StreamCache(store=Watched())
+    x = torch.zeros(1, 3, 9, 32, 48)
+    assert most(encoder.encode_window([x], cache)) == encode_cost(config, 9, 32, 48).waiting
+    cache = StreamCache(store=Watched())
+    assert most(decoder.decode_window([(z, z)], cache)) == decode_cost(config, 9, 32, 48).waiting
+    # In a later window no first frame stands alone; the past of the first waits with it.
+    cache, z = StreamCache(store=Watched()), z[:, :, :2]
+    most(decoder.decode_window([(z, z)], cache), ends=False)
+    cost, past = decode_cost(config, 8, 32, 48), cache.store.held
+    assert past == cost.caches
+    assert cost.waiting < most(decoder.decode_window([(z, z)], cache)) <= cost.waiting + past
+    # In strips the part that is being computed is elsewhere, and everything else waits.
+    x = torch.zeros(1, 3, 9, 128, 48)
+    cache = StreamCache(store=Watched(), strip_rows=32)
+    waiting = encode_cost(config, 9, 128, 48, 32).waiting
+    assert 0.7 * waiting < most(encoder.encode_window([x], cache)) <= waiting
 
 
 @pytest.mark.parametrize("sizes", [(5, 7, 0), (5, 0, 3), (0, 0, 3), (5, 0, 0)])
 def test_a_budget_gives_its_tiers_their_limits(tmp_path, sizes):
     device, host, spill = sizes
-    with Budget(4, 0, device, host, spill, str(tmp_path), ()).store() as store:
-        assert store._limits == [device, host]
-        assert (store._spill is None) == (spill == 0)
-    with Budget(0, 0, 0, 0, 0, "", ()).store() as store:
-        assert store._limits == [None, None]
+    with Budget(4, 64, 3, 0, device, host, spill, str(tmp_path)).stream() as cache:
+        assert cache.store._limits == [device, host]
+        assert (cache.store._spill is None) == (spill == 0)
+        assert len(cache.cut(torch.zeros(1, 3, 1, 150, 8))) == 3
 
 
 def test_a_disk_too_small_is_refused_before_the_work(tmp_path, vae, monkeypatch):
@@ -169,7 +184,7 @@ def test_a_disk_too_small_is_refused_before_the_work(tmp_path, vae, monkeypatch)
     plan = plan_encode(clip, options)
     assert plan.budget.spill_bytes > 1e6
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
-    with pytest.raises(MovqError, match=r"12.6 MB of activations have to wait on disk.*spill_dir"):
+    with pytest.raises(MovqError, match=r"12.0 MB of activations have to wait on disk.*spill_dir"):
         encode_video(clip, tmp_path / "a", options)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clip.mkv"]
 

@@ -166,16 +166,17 @@ def test_what_needs_more_than_its_share_of_memory_is_made_when_there_is_more(tmp
     clips.write(tmp_path / "1.mp4", clips.pictures(5))
     clips.write(tmp_path / "2.mp4", clips.pictures(5, 1408, 1136))
     names = [tmp_path / f"{i}.mp4" for i in range(3)]
-    result = encode_batch(names, tmp_path / "out", workers=2, memory_budget=2 * 10**9, precision="fp32")
+    in_one_piece = dict(strip_rows=1152, precision="fp32", memory_budget=2 * 10**9)
+    result = encode_batch(names, tmp_path / "out", workers=2, **in_one_piece)
     large, small, huge = result.lines
-    assert (large["status"], small["status"], huge["status"]) == ("done", "done", "failed")
-    assert re.fullmatch(
-        "made at attempt 2; at the first: a chunk of 4 .* where 1.0 GB may be used; .*", large["warnings"][-1]
-    )
+    assert [line["status"] for line in result.lines] == ["done"] * 3
+    first = "made at attempt 2; at the first: a chunk of 4 .* where 1.0 GB may be used; .*"
+    assert re.fullmatch(first, large["warnings"][-1])
     assert small["warnings"] == []
-    assert re.match("a chunk of 4 frames of 1408x1136 needs .* where 2.0 GB may be used; .*", huge["reason"])
-    assert huge["cause"] == "memory"
-    assert {line["id"] for line in encode_batch(names, tmp_path / "out", workers=1).made} == {"2.mp4"}
+    assert re.match("made at attempt 3; at the first: a chunk of 4 frames of 1408x1136 needs", huge["warnings"][-1])
+    assert (large["strips"], small["strips"], huge["strips"]) == (1, 1, 18)
+    little = encode_batch(names, tmp_path / "little", workers=1, memory_budget=10**8)
+    assert [(line["status"], line["cause"]) for line in little.lines] == [("failed", "memory")] * 3
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).parents[1] / "movq_cli"
 # Each may import from those after it; rooms also import from themselves.
 _ROOMS = """
     __main__ cli describe export sampling dataset reading batch evaluate decode encode encoding provenance first_frame plan
-    budget codec schedule transfers posterior scaling device video latents int8 metadata checkpoints model headers targets
+    budget memory codec schedule transfers posterior scaling device video latents int8 metadata checkpoints model headers targets
     options fields values files difference metrics forks processes threads records errors _lazy _version
 """
 ROOMS = _ROOMS.split()
@@ -26,7 +26,7 @@ INSIDE = {
         transport raw exif messages selection colour geometry info
     """,
     "checkpoints": "__init__ convert checkpoint locate layouts",
-    "model": "__init__ encoder decoder quantizers blocks stages norms causal store convolution cost config",
+    "model": "__init__ encoder decoder quantizers blocks stages norms causal strips store convolution cost config",
 }
 
 

@@ -13,39 +13,48 @@ from movq_cli.model.store import SpillFile, Store
 from .helpers import clips
 
 
-def test_a_ring_gives_back_what_it_was_given(tmp_path):
-    ring = SpillFile(str(tmp_path), 1000)
-    given = [np.random.default_rng(i).integers(0, 256, 37 * i % 400 + 1, np.uint8) for i in range(60)]
-    waiting = []
-    with ring:
-        for item in given:
-            while waiting and sum(map(len, waiting)) + len(item) > 1000:
-                back = np.empty_like(waiting[0])
-                ring.pop(back.data)
-                assert np.array_equal(back, waiting.pop(0))
-            ring.push(item.data)
-            waiting.append(item)
+def test_a_file_gives_back_what_it_was_given_and_uses_its_gaps_again(tmp_path):
+    generator = np.random.default_rng(0)
+    given, most = {}, 0
+    with SpillFile(str(tmp_path)) as spill:
+        for _ in range(400):
+            if given and generator.random() < 0.5:
+                start = list(given)[generator.integers(len(given))]
+                expected = given.pop(start)
+                back = np.empty_like(expected)
+                spill.read(start, back.data)
+                assert np.array_equal(back, expected)
+                spill.free(start, len(back))
+            item = generator.integers(0, 256, generator.integers(1, 400), np.uint8)
+            given[spill.write(item.data)] = item
+            most = max(most, sum(map(len, given.values())))
             assert os.listdir(tmp_path) == []
-        with pytest.raises(RuntimeError, match="planned for 1000"):
-            ring.push(np.zeros(1000, np.uint8).data)
+        assert spill.end < 1.5 * most
+        for start, item in given.items():
+            spill.free(start, len(item))
+        assert spill._gaps == [(0, spill.end)]
+        assert spill.write(bytes(spill.end)) == 0  # all of it is one gap again
 
 
 def test_a_store_keeps_what_it_may_and_spills_the_rest(tmp_path):
-    def chunk(i):
+    def strip(i, dtype=torch.bfloat16):
         x = torch.randn(1, 32, 4, 6, 5, generator=torch.Generator().manual_seed(i), dtype=torch.float32)
-        return [x.to(torch.bfloat16).contiguous(memory_format=torch.channels_last_3d), x[:, :8].double()]
+        return x.to(dtype).contiguous(memory_format=torch.channels_last_3d)
 
-    size = sum(t.numel() * t.element_size() for t in chunk(0))
-    with SpillFile(str(tmp_path), 4 * size) as spill:
+    size = strip(0).numel() * 2
+    with SpillFile(str(tmp_path)) as spill:
         store = Store(2 * size, 0, spill)
-        claims = [store.put(chunk(i)) for i in range(4)]
-        assert spill._held == 2 * size
-        for i, claim in enumerate(claims):
-            for got, expected in zip(claim(), chunk(i), strict=True):
-                assert torch.equal(got, expected)
-        assert spill._held == 0
-        store.put(chunk(0))
-        assert spill._held == 0  # there is room again
+        held = [store.put(strip(i)) for i in range(4)]
+        assert spill.end == 2 * size
+        for _ in range(2):  # each can be had again until it is freed
+            for i, kept in enumerate(held):
+                assert torch.equal(kept.get(), strip(i))
+        held[0].free()
+        held[2].free()
+        store.put(strip(0))
+        assert spill.end == 2 * size  # there is room again in memory
+        view = strip(5, torch.float64)[:, :8, :, 1:3]
+        assert torch.equal(store.put(view).get(), view)  # a part of a tensor
 
 
 def _spilled(pid, folder):

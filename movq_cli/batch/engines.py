@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Protocol
 
-from ..budget import PROCESS_BYTES
 from ..errors import MovqError
+from ..memory import PROCESS_BYTES
 from ..options import EncodeOptions
 from ..processes import Child
 

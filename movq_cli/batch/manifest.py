@@ -88,6 +88,8 @@ class Line(TypedDict, total=False):
     threads: Count
     device: str
     chunk_frames: Count
+    strips: Count
+    spilled_bytes: Count
     partial: bool
     seconds: Amount
     warnings: list[str]

@@ -4,7 +4,7 @@ A worker already has the next item while it encodes one, and may still be writin
 no progress for too long, it is replaced, and the items it had begun get a second attempt, each with a worker to itself,
 so that no item fails because of another. A worker that holds too much memory is replaced when its tasks are done. Items
 that ran out of memory are tried again when all others are done, by half as many workers with twice the memory each, and
-so on. The last attempt uses the smallest chunks, and so does every attempt after a worker died for lack of memory.
+so on. The last attempt uses the smallest chunks and low strips, and so does every attempt after a worker died for lack of memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -92,15 +92,17 @@ class Pool:
 
     `batch` gives the number of workers (None: as many as the engine thinks suitable, one for each CUDA device, or as
     many as cores and memory allow), the timeout and the engine. One worker starts at once. When it is ready, which
-    `settled` waits for, `count` is the number of workers, and `results` starts the others. `smallest_chunk`, in frames,
-    is for the last attempts of items that ran out of memory.
+    `settled` waits for, `count` is the number of workers, and `results` starts the others. `least_memory` are options
+    for the last attempts of items that ran out of memory.
     """
 
-    def __init__(self, options: EncodeOptions, folder: str, batch: BatchOptions, smallest_chunk: int) -> None:
+    def __init__(
+        self, options: EncodeOptions, folder: str, batch: BatchOptions, least_memory: Mapping[str, int]
+    ) -> None:
         self._options, self._folder = _absolute(options), os.path.abspath(folder)
         self._wanted, self._timeout = batch.workers, batch.timeout
         self._engine = _engine(batch, self._options)
-        self._smallest_chunk = smallest_chunk
+        self._least_memory = least_memory
         self._tasks: deque[Task] = deque()
         self._later: list[Task] = []
         self._deaths = 0
@@ -301,7 +303,7 @@ class Pool:
         last = self.count == 1 or self._have_devices  # a retry will not find more memory
         if again and cause == MovqMemoryError.cause and not (last and "chunk_frames" in task.overrides):
             if last or died:
-                task.overrides["chunk_frames"] = self._smallest_chunk
+                task.overrides |= self._least_memory
             self._later.append(task)
         elif again and cause in (MovqCrashError.cause, MovqHangError.cause) and task.attempts < task.allowed:
             self._tasks.append(task)

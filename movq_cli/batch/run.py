@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ..budget import least_memory
 from ..errors import MovqDiskError, MovqError
 from ..options import FIRST_FRAMES, TAR_BYTES, BatchOptions, EncodeOptions
 from .card import write_card
@@ -181,7 +182,7 @@ class _Run:
             from .inline import Inline  # imports the encoder, which nothing else here needs
 
             return Inline(job.settings.options, job.folder)
-        return Pool(job.settings.options, job.folder, job.batch, job.checkpoint.config.temporal_factor)
+        return Pool(job.settings.options, job.folder, job.batch, least_memory(job.checkpoint.config))
 
     def _tasks(self, items: Iterable[Item]) -> list[Task]:
         """Return the tasks. Items that failed for lack of disk space in an earlier batch come last."""

@@ -114,6 +114,8 @@ class Work:
                 source_sha256=m.source_sha256,
                 weights_digest=m.weights_digest,
                 chunk_frames=result.chunk_frames,
+                strips=result.strips,
+                spilled_bytes=result.spilled_bytes,
                 seconds=round(result.seconds, 3),
                 warnings=[printable(text) for text in m.warnings],
             )

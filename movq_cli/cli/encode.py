@@ -93,9 +93,11 @@ def _check_writable(source: str, output: str, options: EncodeOptions) -> None:
 
 
 def _remark(result: EncodeResult, source: str) -> None:
-    """Say what is easily overlooked: a crop of more than half, and an odd size of latents."""
+    """Say what is easily overlooked: strips, a crop of more than half, and an odd size of latents."""
     from ..video import part_kept
 
+    for remark in result.remarks:
+        complain(remark, source)
     m = result.metadata
     width, height = m.preprocessing["shown"]
     kept = part_kept(width, height, m.width, m.height)
@@ -133,6 +135,7 @@ def _print_plan(plan: Plan, output: str) -> None:
             "latents": shape(plan.latent_shape or ()),
             "windows": ", ".join(f"{n} of {k}" for k, n in Counter(plan.windows or ()).items()),
             "chunks": chunks,
+            "strips": f"{budget.strips}, of {budget.strip_rows} rows" if budget.strips > 1 else "",
             "computed": f"in {plan.precision} on {plan.device}, semantics {plan.semantics}",
             "peak memory": f"about {format_bytes(budget.memory_bytes)}",
             "spilled": f"up to {format_bytes(budget.spill_bytes)} to {name_of(budget.spill_dir)}"
@@ -143,5 +146,7 @@ def _print_plan(plan: Plan, output: str) -> None:
     )
     for warning in (*budget.warnings, *plan.info.warnings):
         complain(f"warning: {warning}")
+    for remark in budget.remarks:
+        complain(remark)
     if plan.latent_shape and (remark := odd_rows([plan.latent_shape[3:]], plan.semantics)):
         complain(remark)

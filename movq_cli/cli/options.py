@@ -107,6 +107,11 @@ WORDS: Mapping[str, Words] = {
         _choices(("auto", *PRECISIONS)),
     ),
     "chunk_frames": Words(COMPUTE, "Frames to compute at once. Costs memory, never quality. (default: auto)", "auto|N"),
+    "strip_rows": Words(
+        COMPUTE,
+        "Rows of a picture to compute at once. Costs memory, never quality. (default: auto, all that fit)",
+        "auto|N",
+    ),
     "memory_budget": Words(COMPUTE, "Stay within this much memory, like 4GB. (default: what is free)", "SIZE"),
     "spill_dir": Words(
         COMPUTE, "Where to spill activations that exceed --memory-budget. (default: next to the output)", "DIR"

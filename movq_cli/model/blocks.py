@@ -14,6 +14,7 @@ from .causal import CausalConv3d, StreamCache, fold_frames, unfilled, unfold_fra
 from .convolution import LAYOUT, Conv2d, Conv3d
 from .norms import GroupNorm, NormStatistics, SpatialNorm3D
 from .stages import Carry, Stage
+from .strips import Band
 
 Norm = GroupNorm | SpatialNorm3D
 
@@ -31,17 +32,25 @@ class DownSample3D(nn.Module):
         self.compress_time = compress_time
         self.conv = Conv2d(in_channels, in_channels, kernel_size=3, stride=2) if with_conv else None
 
+    @property
+    def rows_below(self) -> int:
+        """How many rows below a strip are needed."""
+        return 0 if self.conv is None else 1
+
     def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
-        """Return x (B, C, T, H, W) at half the height and width, and with `compress_time` half the frames."""
+        """Return x (B, C, T, H, W) at half the height and width, and with `compress_time` half the frames.
+
+        x has one row more if a strip below it has one for the convolution.
+        """
         b, c, t, h, w = x.shape
         alone = 1 if self.compress_time and (cache is None or cache.first) else 0
         pairs = (t - alone) // 2 if self.compress_time else t
-        edge = 0 if self.conv is None else 1
+        right = 0 if self.conv is None else 1
+        below = right if cache is None or cache.bottom else 0
         # Averages are written straight into the convolution's padded input, which saves a copy.
-        padded = unfilled((b, c, alone + pairs, h + edge, w + edge), x, cache)
-        if edge:
-            padded[..., h:, :].zero_()
-            padded[..., w:].zero_()
+        padded = unfilled((b, c, alone + pairs, h + below, w + right), x, cache)
+        padded[..., h:, :].zero_()
+        padded[..., w:].zero_()
         body = padded[..., :h, :w]
         if self.compress_time:
             body[:, :, :alone] = x[:, :, :alone]
@@ -125,46 +134,37 @@ class ResnetBlock3D(nn.Module):
     ) -> Tensor:
         """Return the block's output (B, out_channels, T, H, W) for x (B, in_channels, T, H, W)."""
         cache = cache or StreamCache()
-        return self._second(self._first(Carry(x, zq=zq), cache, None, temb), cache, None).x
+        h = self._first(Carry(Band(None, x, None), zq=zq), cache, None, temb)
+        return self._second(Carry(Band(None, x, None), Band(None, h, None), zq), cache, None)
 
     def stages(self, name: str, pixels: float) -> list[Stage]:
-        """Return two stages, one for each norm; the first passes on (x, h).
+        """Return two stages, one for each norm. The first gives h, and leaves x for the second.
 
         `pixels` is how many pixels the block computes, relative to the network's other layers.
         """
         first, second = (num_parameters(conv) for conv in (self.conv1, self.conv2))
         second += num_parameters(self.conv_shortcut) + num_parameters(self.nin_shortcut)
         return [
-            Stage(f"{name}.conv1", _group_norm(self.norm1), self._first, first * pixels),
+            Stage(f"{name}.conv1", _group_norm(self.norm1), self._first, first * pixels, branches=True),
             Stage(f"{name}.conv2", _group_norm(self.norm2), self._second, second * pixels),
         ]
 
     def _first(
         self, carry: Carry, cache: StreamCache, stats: NormStatistics | None, temb: Tensor | None = None
-    ) -> Carry:
-        padded = self.conv1.buffer(carry.x, cache)
-        _write_norm(self.norm1, carry.x, self.conv1.body(padded), carry.zq, cache, stats, silu=True)
-        carry.h = self.conv1.run(padded, cache)
+    ) -> Tensor:
+        h = norm_silu_conv(self.conv1, carry.x, cache, self.norm1, stats, carry.zq)
         if self.temb_proj is not None and temb is not None:
-            carry.h = carry.h + self.temb_proj(F.silu(temb))[:, :, None, None, None]
-        return carry
+            h = h + self.temb_proj(F.silu(temb))[:, :, None, None, None]
+        return h
 
-    def _second(self, carry: Carry, cache: StreamCache, stats: NormStatistics | None) -> Carry:
+    def _second(self, carry: Carry, cache: StreamCache, stats: NormStatistics | None) -> Tensor:
         assert carry.h is not None
-        x, h, zq = carry.x, carry.h, carry.zq
-        carry.x, carry.h = None, None  # type: ignore[assignment]  # so that the caller does not keep them alive
-        padded = self.conv2.buffer(h, cache)
-        _write_norm(self.norm2, h, self.conv2.body(padded), zq, cache, stats, silu=True)
-        del h
-        if self.training and self.dropout.p > 0:
-            self.conv2.body(padded).copy_(self.dropout(self.conv2.body(padded)))
-        out = self.conv2.run(padded, cache)
-        del padded
+        out = norm_silu_conv(self.conv2, carry.h, cache, self.norm2, stats, carry.zq, self.dropout)
         if self.conv_shortcut is not None:
-            x = self.conv_shortcut(x, cache)
-        elif self.nin_shortcut is not None:
-            x = self.nin_shortcut(x)
-        return Carry(out.add_(x), zq=zq)
+            return out.add_(norm_silu_conv(self.conv_shortcut, carry.x, cache))
+        carry.x.inner().move(lambda x, rows: rows.add_(x if self.nin_shortcut is None else self.nin_shortcut(x)), out)
+        carry.x.empty()
+        return out
 
 
 class AttnBlock2D(nn.Module):
@@ -182,20 +182,21 @@ class AttnBlock2D(nn.Module):
 
     def forward(self, x: Tensor, cache: StreamCache | None = None, *, zq: Tensor | None = None) -> Tensor:
         """Return x (B, C, T, H, W) plus its attention."""
-        return self._run(Carry(x, zq=zq), cache or StreamCache(), None).x
+        return self._run(Carry(Band(None, x, None), zq=zq), cache or StreamCache(), None)
 
     def stages(self, name: str, pixels: float) -> list[Stage]:
         """Return its only stage. `pixels` is how many pixels it computes, relative to the network's other layers."""
         return [Stage(name, _group_norm(self.norm), self._run, num_parameters(self) * pixels)]
 
-    def _run(self, carry: Carry, cache: StreamCache, stats: NormStatistics | None) -> Carry:
-        normed = torch.empty_like(carry.x, memory_format=LAYOUT)
-        _write_norm(self.norm, carry.x, normed, carry.zq, cache, stats, silu=False)
+    def _run(self, carry: Carry, cache: StreamCache, stats: NormStatistics | None) -> Tensor:
+        x = carry.x.own
+        normed = torch.empty_like(x, memory_format=LAYOUT)
+        _write_norm(self.norm, x, normed, carry.zq, cache, stats, silu=False)
         frames = fold_frames(normed)
         q, k, v = (rearrange(conv(frames), "n c h w -> n 1 (h w) c") for conv in (self.q, self.k, self.v))
         y = F.scaled_dot_product_attention(q, k, v)  # softmax in fp32, scaled by 1 / sqrt(C)
         y = self.proj_out(rearrange(y, "n 1 (h w) c -> n c h w", h=frames.shape[2]))
-        return Carry(carry.x + unfold_frames(y, carry.x.shape[0]), zq=carry.zq)
+        return x + unfold_frames(y, x.shape[0])
 
 
 class Level(nn.Module):
@@ -232,16 +233,32 @@ def num_parameters(module: nn.Module | None) -> int:
 def conv_stage(name: str, conv: CausalConv3d, pixels: float, norm: Norm | None = None) -> Stage:
     """Return a causal convolution as a stage; if a norm is given, norm and SiLU come first."""
 
-    def run(carry: Carry, cache: StreamCache, stats: NormStatistics | None) -> Carry:
-        padded = conv.buffer(carry.x, cache)
-        if norm is None:
-            conv.body(padded).copy_(carry.x)
-        else:
-            _write_norm(norm, carry.x, conv.body(padded), carry.zq, cache, stats, silu=True)
-        carry.x = None  # type: ignore[assignment]  # freed before the convolution makes its output
-        return Carry(conv.run(padded, cache), zq=carry.zq)
+    def run(carry: Carry, cache: StreamCache, stats: NormStatistics | None) -> Tensor:
+        return norm_silu_conv(conv, carry.x, cache, norm, stats, carry.zq)
 
     return Stage(name, None if norm is None else _group_norm(norm), run, num_parameters(conv) * pixels)
+
+
+def norm_silu_conv(
+    conv: CausalConv3d,
+    band: Band,
+    cache: StreamCache,
+    norm: Norm | None = None,
+    stats: NormStatistics | None = None,
+    zq: Tensor | None = None,
+    dropout: nn.Dropout | None = None,
+) -> Tensor:
+    """Return the convolution of SiLU(norm(band)), or without a norm of the band itself. The band is emptied."""
+
+    def write(x: Tensor, body: Tensor) -> None:
+        if norm is None:
+            body.copy_(x)
+            return
+        _write_norm(norm, x, body, zq, cache, stats, silu=True)
+        if dropout is not None and dropout.training and dropout.p > 0:
+            body.copy_(dropout(body))
+
+    return conv.run(band, cache, write)
 
 
 def _group_norm(norm: Norm) -> GroupNorm:

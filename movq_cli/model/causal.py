@@ -7,7 +7,7 @@ that may need frames which the cache does not keep.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,22 +18,30 @@ from torch import Tensor, nn
 
 from .config import PAD_MODES
 from .convolution import LAYOUT, Conv3d
+from .store import Store
+from .strips import Band, Halo, StripQueue
 
 
 class StreamCache:
     """The state of one stream between its chunks. The caller creates it and passes it down; modules keep no state.
 
-    `past` maps each causal convolution to its last inputs. `first` and `last` say whether the chunk being computed is
-    the stream's first or last; the code that feeds the chunks sets them. A last chunk leaves no past. The cache also
-    lends one layer after another the same memory to prepare its input in, as getting fresh memory costs more than
-    filling it.
+    `past` has the last inputs of every causal convolution; a last chunk leaves none. `first` and `last` say whether the
+    chunk being computed is the stream's first or last. `spans` are the strips of a picture, in rows of the stream's input,
+    `strip` is the number of the one being computed, and `halo` says which rows come with it; the loop in stages.py sets them.
+    The past and what waits between two stages lie in the `store`. The cache also lends one layer after another the same
+    memory to prepare its input in, as getting fresh memory costs more than filling it.
+
+    Pictures are cut into strips of `strip_rows` rows (0: they are not cut).
     """
 
-    def __init__(self, ends: bool = False) -> None:
+    def __init__(self, ends: bool = False, store: Store | None = None, strip_rows: int = 0) -> None:
         self.first, self.last = True, False
         self.ends = ends
         """True if the chunk given next, or the one taken last, is known to be the stream's last."""
-        self.past: dict[nn.Module, Tensor] = {}
+        self.spans, self.strip, self.halo = [slice(0, 1)], 0, Halo(1, 1)
+        self.past: dict[nn.Module, StripQueue] = {}
+        self.store = store or Store()
+        self._strip_rows = strip_rows
         self._frames = 0
         self._room: Tensor | None = None
         self._over = ""
@@ -85,6 +93,52 @@ class StreamCache:
                 self._room = torch.empty(size, dtype=like.dtype, device=like.device)
         b, c, t, h, w = shape
         return rearrange(self._room[:size].view(b, t, h, w, c), "b t h w c -> b c t h w")
+
+    def cut(self, x: Tensor) -> list[Tensor]:
+        """Cut a chunk (B, C, T, H, W) of the stream's input into strips, from top to bottom."""
+        height = x.shape[3]
+        step = self._strip_rows or height
+        self.spans = [slice(at, min(at + step, height)) for at in range(0, height, step)]
+        return [x[:, :, :, span] for span in self.spans]
+
+    @property
+    def top(self) -> bool:
+        """True for the first strip of a picture."""
+        return self.strip == 0
+
+    @property
+    def bottom(self) -> bool:
+        """True for the last strip of a picture."""
+        return self.strip == len(self.spans) - 1
+
+    @property
+    def is_whole(self) -> bool:
+        """True if a picture is one strip, which a convolution pads by itself."""
+        return len(self.spans) == 1
+
+    @property
+    def share(self) -> float:
+        """The part of the picture that the strip is."""
+        span = self.spans[self.strip]
+        return (span.stop - span.start) / self.spans[-1].stop
+
+    @property
+    def zero_rows(self) -> tuple[int, int]:
+        """How many rows of zeros a 3x3 convolution needs above and below the strip."""
+        return (0, 0) if self.is_whole else (int(self.top), int(self.bottom))
+
+    def recall(self, layer: nn.Module) -> Band:
+        """Return what the chunk before left of a layer's inputs, for the strip being computed."""
+        past = self.past[layer].take(self.halo, self.bottom)
+        if self.last and self.bottom:
+            del self.past[layer]
+        return past
+
+    def remember(self, layer: nn.Module, strip: Tensor) -> None:
+        """Keep a strip of a layer's last inputs for the next chunk."""
+        if layer not in self.past:
+            self.past[layer] = StripQueue(self.store)
+        self.past[layer].put(strip)
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -147,38 +201,36 @@ class CausalConv3d(nn.Module):
         if cache is not None and x.shape[2] % self.stride:
             raise ValueError(f"a chunk of {x.shape[2]} frames is not a multiple of the stride {self.stride}")
         if self.time_pad == 0:
-            return self._conv(x)
-        padded = self.buffer(x, cache)
-        self.body(padded).copy_(x)
-        return self.run(padded, cache)
+            out: Tensor = self.conv(x)
+            return out
+        return self.run(Band(None, x, None), cache, lambda x, body: body.copy_(x))
 
-    # These are the three steps of forward. They are separate so that the layer before can write its result straight
-    # into the padded input; causal padding then needs no copy of the whole chunk.
+    def run(self, band: Band, cache: StreamCache | None, write: Callable[[Tensor, Tensor], object]) -> Tensor:
+        """Convolve what `write(piece, body)` makes of the pieces of a band, and return the rows of `band.inner()`.
 
-    def buffer(self, x: Tensor, cache: StreamCache | None) -> Tensor:
-        """Return an unfilled input for `run`, with room for the past before the frames of x."""
-        b, c, t, h, w = x.shape
-        return unfilled((b, c, self.time_pad + t, h, w), x, cache)
-
-    def body(self, padded: Tensor) -> Tensor:
-        """Return the part of a buffer that the chunk's frames go into, a view."""
-        return padded[:, :, self.time_pad :]
-
-    def run(self, padded: Tensor, cache: StreamCache | None) -> Tensor:
-        """Convolve a buffer whose body is filled. Takes the past from the cache and leaves the next chunk's there."""
-        pad = self.time_pad
-        if pad:
-            if cache is not None and not cache.first:
-                padded[:, :, :pad] = cache.past.pop(self)
-            else:
-                self._fill_before_first(padded[:, :, :pad], self.body(padded))
-            if cache is not None and not cache.last:
-                cache.past[self] = padded[:, :, -pad:].clone()
-        return self._conv(padded)
-
-    def _conv(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(x)
-        return out
+        The layer before writes its result straight into the padded input; causal padding then needs no copy of the
+        whole chunk. Takes the past from the cache and leaves the next chunk's there. The band is emptied.
+        """
+        b, c, t, rows, w = band.shape
+        above, below = (0, 0) if cache is None else cache.zero_rows
+        padded = unfilled((b, c, self.time_pad + t, above + rows + below, w), band.own, cache)
+        inside, pad, own_rows = padded[:, :, :, above : above + rows], self.time_pad, band.own_rows
+        body = inside[:, :, pad:]
+        band.move(write, body)
+        past = inside[:, :, :pad]
+        if cache is not None and not cache.first:
+            cache.recall(self).move(lambda before, out: out.copy_(before), past)
+        else:
+            self._fill_before_first(past, body)
+        if cache is not None and not cache.last:
+            kept = inside[:, :, t:, own_rows]
+            cache.remember(self, torch.empty_like(kept, memory_format=LAYOUT).copy_(kept))
+        if cache is None or cache.is_whole:
+            whole: Tensor = self.conv(padded)
+            return whole
+        padded[:, :, :, :above].zero_()
+        padded[:, :, :, above + rows :].zero_()
+        return self.conv.of_rows(padded)
 
     def _fill_before_first(self, past: Tensor, x: Tensor) -> None:
         if self.pad_mode == "first":

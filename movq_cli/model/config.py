@@ -24,6 +24,8 @@ WINDOW_FRAMES = 8
 """Frames of a window when AutoencoderKLCogVideoX of diffusers encodes; its first window may have more."""
 WINDOW_LATENTS = 2
 """Latents of a window when diffusers, or CogVideo's own code, decodes."""
+STRIP_STEP = 32
+"""Strips are multiples of so many rows of a picture: less would make them slow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +177,16 @@ class AutoencoderConfig:
     def spatial_factor(self) -> int:
         """Pixels per latent position along height and width. A picture's height and width must be multiples of it."""
         return int(2 ** (self.levels - 1))
+
+    @property
+    def attends(self) -> bool:
+        """True if the networks have attention, which sees the whole picture."""
+        return any(self.resolution >> level in self.attn_resolutions for level in range(self.levels))
+
+    @property
+    def strip_step(self) -> int:
+        """The height of a strip is a multiple of so many rows of a picture, so that every level has whole rows of it."""
+        return max(STRIP_STEP, self.spatial_factor)
 
     @property
     def moment_channels(self) -> int:

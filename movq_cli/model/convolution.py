@@ -13,6 +13,7 @@ from itertools import accumulate
 from operator import mul
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 LAYOUT = torch.channels_last_3d
@@ -39,14 +40,24 @@ class Conv3d(nn.Conv3d):
     """A 3-D convolution, (B, C, T, H, W) to (B, C', T', H', W')."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _convolve(self, super()._conv_forward, input, weight, bias)
+        return _convolve(self, super()._conv_forward, input, weight, bias, self.padding)
+
+    def of_rows(self, input: Tensor) -> Tensor:
+        """Convolve rows of a picture together with the rows above and below, so that none are padded."""
+        assert not isinstance(self.padding, str)
+        padding = self.padding[0], 0, self.padding[2]
+
+        def usual(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return F.conv3d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+        return _convolve(self, usual, input, self.weight, self.bias, padding)
 
 
 class Conv2d(nn.Conv2d):
     """A 2-D convolution, (N, C, H, W) to (N, C', H', W')."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _convolve(self, super()._conv_forward, input, weight, bias)
+        return _convolve(self, super()._conv_forward, input, weight, bias, self.padding)
 
 
 def lay_out(x: Tensor) -> Tensor:
@@ -80,10 +91,10 @@ def _convolve(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    padding: str | tuple[int, ...],
 ) -> Tensor:
     alike = input.dtype == weight.dtype and input.dim() == weight.dim()
     suits = alike and input.device.type == "cpu" and input.dtype in _BY_ONEDNN
-    padding = layer.padding
     if (
         not (_ONEDNN and suits and layer.padding_mode == "zeros")
         or isinstance(padding, str)

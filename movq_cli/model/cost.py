@@ -22,13 +22,17 @@ _PAST = 2
 """Frames of padding of a kernel with 3 taps in time, as every causal convolution counted here has."""
 
 
+_HALO = 3
+"""Rows that a strip has beside its own at the most: one above, and two below if a downsample follows the convolution."""
+
+
 @dataclass(frozen=True)
 class ChunkCost:
     """The memory of one chunk, in elements.
 
     `activations` are alive at the worst moment. `caches` are kept for the next chunk. `largest` is the size of the
-    largest tensor. `waiting` is what the chunk keeps between two stages at the worst barrier, if its window has several
-    chunks.
+    largest tensor that is computed. `waiting` is what the chunk keeps between two stages at the worst barrier, if it has
+    several strips or its window several chunks.
     """
 
     activations: int
@@ -36,30 +40,26 @@ class ChunkCost:
     largest: int
     waiting: int
 
-    def bytes(self, item_size: int, alone: bool = False) -> int:
-        """Return the bytes that computing takes. If the chunk is `alone`, it keeps nothing for a next one."""
-        return (self.activations + (0 if alone else self.caches)) * item_size
 
-
-def encode_cost(config: AutoencoderConfig, frames: int, height: int, width: int) -> ChunkCost:
-    """Return the cost of encoding a chunk of `frames` frames of height x width pixels.
+def encode_cost(config: AutoencoderConfig, frames: int, height: int, width: int, strip_rows: int = 0) -> ChunkCost:
+    """Return the cost of encoding a chunk of `frames` frames of height x width pixels, in strips (0: in one piece).
 
     The first chunk of a stream has one frame more than the others.
     """
-    tally = _Tally()
-    channels, t, area = config.ch, frames, height * width
-    tally.conv(config.in_channels, channels, frames, area)
+    tally = _Tally(height, width, strip_rows)
+    channels, t = config.ch, frames
+    tally.conv(config.in_channels, channels, frames)
     for level in range(config.levels):
         t = 1 + (frames - 1) // config.level_time(level)
-        area = (height >> level) * (width >> level)
+        tally.level = level
         for _ in range(config.num_res_blocks):
-            tally.block(channels, config.level_channels(level), t, area)
+            tally.block(channels, config.level_channels(level), t)
             channels = config.level_channels(level)
             if config.resolution >> level in config.attn_resolutions:
-                tally.attention(channels, t, area)
+                tally.attention(channels, t)
     for _ in range(2):
-        tally.block(channels, channels, t, area)
-    tally.conv(channels, config.moment_channels, t, area)
+        tally.block(channels, channels, t)
+    tally.conv(channels, config.moment_channels, t)
     return tally.cost()
 
 
@@ -70,59 +70,73 @@ def decode_cost(config: AutoencoderConfig, frames: int, height: int, width: int)
     """
     s = config.spatial_factor
     latents = -(-frames // config.temporal_factor)
-    tally = _Tally(zq=(config.zq_ch or 0) * latents * (height // s) * (width // s))
-    channels = config.level_channels(config.levels - 1)
-    t, area = latents, (height // s) * (width // s)
-    tally.conv(config.z_channels, channels, t, area)
+    tally = _Tally(height, width, zq=(config.zq_ch or 0) * latents * (height // s) * (width // s))
+    tally.level = config.levels - 1
+    channels, t = config.level_channels(tally.level), latents
+    tally.conv(config.z_channels, channels, t)
     for _ in range(2):
-        tally.block(channels, channels, t, area)
+        tally.block(channels, channels, t)
     for level in reversed(range(config.levels)):
         t = -(-frames // config.decoder_level_time(level))
-        area = (height >> level) * (width >> level)
+        tally.level = level
         for _ in range(config.num_res_blocks + 1):
-            tally.block(channels, config.level_channels(level), t, area)
+            tally.block(channels, config.level_channels(level), t)
             channels = config.level_channels(level)
             if config.resolution >> level in config.attn_resolutions:
-                tally.attention(channels, t, area)
+                tally.attention(channels, t)
         if level > 0:
-            tally.upsample(channels, t, area, twice=config.doubles_time(level))
-    tally.conv(channels, config.out_ch, t, area)
+            tally.upsample(channels, t, twice=config.doubles_time(level))
+    tally.conv(channels, config.out_ch, t)
     return tally.cost()
 
 
 class _Tally:
-    """Counts the memory of layers, which are given in order."""
+    """Counts the memory of layers, which are given in order; `level` is that of the next ones."""
 
-    def __init__(self, zq: int = 0) -> None:
-        self._zq = zq
+    def __init__(self, height: int, width: int, strip_rows: int = 0, zq: int = 0) -> None:
+        self._height, self._width, self._strip_rows, self._zq = height, width, strip_rows, zq
+        self.level = 0
         self._live = self._room = self._caches = self._largest = self._waiting = 0
 
     def cost(self) -> ChunkCost:
         return ChunkCost(self._live + self._zq, self._caches, self._largest, self._waiting + self._zq)
 
-    def conv(self, inputs: int, outputs: int, t: int, area: int, beside: int = 0) -> None:
-        padded = inputs * (t + _PAST) * area
+    @property
+    def _picture(self) -> int:
+        """The size of a picture at this level."""
+        return (self._height >> self.level) * (self._width >> self.level)
+
+    @property
+    def _piece(self) -> int:
+        """The size of what is computed at once: a picture, or a strip of it with its neighbours' rows."""
+        if not self._strip_rows:
+            return self._picture
+        return ((self._strip_rows >> self.level) + _HALO) * (self._width >> self.level)
+
+    def conv(self, inputs: int, outputs: int, t: int, beside: int = 0) -> None:
+        padded = inputs * (t + _PAST) * self._piece
         self._room = max(self._room, padded)
-        self._alive(beside + outputs * t * area)
-        self._largest = max(self._largest, padded, outputs * t * area)
-        self._waiting = max(self._waiting, outputs * t * area)
-        self._caches += inputs * _PAST * area
+        self._alive(beside + outputs * t * self._piece)
+        self._largest = max(self._largest, padded, outputs * t * self._piece)
+        self._waiting = max(self._waiting, outputs * t * self._picture)
+        self._caches += inputs * _PAST * self._picture
 
-    def block(self, inputs: int, outputs: int, t: int, area: int) -> None:
-        x = inputs * t * area
-        self.conv(inputs, outputs, t, area, beside=x)
-        self.conv(outputs, outputs, t, area, beside=x)
+    def block(self, inputs: int, outputs: int, t: int) -> None:
+        x, h = inputs * t * self._piece, outputs * t * self._piece
+        # With strips, those below the one that is computed are in memory too.
+        self.conv(inputs, outputs, t, beside=2 * x if self._strip_rows else x)
+        self.conv(outputs, outputs, t, beside=2 * x + h if self._strip_rows else x)
         if inputs != outputs:
-            self._alive(x + 2 * outputs * t * area)
-        self._waiting = max(self._waiting, (inputs + outputs) * t * area)
+            self._alive(2 * x + 3 * h if self._strip_rows else x + 2 * h)
+        self._waiting = max(self._waiting, (inputs + outputs) * t * self._picture)
 
-    def attention(self, channels: int, t: int, area: int) -> None:
-        self._alive(6 * channels * t * area)
+    def attention(self, channels: int, t: int) -> None:
+        self._alive(6 * channels * t * self._picture)
 
-    def upsample(self, channels: int, t: int, area: int, twice: bool) -> None:
+    def upsample(self, channels: int, t: int, twice: bool) -> None:
         """Count the enlarged, the convolved and, if time doubles, the repeated frames, each of 4 times the area."""
-        frame = channels * 4 * area * t
-        self._alive(max(channels * t * area + 2 * frame, 3 * frame if twice else 0))
+        frame = channels * 4 * self._picture * t
+        self._alive(max(channels * t * self._picture + 2 * frame, 3 * frame if twice else 0))
         self._largest = max(self._largest, frame * (2 if twice else 1))
         self._waiting = max(self._waiting, frame * (2 if twice else 1))
 

@@ -12,8 +12,7 @@ from .causal import CausalConv3d, StreamCache
 from .config import AutoencoderConfig
 from .convolution import lay_out
 from .norms import SpatialNorm3D
-from .stages import Carry, ChunkPosition, Stage, Worked, run_window
-from .store import Store
+from .stages import Chunk, ChunkPosition, Stage, Worked, run_window
 
 
 class Decoder3D(nn.Module):
@@ -90,24 +89,23 @@ class Decoder3D(nn.Module):
         self,
         chunks: Iterable[tuple[Tensor, Tensor]],
         cache: StreamCache,
-        store: Store | None = None,
         worked: Worked = lambda frames: None,
     ) -> Iterator[Tensor]:
         """Decode the next window of a stream, with chunks (z, zq), and yield the frames of each chunk.
 
-        The chunks share norm statistics, wait in the `store` and report to `worked` as in `Encoder3D.encode_window`.
+        The chunks share norm statistics and report to `worked` as in `Encoder3D.encode_window`.
         """
         config = self.config
 
-        def admitted() -> Iterator[Carry]:
+        def admitted() -> Iterator[Chunk]:
             for z, zq in chunks:
                 before = config.latents_to_frames(cache.frames) if cache.frames else 0
                 cache.take(z.shape[2], factor=1, first_chunk_frames=config.latent_frames(config.first_chunk_frames))
                 frames = config.latents_to_frames(cache.frames) - before
                 z, zq = map(lay_out, (z, zq))
-                yield Carry(z, zq=zq, position=ChunkPosition(before, frames, cache.ends))
+                yield Chunk(z, ChunkPosition(before, frames, cache.ends), zq)
 
-        yield from run_window(self.stages(), admitted(), cache, store=store, worked=worked)
+        yield from run_window(self.stages(), admitted(), cache, worked=worked)
 
     def stages(self) -> list[Stage]:
         """Return the layers in order, cut at every norm."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from .blocks import AttnBlock2D, DownSample3D, Level, Middle, ResnetBlock3D, conv_stage, num_parameters
 from .causal import CausalConv3d, StreamCache
 from .config import AutoencoderConfig
-from .convolution import lay_out
 from .norms import GroupNorm
-from .stages import Carry, ChunkPosition, Stage, Worked, run_window
-from .store import Store
+from .stages import Chunk, ChunkPosition, Stage, Worked, run_window
 
 
 class Encoder3D(nn.Module):
@@ -89,31 +87,33 @@ class Encoder3D(nn.Module):
         self,
         chunks: Iterable[Tensor],
         cache: StreamCache,
-        store: Store | None = None,
         worked: Worked = lambda frames: None,
         check: bool = False,
+        prepare: Callable[[Tensor], Tensor] = lambda strip: strip,
     ) -> Iterator[Tensor]:
         """Encode the next window of a stream, whose chunks share norm statistics, and yield the moments of each chunk.
 
         With norm_scope "whole", a stream must be one window if its outputs are to equal those of the whole clip. With
-        "frame", windows make no difference. Chunks wait in the `store` between stages. `worked` is called with the work
-        done, in frames. With `check`, raises NotFiniteError, which names the first stage whose values are not finite.
+        "frame", windows make no difference. `worked` is called with the work done, in frames. With `check`, raises
+        NotFiniteError, which names the first stage whose values are not finite. `prepare` makes a strip of a chunk the
+        network's input; without it, chunks are that.
         """
         config, s = self.config, self.config.spatial_factor
         short: list[Tensor] = []
 
-        def admitted() -> Iterator[Carry]:
+        def admitted() -> Iterator[Chunk]:
             for x in chunks:
                 b, _, t, h, w = x.shape
                 if h % s or w % s:
                     raise ValueError(f"height and width must be multiples of {s}, got {h}x{w}")
                 before = cache.frames
                 if cache.take(t, factor=config.temporal_factor, first_chunk_frames=config.first_chunk_frames):
-                    yield Carry(lay_out(x), position=ChunkPosition(before, t, cache.ends))
+                    yield Chunk(x, ChunkPosition(before, t, cache.ends))
                 else:  # at the end of a stream, fewer frames than a latent needs
                     short.append(x.new_empty(b, config.moment_channels, 0, h // s, w // s))
 
-        yield from run_window(self.stages(), admitted(), cache, store=store, worked=worked, check=check)
+        stages = self.stages()
+        yield from run_window(stages, admitted(), cache, worked=worked, check=check, prepare=prepare)
         yield from short
 
     def stages(self) -> list[Stage]:
@@ -129,7 +129,8 @@ class Encoder3D(nn.Module):
                     stages += attn.stages(f"down.{i}.attn.{j}", pixels)
             if i < self.config.levels - 1:
                 area = self.config.level_area(i + 1) * self.config.level_time(i + 1)
-                stages[-1] = stages[-1].then(level.downsample, num_parameters(level.downsample) / area)
+                down = level.downsample
+                stages[-1] = stages[-1].then(down, num_parameters(down) / area, down.rows_below)
         for name in ("block_1", "block_2"):
             stages += getattr(self.mid, name).stages(f"mid.{name}", pixels)
         return [*stages, conv_stage("conv_out", self.conv_out, pixels, self.norm_out)]

@@ -1,15 +1,17 @@
-"""A network as a list of stages, and the one loop that runs it: for each stage, for each chunk of the window.
+"""A network as a list of stages, and the one loop that runs it.
 
-A GroupNorm over more than a frame is a barrier: it needs its whole window before it can give any output. Between two
-barriers everything is causal and can be chunked. So a stage is a series of layers with at most one norm, at its start.
+    for stage of the network: for chunk of the window: for strip of the chunk
+
+A GroupNorm is a barrier: it needs its whole window, or with norms per frame a whole frame, before it can give any output.
+Between two barriers everything is causal in time, so that it can be chunked, and sees one row up and down, so that it can
+be cut into strips. So a stage is a series of layers with at most one norm, at its start.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Protocol
 
 import torch
@@ -18,9 +20,10 @@ from torch import Tensor
 from .causal import StreamCache
 from .norms import GroupNorm, NormStatistics
 from .store import Store
+from .strips import Band, Halo, StripQueue
 
 Worked = Callable[[float], None]
-"""Called after each stage of each chunk with the work done, in equivalent frames."""
+"""Called after each stage of each strip with the work done, in equivalent frames."""
 
 
 @dataclass(frozen=True)
@@ -40,35 +43,40 @@ class ChunkPosition:
         return self.start == 0
 
 
-@dataclass
-class Carry:
-    """The tensors that one chunk takes from stage to stage. A stage removes them, so that they are freed early."""
+@dataclass(frozen=True)
+class Chunk:
+    """A chunk of a window: x (B, C, T, H, W), its position, and in a decoder the latents zq, which every norm reads."""
 
     x: Tensor
-    """(B, C, T, H, W): the chunk itself."""
-    h: Tensor | None = None
+    position: ChunkPosition
+    zq: Tensor | None = None
+
+
+@dataclass
+class Carry:
+    """The inputs of a stage: one strip of a chunk. A stage empties the bands, so that their memory is freed early."""
+
+    x: Band
+    h: Band | None = None
     """The second branch of a residual block, between the block's two stages; None elsewhere."""
     zq: Tensor | None = None
     """The latents of the chunk, which every norm of a decoder reads; None in an encoder."""
-    position: ChunkPosition = ChunkPosition(0, 0, False)
-    """The chunk's position, which the loop keeps: stages need not pass it on."""
-
-    @property
-    def head(self) -> Tensor:
-        """The tensor that the next stage's norm reads."""
-        return self.x if self.h is None else self.h
 
 
 class NotFiniteError(Exception):
-    """Raised if a stage gives numbers that are not finite. Has the stage's name and the first affected frame."""
+    """Raised if a stage gives numbers that are not finite.
 
-    def __init__(self, stage: str, frame: int) -> None:
-        super().__init__(f"{stage} gives numbers that are not finite at frame {frame}")
-        self.stage, self.frame = stage, frame
+    Has the stage's name, the first affected frame, and the rows of the strip if the picture is cut into strips.
+    """
+
+    def __init__(self, stage: str, frame: int, rows: slice | None = None) -> None:
+        where = f", rows {rows.start} to {rows.stop - 1}" if rows else ""
+        super().__init__(f"{stage} gives numbers that are not finite at frame {frame}{where}")
+        self.stage, self.frame, self.rows = stage, frame, rows
 
 
 class _Run(Protocol):
-    def __call__(self, carry: Carry, cache: StreamCache, stats: NormStatistics | None) -> Carry: ...
+    def __call__(self, carry: Carry, cache: StreamCache, stats: NormStatistics | None) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -76,78 +84,132 @@ class Stage:
     """A series of layers between two barriers. `norm` is the GroupNorm at its start, if it has one.
 
     `work` is its cost per frame relative to other stages of the same network: weights times the pixels they are applied
-    to.
+    to. A stage that `branches` gives h, the second branch of a residual block, and leaves x as it is.
     """
 
     name: str
     norm: GroupNorm | None
     run: _Run
     work: float
+    branches: bool = False
+    halo: Halo = Halo(1, 1)
 
-    def then(self, layer: Callable[[Tensor, StreamCache], Tensor], work: float) -> Stage:
-        """Return this stage with another layer after it, which must not be a barrier."""
+    def then(self, layer: Callable[[Tensor, StreamCache], Tensor], work: float, rows_below: int = 0) -> Stage:
+        """Return this stage with another layer after it, which needs `rows_below` more and must not be a barrier."""
 
-        def run(carry: Carry, cache: StreamCache, stats: NormStatistics | None) -> Carry:
-            carry = self.run(carry, cache, stats)
-            carry.x = layer(carry.x, cache)
-            return carry
+        def run(carry: Carry, cache: StreamCache, stats: NormStatistics | None) -> Tensor:
+            return layer(self.run(carry, cache, stats), cache)
 
-        return replace(self, run=run, work=self.work + work)
+        halo = self.halo._replace(below=self.halo.below + rows_below)
+        return replace(self, run=run, work=self.work + work, halo=halo)
 
 
 def run_window(
     stages: Sequence[Stage],
-    window: Iterable[Carry],
+    window: Iterable[Chunk],
     cache: StreamCache,
     *,
-    store: Store | None = None,
     worked: Worked = lambda frames: None,
     check: bool = False,
+    prepare: Callable[[Tensor], Tensor] = lambda strip: strip,
 ) -> Iterator[Tensor]:
     """Run the chunks of one window through every stage and yield the result of each chunk.
 
-    Statistics last for the window, the cache's past for the stream. Between two stages chunks wait in the `store`
-    (default: the device's memory). With gradients on, a window must be one chunk, which its norms measure themselves by
-    differentiable functions; raises ValueError for several. With `check`, which costs a pass over memory per stage,
-    raises NotFiniteError for the first stage that gives numbers that are not finite.
+    Statistics last for the window, the cache's past for the stream. Between two stages strips wait in the cache's store.
+    With gradients on, a window must be one chunk of one strip, which its norms measure themselves by differentiable
+    functions; raises ValueError for more. With `check`, which costs a pass over memory per stage, raises NotFiniteError
+    for the first stage that gives numbers that are not finite. `prepare` makes a strip of a chunk the network's input.
     """
-    store = store or Store()
-    total = sum(stage.work for stage in stages)
-    stats: NormStatistics | None = None
-    carries: Iterable[Carry] = window
-
-    def run(stage: Stage, carry: Carry) -> Carry:
-        position = carry.position
-        cache.first, cache.last = position.is_first, position.is_last
-        carry = stage.run(carry, cache, stats)
-        carry.position = position
-        if check:
-            _require_finite(stage, carry)
-        worked(position.length * stage.work / total)
-        return carry
-
+    run = _Window(window, cache, sum(stage.work for stage in stages), worked, check, prepare)
     with cache.guard():
+        stats: Iterable[NormStatistics | None] = repeat(None)
         for stage, following in pairwise(stages):
-            waiting = deque[Callable[[], Carry]]()
-            gathered: NormStatistics | None = None
-            for carry in carries:
-                if waiting and torch.is_grad_enabled():
-                    raise ValueError("a window of several chunks has no gradient: use torch.no_grad()")
-                carry = run(stage, carry)
-                if following.norm is not None and following.norm.scope == "whole" and not torch.is_grad_enabled():
-                    own = following.norm.measure(carry.head)
-                    gathered = own if gathered is None else gathered.merge(own)
-                waiting.append(_park(carry, store))
-            carries, stats = _taken(waiting), gathered
-        for carry in carries:
-            yield run(stages[-1], carry).x
+            stats = run.advance(stage, stats, following.norm)
+        strips: list[Tensor] = []
+        for out in run.results(stages[-1], stats, final=True):
+            strips.append(out)
+            if cache.bottom:
+                out, strips = torch.cat(strips, dim=3) if len(strips) > 1 else out, []
+                yield out
+            del out
 
 
-def _require_finite(stage: Stage, carry: Carry) -> None:
-    finite = carry.head.isfinite().all(dim=4).all(dim=3).all(dim=1).all(dim=0)
+class _Window:
+    """A window on its way through the stages. Its strips wait in queues: x, h of residual blocks, zq of whole chunks."""
+
+    def __init__(
+        self,
+        chunks: Iterable[Chunk],
+        cache: StreamCache,
+        work: float,
+        worked: Worked,
+        check: bool,
+        prepare: Callable[[Tensor], Tensor],
+    ) -> None:
+        self._chunks, self._cache, self._work, self._worked, self._check = chunks, cache, work, worked, check
+        self._source = StripQueue(Store(), prepare)
+        self._x, self._h, self._zq = (StripQueue(cache.store) for _ in range(3))
+        self._positions: list[ChunkPosition] = []
+
+    def advance(
+        self, stage: Stage, stats: Iterable[NormStatistics | None], norm: GroupNorm | None
+    ) -> Iterable[NormStatistics | None]:
+        """Run every chunk through a stage, and return the statistics of each for the norm that follows."""
+        target = self._h if stage.branches else self._x
+        gathered: list[NormStatistics] = []
+        for out in self.results(stage, stats):
+            if torch.is_grad_enabled():
+                if target:
+                    raise ValueError("a window of several chunks or strips has no gradient: use torch.no_grad()")
+            elif norm is not None:
+                own = norm.measure(out)
+                if gathered and not (norm.scope == "frame" and self._cache.top):
+                    own = gathered.pop().merge(own)
+                gathered.append(own)
+            target.put(out)
+            del out  # it would be alive while the next is computed
+        if norm is not None and norm.scope == "frame" and gathered:
+            return gathered
+        return repeat(gathered[0] if gathered else None)
+
+    def results(self, stage: Stage, stats: Iterable[NormStatistics | None], final: bool = False) -> Iterator[Tensor]:
+        """Yield the result of each strip of each chunk, and keep no reference to it. `final`: the last stage."""
+        cache = self._cache
+        ready, chunks = (self._x, self._positions) if self._positions else (self._source, self._admitted())
+        forked = len(self._h) > 0
+        for position, own in zip(chunks, stats, strict=False):
+            cache.first, cache.last, cache.halo = position.is_first, position.is_last, stage.halo
+            zq = self._zq.take(Halo(0, 0), bottom=True, keep=not final).own if self._zq and stage.norm else None
+            for number in range(len(cache.spans)):
+                cache.strip = number
+                at = cache.halo, cache.bottom
+                carry = Carry(ready.take(*at, keep=stage.branches), self._h.take(*at) if forked else None, zq)
+                yield self._computed(stage, carry, own, position)
+
+    def _admitted(self) -> Iterator[ChunkPosition]:
+        for chunk in self._chunks:
+            for strip in self._cache.cut(chunk.x):
+                self._source.put(strip)
+            if chunk.zq is not None:
+                self._zq.put(chunk.zq)
+            self._positions.append(chunk.position)
+            del chunk, strip  # they would be alive while they are computed
+            yield self._positions[-1]
+
+    def _computed(self, stage: Stage, carry: Carry, stats: NormStatistics | None, position: ChunkPosition) -> Tensor:
+        out = stage.run(carry, self._cache, stats)
+        if self._check:
+            _require_finite(stage.name, out, position, self._cache)
+        self._worked(position.length * self._cache.share * stage.work / self._work)
+        return out
+
+
+def _require_finite(stage: str, x: Tensor, position: ChunkPosition, cache: StreamCache) -> None:
+    finite = x.isfinite().all(dim=4).all(dim=3).all(dim=1).all(dim=0)
     if not bool(finite.all()):
         step, steps = finite.tolist().index(False), len(finite)
-        raise NotFiniteError(stage.name, carry.position.start + first_frame(step, steps, carry.position.length))
+        frame = position.start + first_frame(step, steps, position.length)
+        raise NotFiniteError(stage, frame, None if cache.is_whole else cache.spans[cache.strip])
 
 
 def first_frame(step: int, steps: int, frames: int) -> int:
@@ -158,16 +220,3 @@ def first_frame(step: int, steps: int, frames: int) -> int:
     alone = frames % 2 if frames > steps else 0
     ratio = (frames - alone) // (steps - alone) if steps > alone else 1
     return step * ratio if not alone or step == 0 else alone + (step - alone) * ratio
-
-
-def _park(carry: Carry, store: Store) -> Callable[[], Carry]:
-    """Put a carry's tensors into a store, and return a function that gives the carry back, once."""
-    names = [name for name in ("x", "h", "zq") if getattr(carry, name) is not None]
-    claim, position = store.put([getattr(carry, name) for name in names]), carry.position
-    return lambda: Carry(**dict(zip(names, claim(), strict=True)), position=position)
-
-
-def _taken(waiting: deque[Callable[[], Carry]]) -> Iterator[Carry]:
-    """Yield waiting carries one by one, keeping no reference to them."""
-    while waiting:
-        yield waiting.popleft()()

@@ -1,13 +1,11 @@
-"""Storage for the chunks of a window between two stages: on the device, in host memory, then in a file.
-
-First in, first out: the loop of stages.py asks for chunks in that order.
-"""
+"""Storage for activations between two stages: on the device, in host memory, then in a file."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 
 import torch
@@ -17,23 +15,22 @@ from torch import Tensor
 from ..errors import MovqDiskError, MovqOutputError, option
 from ..files import os_reason
 
-Claim = Callable[[], list[Tensor]]
-"""Gives back the tensors that were put into a store. It can be called once."""
-
 _BLOCK = 64 << 20  # bytes per system call; Linux moves at most 2 GB in one
 
 
 class SpillFile:
-    """A ring buffer of `capacity` bytes in a temporary file of `folder` without a name, so that nothing is left behind.
+    """A temporary file of `folder` without a name, so that nothing is left behind. Room that is freed is used again.
 
     The file is read and written, never mapped: mapped pages would count as this process's memory. Use it in a `with`.
     Raises MovqOutputError if the folder cannot be written, MovqDiskError if reading or writing fails, as on a full
     disk.
     """
 
-    def __init__(self, folder: str, capacity: int) -> None:
-        self.folder, self.capacity = folder, capacity
-        self._start = self._held = 0
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.end = 0
+        """The most bytes that the file has had."""
+        self._gaps: list[tuple[int, int]] = []  # (start, end) of every gap, in order
         try:
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  # closed by __exit__
         except OSError as error:
@@ -41,24 +38,36 @@ class SpillFile:
                 f"{os_reason(error)}; {option('spill_dir')} names a folder for activations", folder
             ) from None
 
-    def push(self, data: memoryview) -> None:
-        """Write bytes after the last ones. Raises RuntimeError if they exceed the capacity."""
-        if self._held + len(data) > self.capacity:
-            raise RuntimeError(f"{self._held + len(data)} bytes for a spill file planned for {self.capacity}")
-        self._move(data, self._start + self._held, os.pwrite)
-        self._held += len(data)
+    def write(self, data: memoryview) -> int:
+        """Write bytes into the first gap that has room, or at the end. Return where they begin."""
+        size = len(data)
+        for i, (start, end) in enumerate(self._gaps):
+            if end - start >= size:
+                self._gaps[i : i + 1] = [(start + size, end)] if end - start > size else []
+                break
+        else:
+            start, self.end = self.end, self.end + size
+        self._move(data, start, os.pwrite)
+        return start
 
-    def pop(self, into: memoryview) -> None:
-        """Read the oldest bytes and free their space."""
-        self._move(into, self._start, lambda fd, view, at: os.preadv(fd, [view], at))
-        self._start = (self._start + len(into)) % self.capacity
-        self._held -= len(into)
+    def read(self, start: int, into: memoryview) -> None:
+        """Read bytes from `start` until `into` is full."""
+        self._move(into, start, lambda fd, view, at: os.preadv(fd, [view], at))
+
+    def free(self, start: int, size: int) -> None:
+        """Make a gap of bytes that are not needed any more, one with the gaps beside it."""
+        end, apart = start + size, []
+        for gap in self._gaps:
+            if gap[1] < start or end < gap[0]:
+                apart.append(gap)
+            else:
+                start, end = min(start, gap[0]), max(end, gap[1])
+        self._gaps = sorted([*apart, (start, end)])
 
     def _move(self, view: memoryview, at: int, move: Callable[[int, memoryview, int], int]) -> None:
         try:
             while view:
-                at %= self.capacity
-                moved = move(self._file.fileno(), view[: min(_BLOCK, self.capacity - at)], at)
+                moved = move(self._file.fileno(), view[:_BLOCK], at)
                 if not moved:
                     raise OSError("the spill file was cut")
                 view, at = view[moved:], at + moved
@@ -75,6 +84,14 @@ class SpillFile:
         self._file.close()
 
 
+@dataclass(frozen=True)
+class Held:
+    """A tensor in a store. `get` returns it, on its device, as often as it is called; `free` gives its room back."""
+
+    get: Callable[[], Tensor]
+    free: Callable[[], None]
+
+
 class Store:
     """Keeps tensors (B, C, T, H, W) in three tiers.
 
@@ -88,53 +105,71 @@ class Store:
         self._limits = [device_bytes, host_bytes]
         self._used = [0, 0]
         self._spill = spill
+        self._copies: _HostCopies | None = None
 
-    def put(self, tensors: list[Tensor]) -> Claim:
-        """Keep tensors in the first tier that has room, and return a function that gives them back.
-
-        Raises RuntimeError if no tier has room.
-        """
-        size = sum(t.numel() * t.element_size() for t in tensors)
-        device = tensors[0].device
+    def put(self, tensor: Tensor) -> Held:
+        """Keep a tensor in the first tier that has room. Raises RuntimeError if no tier has."""
+        size, device = tensor.numel() * tensor.element_size(), tensor.device
         for tier in range(1 if device.type == "cpu" else 2):
             limit = self._limits[tier]
             if limit is None or self._used[tier] + size <= limit:
-                return self._keep([_to_host(t) for t in tensors] if tier else list(tensors), tier, size, device)
+                return self._keep(self._on_host(tensor) if tier else lambda: tensor, tier, size)
         if self._spill is None:
             raise RuntimeError("a store is full and has no file to spill into")
-        return self._write(tensors, self._spill)
+        return _written(tensor, self._spill)
 
-    def _keep(self, held: list[Tensor], tier: int, size: int, device: torch.device) -> Claim:
+    def _keep(self, get: Callable[[], Tensor], tier: int, size: int) -> Held:
         self._used[tier] += size
 
-        def take() -> list[Tensor]:
+        def free() -> None:
             self._used[tier] -= size
-            taken = [t.to(device, non_blocking=True) for t in held]
-            held.clear()
-            return taken
 
-        return take
+        return Held(get, free)
 
-    def _write(self, tensors: list[Tensor], spill: SpillFile) -> Claim:
-        shapes = []
-        for tensor in tensors:
-            flat = rearrange(tensor, "b c t h w -> b t h w c").contiguous()  # its order in memory
-            spill.push(_bytes(flat.cpu()))
-            shapes.append((flat.shape, flat.dtype, flat.device))
-
-        def take() -> list[Tensor]:
-            taken = []
-            for shape, dtype, device in shapes:
-                flat = torch.empty(shape, dtype=dtype)
-                spill.pop(_bytes(flat))
-                taken.append(rearrange(flat.to(device), "b t h w c -> b c t h w"))
-            return taken
-
-        return take
+    def _on_host(self, tensor: Tensor) -> Callable[[], Tensor]:
+        if self._copies is None:
+            self._copies = _HostCopies(tensor.device)
+        return self._copies.send(tensor)
 
 
-def _to_host(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+class _HostCopies:
+    """Copies to pinned host memory and back. Each way has its own CUDA stream, so that both overlap computing."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._out, self._back = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]
+
+    def send(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Copy a tensor to the host, and return a function that copies it back for the stream that is current then."""
+        self._out.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._out):
+            there = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+            arrived = self._out.record_event()
+        tensor.record_stream(self._out)
+
+        def get() -> Tensor:
+            with torch.cuda.stream(self._back):
+                self._back.wait_event(arrived)
+                back = there.to(self._device, non_blocking=True)
+            computing = torch.cuda.current_stream(self._device)
+            computing.wait_stream(self._back)
+            back.record_stream(computing)
+            return back
+
+        return get
+
+
+def _written(tensor: Tensor, spill: SpillFile) -> Held:
+    flat = rearrange(tensor, "b c t h w -> b t h w c").contiguous()  # its order in memory
+    start, shape, dtype, device = spill.write(_bytes(flat.cpu())), flat.shape, flat.dtype, flat.device
+    size = flat.numel() * flat.element_size()
+
+    def get() -> Tensor:
+        read = torch.empty(shape, dtype=dtype)
+        spill.read(start, _bytes(read))
+        return rearrange(read.to(device), "b t h w c -> b c t h w")
+
+    return Held(get, lambda: spill.free(start, size))
 
 
 def _bytes(flat: Tensor) -> memoryview:
