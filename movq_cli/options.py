@@ -235,7 +235,7 @@ class EncodeOptions(ModelOptions):
         return {name: value for name, value in chosen.items() if name not in _KNOBS and value != usual[name]}
 
 
-_KNOBS = {field.name for field in fields(ModelOptions)} | {"force", "first_frame"}
+_KNOBS = {field.name for field in fields(ModelOptions)} | {"strip_rows", "force", "first_frame"}
 """Options that change latents by no more than rounding; and weights, semantics and precision, recorded separately."""
 
 

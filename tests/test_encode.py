@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -289,7 +290,31 @@ def test_where_memory_runs_out_smaller_chunks_are_tried(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"chunk_frames": 4}])
+def test_where_the_smallest_chunk_is_too_large_lower_strips_are_tried(tmp_path):
+    clips.write(tmp_path / "a.mp4", clips.pictures(5, 512, 384))
+
+    def encode(limit, output, *options):
+        command = ["encode", "a.mp4", "-o", output, "--precision", "fp32", "--threads", "1", *options]
+        return subprocess.run(
+            [sys.executable, "-c", LIMITED, str(limit), *command],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"MALLOC_ARENA_MAX": "1"},
+        )
+
+    small = encode(0, "small.safetensors", "--strip-rows", "96")
+    peak = 1024 * int(small.stderr.split()[-2])
+    large = encode(int(peak * 1.05), "large.safetensors")
+    assert large.returncode == 0, large.stderr
+    assert re.search("ran out of memory, and was begun again in strips of (192|96|64|32) rows", large.stderr)
+    made, wanted = (open_latents(tmp_path / f"{name}.safetensors") for name in ("large", "small"))
+    assert made.metadata == wanted.metadata  # strips change no header
+    assert moments_off(made.latents, wanted.latents) < AGREE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"chunk_frames": 4}, {"strip_rows": 32}])
 @pytest.mark.parametrize("scope", ["frame", "whole"])
 def test_numbers_that_are_not_finite_are_traced_to_stage_and_frame(tmp_path, make_weights, scope, options):
     """Finite weights see only colour and multiply it until it overflows; pictures are white before frame 10."""
@@ -308,6 +333,7 @@ def test_numbers_that_are_not_finite_are_traced_to_stage_and_frame(tmp_path, mak
     clip = clips.lossless(tmp_path / "a.mkv", [white] * 10 + clips.pictures(7))
     stage = r"not finite in fp32, first in down\.0\.block\.0\.conv2 at frame "
     first = r"10 \(0:00\.4\)" if scope == "frame" else r"\d+ \(.*\)"  # a norm over the clip changes white frames too
+    first += r", rows (0 to 31|32 to 47)" if "strip_rows" in options else ""
     with pytest.raises(MovqError, match=f"a.mkv: gives numbers that are {stage}{first}: nothing was written"):
         encode_video(clip, tmp_path / "a.safetensors", FP32, weights=weights, **options)
     assert sorted(os.listdir(tmp_path)) == ["a.mkv", "weights.safetensors"]

@@ -92,7 +92,7 @@ def test_blocks_of_several_frames_are_normed_as_one_by_one(monkeypatch, scope, d
     zq = torch.randn(2, 4, 3, 4, 3).to(dtype)
     with torch.no_grad():
         one = norm(f), spatial(f, zq), norm.measure(f)
-        monkeypatch.setattr(norms, "_block_size", lambda x: (2, x.shape[3]))
+        monkeypatch.setattr(norms, "_block_size", lambda x, picture: (2, x.shape[3]))
         several = norm(f), spatial(f, zq), norm.measure(f)
     bound = {torch.float64: SAME, torch.float32: AGREE / 10, torch.bfloat16: 2**-6}[dtype]  # bf16 rounds twice
     for a, b in zip(one[:2], several[:2], strict=True):
@@ -125,7 +125,7 @@ def operators(network, *inputs):
 
 @pytest.mark.parametrize("scope", ["whole", "frame"])
 def test_launches_on_a_device_do_not_grow_with_the_frames(monkeypatch, scope):
-    monkeypatch.setattr(norms, "_block_size", lambda x: (x.shape[2], x.shape[3]))
+    monkeypatch.setattr(norms, "_block_size", lambda x, picture: (x.shape[2], x.shape[3]))
     encoder, decoder = (kind(**SMALL | {"norm_scope": scope}).eval() for kind in (Encoder3D, Decoder3D))
     for network, channels, few, many, size in ((encoder, 3, 9, 17, 16), (decoder, 4, 3, 5, 2)):
         counts = [operators(network, torch.zeros(1, channels, t, size, size)).count for t in (few, many)]

@@ -175,7 +175,7 @@ def test_a_budget_gives_its_tiers_their_limits(tmp_path, sizes):
     with Budget(4, 64, 3, 0, device, host, spill, str(tmp_path)).stream() as cache:
         assert cache.store._limits == [device, host]
         assert (cache.store._spill is None) == (spill == 0)
-        assert len(cache.cut(torch.zeros(1, 3, 1, 150, 8))) == 3
+        assert len(cache.cut(torch.zeros(1, 3, 1, 150, 8), 32)) == 3
 
 
 def test_a_disk_too_small_is_refused_before_the_work(tmp_path, vae, monkeypatch):

@@ -69,14 +69,15 @@ def _spilled(pid, folder):
     return False
 
 
+@pytest.mark.parametrize("options", [["--semantics", "whole", "--chunk-frames", "4"], ["--strip-rows", "32"]])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_nothing_stays_of_a_spill_file(zygote, tmp_path, vae, number):
+def test_nothing_stays_of_a_spill_file(zygote, tmp_path, vae, number, options):
     """The spill file has no name even while it is written."""
-    clip = clips.lossless(tmp_path / "clip.mkv", clips.pictures(197, 48, 32))
+    clip = clips.lossless(tmp_path / "clip.mkv", clips.pictures(197, 48, 64))
     spill = tmp_path / "spill"
     spill.mkdir()
     command = ["encode", clip, "-o", tmp_path / "a.safetensors", "--weights", vae.folder]
-    command += ["--semantics", "whole", "--chunk-frames", "4", "--memory-budget", "1MB", "--spill-dir", spill]
+    command += [*options, "--memory-budget", "1MB", "--spill-dir", spill]
     process = zygote.start(*command, cwd=tmp_path)
     until = time.monotonic() + 60
     while not _spilled(process.pid, str(spill)):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .config import PAD_MODES
 from .convolution import LAYOUT, Conv3d
 from .store import Store
-from .strips import Band, Halo, StripQueue
+from .strips import Band, Halo, Picture, StripQueue
 
 
 class StreamCache:
@@ -41,7 +41,7 @@ class StreamCache:
         self.spans, self.strip, self.halo = [slice(0, 1)], 0, Halo(1, 1)
         self.past: dict[nn.Module, StripQueue] = {}
         self.store = store or Store()
-        self._strip_rows = strip_rows
+        self._strip_rows, self._step = strip_rows, 1
         self._frames = 0
         self._room: Tensor | None = None
         self._over = ""
@@ -94,11 +94,14 @@ class StreamCache:
         b, c, t, h, w = shape
         return rearrange(self._room[:size].view(b, t, h, w, c), "b t h w c -> b c t h w")
 
-    def cut(self, x: Tensor) -> list[Tensor]:
-        """Cut a chunk (B, C, T, H, W) of the stream's input into strips, from top to bottom."""
-        height = x.shape[3]
-        step = self._strip_rows or height
-        self.spans = [slice(at, min(at + step, height)) for at in range(0, height, step)]
+    def cut(self, x: Tensor, step: int) -> list[Tensor]:
+        """Cut a chunk (B, C, T, H, W) of the stream's input into strips, from top to bottom.
+
+        The height of strips is a multiple of `step`, or that of the picture.
+        """
+        height, self._step = x.shape[3], step
+        rows = self._strip_rows or height
+        self.spans = [slice(at, min(at + rows, height)) for at in range(0, height, rows)]
         return [x[:, :, :, span] for span in self.spans]
 
     @property
@@ -121,6 +124,12 @@ class StreamCache:
         """The part of the picture that the strip is."""
         span = self.spans[self.strip]
         return (span.stop - span.start) / self.spans[-1].stop
+
+    def picture(self, strip: Tensor) -> Picture:
+        """Return the picture that an activation (B, C, T, rows, W) is a strip of, in its own rows."""
+        span, rows = self.spans[self.strip], strip.shape[3]
+        of = span.stop - span.start
+        return Picture(self.spans[-1].stop * rows // of, self._step * rows // of)
 
     @property
     def zero_rows(self) -> tuple[int, int]:

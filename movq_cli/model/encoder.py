@@ -112,8 +112,8 @@ class Encoder3D(nn.Module):
                 else:  # at the end of a stream, fewer frames than a latent needs
                     short.append(x.new_empty(b, config.moment_channels, 0, h // s, w // s))
 
-        stages = self.stages()
-        yield from run_window(stages, admitted(), cache, worked=worked, check=check, prepare=prepare)
+        how: dict[str, Any] = {"worked": worked, "check": check, "prepare": prepare}
+        yield from run_window(self.stages(), admitted(), cache, config.strip_step, **how)
         yield from short
 
     def stages(self) -> list[Stage]:

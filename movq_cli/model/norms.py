@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .causal import CausalConv3d, fold_frames, unfold_frames
 from .config import NORM_EPS, NORM_GROUPS, NORM_SCOPES
 from .convolution import LAYOUT, lay_out
+from .strips import Picture
 
 _CPU_BLOCK = 2**20
 """Numbers per block on a CPU, 2 to 4 MB. Larger blocks lose digits in their fp32 sums and do not stay in the cache."""
@@ -68,8 +69,12 @@ class GroupNorm(nn.GroupNorm):
         self.write(x, out, stats, silu=False)
         return out
 
-    def measure(self, x: Tensor) -> NormStatistics:
-        """Return the statistics of a chunk (B, C, T, H, W)."""
+    def measure(self, x: Tensor, picture: Picture | None = None) -> NormStatistics:
+        """Return the statistics of x (B, C, T, H, W): a chunk, or a strip of it whose pictures are cut as `picture` says.
+
+        On a CPU a picture of more than one block is summed in blocks that lie in one strip, however it is cut: the sums of
+        its strips, merged, are its own to the bit. Those of a smaller picture agree to rounding.
+        """
         x = lay_out(x)
         b, c, t, h, w = x.shape
         each = self.scope == "frame"
@@ -77,7 +82,7 @@ class GroupNorm(nn.GroupNorm):
         # It returns fp32 only if it is given fp32 running statistics to update, so it gets some that are not used.
         unused = [torch.zeros(c, dtype=_sum_dtype(x), device=x.device) for _ in range(2)]
         means, variances, sizes = [], [], []
-        for i, frames, rows in _blocks(x):
+        for i, frames, rows in _blocks(x, picture):
             block = _fold(x, i, frames, rows)
             if each and len(block) > 1:
                 var, mean = torch.var_mean(block.to(_sum_dtype(x)), (2, 3), correction=0)
@@ -217,18 +222,21 @@ def _sum_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _block_size(x: Tensor) -> tuple[int, int]:
+def _block_size(x: Tensor, picture: Picture | None) -> tuple[int, int]:
     """Return the frames and rows of a block: on a CPU rows of one frame, on other devices as many frames as fit."""
     _, c, _, h, w = x.shape
-    if x.device.type == "cpu":
-        return 1, min(h, max(1, _CPU_BLOCK // (c * w)))
-    return max(1, _DEVICE_BLOCK // (c * h * w)), h
+    if x.device.type != "cpu":
+        return max(1, _DEVICE_BLOCK // (c * h * w)), h
+    rows = max(1, _CPU_BLOCK // (c * w))
+    if picture is not None and rows < picture.height:
+        rows = min(1 << (rows.bit_length() - 1), picture.step)  # powers of two: one divides the other
+    return 1, min(h, rows)
 
 
-def _blocks(x: Tensor) -> Iterator[tuple[int, slice, slice]]:
+def _blocks(x: Tensor, picture: Picture | None = None) -> Iterator[tuple[int, slice, slice]]:
     """Yield (batch, frames, rows) of every block, in memory order."""
     b, _, t, h, _ = x.shape
-    frames, rows = _block_size(x)
+    frames, rows = _block_size(x, picture)
     return ((i, j, r) for i in range(b) for j in _slices(t, frames) for r in _slices(h, rows))
 
 

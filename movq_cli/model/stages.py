@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .causal import StreamCache
 from .norms import GroupNorm, NormStatistics
-from .store import Store
+from .store import Store, return_freed_memory
 from .strips import Band, Halo, StripQueue
 
 Worked = Callable[[float], None]
@@ -108,6 +108,7 @@ def run_window(
     stages: Sequence[Stage],
     window: Iterable[Chunk],
     cache: StreamCache,
+    strip_step: int,
     *,
     worked: Worked = lambda frames: None,
     check: bool = False,
@@ -119,8 +120,9 @@ def run_window(
     With gradients on, a window must be one chunk of one strip, which its norms measure themselves by differentiable
     functions; raises ValueError for more. With `check`, which costs a pass over memory per stage, raises NotFiniteError
     for the first stage that gives numbers that are not finite. `prepare` makes a strip of a chunk the network's input.
+    Heights of strips are multiples of `strip_step`, in rows of a chunk.
     """
-    run = _Window(window, cache, sum(stage.work for stage in stages), worked, check, prepare)
+    run = _Window(window, cache, strip_step, sum(stage.work for stage in stages), worked, check, prepare)
     with cache.guard():
         stats: Iterable[NormStatistics | None] = repeat(None)
         for stage, following in pairwise(stages):
@@ -141,13 +143,14 @@ class _Window:
         self,
         chunks: Iterable[Chunk],
         cache: StreamCache,
+        strip_step: int,
         work: float,
         worked: Worked,
         check: bool,
         prepare: Callable[[Tensor], Tensor],
     ) -> None:
         self._chunks, self._cache, self._work, self._worked, self._check = chunks, cache, work, worked, check
-        self._source = StripQueue(Store(), prepare)
+        self._strip_step, self._source = strip_step, StripQueue(Store(), prepare)
         self._x, self._h, self._zq = (StripQueue(cache.store) for _ in range(3))
         self._positions: list[ChunkPosition] = []
 
@@ -162,12 +165,14 @@ class _Window:
                 if target:
                     raise ValueError("a window of several chunks or strips has no gradient: use torch.no_grad()")
             elif norm is not None:
-                own = norm.measure(out)
+                own = norm.measure(out, self._cache.picture(out))
                 if gathered and not (norm.scope == "frame" and self._cache.top):
                     own = gathered.pop().merge(own)
                 gathered.append(own)
             target.put(out)
             del out  # it would be alive while the next is computed
+        if not self._cache.is_whole:
+            return_freed_memory()  # strips of the next stage may have another size
         if norm is not None and norm.scope == "frame" and gathered:
             return gathered
         return repeat(gathered[0] if gathered else None)
@@ -188,7 +193,7 @@ class _Window:
 
     def _admitted(self) -> Iterator[ChunkPosition]:
         for chunk in self._chunks:
-            for strip in self._cache.cut(chunk.x):
+            for strip in self._cache.cut(chunk.x, self._strip_step):
                 self._source.put(strip)
             if chunk.zq is not None:
                 self._zq.put(chunk.zq)

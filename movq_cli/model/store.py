@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import tempfile
 from collections.abc import Callable
@@ -157,6 +158,13 @@ class _HostCopies:
             return back
 
         return get
+
+
+def return_freed_memory() -> None:
+    """Give memory that is free back to the system. glibc keeps it, which is fast, but it counts as this process's."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _written(tensor: Tensor, spill: SpillFile) -> Held:

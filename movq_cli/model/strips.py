@@ -26,6 +26,13 @@ class Halo(NamedTuple):
     below: int
 
 
+class Picture(NamedTuple):
+    """The picture that a strip is of: its height, and the step that heights of strips are multiples of, a power of two."""
+
+    height: int
+    step: int
+
+
 @dataclass
 class Band:
     """A strip of a tensor (B, C, T, rows, W), and the rows beside it: None at the picture's edge, or if not needed."""
