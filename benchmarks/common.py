@@ -143,6 +143,50 @@ def _resident(pid):
         return 0  # it has ended
 
 
+def watched(command):
+    """Return a command's seconds, and the peak bytes of its process, of all its processes, and of its nameless files.
+
+    Memory is proportional (PSS), so that what processes share counts once, every 50 ms.
+    """
+    started, most = time.perf_counter(), [0, 0, 0]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while process.poll() is None:
+        own, *others = (_proportional(pid) for pid in [process.pid, *_descendants(process.pid)])
+        most = [max(pair) for pair in zip(most, (own, own + sum(others), _nameless(process.pid)), strict=True)]
+        time.sleep(0.05)
+    seconds = time.perf_counter() - started
+    assert process.returncode == 0, process.stderr.read().decode()
+    return seconds, *most
+
+
+def _descendants(pid):
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [one for child in file.read().split() for one in (int(child), *_descendants(child))]
+    except OSError:
+        return []  # it has ended
+
+
+def _proportional(pid):
+    try:
+        with open(f"/proc/{pid}/smaps_rollup") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
+    except (OSError, StopIteration):
+        return 0  # it has ended
+
+
+def _nameless(pid):
+    """Return the bytes on disk of a process's largest file that has no name."""
+    sizes = [0]
+    try:
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            if os.readlink(f"/proc/{pid}/fd/{fd}").endswith("(deleted)"):
+                sizes.append(os.stat(f"/proc/{pid}/fd/{fd}").st_blocks * 512)
+    except OSError:
+        pass  # it has ended, or closed a file
+    return max(sizes)
+
+
 def published_weights(path):
     """Write a movq weights file of the published encoder's size, with random weights."""
     return _in_a_process_of_its_own(_make_weights, path)

@@ -17,6 +17,8 @@ from benchmarks.common import FASTER, SIZES, network
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHAPES = [(17, 256, 256), (49, 480, 720), (17, 768, 1360)]
 SMALL = [(9, 32, 48)]
+LARGE, NOT_SO_LARGE = (9, 2160, 3840), (5, 96, 64)
+"""A clip that is encoded in strips, and one for a CPU."""
 THEIRS = {}
 """Arguments of diffusers' autoencoder; by default it has the published size."""
 _LEAST = 3
@@ -106,7 +108,6 @@ def encoding(model, images, plan, precision, device, kept=None):
     """Return a function that encodes the images as planned, and appends latents to `kept`."""
     from movq_cli.codec import encode
     from movq_cli.device import computing
-    from movq_cli.model import StreamCache
     from movq_cli.schedule import ChunkSchedule
 
     def windows(cache):
@@ -130,9 +131,9 @@ def encoding(model, images, plan, precision, device, kept=None):
                 return
 
     def run():
-        cache, latents = StreamCache(), 0
-        with computing(precision, None), plan.budget.store() as store:
-            for z in encode(model, windows(cache), device, DTYPES[precision], store, cache=cache):
+        latents = 0
+        with computing(precision, None), plan.budget.stream() as cache:
+            for z in encode(model, windows(cache), device, DTYPES[precision], cache):
                 latents += z.shape[2]
                 if kept is not None:
                     kept.append(z.float())
@@ -193,6 +194,7 @@ def encoder(part):
             "clip": "",
             "precision": "",
             "way": "",
+            "strips": "",
             "s": ".3f",
             "frames/s": ".1f",
             FASTER: ".2f",
@@ -206,27 +208,41 @@ def encoder(part):
     cases = [(size, shape, "bf16") for size in ("published", "tiny") for shape in (SMALL if part.cpu else SHAPES)]
     if not part.cpu:
         cases[1:1] = [("published", SHAPES[0], precision) for precision in ("fp16", "tf32", "fp32")]
-    for size, shape, precision in cases:
+    strips = NOT_SO_LARGE if part.cpu else LARGE
+    for size, shape, precision in [*cases, ("tiny", strips, "bf16"), ("published", strips, "bf16")]:
         dtype = DTYPES[precision]
         model = network(Encoder3D, size, dtype, device)
         images = make_images(shape)
-        plan = plan_for(model, shape, precision, device)
+        cut = {"strip_rows": 32 if part.cpu else None} if shape == strips else {}
+        plan = plan_for(model, shape, precision, device, **cut)
         forward = encoding(model, images, plan, precision, device)
         clip = "x".join(map(str, shape))
         forward()
         peak = peak_of(forward, device)
         seconds = seconds_of(forward, device)
-        bare, flop = convolutions_of(model, forward, precision, device)
+        if shape != strips:  # those of strips are no calls of modules, which alone are counted
+            bare, flop = convolutions_of(model, forward, precision, device)
         if precision not in rates:
             torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
             rates[precision] = product_rate(dtype, device, 256 if part.cpu else 8192)
         estimate = peak and peak / plan.budget.memory_bytes
-        share, rate = bare / seconds, flop / seconds / rates[precision]
+        share, rate = (None, None) if shape == strips else (bare / seconds, flop / seconds / rates[precision])
         table.add(
-            size, clip, precision, "movq", seconds, shape[0] / seconds, None, share, rate, peak and peak / 1e9, estimate
+            size,
+            clip,
+            precision,
+            "movq",
+            plan.budget.strips,
+            seconds,
+            shape[0] / seconds,
+            None,
+            share,
+            rate,
+            peak and peak / 1e9,
+            estimate,
         )
         del model, forward
-        if size == "published" and precision == "bf16":
+        if size == "published" and precision == "bf16" and shape != strips:
             for way, theirs in diffusers_encodings(images, dtype, device, part):
                 try:
                     theirs()
@@ -236,7 +252,9 @@ def encoder(part):
                     part.say(f"{way} ran out of memory at {clip}")
                     continue
                 peak = peak and peak / 1e9
-                table.add(size, clip, precision, way, taken, shape[0] / taken, taken / seconds, None, None, peak, None)
+                table.add(
+                    size, clip, precision, way, None, taken, shape[0] / taken, taken / seconds, None, None, peak, None
+                )
 
 
 def diffusers_encodings(images, dtype, device, part):

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import product
 from typing import TYPE_CHECKING
 
 from .checkpoints.checkpoint import Checkpoint
@@ -135,8 +134,8 @@ class _Choice:
         wanted = options.chunk_frames or memory.default_chunk
         factor = memory.config.temporal_factor
         if memory.window and options.chunk_frames is None and self._strip_rows is None:
-            need = memory.need(WHOLE_WINDOW, ONE_PIECE)
-            if need.indexable and need.computing + need.past <= self._budget:
+            need = memory.need(memory.longest(WHOLE_WINDOW), ONE_PIECE)
+            if need.indexable and need.least <= self._budget:
                 return self._made(WHOLE_WINDOW, ONE_PIECE, need)
         chunks = range(wanted, 0, -factor)
         found = self._fitting(memory, chunks)
@@ -154,10 +153,12 @@ class _Choice:
         most = LOW_STRIPS * memory.config.strip_step
         low = [rows for rows in heights if (rows or memory.height) <= most] or heights
         for among, fits in ((heights, self._fits), (low, self._computes)):
-            for chunk, rows in product(chunks, among):
-                need = memory.need(chunk, rows)
-                if need.indexable and fits(rows, need):
-                    return chunk, rows, need
+            for chunk in chunks:
+                longest = memory.longest(chunk)
+                for rows in among:
+                    need = memory.need(longest, rows)
+                    if need.indexable and fits(rows, need):
+                        return chunk, rows, need
         return None
 
     def _heights(self, memory: NetworkMemory) -> list[int]:
@@ -172,8 +173,8 @@ class _Choice:
         return need.computing <= self._most and need.past + need.waiting <= self._room(need)
 
     def _computes(self, strip_rows: int, need: Need) -> bool:
-        """Return True if strips can be computed, wherever the rest waits. If nothing else waits, the past stays too."""
-        return need.computing + (0 if need.waiting else need.past) <= self._most
+        """Return True if strips can be computed, wherever the rest waits."""
+        return need.least <= self._most
 
     def _on_device(self, need: Need) -> int:
         """Return the bytes of the device in which activations may wait."""
@@ -195,7 +196,7 @@ class _Choice:
             _require_disk(folder, spill)
         remarks = []
         if strip_rows and self._strip_rows is None:
-            whole = memory.need(chunk, ONE_PIECE)
+            whole = memory.need(memory.longest(chunk), ONE_PIECE)
             at_once = format_bytes(whole.computing + whole.past)
             waits = f"; up to {format_bytes(spill)} of activations wait in {folder}" if spill else ""
             remarks.append(
@@ -216,19 +217,19 @@ class _Choice:
             else f"a chunk of {chunk} frames of {_by(memory.size)}"
         )
         rows = self._heights(memory)[-1]
-        need = memory.need(chunk, rows)
+        need = memory.need(memory.longest(chunk), rows)
         what += f" in strips of {rows} rows" if rows else ""
         advice = fits or self._advice(need)
         if not need.indexable:
             return MovqError(f"{what} has a tensor of more than {MAX_ELEMENTS:,} numbers; {advice}")
-        needed, allowed = format_bytes(need.computing), format_bytes(self._most)
+        needed, allowed = format_bytes(need.least), format_bytes(self._most)
         return MovqMemoryError(f"{what} needs about {needed} where {allowed} may be used; {advice}")
 
     def _advice(self, need: Need) -> str:
         """Return what to do where not even the smallest chunk fits."""
         memory = self._memory
-        if need.indexable and need.computing <= self._free:
-            megabytes = -(-need.computing // 10**6)
+        if need.indexable and need.least <= self._free:
+            megabytes = -(-need.least // 10**6)
             return f"{option('memory_budget', f'{megabytes}MB')} is enough"
         chunks = [memory.config.temporal_factor]
         largest = next((other.size for other in memory.smaller() if self._fitting(other, chunks)), None)

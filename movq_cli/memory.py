@@ -46,6 +46,11 @@ class Need(NamedTuple):
     waiting: int
     indexable: bool
 
+    @property
+    def least(self) -> int:
+        """The bytes that have to be in memory. If nothing waits between stages, the past does not either."""
+        return self.computing + (0 if self.waiting else self.past)
+
 
 @dataclass(frozen=True)
 class NetworkMemory(ABC):
@@ -121,9 +126,9 @@ class NetworkMemory(ABC):
         """The length of chunks if none is asked for."""
         return default_chunk_frames(self.config, self.height, self.width, self.device.type)
 
-    def need(self, chunk_frames: int, strip_rows: int) -> Need:
-        """Return what chunks of this length take, in strips of this height."""
-        longest, item = self.longest(chunk_frames), ITEM_SIZE[self.precision]
+    def need(self, longest: int, strip_rows: int) -> Need:
+        """Return what chunks take, the longest of which has so many frames, in strips of this height."""
+        item = ITEM_SIZE[self.precision]
         cost = self.cost(longest, strip_rows)
         base = WORKSPACE_BYTES if self.device.type == "cuda" else PROCESS_BYTES
         computing = base + self.parameters * item + self.staging(longest, strip_rows)

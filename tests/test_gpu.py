@@ -8,6 +8,10 @@ import pytest
 import torch
 
 from movq_cli import EncodeOptions, decode_video, encode_video, open_latents
+from movq_cli.checkpoints.checkpoint import open_checkpoint
+from movq_cli.codec import encode
+from movq_cli.device import computing, dtype_of
+from movq_cli.model import StreamCache
 from movq_cli.model.store import SpillFile, Store
 
 from .helpers import clips
@@ -69,6 +73,30 @@ def test_chunks_are_a_memory_knob(tmp_path, clip, row, precision):
         assert moments_off(chunked, one) < AGREE
     else:
         assert difference(chunked, one).mean.rms < ROUNDED
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("tiers", [{}, {"device_bytes": 10**6}, {"device_bytes": 10**6, "host_bytes": 10**6}])
+def test_strips_are_a_memory_knob(tmp_path, precision, tiers):
+    """With everything on the device, with most of it in host memory, with most of that on disk."""
+    encoder = open_checkpoint().load_encoder("cuda", dtype_of(precision))
+    images = np.stack(clips.pictures(13, 136, 200))
+
+    def run(rows, store):
+        windows = ([images[start:stop]] for start, stop in ((0, 5), (5, 9), (9, 13)))
+        cache = StreamCache(store=store, strip_rows=rows)
+        with computing(precision, None):
+            found = encode(encoder, windows, torch.device("cuda"), dtype_of(precision), cache)
+            return torch.cat([z.float() for z in found], dim=2)
+
+    one = run(0, Store())
+    with SpillFile(str(tmp_path)) as spill:
+        strips = run(64, Store(**tiers, spill=spill))
+        assert (spill.end > 0) == ("host_bytes" in tiers)
+    if precision == "fp32":
+        assert moments_off(strips, one) < AGREE
+    else:
+        assert difference(strips, one).mean.rms < ROUNDED
 
 
 def test_diffusers(tmp_path, vae, row):

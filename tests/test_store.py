@@ -26,7 +26,9 @@ def test_a_file_gives_back_what_it_was_given_and_uses_its_gaps_again(tmp_path):
                 assert np.array_equal(back, expected)
                 spill.free(start, len(back))
             item = generator.integers(0, 256, generator.integers(1, 400), np.uint8)
-            given[spill.write(item.data)] = item
+            start = spill.write(item.data)
+            assert start not in given
+            given[start] = item
             most = max(most, sum(map(len, given.values())))
             assert os.listdir(tmp_path) == []
         assert spill.end < 1.5 * most

@@ -1,0 +1,236 @@
+"""Strips: what they cost in time, what they take of memory and disk, and how that was predicted.
+
+    python benchmarks/strips.py speed [--size 3840x2160] [--strips 64] [--memory 2.8] [--runs 3] [--json FILE]
+    python benchmarks/strips.py memory [--runs 1] [--json FILE]
+    python benchmarks/strips.py judge [--size 720x480] [--frames 9] [--budget 2GB] [--runs 1] [--json FILE]
+
+`speed` encodes random pictures with the embedded weights, in turn: 640x360 in one piece, and the given size in strips, all in
+memory, and with so many GB of memory and the rest in a spill file. Times are of whole chunks after the first, per pixel.
+
+`memory` encodes synthetic clips by `movq encode` under a --memory-budget: the embedded weights, and random ones of the
+published size in diffusers' windows. Peaks are those of the encoding process, and of all processes together, as PSS.
+
+`judge` encodes one clip with one set of random weights of the published size: movq without and with a budget, and
+script.py, a script around diffusers, with and without tiling. "off" is the root mean square difference of the means from
+movq without a budget, in standard deviations. Needs diffusers and imageio.
+
+All print Markdown tables.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.common import (
+    Table,
+    diffusers_weights,
+    native_precision,
+    options,
+    published_weights,
+    synthetic,
+    watched,
+)
+
+SCRIPT = str(Path(__file__).with_name("script.py"))
+SETTINGS = [  # weights, size, frames, budget
+    *(("embedded", "3840x2160", 9, budget) for budget in ("2GB", "4GB", "8GB")),
+    *(("embedded", "1920x1080", 9, budget) for budget in ("1GB", "2GB", "3GB")),
+    *(("embedded", "1280x720", 17, budget) for budget in ("700MB", "1GB")),
+    *(("published", "720x480", 9, budget) for budget in ("1500MB", "2GB", "2500MB")),
+    ("published", "1280x720", 5, "4GB"),
+]
+
+
+def seconds_per_pixel(encoder, size, strip_rows=0, store=None):
+    """Return the nanoseconds per pixel of each chunk of 4 frames after the first."""
+    import numpy as np
+    import torch
+
+    from movq_cli.codec import encode
+    from movq_cli.model import StreamCache
+
+    width, height = map(int, size.split("x"))
+    images = np.random.default_rng(0).integers(0, 256, (5, height, width, 3), np.uint8)
+    stamps = []
+
+    def windows():
+        yield iter([images])
+        for _ in range(2 if strip_rows else 6):
+            stamps.append(time.perf_counter())
+            yield iter([images[:4]])
+        stamps.append(time.perf_counter())
+
+    cache = StreamCache(store=store, strip_rows=strip_rows)
+    dtype = next(encoder.parameters()).dtype
+    for _ in encode(encoder, windows(), torch.device("cpu"), dtype, cache):
+        pass
+    return [(after - before) / (4 * height * width) * 1e9 for before, after in pairwise(stamps)]
+
+
+def speed(args, table):
+    from movq_cli.device import dtype_of, spare_page_faults
+
+    spare_page_faults()
+    from movq_cli.checkpoints.checkpoint import open_checkpoint
+    from movq_cli.model.store import SpillFile, Store
+
+    encoder = open_checkpoint().load_encoder(dtype=dtype_of(args.precision or native_precision()))
+    ways = {("640x360", "one piece"): [], (args.size[0], "strips in memory"): [], (args.size[0], "strips on disk"): []}
+    disk = 0
+    for _ in range(args.runs):
+        for (size, way), found in ways.items():
+            if way == "strips on disk":
+                with SpillFile(tempfile.gettempdir()) as spill:
+                    found += seconds_per_pixel(encoder, size, args.strips, Store(int(args.memory * 1e9), None, spill))
+                    disk = max(disk, spill.end)
+            else:
+                found += seconds_per_pixel(encoder, size, args.strips if "strips" in way else 0)
+    usual = statistics.median(ways["640x360", "one piece"])
+    for (size, way), found in ways.items():
+        middle = statistics.median(found)
+        rows = args.strips if "strips" in way else None
+        spilled = disk / 1e9 if "disk" in way else None
+        table.add(size, way, rows, spilled, middle, min(found), max(found), middle / usual)
+
+
+def memory(args, table):
+    from movq_cli import plan_encode
+
+    precise = args.precision or native_precision()
+    with tempfile.TemporaryDirectory() as folder:
+        published = published_weights(f"{folder}/weights.safetensors")
+        for weights, size, frames, budget in SETTINGS:
+            clip = f"{folder}/{size}-{frames}.mp4"
+            if not Path(clip).exists():
+                synthetic(clip, frames, *map(int, size.split("x")))
+            chosen = {"precision": precise, "memory_budget": budget, "spill_dir": folder}
+            if weights == "published":
+                chosen |= {"weights": published, "semantics": "diffusers"}
+            flags = [word for name, value in chosen.items() for word in (f"--{name.replace('_', '-')}", value)]
+            command = [sys.executable, "-m", "movq_cli", "encode", clip, "-o", f"{folder}/out", "--force", "-q", *flags]
+            plan = plan_encode(clip, **chosen).budget
+            runs = [watched(command) for _ in range(args.runs)]
+            seconds, own, together, disk = (statistics.median(values) for values in zip(*runs, strict=True))
+            table.add(
+                weights,
+                size,
+                frames,
+                budget,
+                plan.strips,
+                seconds,
+                plan.memory_bytes / 1e6,
+                own / 1e6,
+                plan.memory_bytes / own,
+                together / 1e6,
+                plan.spill_bytes / 1e6,
+                disk / 1e6,
+            )
+
+
+def judge(args, table):
+    import torch
+
+    from movq_cli import open_latents
+    from tests.helpers.tolerance import difference
+
+    precise = ["--precision", args.precision or native_precision()]
+    with tempfile.TemporaryDirectory() as folder:
+        vae = diffusers_weights(f"{folder}/vae")
+        for size in args.size:
+            clip, movq, script = f"{folder}/clip.mp4", f"{folder}/movq", f"{folder}/script.pt"
+            synthetic(clip, args.frames, *map(int, size.split("x")))
+            encode = [
+                sys.executable,
+                "-m",
+                "movq_cli",
+                "encode",
+                clip,
+                "--weights",
+                vae,
+                "--force",
+                "-q",
+                *precise,
+                "-o",
+            ]
+            theirs = [sys.executable, SCRIPT, clip, vae, script, *precise]
+            budget = ["--memory-budget", args.budget]
+            ways = {
+                "movq": [*encode, movq],
+                f"movq, {args.budget}": [*encode, f"{movq} little", *budget],
+                "script": theirs,
+                "script, tiled": [*theirs, "--tiling"],
+            }
+            usual = None
+            for way, command in ways.items():
+                runs = [watched(command) for _ in range(args.runs)]
+                seconds, _, together, disk = (statistics.median(values) for values in zip(*runs, strict=True))
+                usual = usual or seconds
+                path = Path(command[-1] if way == "movq" else f"{movq} little")
+                moments = open_latents(path).latents if "movq" in way else torch.load(script)
+                off = difference(moments.float(), open_latents(movq).latents.float())
+                table.add(
+                    size, way, seconds, seconds / usual, together / 1e6, disk / 1e6, off.mean.rms, off.mean.largest
+                )
+
+
+COLUMNS = {
+    speed: {
+        "size": "",
+        "way": "",
+        "rows": "",
+        "GB on disk": ".1f",
+        "ns per pixel": ".0f",
+        "least": ".0f",
+        "most": ".0f",
+        "of 640x360": ".2f",
+    },
+    memory: {
+        "weights": "",
+        "size": "",
+        "frames": "",
+        "budget": "",
+        "strips": "",
+        "s": ".0f",
+        "predicted MB": ".0f",
+        "peak MB": ".0f",
+        "predicted / peak": ".2f",
+        "all processes MB": ".0f",
+        "predicted on disk MB": ".0f",
+        "on disk MB": ".0f",
+    },
+    judge: {
+        "size": "",
+        "way": "",
+        "s": ".1f",
+        "of movq": ".2f",
+        "peak MB": ".0f",
+        "on disk MB": ".0f",
+        "off, rms": ".1e",
+        "off, largest": ".1e",
+    },
+}
+
+
+def main():
+    parser = options(__doc__)
+    parser.add_argument("what", choices=[what.__name__ for what in COLUMNS])
+    parser.add_argument("--size", nargs="+", metavar="WxH")
+    parser.add_argument("--frames", type=int, default=9)
+    parser.add_argument("--budget", default="2GB")
+    parser.add_argument("--strips", type=int, default=64)
+    parser.add_argument("--memory", type=float, default=2.8)
+    parser.add_argument("--precision", choices=["bf16", "fp32"])
+    args = parser.parse_args()
+    what = next(what for what in COLUMNS if what.__name__ == args.what)
+    args.size = args.size or (["720x480"] if what is judge else ["3840x2160"])
+    print(f"{args.precision or native_precision()}, medians of {args.runs} runs\n")
+    what(args, Table(COLUMNS[what], args.json))
+
+
+if __name__ == "__main__":
+    main()
