@@ -135,7 +135,7 @@ class _Choice:
         factor = memory.config.temporal_factor
         if memory.window and options.chunk_frames is None and self._strip_rows is None:
             need = memory.need(memory.longest(WHOLE_WINDOW), ONE_PIECE)
-            if need.indexable and need.least <= self._budget:
+            if need.indexable and need.computing <= self._budget:
                 return self._made(WHOLE_WINDOW, ONE_PIECE, need)
         chunks = range(wanted, 0, -factor)
         found = self._fitting(memory, chunks)
@@ -169,12 +169,12 @@ class _Choice:
     def _fits(self, strip_rows: int, need: Need) -> bool:
         """Return True if nothing has to wait on disk, or if a picture in one piece can be computed."""
         if strip_rows == ONE_PIECE:
-            return need.computing + need.past <= self._budget
-        return need.computing <= self._most and need.past + need.waiting <= self._room(need)
+            return need.computing <= self._budget
+        return need.computing <= self._most and need.waiting + need.spare <= self._room(need)
 
     def _computes(self, strip_rows: int, need: Need) -> bool:
         """Return True if strips can be computed, wherever the rest waits."""
-        return need.least <= self._most
+        return need.computing <= self._most
 
     def _on_device(self, need: Need) -> int:
         """Return the bytes of the device in which activations may wait."""
@@ -187,23 +187,22 @@ class _Choice:
         memory, options = self._memory, self._options
         strips = -(-memory.height // strip_rows) if strip_rows else 1
         if not need.waiting:
-            predicted = need.computing + need.past
-            return Budget(chunk, strip_rows, strips, predicted, None, None, 0, "", warnings)
+            return Budget(chunk, strip_rows, strips, need.computing, None, None, 0, "", warnings)
         on_device = self._on_device(need)
-        spill = max(0, need.past + need.waiting - self._room(need))
+        spill = max(0, need.waiting + need.spare - self._room(need))
         folder = options.spill_dir or tempfile.gettempdir()
         if spill:
             _require_disk(folder, spill)
         remarks = []
         if strip_rows and self._strip_rows is None:
             whole = memory.need(memory.longest(chunk), ONE_PIECE)
-            at_once = format_bytes(whole.computing + whole.past)
+            at_once = format_bytes(whole.computing)
             waits = f"; up to {format_bytes(spill)} of activations wait in {folder}" if spill else ""
             remarks.append(
                 f"computed in {strips} strips of {strip_rows} rows, as a whole picture needs about {at_once} where "
                 f"{format_bytes(self._budget)} may be used{waits}"
             )
-        predicted = need.computing + min(on_device, need.past + need.waiting)
+        predicted = need.computing + min(on_device, need.waiting)
         return Budget(
             chunk, strip_rows, strips, predicted, on_device, self._host, spill, folder, warnings, tuple(remarks)
         )
@@ -222,14 +221,14 @@ class _Choice:
         advice = fits or self._advice(need)
         if not need.indexable:
             return MovqError(f"{what} has a tensor of more than {MAX_ELEMENTS:,} numbers; {advice}")
-        needed, allowed = format_bytes(need.least), format_bytes(self._most)
+        needed, allowed = format_bytes(need.computing), format_bytes(self._most)
         return MovqMemoryError(f"{what} needs about {needed} where {allowed} may be used; {advice}")
 
     def _advice(self, need: Need) -> str:
         """Return what to do where not even the smallest chunk fits."""
         memory = self._memory
-        if need.indexable and need.least <= self._free:
-            megabytes = -(-need.least // 10**6)
+        if need.indexable and need.computing <= self._free:
+            megabytes = -(-need.computing // 10**6)
             return f"{option('memory_budget', f'{megabytes}MB')} is enough"
         chunks = [memory.config.temporal_factor]
         largest = next((other.size for other in memory.smaller() if self._fitting(other, chunks)), None)

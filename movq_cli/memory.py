@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from .checkpoints.checkpoint import Checkpoint
 from .device import ITEM_SIZE, computed_size
 from .errors import option
-from .model.config import AutoencoderConfig
+from .model.config import WINDOW_FRAMES, AutoencoderConfig
 from .model.cost import MAX_ELEMENTS, ChunkCost, decode_cost, default_chunk_frames, encode_cost
 from .schedule import ChunkSchedule
 from .video import AHEAD_BYTES
@@ -36,20 +36,16 @@ ONE_PIECE = 0
 
 
 class Need(NamedTuple):
-    """The bytes that a plan takes: for `computing`, for the `past` that the next chunk needs, and `waiting` between stages.
+    """The bytes that a plan takes.
 
-    The last two may be on disk. `indexable`: no tensor has more than MAX_ELEMENTS elements.
+    `computing` has to be in memory. `waiting`, between two stages and for the next chunk, may be on disk. `spare` is what
+    memory may have left without room for another strip. `indexable`: no tensor has more than MAX_ELEMENTS elements.
     """
 
     computing: int
-    past: int
     waiting: int
+    spare: int
     indexable: bool
-
-    @property
-    def least(self) -> int:
-        """The bytes that have to be in memory. If nothing waits between stages, the past does not either."""
-        return self.computing + (0 if self.waiting else self.past)
 
 
 @dataclass(frozen=True)
@@ -133,12 +129,17 @@ class NetworkMemory(ABC):
         base = WORKSPACE_BYTES if self.device.type == "cuda" else PROCESS_BYTES
         computing = base + self.parameters * item + self.staging(longest, strip_rows)
         computing += cost.activations * computed_size(self.precision, self.device)
-        past, waiting = 0 if longest == self.total else cost.caches, 0
-        if strip_rows or longest < self.window:
-            # Two strips more: memory may have room left, but not for a strip, and so may gaps on disk.
-            strip = cost.waiting * (strip_rows or self.height) // self.height
-            waiting = self.cost(max(self.window, longest), strip_rows).waiting + 2 * strip
-        return Need(computing, past * item, waiting * item, cost.largest <= MAX_ELEMENTS)
+        indexable = cost.largest <= MAX_ELEMENTS
+        if not strip_rows and longest >= self.window:  # nothing waits but the past
+            return Need(computing + (0 if longest == self.total else cost.caches) * item, 0, 0, indexable)
+        # The layers of a window take turns, so that its chunks need the past of one. Later windows find that of all.
+        first = max(self.window, longest)
+        waiting = self.cost(first, strip_rows).waiting + (cost.largest_cache if longest < first else 0)
+        if first != self.total:
+            later = min(longest, WINDOW_FRAMES) if self.window else longest - 1
+            waiting = max(waiting, self.cost(later, strip_rows).waiting + cost.caches)
+        spare = 2 * cost.waiting * (strip_rows or self.height) // self.height
+        return Need(computing, waiting * item, spare * item, indexable)
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,8 @@ class EncodeMemory(NetworkMemory):
         chunk = frames * self.height * row
         if self.device.type == "cuda":
             return chunk + frames * (strip_rows or self.height) * row * ITEM_SIZE["fp32"]
-        return 2 * chunk + self.open_at_once * min(AHEAD_FRAMES * self.height * row, AHEAD_BYTES)
+        ahead = min(AHEAD_FRAMES, self.total or AHEAD_FRAMES) * self.height * row
+        return 2 * chunk + self.open_at_once * min(ahead, AHEAD_BYTES)
 
     def smaller(self) -> Iterator[Self]:
         """Yield the same for smaller pictures, from large to small; none if the size was asked for."""

@@ -1,6 +1,7 @@
 """Strips: the latents of a picture that is computed band by band are those of the picture in one piece."""
 
 import itertools
+import re
 import subprocess
 import sys
 
@@ -198,7 +199,7 @@ def test_what_the_tool_says_of_strips(tmp_path, movq):
         "computed in 4 strips of 32 rows, as a whole picture needs about 386 MB where 374 MB may be used"
         in little.stderr
     )
-    assert "; up to 19.6 MB of activations wait in ." in little.stderr
+    assert re.search(r"; up to \d+\.\d MB of activations wait in \.\n", little.stderr)
     assert "strips" not in str(open_latents(tmp_path / "a.safetensors").metadata.preprocessing)
     encode_batch(clip, tmp_path / "out", strip_rows=32, precision="fp32", threads=1, workers=0)
     (line,) = manifest(tmp_path / "out").values()

@@ -22,7 +22,7 @@ _ANSWERS = {
     **dict.fromkeys(("--gpu", "--cuda"), "Did you mean --device cuda?"),
     **dict.fromkeys(("--out", "--output-dir", "--outdir"), "Did you mean --output?"),
     **dict.fromkeys(("--overwrite", "-y", "-f"), "Did you mean --force?"),
-    **dict.fromkeys(("--tile", "--tiling"), "Did you mean --memory-budget? movq needs no tiles"),
+    **dict.fromkeys(("--tile", "--tiling"), "Did you mean --memory-budget, or --strip-rows? movq needs no tiles"),
     **dict.fromkeys(("--quantize", "--quantizer", "--codes"), _CODES),
     **dict.fromkeys(("--resume", "--skip-existing", "--continue"), _RESUME),
 }

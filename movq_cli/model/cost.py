@@ -30,13 +30,15 @@ _HALO = 3
 class ChunkCost:
     """The memory of one chunk, in elements.
 
-    `activations` are alive at the worst moment. `caches` are kept for the next chunk. `largest` is the size of the
-    largest tensor that is computed. `waiting` is what the chunk keeps between two stages at the worst barrier, if it has
-    several strips or its window several chunks.
+    `activations` are alive at the worst moment. `caches` are kept for the next window, and at most `largest_cache` for
+    the next chunk of a window, whose layers take turns. `largest` is the size of the largest tensor that is computed.
+    `waiting` is what the chunk keeps between two stages at the worst barrier, if it has several strips or its window
+    several chunks.
     """
 
     activations: int
     caches: int
+    largest_cache: int
     largest: int
     waiting: int
 
@@ -96,10 +98,11 @@ class _Tally:
     def __init__(self, height: int, width: int, strip_rows: int = 0, zq: int = 0) -> None:
         self._height, self._width, self._strip_rows, self._zq = height, width, strip_rows, zq
         self.level = 0
-        self._live = self._room = self._caches = self._largest = self._waiting = 0
+        self._live = self._room = self._caches = self._largest_cache = self._largest = self._waiting = 0
 
     def cost(self) -> ChunkCost:
-        return ChunkCost(self._live + self._zq, self._caches, self._largest, self._waiting + self._zq)
+        live, waiting = self._live + self._zq, self._waiting + self._zq
+        return ChunkCost(live, self._caches, self._largest_cache, self._largest, waiting)
 
     @property
     def _picture(self) -> int:
@@ -119,7 +122,9 @@ class _Tally:
         self._alive(beside + outputs * t * self._piece)
         self._largest = max(self._largest, padded, outputs * t * self._piece)
         self._waiting = max(self._waiting, outputs * t * self._picture)
-        self._caches += inputs * _PAST * self._picture
+        cache = inputs * _PAST * self._picture
+        self._caches += cache
+        self._largest_cache = max(self._largest_cache, cache)
 
     def block(self, inputs: int, outputs: int, t: int) -> None:
         x, h = inputs * t * self._piece, outputs * t * self._piece
