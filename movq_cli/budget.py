@@ -189,7 +189,7 @@ class _Choice:
         if not need.waiting:
             return Budget(chunk, strip_rows, strips, need.computing, None, None, 0, "", warnings)
         on_device = self._on_device(need)
-        spill = max(0, need.waiting + need.spare - self._room(need))
+        spill = max(0, need.waiting + need.spare - self._room(need)) * 11 // 10  # a tenth more for gaps in the file
         folder = options.spill_dir or tempfile.gettempdir()
         if spill:
             _require_disk(folder, spill)
