@@ -120,7 +120,8 @@ def main():
             rate = 1 / (compute + bytes_per_frame(encoder.config, height, width, 2) / H100_BYTES)
             hours = CLIPS * FRAMES / rate / 3600
             chunk = max(8, default_chunk_frames(encoder.config, height, width, "cpu"))
-            memory = encode_cost(encoder.config, chunk + 1, height, width).bytes(2) / 1e9
+            cost = encode_cost(encoder.config, chunk + 1, height, width)
+            memory = (cost.activations + cost.caches) * 2 / 1e9
             print(
                 f"| {size} | {width}x{height} | {flops / 1e12:.2f} | {1 / compute:.0f} | {rate:.0f} | {hours:,.0f} "
                 f"| {hours * DOLLARS:,.0f} | {memory:.1f} GB |"

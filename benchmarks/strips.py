@@ -142,7 +142,8 @@ def judge(args, table):
     with tempfile.TemporaryDirectory() as folder:
         vae = diffusers_weights(f"{folder}/vae")
         for size in args.size:
-            clip, movq, script = f"{folder}/clip.mp4", f"{folder}/movq", f"{folder}/script.pt"
+            clip, script = f"{folder}/clip.mp4", f"{folder}/script.pt"
+            whole, little = f"{folder}/whole.safetensors", f"{folder}/little.safetensors"
             synthetic(clip, args.frames, *map(int, size.split("x")))
             encode = [
                 sys.executable,
@@ -160,8 +161,8 @@ def judge(args, table):
             theirs = [sys.executable, SCRIPT, clip, vae, script, *precise]
             budget = ["--memory-budget", args.budget]
             ways = {
-                "movq": [*encode, movq],
-                f"movq, {args.budget}": [*encode, f"{movq} little", *budget],
+                "movq": [*encode, whole],
+                f"movq, {args.budget}": [*encode, little, *budget],
                 "script": theirs,
                 "script, tiled": [*theirs, "--tiling"],
             }
@@ -170,9 +171,9 @@ def judge(args, table):
                 runs = [watched(command) for _ in range(args.runs)]
                 seconds, _, together, disk = (statistics.median(values) for values in zip(*runs, strict=True))
                 usual = usual or seconds
-                path = Path(command[-1] if way == "movq" else f"{movq} little")
-                moments = open_latents(path).latents if "movq" in way else torch.load(script)
-                off = difference(moments.float(), open_latents(movq).latents.float())
+                made = {"movq": whole, f"movq, {args.budget}": little}.get(way)
+                moments = open_latents(made).latents if made else torch.load(script)
+                off = difference(moments.float(), open_latents(whole).latents.float())
                 table.add(
                     size, way, seconds, seconds / usual, together / 1e6, disk / 1e6, off.mean.rms, off.mean.largest
                 )

@@ -5,9 +5,10 @@ Everything that does not fit is refused here, with the estimate, before the work
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 LOW_STRIPS = 2
 """The height of low strips, in steps of `strip_step`. Lower ones take longer (docs/performance.md)."""
+
+
+_TOO_LARGE = f"has a tensor of more than {MAX_ELEMENTS:,} numbers"
 
 
 def check_weights(options: ModelOptions, checkpoint: Checkpoint) -> None:
@@ -99,8 +103,8 @@ class Budget:
 
 
 def least_memory(config: AutoencoderConfig) -> dict[str, int]:
-    """Return options with which encoding takes the least memory at nearly full speed."""
-    strips = {} if config.attends else {"strip_rows": LOW_STRIPS * config.strip_step}
+    """Return options with which encoding takes the least memory."""
+    strips = {} if config.attends else {"strip_rows": config.strip_step}
     return {"chunk_frames": config.temporal_factor, **strips}
 
 
@@ -133,12 +137,12 @@ class _Choice:
         memory, options = self._memory, self._options
         wanted = options.chunk_frames or memory.default_chunk
         factor = memory.config.temporal_factor
-        if memory.window and options.chunk_frames is None and self._strip_rows is None:
+        if memory.window and options.chunk_frames is None and ONE_PIECE in self._heights(memory):
             need = memory.need(memory.longest(WHOLE_WINDOW), ONE_PIECE)
             if need.indexable and need.computing <= self._budget:
                 return self._made(WHOLE_WINDOW, ONE_PIECE, need)
-        chunks = range(wanted, 0, -factor)
-        found = self._fitting(memory, chunks)
+        asked = options.chunk_frames and self._fitting(memory, [wanted])
+        found = asked or self._fitting(memory, range(wanted, 0, -factor))
         if found is None:
             raise self._refusal(factor)
         chunk, strip_rows, need = found
@@ -150,9 +154,13 @@ class _Choice:
     def _fitting(self, memory: NetworkMemory, chunks: Sequence[int]) -> tuple[int, int, Need] | None:
         """Return the first chunk_frames and strip_rows that fit, and what they need; None if nothing fits."""
         heights = self._heights(memory)
-        most = LOW_STRIPS * memory.config.strip_step
-        low = [rows for rows in heights if (rows or memory.height) <= most] or heights
-        for among, fits in ((heights, self._fits), (low, self._computes)):
+        highest = LOW_STRIPS * memory.config.strip_step
+        low = [rows for rows in heights if (rows or memory.height) <= highest] or heights
+
+        def within(bytes_: int) -> Callable[[int, Need], bool]:
+            return lambda rows, need: need.computing <= bytes_
+
+        for among, fits in ((heights, self._fits), (low, within(self._budget)), (low, within(self._most))):
             for chunk in chunks:
                 longest = memory.longest(chunk)
                 for rows in among:
@@ -172,13 +180,10 @@ class _Choice:
             return need.computing <= self._budget
         return need.computing <= self._most and need.waiting + need.spare <= self._room(need)
 
-    def _computes(self, strip_rows: int, need: Need) -> bool:
-        """Return True if strips can be computed, wherever the rest waits."""
-        return need.computing <= self._most
-
     def _on_device(self, need: Need) -> int:
-        """Return the bytes of the device in which activations may wait."""
-        return max(0, (self._budget if self._host is None else self._free) - need.computing)
+        """Return the bytes of the device in which activations may wait. With windows, a device's budget is its host's."""
+        hosts = self._host is not None and self._memory.window
+        return max(0, (self._free if hosts else self._budget) - need.computing)
 
     def _room(self, need: Need) -> int:
         return self._on_device(need) + (self._host or 0)
@@ -194,14 +199,13 @@ class _Choice:
         if spill:
             _require_disk(folder, spill)
         remarks = []
-        if strip_rows and self._strip_rows is None:
-            whole = memory.need(memory.longest(chunk), ONE_PIECE)
-            at_once = format_bytes(whole.computing)
-            waits = f"; up to {format_bytes(spill)} of activations wait in {folder}" if spill else ""
-            remarks.append(
-                f"computed in {strips} strips of {strip_rows} rows, as a whole picture needs about {at_once} where "
-                f"{format_bytes(self._budget)} may be used{waits}"
-            )
+        if strip_rows and (spill or self._strip_rows is None):
+            whole, why = memory.need(memory.longest(chunk), ONE_PIECE), ""
+            if self._strip_rows is None:
+                needs = f"needs about {format_bytes(whole.computing)} where {format_bytes(self._budget)} may be used"
+                why = f", as a whole picture {needs if whole.indexable else _TOO_LARGE}"
+            waits = f"; up to {format_bytes(spill)} of activations wait in {os.path.abspath(folder)}" if spill else ""
+            remarks.append(f"computed in {strips} strips of {strip_rows} rows{why}{waits}")
         predicted = need.computing + min(on_device, need.waiting)
         return Budget(
             chunk, strip_rows, strips, predicted, on_device, self._host, spill, folder, warnings, tuple(remarks)
@@ -220,7 +224,7 @@ class _Choice:
         what += f" in strips of {rows} rows" if rows else ""
         advice = fits or self._advice(need)
         if not need.indexable:
-            return MovqError(f"{what} has a tensor of more than {MAX_ELEMENTS:,} numbers; {advice}")
+            return MovqError(f"{what} {_TOO_LARGE}; {advice}")
         needed, allowed = format_bytes(need.computing), format_bytes(self._most)
         return MovqMemoryError(f"{what} needs about {needed} where {allowed} may be used; {advice}")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -222,29 +222,36 @@ def decoding(
     Raises MovqError if latents and weights do not belong together, or do not fit into memory.
     """
     _check(latents, checkpoint, options)
-    config, count = checkpoint.config, latents.shape[2]
-    height, width = (n * config.spatial_factor for n in latents.shape[3:])
+    device = choose_device(options.device)
+    precision = choose_precision(options.precision, device)
+    with about(latents.path), computing(precision, options.threads), memory_errors():
+        semantics, budget = decode_budget(latents.shape, checkpoint, options)
+        decoder = checkpoint.load_decoder(device, dtype_of(precision))
+        quantizer = checkpoint.load_quantizer() if latents.metadata.representation == CODES else None
+        yield Decoding(latents, checkpoint, options, device, precision, semantics, budget, decoder, quantizer, progress)
+
+
+def decode_budget(shape: Sequence[int], checkpoint: Checkpoint, options: ModelOptions) -> tuple[str, Budget]:
+    """Return the semantics and the budget for decoding latents of this shape, (1, C, T', H', W').
+
+    Raises MovqError if they cannot be decoded so, or do not fit into memory.
+    """
+    config, count = checkpoint.config, shape[2]
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     semantics = checkpoint.semantics
     if semantics != "frame":
         semantics = "diffusers" if options.semantics == "auto" else options.semantics
-
     whole = ChunkSchedule.of_latents(semantics, count, WHOLE_WINDOW, config)
     windows = whole.window_lengths()
     if len(windows) > 1 and windows[0] < config.latent_frames(config.first_chunk_frames):
         raise MovqError(
             "its weights pad by reflection, which windows of 2 latents are too short for: "
-            f"{option('semantics', 'whole')}",
-            latents.path,
+            f"{option('semantics', 'whole')}"
         )
-
-    memory = DecodeMemory(checkpoint, whole, (width, height), config.spatial_factor, device, precision)
-    with about(latents.path), computing(precision, options.threads), memory_errors():
-        decoder = checkpoint.load_decoder(device, dtype_of(precision))
-        budget = make_budget(memory, options)
-        quantizer = checkpoint.load_quantizer() if latents.metadata.representation == CODES else None
-        yield Decoding(latents, checkpoint, options, device, precision, semantics, budget, decoder, quantizer, progress)
+    size = shape[4] * config.spatial_factor, shape[3] * config.spatial_factor
+    memory = DecodeMemory(checkpoint, whole, size, config.spatial_factor, device, precision)
+    return semantics, make_budget(memory, options)
 
 
 def _check(latents: Latents, checkpoint: Checkpoint, options: DecodeOptions) -> None:

@@ -372,9 +372,7 @@ class Encoding:
                 yield latents
         except NotFiniteError as found:
             frame = min(found.frame, len(chunker.times) - 1)  # a repeated frame counts as the last one
-            place = f"frame {chunker.indices[frame]} ({format_time(chunker.times[frame])})"
-            if found.rows:
-                place += f", rows {found.rows.start} to {found.rows.stop - 1}"
+            place = f"frame {chunker.indices[frame]} ({format_time(chunker.times[frame])}){found.rows}"
             raise MovqError(
                 f"gives numbers that are not finite in {plan.precision}, first in {found.stage} at {place}: nothing was "
                 f"written; {_WAY_OUT[plan.precision]}"

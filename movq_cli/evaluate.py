@@ -20,7 +20,7 @@ import numpy as np
 from .checkpoints.checkpoint import Checkpoint, open_checkpoint
 from .checkpoints.layouts import diffusers_config, to_diffusers
 from .codec import Chunker, Progress, silent, to_input, to_planes
-from .decode import decoding, find_weights
+from .decode import decode_budget, decoding, find_weights
 from .device import choose_device, choose_precision, computing, dtype_of, memory_errors
 from .difference import Comparison, Difference
 from .encode import EncodeResult, encode_video
@@ -29,7 +29,7 @@ from .fields import options_of
 from .latents import Latents, open_latents
 from .metrics import FrameScores, psnr
 from .options import CODES, DecodeOptions, EncodeOptions
-from .plan import open_weights, start_reader
+from .plan import open_weights, plan_encode, start_reader
 from .schedule import WHOLE_WINDOW, ChunkSchedule
 
 if TYPE_CHECKING:
@@ -195,6 +195,18 @@ class _Side:
         self, source: str, path: str, options: EncodeOptions, frames: Sequence[int] | None, progress: Progress
     ) -> None:
         self._source, self._options = source, options
+        self._decode_options = DecodeOptions(
+            weights=options.weights,
+            device=options.device,
+            precision=options.precision,
+            memory_budget=options.memory_budget,
+            spill_dir=options.spill_dir,
+            threads=options.threads,
+        )
+        with about(source):  # what cannot be decoded is not encoded first
+            shape = plan_encode(source, options).latent_shape
+            assert shape is not None
+            decode_budget(shape, open_weights(options), self._decode_options)
         self.encoded = encode_video(source, path, options, progress=progress)
         self.latents = open_latents(path)
         for frame in frames or ():
@@ -211,18 +223,10 @@ class _Side:
         Decoded frames go to a file next to the latents, so that memory does not grow with their number.
         """
         started, m = time.perf_counter(), self.latents.metadata
-        chosen = DecodeOptions(
-            weights=self._options.weights,
-            device=self._options.device,
-            precision=self._options.precision,
-            memory_budget=self._options.memory_budget,
-            spill_dir=self._options.spill_dir,
-            threads=self._options.threads,
-        )
         between: list[float] = []
         with (
             start_reader(self._source, self._options, self._checkpoint.config) as reader,
-            decoding(self.latents, self._checkpoint, chosen, progress) as run,
+            decoding(self.latents, self._checkpoint, self._decode_options, progress) as run,
             open(self._frames, "wb") as kept,
             open(others[0]._frames if others else os.devnull, "rb") as other,
         ):

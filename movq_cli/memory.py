@@ -134,10 +134,12 @@ class NetworkMemory(ABC):
             return Need(computing + (0 if longest == self.total else cost.caches) * item, 0, 0, indexable)
         # The layers of a window take turns, so that its chunks need the past of one. Later windows find that of all.
         first = max(self.window, longest)
-        waiting = self.cost(first, strip_rows).waiting + (cost.largest_cache if longest < first else 0)
-        if first != self.total:
-            later = min(longest, WINDOW_FRAMES) if self.window else longest - 1
-            waiting = max(waiting, self.cost(later, strip_rows).waiting + cost.caches)
+        window = self.cost(first, strip_rows)
+        if first == self.total:
+            waiting = window.waiting + (cost.largest_cache if longest < first else 0)
+        else:
+            later = self.cost(WINDOW_FRAMES if self.window else longest - 1, strip_rows)
+            waiting = max(window.growing, later.waiting + cost.caches)
         spare = 2 * cost.waiting * (strip_rows or self.height) // self.height
         return Need(computing, waiting * item, spare * item, indexable)
 

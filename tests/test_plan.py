@@ -12,6 +12,7 @@ from movq_cli import (
     EncodeOptions,
     MovqError,
     MovqUsageError,
+    Picture,
     encode_batch,
     encode_video,
     open_latents,
@@ -20,9 +21,11 @@ from movq_cli import (
 from movq_cli.budget import Budget
 from movq_cli.checkpoints.checkpoint import open_checkpoint
 from movq_cli.cli import run
+from movq_cli.memory import EncodeMemory
 from movq_cli.model import StreamCache
 from movq_cli.model.cost import decode_cost, encode_cost
 from movq_cli.model.store import Held, Store
+from movq_cli.schedule import ChunkSchedule
 
 from .helpers import clips, models
 
@@ -64,7 +67,7 @@ def test_what_does_not_fit_is_lowered_or_refused(tmp_path, clip, make_weights):
         plan_encode(clip, EncodeOptions(memory_budget=1000))
 
 
-def test_what_no_picture_fits_is_refused_with_what_is_enough(tmp_path):
+def test_a_budget_that_is_too_small_is_refused_with_what_is_enough(tmp_path):
     """The budget that is named is enough, and a megabyte less is not."""
     clip = clips.write(tmp_path / "a.mp4", clips.pictures(5, 640, 400), options={"preset": "ultrafast"})
     options = EncodeOptions(precision="fp32", memory_budget=400_000_000, strip_rows=320)
@@ -94,8 +97,49 @@ def test_a_picture_is_planned_as_one_frame_and_a_huge_one_in_strips(tmp_path):
     clip = clips.write(tmp_path / "a.mp4", clips.pictures(2, 3840, 2160))
     plan = plan_encode(clip, EncodeOptions(memory_budget=10**12))
     assert (plan.budget.strips, plan.budget.strip_rows, plan.budget.spill_bytes) == (2, 1088, 0)
-    with pytest.raises(MovqError, match=r"has a tensor of more than 1,073,741,824 numbers.*short_side"):
-        plan_encode(clip, EncodeOptions(memory_budget=10**12, strip_rows=2176))
+    assert "as a whole picture has a tensor of more than 1,073,741,824 numbers" in plan.budget.remarks[0]
+    one_piece = EncodeOptions(memory_budget=10**12, strip_rows=2176)
+    with pytest.raises(MovqError, match=r"1,073,741,824 numbers; .* short_side; the largest that fits is ") as caught:
+        plan_encode(clip, one_piece)
+    height = int(caught.value.reason.rpartition("x")[2])
+    fits = dataclasses.replace(one_piece, picture=Picture(short_side=height))
+    assert plan_encode(clip, fits).budget.strips == 1
+    with pytest.raises(MovqError, match="1,073,741,824 numbers"):
+        plan_encode(clip, dataclasses.replace(fits, picture=Picture(short_side=height + 8)))
+
+
+@pytest.mark.slow
+def test_a_chunk_that_is_asked_for_is_taken_if_it_fits_in_any_strips(tmp_path):
+    """With more memory a plan that has to wait on disk is not refused for one that need not."""
+    clip = clips.write(tmp_path / "a.mp4", clips.pictures(33, 1280, 720))
+    for budget in ("2GB", "3GB", "8GB"):
+        assert plan_encode(clip, precision="bf16", chunk_frames=32, memory_budget=budget).budget.chunk_frames == 32
+
+
+@pytest.mark.parametrize(("frames", "chunk"), [(13, 4), (17, 4), (21, 4), (25, 8), (33, 0)])
+def test_what_waits_in_strips_is_never_more_than_planned(vae, frames, chunk):
+    """Of several windows, whose pasts wait too; and at most a fifth less."""
+    checkpoint = open_checkpoint(vae.folder)
+    whole = ChunkSchedule.of_frames("diffusers", frames, 0, checkpoint.config)
+    memory = EncodeMemory(checkpoint, whole, (40, 264), 8, torch.device("cpu"), "fp32")
+    need = memory.need(memory.longest(chunk), 32)
+    cache = StreamCache(store=Watched(), strip_rows=32)
+    schedule = ChunkSchedule.of_frames("diffusers", frames, chunk, checkpoint.config)
+    encoder, left = checkpoint.load_encoder(), frames
+
+    def chunks(lengths):
+        nonlocal left
+        for length in lengths:
+            left -= length
+            if not left:
+                cache.end()
+            yield torch.zeros(1, 3, length, 264, 40)
+
+    with torch.inference_mode():
+        for lengths in schedule.windows():
+            list(encoder.encode_window(chunks(lengths), cache))
+    assert left == 0
+    assert 0.8 * need.waiting <= 4 * cache.store.most <= need.waiting + need.spare
 
 
 class Watched(Store):
@@ -136,7 +180,8 @@ def test_a_clip_of_one_chunk_is_planned_without_what_another_would_need(tmp_path
     options = dataclasses.replace(EncodeOptions(precision="fp32"), weights=vae.folder)
     plans = [plan_encode(clip, options) for clip in (one, two)]
     spared = plans[1].budget.memory_bytes - plans[0].budget.memory_bytes
-    assert spared == encode_cost(config, 9, 192, 256).caches * 4
+    read_ahead = 8 * 192 * 256 * 3
+    assert spared == encode_cost(config, 9, 192, 256).caches * 4 + read_ahead
 
 
 def test_predicted_waiting_is_what_waits(vae):
@@ -184,7 +229,7 @@ def test_a_disk_too_small_is_refused_before_the_work(tmp_path, vae, monkeypatch)
     plan = plan_encode(clip, options)
     assert plan.budget.spill_bytes > 1e6
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
-    with pytest.raises(MovqError, match=r"11.0 MB of activations have to wait on disk.*spill_dir"):
+    with pytest.raises(MovqError, match=r"12.1 MB of activations have to wait on disk.*spill_dir"):
         encode_video(clip, tmp_path / "a", options)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clip.mkv"]
 

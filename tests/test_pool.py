@@ -174,7 +174,7 @@ def test_what_needs_more_than_its_share_of_memory_is_made_when_there_is_more(tmp
     assert re.fullmatch(first, large["warnings"][-1])
     assert small["warnings"] == []
     assert re.match("made at attempt 3; at the first: a chunk of 4 frames of 1408x1136 needs", huge["warnings"][-1])
-    assert (large["strips"], small["strips"], huge["strips"]) == (1, 1, 18)
+    assert (large["strips"], small["strips"], huge["strips"]) == (1, 1, 36)
     little = encode_batch(names, tmp_path / "little", workers=1, memory_budget=10**8)
     assert [(line["status"], line["cause"]) for line in little.lines] == [("failed", "memory")] * 3
 

@@ -12,7 +12,7 @@ import torch
 from movq_cli import MovqError, MovqUsageError, encode_batch, encode_video, open_latents
 from movq_cli.checkpoints.checkpoint import open_checkpoint
 from movq_cli.codec import encode
-from movq_cli.model import DownSample3D, Encoder3D, StreamCache
+from movq_cli.model import Decoder3D, DownSample3D, Encoder3D, StreamCache
 from movq_cli.model.store import SpillFile, Store
 from movq_cli.model.strips import Halo, StripQueue
 from movq_cli.schedule import ChunkSchedule
@@ -174,6 +174,18 @@ def test_downsampling_takes_a_row_of_the_strip_below():
     assert moments_off(torch.cat([torch.cat(strips, dim=3)] * 2, dim=1), torch.cat([whole] * 2, dim=1)) < EXACT
 
 
+def test_strips_that_a_network_cannot_take_are_refused():
+    x, z = torch.zeros(1, 3, 1, 64, 32), torch.zeros(1, 4, 1, 64, 32)
+    decoder = Decoder3D(**{name: getattr(VAE, name) for name in VAE.__dataclass_fields__})
+    with torch.inference_mode():
+        with pytest.raises(ValueError, match="20 rows for a network that takes multiples of 32 rows"):
+            network("frame")(x, StreamCache(strip_rows=20))
+        with pytest.raises(ValueError, match="32 rows for a network that takes whole pictures"):
+            network("frame", attn_resolutions=(32,))(x, StreamCache(strip_rows=32))
+        with pytest.raises(ValueError, match="32 rows for a network that takes whole pictures"):
+            decoder(z, cache=StreamCache(strip_rows=32))
+
+
 def test_gradients_need_one_piece():
     encoder = network("frame").requires_grad_(True)
     with pytest.raises(ValueError, match="no gradient"):
@@ -199,7 +211,7 @@ def test_what_the_tool_says_of_strips(tmp_path, movq):
         "computed in 4 strips of 32 rows, as a whole picture needs about 386 MB where 374 MB may be used"
         in little.stderr
     )
-    assert re.search(r"; up to \d+\.\d MB of activations wait in \.\n", little.stderr)
+    assert re.search(rf"; up to \d+\.\d MB of activations wait in {tmp_path}\n", little.stderr)
     assert "strips" not in str(open_latents(tmp_path / "a.safetensors").metadata.preprocessing)
     encode_batch(clip, tmp_path / "out", strip_rows=32, precision="fp32", threads=1, workers=0)
     (line,) = manifest(tmp_path / "out").values()

@@ -41,7 +41,8 @@ class StreamCache:
         self.spans, self.strip, self.halo = [slice(0, 1)], 0, Halo(1, 1)
         self.past: dict[nn.Module, StripQueue] = {}
         self.store = store or Store()
-        self._strip_rows, self._step = strip_rows, 1
+        self._strip_rows = strip_rows
+        self._step: int | None = None
         self._frames = 0
         self._room: Tensor | None = None
         self._over = ""
@@ -94,13 +95,16 @@ class StreamCache:
         b, c, t, h, w = shape
         return rearrange(self._room[:size].view(b, t, h, w, c), "b t h w c -> b c t h w")
 
-    def cut(self, x: Tensor, step: int) -> list[Tensor]:
+    def cut(self, x: Tensor, step: int | None) -> list[Tensor]:
         """Cut a chunk (B, C, T, H, W) of the stream's input into strips, from top to bottom.
 
-        The height of strips is a multiple of `step`, or that of the picture.
+        Raises ValueError if their height is no multiple of `step`; if that is None, if a picture would be cut at all.
         """
         height, self._step = x.shape[3], step
         rows = self._strip_rows or height
+        if rows < height and (step is None or rows % step):
+            takes = "whole pictures" if step is None else f"multiples of {step} rows"
+            raise ValueError(f"strips of {rows} rows for a network that takes {takes}")
         self.spans = [slice(at, min(at + rows, height)) for at in range(0, height, rows)]
         return [x[:, :, :, span] for span in self.spans]
 
@@ -125,8 +129,10 @@ class StreamCache:
         span = self.spans[self.strip]
         return (span.stop - span.start) / self.spans[-1].stop
 
-    def picture(self, strip: Tensor) -> Picture:
-        """Return the picture that an activation (B, C, T, rows, W) is a strip of, in its own rows."""
+    def picture(self, strip: Tensor) -> Picture | None:
+        """Return the picture that an activation (B, C, T, rows, W) is a strip of, in its own rows; None if it is not cut."""
+        if self._step is None:
+            return None
         span, rows = self.spans[self.strip], strip.shape[3]
         of = span.stop - span.start
         return Picture(self.spans[-1].stop * rows // of, self._step * rows // of)

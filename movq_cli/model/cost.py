@@ -33,7 +33,7 @@ class ChunkCost:
     `activations` are alive at the worst moment. `caches` are kept for the next window, and at most `largest_cache` for
     the next chunk of a window, whose layers take turns. `largest` is the size of the largest tensor that is computed.
     `waiting` is what the chunk keeps between two stages at the worst barrier, if it has several strips or its window
-    several chunks.
+    several chunks; `growing` is the same in a first window, with the caches that its stages have left by then.
     """
 
     activations: int
@@ -41,6 +41,7 @@ class ChunkCost:
     largest_cache: int
     largest: int
     waiting: int
+    growing: int
 
 
 def encode_cost(config: AutoencoderConfig, frames: int, height: int, width: int, strip_rows: int = 0) -> ChunkCost:
@@ -99,10 +100,11 @@ class _Tally:
         self._height, self._width, self._strip_rows, self._zq = height, width, strip_rows, zq
         self.level = 0
         self._live = self._room = self._caches = self._largest_cache = self._largest = self._waiting = 0
+        self._growing = 0
 
     def cost(self) -> ChunkCost:
         live, waiting = self._live + self._zq, self._waiting + self._zq
-        return ChunkCost(live, self._caches, self._largest_cache, self._largest, waiting)
+        return ChunkCost(live, self._caches, self._largest_cache, self._largest, waiting, self._growing + self._zq)
 
     @property
     def _picture(self) -> int:
@@ -121,10 +123,10 @@ class _Tally:
         self._room = max(self._room, padded)
         self._alive(beside + outputs * t * self._piece)
         self._largest = max(self._largest, padded, outputs * t * self._piece)
-        self._waiting = max(self._waiting, outputs * t * self._picture)
         cache = inputs * _PAST * self._picture
         self._caches += cache
         self._largest_cache = max(self._largest_cache, cache)
+        self._waits(outputs * t * self._picture)
 
     def block(self, inputs: int, outputs: int, t: int) -> None:
         x, h = inputs * t * self._piece, outputs * t * self._piece
@@ -133,7 +135,7 @@ class _Tally:
         self.conv(outputs, outputs, t, beside=2 * x + h if self._strip_rows else x)
         if inputs != outputs:
             self._alive(2 * x + 3 * h if self._strip_rows else x + 2 * h)
-        self._waiting = max(self._waiting, (inputs + outputs) * t * self._picture)
+        self._waits((inputs + outputs) * t * self._picture)
 
     def attention(self, channels: int, t: int) -> None:
         self._alive(6 * channels * t * self._picture)
@@ -143,7 +145,12 @@ class _Tally:
         frame = channels * 4 * self._picture * t
         self._alive(max(channels * t * self._picture + 2 * frame, 3 * frame if twice else 0))
         self._largest = max(self._largest, frame * (2 if twice else 1))
-        self._waiting = max(self._waiting, frame * (2 if twice else 1))
+        self._waits(frame * (2 if twice else 1))
+
+    def _waits(self, elements: int) -> None:
+        """Count elements that wait behind the layers so far, beside the caches of these."""
+        self._waiting = max(self._waiting, elements)
+        self._growing = max(self._growing, elements + self._caches)
 
     def _alive(self, elements: int) -> None:
         """Count elements that are alive together with the memory that padded inputs are prepared in."""

@@ -105,8 +105,7 @@ class Decoder3D(nn.Module):
                 z, zq = map(lay_out, (z, zq))
                 yield Chunk(z, ChunkPosition(before, frames, cache.ends), zq)
 
-        step = config.strip_step // config.spatial_factor
-        yield from run_window(self.stages(), admitted(), cache, step, worked=worked)
+        yield from run_window(self.stages(), admitted(), cache, None, worked=worked)
 
     def stages(self) -> list[Stage]:
         """Return the layers in order, cut at every norm."""

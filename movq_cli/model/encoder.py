@@ -113,7 +113,7 @@ class Encoder3D(nn.Module):
                     short.append(x.new_empty(b, config.moment_channels, 0, h // s, w // s))
 
         how: dict[str, Any] = {"worked": worked, "check": check, "prepare": prepare}
-        yield from run_window(self.stages(), admitted(), cache, config.strip_step, **how)
+        yield from run_window(self.stages(), admitted(), cache, None if config.attends else config.strip_step, **how)
         yield from short
 
     def stages(self) -> list[Stage]:

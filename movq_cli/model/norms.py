@@ -72,8 +72,8 @@ class GroupNorm(nn.GroupNorm):
     def measure(self, x: Tensor, picture: Picture | None = None) -> NormStatistics:
         """Return the statistics of x (B, C, T, H, W): a chunk, or a strip of it whose pictures are cut as `picture` says.
 
-        On a CPU a picture of more than one block is summed in blocks that lie in one strip, however it is cut: the sums of
-        its strips, merged, are its own to the bit. Those of a smaller picture agree to rounding.
+        On a CPU a picture of more than one block is summed in blocks that lie in one strip, however it is cut. So the
+        statistics of its strips, merged, are its own, but for the order of a sum in float64.
         """
         x = lay_out(x)
         b, c, t, h, w = x.shape

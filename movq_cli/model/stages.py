@@ -66,13 +66,13 @@ class Carry:
 class NotFiniteError(Exception):
     """Raised if a stage gives numbers that are not finite.
 
-    Has the stage's name, the first affected frame, and the rows of the strip if the picture is cut into strips.
+    Has the stage's name, the first affected frame, and words for the rows of the strip, "" if the picture is not cut.
     """
 
     def __init__(self, stage: str, frame: int, rows: slice | None = None) -> None:
-        where = f", rows {rows.start} to {rows.stop - 1}" if rows else ""
-        super().__init__(f"{stage} gives numbers that are not finite at frame {frame}{where}")
-        self.stage, self.frame, self.rows = stage, frame, rows
+        self.stage, self.frame = stage, frame
+        self.rows = f", rows {rows.start} to {rows.stop - 1}" if rows else ""
+        super().__init__(f"{stage} gives numbers that are not finite at frame {frame}{self.rows}")
 
 
 class _Run(Protocol):
@@ -95,7 +95,7 @@ class Stage:
     halo: Halo = Halo(1, 1)
 
     def then(self, layer: Callable[[Tensor, StreamCache], Tensor], work: float, rows_below: int = 0) -> Stage:
-        """Return this stage with another layer after it, which needs `rows_below` more and must not be a barrier."""
+        """Return this stage with another layer after it, which needs `rows_below` more rows below and must not be a barrier."""
 
         def run(carry: Carry, cache: StreamCache, stats: NormStatistics | None) -> Tensor:
             return layer(self.run(carry, cache, stats), cache)
@@ -108,7 +108,7 @@ def run_window(
     stages: Sequence[Stage],
     window: Iterable[Chunk],
     cache: StreamCache,
-    strip_step: int,
+    strip_step: int | None,
     *,
     worked: Worked = lambda frames: None,
     check: bool = False,
@@ -120,7 +120,7 @@ def run_window(
     With gradients on, a window must be one chunk of one strip, which its norms measure themselves by differentiable
     functions; raises ValueError for more. With `check`, which costs a pass over memory per stage, raises NotFiniteError
     for the first stage that gives numbers that are not finite. `prepare` makes a strip of a chunk the network's input.
-    Heights of strips are multiples of `strip_step`, in rows of a chunk.
+    Heights of strips are multiples of `strip_step`, in rows of a chunk; if it is None, pictures must not be cut.
     """
     run = _Window(window, cache, strip_step, sum(stage.work for stage in stages), worked, check, prepare)
     with cache.guard():
@@ -143,7 +143,7 @@ class _Window:
         self,
         chunks: Iterable[Chunk],
         cache: StreamCache,
-        strip_step: int,
+        strip_step: int | None,
         work: float,
         worked: Worked,
         check: bool,

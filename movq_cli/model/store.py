@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import tempfile
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -16,6 +17,7 @@ from torch import Tensor
 from ..errors import MovqDiskError, MovqOutputError, option
 from ..files import os_reason
 
+_IN_FLIGHT = 3  # copies to the host that may be under way
 _BLOCK = 64 << 20  # bytes per system call; Linux moves at most 2 GB in one
 
 
@@ -139,6 +141,7 @@ class _HostCopies:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._out, self._back = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]
+        self._sent = deque[torch.cuda.Event]()
 
     def send(self, tensor: Tensor) -> Callable[[], Tensor]:
         """Copy a tensor to the host, and return a function that copies it back for the stream that is current then."""
@@ -147,6 +150,9 @@ class _HostCopies:
             there = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
             arrived = self._out.record_event()
         tensor.record_stream(self._out)
+        self._sent.append(arrived)
+        if len(self._sent) > _IN_FLIGHT:  # each keeps its tensor on the device until it has arrived
+            self._sent.popleft().synchronize()
 
         def get() -> Tensor:
             with torch.cuda.stream(self._back):
