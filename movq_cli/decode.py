@@ -236,7 +236,7 @@ def decode_budget(shape: Sequence[int], checkpoint: Checkpoint, options: ModelOp
 
     Raises MovqError if they cannot be decoded so, or do not fit into memory.
     """
-    config, count = checkpoint.config, shape[2]
+    config, (count, height, width) = checkpoint.config, shape[2:]
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     semantics = checkpoint.semantics
@@ -249,7 +249,7 @@ def decode_budget(shape: Sequence[int], checkpoint: Checkpoint, options: ModelOp
             "its weights pad by reflection, which windows of 2 latents are too short for: "
             f"{option('semantics', 'whole')}"
         )
-    size = shape[4] * config.spatial_factor, shape[3] * config.spatial_factor
+    size = width * config.spatial_factor, height * config.spatial_factor
     memory = DecodeMemory(checkpoint, whole, size, config.spatial_factor, device, precision)
     return semantics, make_budget(memory, options)
 
