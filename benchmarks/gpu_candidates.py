@@ -107,7 +107,7 @@ def normed_by(statistics, apply):
     """Have every GroupNorm measure and write in another way."""
     measure, write = GroupNorm.measure, GroupNorm.write
 
-    def measure_all(self, x):
+    def measure_all(self, x, picture=None):
         x = lay_out(x)
         mean, m2 = statistics(x, self.num_groups, self.scope == "frame")
         count = x.shape[1] // self.num_groups * x.shape[3] * x.shape[4] * (1 if self.scope == "frame" else x.shape[2])
