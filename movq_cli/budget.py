@@ -20,7 +20,7 @@ from .memory import ONE_PIECE, Need, NetworkMemory
 from .model.config import AutoencoderConfig
 from .model.cost import MAX_ELEMENTS
 from .options import ModelOptions
-from .schedule import WHOLE_WINDOW, check_chunk_frames
+from .schedule import WHOLE_WINDOW, check_chunk_frames, near_multiples
 from .values import format_bytes
 from .video.geometry import round_up
 
@@ -53,8 +53,7 @@ def check_strip_rows(strip_rows: int, checkpoint: Checkpoint) -> None:
             f"{checkpoint.name} has attention, which sees the whole picture: leave it out", option="strip_rows"
         )
     if strip_rows % step:
-        below = strip_rows // step * step
-        near = f"{below} or {below + step}" if below else str(step)
+        near = near_multiples(strip_rows, step)
         raise MovqUsageError(f"must be a multiple of {step} rows, got {strip_rows}: use {near}", option="strip_rows")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from .checkpoints.checkpoint import Checkpoint
@@ -111,7 +112,7 @@ class NetworkMemory(ABC):
     @property
     @abstractmethod
     def advice(self) -> str:
-        """What to do where not even the smallest chunk fits into memory."""
+        """The advice for users whose memory is too small for even the smallest chunk."""
 
     def strips(self) -> Iterator[int]:
         """Yield the heights of strips that a picture can be cut into, from one piece to many strips."""
@@ -151,7 +152,7 @@ class EncodeMemory(NetworkMemory):
     open_at_once: int = 1
     boxed: bool = False
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """The number of parameters of the encoder."""
         return self.checkpoint.parameters["encoder"]
@@ -161,7 +162,7 @@ class EncodeMemory(NetworkMemory):
         """The number of frames of the clip, or an upper bound; None if it is not known."""
         return self.schedule.count
 
-    @property
+    @cached_property
     def window(self) -> int:
         """The frames of the longest window; 0 if norms span one frame."""
         return max(self.schedule.window_lengths(), default=0)
@@ -190,7 +191,7 @@ class EncodeMemory(NetworkMemory):
 
     @property
     def advice(self) -> str:
-        """What to do where not even the smallest chunk fits into memory."""
+        """The advice for users whose memory is too small for even the smallest chunk."""
         return f"take a smaller picture: {option('short_side')}"
 
     def strips(self) -> Iterator[int]:
@@ -208,7 +209,7 @@ class EncodeMemory(NetworkMemory):
 class DecodeMemory(NetworkMemory):
     """The memory of a decoding. The schedule is in latents, everything else in frames."""
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """The number of parameters of the decoder."""
         return self.checkpoint.parameters["decoder"]
@@ -219,7 +220,7 @@ class DecodeMemory(NetworkMemory):
         assert self.schedule.count is not None
         return self.config.latents_to_frames(self.schedule.count)
 
-    @property
+    @cached_property
     def window(self) -> int:
         """The frames of the longest window; 0 if norms span one frame."""
         return self._most_frames(self.schedule.window_lengths())
@@ -245,7 +246,7 @@ class DecodeMemory(NetworkMemory):
 
     @property
     def advice(self) -> str:
-        """What to do where not even the smallest chunk fits into memory."""
+        """The advice for users whose memory is too small for even the smallest chunk."""
         return f"{option('memory_budget')} allows more"
 
     def _most_frames(self, latents: Iterable[int]) -> int:

@@ -17,12 +17,17 @@ def check_chunk_frames(chunk_frames: int, config: AutoencoderConfig) -> None:
     """Raise MovqUsageError, naming the nearest multiples, unless chunk_frames is a multiple of the temporal factor."""
     factor = config.temporal_factor
     if chunk_frames < factor or chunk_frames % factor:
-        below = chunk_frames // factor * factor
-        near = f"{below} or {below + factor}" if below >= factor else str(factor)
         raise MovqUsageError(
-            f"must be a multiple of {factor} frames, which make one latent; got {chunk_frames}: use {near}",
+            f"must be a multiple of {factor} frames, which make one latent; got {chunk_frames}: "
+            f"use {near_multiples(chunk_frames, factor)}",
             option="chunk_frames",
         )
+
+
+def near_multiples(value: int, step: int) -> str:
+    """Return the multiples of `step` below and above a value as text, without 0."""
+    below = value // step * step
+    return f"{below} or {below + step}" if below >= step else str(step)
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def test_a_chunk_that_is_asked_for_is_taken_if_it_fits_in_any_strips(tmp_path):
 
 @pytest.mark.parametrize(("frames", "chunk"), [(13, 4), (17, 4), (21, 4), (25, 8), (33, 0)])
 def test_what_waits_in_strips_is_never_more_than_planned(vae, frames, chunk):
-    """Of several windows, whose pasts wait too; and at most a fifth less."""
+    """The plan covers several windows, whose pasts wait too, and exceeds what waits by at most a fifth."""
     checkpoint = open_checkpoint(vae.folder)
     whole = ChunkSchedule.of_frames("diffusers", frames, 0, checkpoint.config)
     memory = EncodeMemory(checkpoint, whole, (40, 264), 8, torch.device("cpu"), "fp32")

@@ -145,7 +145,7 @@ def test_strips_on_disk_are_those_in_memory(tmp_path, semantics, chunk):
 
 
 def test_a_queue_gives_strips_with_their_neighbours_rows():
-    """Of two pictures in turn; no row comes from the other picture, and what is kept comes again."""
+    """Two pictures wait in turn: no row comes from the other picture, and strips that are kept come again."""
     pictures = [torch.arange(20.0).view(1, 1, 1, 10, 2) + 100 * i for i in range(2)]
     queue = StripQueue(Store())
     for picture in pictures:

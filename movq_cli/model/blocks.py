@@ -34,13 +34,13 @@ class DownSample3D(nn.Module):
 
     @property
     def rows_below(self) -> int:
-        """How many rows below a strip are needed."""
+        """The number of rows below a strip that this layer reads."""
         return 0 if self.conv is None else 1
 
     def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
         """Return x (B, C, T, H, W) at half the height and width, and with `compress_time` half the frames.
 
-        x has one row more if a strip below it has one for the convolution.
+        In a strip with another below it, x has `rows_below` more rows.
         """
         b, c, t, h, w = x.shape
         alone = 1 if self.compress_time and (cache is None or cache.first) else 0

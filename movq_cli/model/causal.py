@@ -139,7 +139,7 @@ class StreamCache:
 
     @property
     def zero_rows(self) -> tuple[int, int]:
-        """How many rows of zeros a 3x3 convolution needs above and below the strip."""
+        """The rows of zeros that a 3x3 convolution needs above and below the strip."""
         return (0, 0) if self.is_whole else (int(self.top), int(self.bottom))
 
     def recall(self, layer: nn.Module) -> Band:

@@ -20,7 +20,7 @@ from .store import Held, Store
 
 
 class Halo(NamedTuple):
-    """How many rows of the strips above and below are read with a strip."""
+    """The numbers of rows of the strips above and below that are read with a strip."""
 
     above: int
     below: int
