@@ -181,7 +181,11 @@ class AutoencoderConfig:
     @property
     def attends(self) -> bool:
         """True if the networks have attention, which sees the whole picture."""
-        return any(self.resolution >> level in self.attn_resolutions for level in range(self.levels))
+        return any(map(self.attends_at, range(self.levels)))
+
+    def attends_at(self, level: int) -> bool:
+        """Return True if attention follows the blocks of this level."""
+        return self.resolution >> level in self.attn_resolutions
 
     @property
     def strip_step(self) -> int:

@@ -58,7 +58,7 @@ def encode_cost(config: AutoencoderConfig, frames: int, height: int, width: int,
         for _ in range(config.num_res_blocks):
             tally.block(channels, config.level_channels(level), t)
             channels = config.level_channels(level)
-            if config.resolution >> level in config.attn_resolutions:
+            if config.attends_at(level):
                 tally.attention(channels, t)
     for _ in range(2):
         tally.block(channels, channels, t)
@@ -85,7 +85,7 @@ def decode_cost(config: AutoencoderConfig, frames: int, height: int, width: int)
         for _ in range(config.num_res_blocks + 1):
             tally.block(channels, config.level_channels(level), t)
             channels = config.level_channels(level)
-            if config.resolution >> level in config.attn_resolutions:
+            if config.attends_at(level):
                 tally.attention(channels, t)
         if level > 0:
             tally.upsample(channels, t, twice=config.doubles_time(level))

@@ -66,7 +66,7 @@ class Decoder3D(nn.Module):
             for _ in range(num_res_blocks + 1):
                 level.block.append(block(channels, config.level_channels(i)))
                 channels = config.level_channels(i)
-                if resolution // 2**i in config.attn_resolutions:
+                if config.attends_at(i):
                     level.attn.append(AttnBlock2D(channels, norm_scope, config.zq_ch))
             if i > 0:
                 level.upsample = Upsample3D(channels, resamp_with_conv, compress_time=config.doubles_time(i))

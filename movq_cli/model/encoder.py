@@ -64,7 +64,7 @@ class Encoder3D(nn.Module):
             for _ in range(num_res_blocks):
                 level.block.append(block(channels, config.level_channels(i)))
                 channels = config.level_channels(i)
-                if resolution // 2**i in config.attn_resolutions:
+                if config.attends_at(i):
                     level.attn.append(AttnBlock2D(channels, norm_scope))
             if i < config.levels - 1:
                 level.downsample = DownSample3D(channels, resamp_with_conv, compress_time=i < config.temporal_levels)
