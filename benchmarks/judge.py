@@ -33,7 +33,7 @@ def main():
     from movq_cli import open_latents
     from movq_cli.checkpoints.checkpoint import open_checkpoint
     from movq_cli.checkpoints.layouts import to_diffusers
-    from movq_cli.codec import to_pixels
+    from movq_cli.codec import to_frames, to_pixels
     from movq_cli.model import StreamCache
     from tests.helpers import clips
     from tests.helpers.tolerance import difference, said
@@ -83,7 +83,7 @@ def main():
                     decoder, cache = folders.load_decoder(), StreamCache()
                     back = torch.cat([decoder(z, cache=cache) for z in latents.mean.split(2, dim=2)], dim=2)
                 made = np.load(f"{folder}/frames.npy")
-                different = abs(made.astype(int) - to_pixels(back).numpy())
+                different = abs(made.astype(int) - to_frames(to_pixels(back)).numpy())
                 print(
                     f"| {frames} | {name} | {said(difference(latents.latents, expected))} | {len(made)} | {different.max()} "
                     f"| {(different > 0).mean():.1e} |",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -36,6 +36,8 @@ _TOO_LARGE = f"has a tensor of more than {MAX_ELEMENTS:,} numbers"
 
 def check_weights(options: ModelOptions, checkpoint: Checkpoint) -> None:
     """Raise MovqUsageError if an option does not suit these weights."""
+    if options.strip_rows is not None:
+        _check_strip_rows(options.strip_rows, checkpoint)
     if options.chunk_frames is not None:
         check_chunk_frames(options.chunk_frames, checkpoint.config)
     if options.semantics != "auto" and checkpoint.semantics == "frame":
@@ -45,7 +47,7 @@ def check_weights(options: ModelOptions, checkpoint: Checkpoint) -> None:
         )
 
 
-def check_strip_rows(strip_rows: int, checkpoint: Checkpoint) -> None:
+def _check_strip_rows(strip_rows: int, checkpoint: Checkpoint) -> None:
     """Raise MovqUsageError, naming the nearest multiples, if pictures cannot be cut into strips of this height."""
     step = checkpoint.config.strip_step
     if checkpoint.config.attends:
@@ -101,27 +103,34 @@ class Budget:
         return {"strip_rows": round_up(rows // 2, step)} if rows > step and not config.attends else {}
 
 
+def begun_again(smaller: Mapping[str, int]) -> str:
+    """Return what to say of a run that ran out of memory and went on with options that take less."""
+    frames, rows = smaller.get("chunk_frames"), smaller.get("strip_rows")
+    how = f"chunks of {frames} frames" if frames else f"strips of {rows} rows"
+    return f"ran out of memory, and was begun again in {how}"
+
+
 def least_memory(config: AutoencoderConfig) -> dict[str, int]:
-    """Return options with which encoding takes the least memory."""
+    """Return options with which encoding and decoding take the least memory."""
     strips = {} if config.attends else {"strip_rows": config.strip_step}
     return {"chunk_frames": config.temporal_factor, **strips}
 
 
-def make_budget(memory: NetworkMemory, options: ModelOptions, strip_rows: int | None = None) -> Budget:
+def make_budget(memory: NetworkMemory, options: ModelOptions) -> Budget:
     """Choose chunks, strips, and where activations wait. Raises MovqError with the estimate if nothing fits.
 
     With windows, one chunk for each is tried first. Then the default chunk, and shorter ones, with the first of these
     that fits: one piece, whose window may wait on disk; the fewest strips with which nothing has to wait on disk; low
-    strips, and the rest waits on disk. `strip_rows` leaves no choice of strips.
+    strips, and the rest waits on disk. The option `strip_rows` leaves no choice of strips.
     """
-    return _Choice(memory, options, strip_rows).budget()
+    return _Choice(memory, options).budget()
 
 
 class _Choice:
     """The choice of a budget: what may be used, and what fits into it."""
 
-    def __init__(self, memory: NetworkMemory, options: ModelOptions, strip_rows: int | None) -> None:
-        self._memory, self._options, self._strip_rows = memory, options, strip_rows
+    def __init__(self, memory: NetworkMemory, options: ModelOptions) -> None:
+        self._memory, self._options, self._strip_rows = memory, options, options.strip_rows
         self._free = available_memory(memory.device)
         self._budget = options.memory_budget or self._free
         # With windows, the budget is kept by spilling what waits; computing one chunk may need more than it.

@@ -215,12 +215,17 @@ def to_planes(frames: torch.Tensor) -> torch.Tensor:
 
 
 def to_pixels(x: torch.Tensor) -> torch.Tensor:
-    """Convert the decoder's output, (1, 3, T, H, W) in about [-1, 1], to uint8 (T, H, W, 3), rounded and clamped."""
+    """Convert the decoder's output, in about [-1, 1], to uint8, rounded and clamped."""
     import torch
+
+    return (x.float() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def to_frames(x: torch.Tensor) -> torch.Tensor:
+    """Return (1, 3, T, H, W) as frames (T, H, W, 3)."""
     from einops import rearrange
 
-    pixels = (x.float() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-    return rearrange(pixels, "1 c t h w -> t h w c").contiguous()
+    return rearrange(x, "1 c t h w -> t h w c").contiguous()
 
 
 def encode(
@@ -267,18 +272,25 @@ def decode(
 
     `cache` and `worked` are as for `encode`. Raises MovqError for values that are not finite.
     """
+    import torch
+
     from .model.causal import StreamCache
 
-    cache = cache or StreamCache()
+    cache, finite = cache or StreamCache(), []
+
+    def finish(strip: torch.Tensor) -> torch.Tensor:
+        finite.append(strip.isfinite().all())
+        return to_pixels(strip)
 
     def computed() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for window in windows:
             chunks = ((z, z) for z in (chunk.to(device, dtype) for chunk in window))
-            for x in _inferred(decoder.decode_window(chunks, cache, worked)):
-                yield to_pixels(x), x.isfinite().all()
+            for pixels in _inferred(decoder.decode_window(chunks, cache, worked, finish)):
+                yield to_frames(pixels), torch.stack(finite).all()
+                finite.clear()
 
-    for pixels, finite in landed(computed(), device):
-        if not bool(finite):
+    for pixels, all_finite in landed(computed(), device):
+        if not bool(all_finite):
             raise MovqError(f"the decoder gives values that are not finite; try {option('precision', 'fp32')}")
         yield pixels.numpy()
 

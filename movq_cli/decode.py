@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .budget import Budget, check_weights, make_budget
+from .budget import Budget, begun_again, check_weights, make_budget
 from .checkpoints.checkpoint import FORMER, Checkpoint, open_checkpoint, open_located
 from .checkpoints.locate import fetching, locate_cached
 from .codec import RGB, Progress, WorkDone, decode, silent
-from .device import choose_device, choose_precision, computing, dtype_of, memory_errors
-from .errors import MovqError, about, option
-from .fields import options_of
+from .device import choose_device, choose_precision, computing, dtype_of, free_memory, memory_errors
+from .errors import MovqError, MovqOutOfMemoryError, about, option
+from .fields import changed, options_of
 from .files import refuse_inputs, short
 from .latents import Latents, open_latents
 from .memory import DecodeMemory
@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DecodeResult:
-    """The video that was written. `seconds` is the wall time from the call until the file is in its place."""
+    """The video that was written. `seconds` is the wall time from the call until the file is in its place.
+
+    Pictures were computed in so many `strips`, and up to `spilled_bytes` of activations waited on disk; `remarks` say why.
+    """
 
     output_path: str
     output_bytes: int
@@ -49,6 +52,9 @@ class DecodeResult:
     semantics: str
     precision: str
     device: str
+    strips: int
+    spilled_bytes: int
+    remarks: tuple[str, ...]
     seconds: float
     warnings: tuple[str, ...]
 
@@ -98,6 +104,9 @@ def decode_video(
         semantics=run.semantics,
         precision=run.precision,
         device=str(run.device),
+        strips=run.budget.strips,
+        spilled_bytes=run.budget.spill_bytes,
+        remarks=(*run.remarks, *run.budget.remarks),
         seconds=time.perf_counter() - started,
         warnings=(*run.budget.warnings, *writer.notes),
     )
@@ -151,9 +160,9 @@ def _cached_weights(latents: Latents, made: str) -> Checkpoint:
     return checkpoint
 
 
-@dataclass(frozen=True)
+@dataclass
 class Decoding:
-    """A decoding in progress, made by `decoding`."""
+    """A decoding in progress, made by `decoding`. Its `budget` may become smaller; `remarks` say so."""
 
     latents: Latents
     checkpoint: Checkpoint
@@ -165,19 +174,51 @@ class Decoding:
     decoder: Decoder3D
     quantizer: Quantizer | None
     progress: Progress
+    remarks: tuple[str, ...] = ()
 
     def frames(self) -> Iterator[np.ndarray]:
-        """Yield the frames that were encoded, chunk by chunk, uint8 (n, H, W, 3), without padding in time or space."""
+        """Yield the frames that were encoded, chunk by chunk, uint8 (n, H, W, 3), without padding in time or space.
+
+        If memory runs out, what follows is computed in smaller chunks or strips.
+        """
+        given = 0
+        while given < self.latents.metadata.frames:
+            try:
+                with memory_errors():
+                    for images in self._computed(given):
+                        yield images
+                        given += len(images)
+            except MovqOutOfMemoryError:
+                smaller = self._smaller()
+            else:
+                return
+            # Outside the except block: the traceback would keep the failed run's tensors alive.
+            self.options = changed(self.options, smaller)
+            self.semantics, self.budget = decode_budget(self.latents.shape, self.checkpoint, self.options)
+            self.remarks = (begun_again(smaller),)
+            free_memory(self.device)
+
+    def _computed(self, start: int) -> Iterator[np.ndarray]:
+        """Yield frames from number `start` on; earlier ones are computed, as later ones depend on them."""
         m, config = self.latents.metadata, self.checkpoint.config
         worked = WorkDone(self.progress, m.frames, most=lambda: m.frames)
         count = self.latents.shape[2]
         schedule = ChunkSchedule.of_latents(self.semantics, count, self.budget.chunk_frames, config)
-        left = m.frames
+        at = 0
         with self.budget.stream() as cache:
             windows = self._windows(schedule.windows(), count, cache.end)
             for images in decode(self.decoder, windows, self.device, dtype_of(self.precision), cache, worked):
-                yield images[:left, : m.height, : m.width]
-                left = max(0, left - len(images))
+                yield images[max(0, start - at) : max(0, m.frames - at), : m.height, : m.width]
+                at += len(images)
+
+    def _smaller(self) -> dict[str, int]:
+        """Return options that take less memory, after it ran out. Raises MovqOutOfMemoryError if there are none."""
+        config, (_, _, count, height, _) = self.checkpoint.config, self.latents.shape
+        longest = ChunkSchedule.of_latents(self.semantics, count, self.budget.chunk_frames, config).longest
+        smaller = self.budget.smaller(config.latents_to_frames(longest), height * config.spatial_factor, config)
+        if not smaller:
+            raise MovqOutOfMemoryError("ran out of memory even in the smallest chunks and strips") from None
+        return smaller
 
     def _windows(
         self, schedule: Iterator[Iterator[int]], count: int, ending: Callable[[], None]

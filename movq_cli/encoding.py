@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from .budget import begun_again
 from .checkpoints.checkpoint import Checkpoint
 from .codec import Chunker, Progress, WorkDone, WrongCountError, encode, silent
 from .device import computing, dtype_of, free_memory, memory_errors
@@ -199,10 +200,8 @@ class Encoding:
                 # Outside the except block: the traceback would keep the failed run's tensors alive.
                 if smaller:
                     self.options = changed(self.options, smaller)
-                    frames, rows = self.options.chunk_frames, self.options.strip_rows
-                    how = f"chunks of {frames} frames" if "chunk_frames" in smaller else f"strips of {rows} rows"
                     noted = self._notes if "chunk_frames" in smaller else self._remarks
-                    noted[:] = [f"ran out of memory, and was begun again in {how}"]
+                    noted[:] = [begun_again(smaller)]
                     free_memory(self.by.device)
 
     def _compute(self, progress: Progress) -> None:

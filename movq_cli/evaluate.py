@@ -199,6 +199,7 @@ class _Side:
             weights=options.weights,
             device=options.device,
             precision=options.precision,
+            strip_rows=options.strip_rows,
             memory_budget=options.memory_budget,
             spill_dir=options.spill_dir,
             threads=options.threads,

@@ -117,6 +117,12 @@ class NetworkMemory(ABC):
     def strips(self) -> Iterator[int]:
         """Yield the heights of strips that a picture can be cut into, from one piece to many strips."""
         yield ONE_PIECE
+        step, before = self.config.strip_step, 0
+        for count in range(2, 1 if self.config.attends else 1 + -(-self.height // step)):
+            rows = round_up(-(-self.height // count), step)
+            if rows != before:
+                yield rows
+            before = rows
 
     @property
     def default_chunk(self) -> int:
@@ -194,16 +200,6 @@ class EncodeMemory(NetworkMemory):
         """The advice for users whose memory is too small for even the smallest chunk."""
         return f"take a smaller picture: {option('short_side')}"
 
-    def strips(self) -> Iterator[int]:
-        """Yield the heights of strips that a picture can be cut into, from one piece to many strips."""
-        yield ONE_PIECE
-        step, before = self.config.strip_step, 0
-        for count in range(2, 1 if self.config.attends else 1 + -(-self.height // step)):
-            rows = round_up(-(-self.height // count), step)
-            if rows != before:
-                yield rows
-            before = rows
-
 
 @dataclass(frozen=True)
 class DecodeMemory(NetworkMemory):
@@ -232,13 +228,14 @@ class DecodeMemory(NetworkMemory):
         return self._most_frames(ChunkSchedule.of_latents(semantics, count, chunk_frames, self.config).lengths())
 
     def cost(self, frames: int, strip_rows: int) -> ChunkCost:
-        """Return the cost of a chunk of `frames` frames, which is decoded in one piece."""
-        return decode_cost(self.config, frames, self.height, self.width)
+        """Return the cost of a chunk of `frames` frames in strips of so many rows."""
+        return decode_cost(self.config, frames, self.height, self.width, strip_rows)
 
     def staging(self, frames: int, strip_rows: int) -> int:
-        """Return the bytes of the pixels as the decoder gives them, in fp32, and twice as uint8."""
-        pixels = frames * self.height * self.width * self.config.out_ch
-        return pixels * (ITEM_SIZE[self.precision] + ITEM_SIZE["fp32"] + 2)
+        """Return the bytes of a piece as the decoder gives it and in fp32, and twice of all pixels as uint8."""
+        row = frames * self.width * self.config.out_ch
+        piece = (strip_rows or self.height) * row
+        return piece * (ITEM_SIZE[self.precision] + ITEM_SIZE["fp32"]) + 2 * self.height * row
 
     def smaller(self) -> Iterator[Self]:
         """Yield nothing: the size of the latents is what it is."""

@@ -142,7 +142,8 @@ class ModelOptions:
     """Options of running a network, to encode or to decode.
 
     `weights`: a file, folder or model id (None: the embedded ones). `chunk_frames`: frames computed at once (None: as
-    many as suit). `memory_budget`: bytes to stay within (None: what is free). `spill_dir`: the folder for activations
+    many as suit). `strip_rows`: rows of a picture computed at once (None: all of them, or as many as fit into memory).
+    `memory_budget`: bytes to stay within (None: what is free). `spill_dir`: the folder for activations
     that do not fit (None: that of the output). `threads`: CPU threads (None: all cores; in a batch, one per worker).
     """
 
@@ -151,6 +152,7 @@ class ModelOptions:
     device: str = "auto"
     precision: str = "auto"
     chunk_frames: int | None = None
+    strip_rows: int | None = None
     memory_budget: int | None = None
     spill_dir: str | None = None
     threads: int | None = None
@@ -158,8 +160,10 @@ class ModelOptions:
     def __post_init__(self) -> None:
         read_fields(self)
         one_of("semantics", self.semantics, SEMANTICS)
-        if self.threads is not None and self.threads < 1:
-            raise MovqUsageError(f"must be above 0, got {self.threads}", option="threads")
+        for name in ("strip_rows", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise MovqUsageError(f"must be above 0, got {value}", option=name)
 
     def beside(self, output: str | os.PathLike[str]) -> Self:
         """Return the same options with a `spill_dir`: the output's folder if none was given."""
@@ -170,7 +174,6 @@ class ModelOptions:
 class EncodeOptions(ModelOptions):
     """Options of encoding.
 
-    `strip_rows`: rows of a picture computed at once (None: all of them, or as many as fit into memory).
     `short`: a video with fewer frames than `selection.frames` is encoded with a warning ("encode"), padded to that
     length by repeating its last frame ("pad"), or refused with MovqTooShortError ("refuse"). `save` "moments" is what the
     weights give: codes, if they have a quantiser, and the mean alone, if they have no variance. `seed` is for draws: save
@@ -180,7 +183,6 @@ class EncodeOptions(ModelOptions):
     not.
     """
 
-    strip_rows: int | None = None
     selection: Selection = Selection()
     tail: str = "pad"
     picture: Picture = Picture()
@@ -195,8 +197,6 @@ class EncodeOptions(ModelOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.strip_rows is not None and self.strip_rows < 1:
-            raise MovqUsageError(f"must be above 0, got {self.strip_rows}", option="strip_rows")
         for kind in self.first_frame:
             one_of("first_frame", kind, (*FIRST_FRAMES, NO_FIRST_FRAME))
         if NO_FIRST_FRAME in self.first_frame and len(self.first_frame) > 1:
@@ -235,7 +235,7 @@ class EncodeOptions(ModelOptions):
         return {name: value for name, value in chosen.items() if name not in _KNOBS and value != usual[name]}
 
 
-_KNOBS = {field.name for field in fields(ModelOptions)} | {"strip_rows", "force", "first_frame"}
+_KNOBS = {field.name for field in fields(ModelOptions)} | {"force", "first_frame"}
 """Options that change latents by no more than rounding; and weights, semantics and precision, recorded separately."""
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from .budget import Budget, check_strip_rows, check_weights, make_budget
+from .budget import Budget, check_weights, make_budget
 from .checkpoints.checkpoint import Checkpoint, open_checkpoint, require_fit
 from .codec import RGB, Chunker, fit_tail
 from .device import choose_device, choose_precision, usable_cores
@@ -83,8 +83,6 @@ def open_weights(options: EncodeOptions) -> Checkpoint:
     require_torch()  # torch itself is imported later, while other work goes on
     checkpoint = open_checkpoint(options.weights)
     check_weights(options, checkpoint)
-    if options.strip_rows is not None:
-        check_strip_rows(options.strip_rows, checkpoint)
     if checkpoint.config.in_channels != RGB:
         raise MovqError(f"takes {checkpoint.config.in_channels} channels, not RGB", checkpoint.path)
     options.picture.padding(checkpoint.config.spatial_factor)  # refuses a multiple that latents cannot have
@@ -162,7 +160,7 @@ def make_plan(
     size = (geometry.padded_width, geometry.padded_height) if boxed else (geometry.width, geometry.height)
     multiple = picture.padding(config.spatial_factor)
     memory = EncodeMemory(checkpoint, whole, size, multiple, device, precision, open_at_once, boxed)
-    budget = make_budget(memory, options, options.strip_rows)
+    budget = make_budget(memory, options)
     schedule = ChunkSchedule.of_frames(semantics, total, budget.chunk_frames, config)
     shape = None
     if total is not None:

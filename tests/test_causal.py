@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from movq_cli.codec import to_input, to_pixels, to_planes
+from movq_cli.codec import to_frames, to_input, to_pixels, to_planes
 from movq_cli.model import CausalConv3d, DownSample3D, Encoder3D, ResnetBlock3D, StreamCache, Upsample3D
 from movq_cli.model.causal import fold_frames, unfold_frames
 
@@ -257,4 +257,4 @@ def test_pixels_and_latents_move_without_a_copy_of_their_own():
     x = to_input(to_planes(pixels), torch.float32)
     assert x.shape == (1, 3, 3, 4, 6)
     assert x.is_contiguous(memory_format=torch.channels_last_3d)  # the layout that pixels have in memory
-    assert torch.equal(to_pixels(x), pixels)
+    assert torch.equal(to_frames(to_pixels(x)), pixels)

@@ -54,6 +54,8 @@ def decode(
     for warning in result.warnings:
         complain(f"warning: {warning}", latents)
     print(_result_line(result))
+    for remark in () if quiet else result.remarks:
+        complain(remark, latents)
 
 
 def _of_a_trainer(

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .causal import CausalConv3d, StreamCache, fold_frames, unfilled, unfold_frames, upsample_space
+from .causal import CausalConv3d, StreamCache, fold_frames, unfilled, unfold_frames
 from .convolution import LAYOUT, Conv2d, Conv3d
 from .norms import GroupNorm, NormStatistics, SpatialNorm3D
 from .stages import Carry, Stage
-from .strips import Band
+from .strips import Band, Halo
 
 Norm = GroupNorm | SpatialNorm3D
 
@@ -80,13 +80,32 @@ class Upsample3D(nn.Module):
 
     def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
         """Return x (B, C, T, H, W) at twice the height and width, and with `compress_time` twice the frames."""
-        y = upsample_space(fold_frames(x))
+        return self._run(Carry(Band(None, x, None)), cache or StreamCache(), None)
+
+    def stage(self, name: str, pixels: float) -> Stage:
+        """Return the layer as a stage. `pixels` is how many pixels it computes, relative to the network's other layers."""
+        halo = Halo(0, 0) if self.conv is None else Halo(1, 1)
+        return Stage(name, None, self._run, num_parameters(self) * pixels, halo=halo)
+
+    def _run(self, carry: Carry, cache: StreamCache, stats: NormStatistics | None) -> Tensor:
+        band = carry.x
+        b, c, t, h, w = band.own.shape
+        beside = 0 if self.conv is None or cache.is_whole else 1
+        shape = b, c, t, beside + 2 * h + beside, 2 * w
+        up = unfilled(shape, band.own, None if self.conv is None else cache)
+        _write_twice(band.own, up[:, :, :, beside : beside + 2 * h])
+        if beside:  # each row of a neighbour becomes two, of which the convolution reads the nearer one
+            for row, out in ((band.above, up[:, :, :, :1]), (band.below, up[:, :, :, -1:])):
+                out.zero_() if row is None else out.view(b, c, t, 1, w, 2).copy_(row[..., None])
+        band.empty()
+        y = fold_frames(up)
+        if self.conv is not None:  # it is per frame, so a repeated frame is convolved only once
+            y = self.conv.of_rows(y) if beside else self.conv(y)
+        y = unfold_frames(y, b)
         if not self.compress_time:
-            return unfold_frames(y if self.conv is None else self.conv(y), x.shape[0])
-        # The convolution is per frame, so a repeated frame is convolved only once.
-        y = unfold_frames(y if self.conv is None else self.conv(y), x.shape[0])
+            return y
         twice = y.repeat_interleave(2, dim=2)
-        return twice[:, :, 1:] if cache is None or cache.first else twice
+        return twice[:, :, 1:] if cache.first else twice
 
 
 class ResnetBlock3D(nn.Module):
@@ -134,8 +153,8 @@ class ResnetBlock3D(nn.Module):
     ) -> Tensor:
         """Return the block's output (B, out_channels, T, H, W) for x (B, in_channels, T, H, W)."""
         cache = cache or StreamCache()
-        h = self._first(Carry(Band(None, x, None), zq=zq), cache, None, temb)
-        return self._second(Carry(Band(None, x, None), Band(None, h, None), zq), cache, None)
+        h = self._first(Carry(Band(None, x, None), zq=_whole(zq)), cache, None, temb)
+        return self._second(Carry(Band(None, x, None), Band(None, h, None), _whole(zq)), cache, None)
 
     def stages(self, name: str, pixels: float) -> list[Stage]:
         """Return two stages, one for each norm. The first gives h, and leaves x for the second.
@@ -182,7 +201,7 @@ class AttnBlock2D(nn.Module):
 
     def forward(self, x: Tensor, cache: StreamCache | None = None, *, zq: Tensor | None = None) -> Tensor:
         """Return x (B, C, T, H, W) plus its attention."""
-        return self._run(Carry(Band(None, x, None), zq=zq), cache or StreamCache(), None)
+        return self._run(Carry(Band(None, x, None), zq=_whole(zq)), cache or StreamCache(), None)
 
     def stages(self, name: str, pixels: float) -> list[Stage]:
         """Return its only stage. `pixels` is how many pixels it computes, relative to the network's other layers."""
@@ -191,7 +210,7 @@ class AttnBlock2D(nn.Module):
     def _run(self, carry: Carry, cache: StreamCache, stats: NormStatistics | None) -> Tensor:
         x = carry.x.own
         normed = torch.empty_like(x, memory_format=LAYOUT)
-        _write_norm(self.norm, x, normed, carry.zq, cache, stats, silu=False)
+        _write_norm(self.norm, x, normed, _own(carry.zq), cache, stats, silu=False)
         frames = fold_frames(normed)
         q, k, v = (rearrange(conv(frames), "n c h w -> n 1 (h w) c") for conv in (self.q, self.k, self.v))
         y = F.scaled_dot_product_attention(q, k, v)  # softmax in fp32, scaled by 1 / sqrt(C)
@@ -245,20 +264,38 @@ def norm_silu_conv(
     cache: StreamCache,
     norm: Norm | None = None,
     stats: NormStatistics | None = None,
-    zq: Tensor | None = None,
+    zq: Band | None = None,
     dropout: nn.Dropout | None = None,
 ) -> Tensor:
-    """Return the convolution of SiLU(norm(band)), or without a norm of the band itself. The band is emptied."""
+    """Return the convolution of SiLU(norm(band)), or without a norm of the band itself. The band is emptied.
+
+    The norm of a decoder reads the same rows of the latents, zq: one row of each neighbour, as the convolution does.
+    """
+    latents = iter([] if zq is None else [piece for piece, _ in zq.pieces()])
 
     def write(x: Tensor, body: Tensor) -> None:
         if norm is None:
             body.copy_(x)
             return
-        _write_norm(norm, x, body, zq, cache, stats, silu=True)
+        _write_norm(norm, x, body, next(latents, None), cache, stats, silu=True)
         if dropout is not None and dropout.training and dropout.p > 0:
             body.copy_(dropout(body))
 
     return conv.run(band, cache, write)
+
+
+def _whole(zq: Tensor | None) -> Band | None:
+    return None if zq is None else Band(None, zq, None)
+
+
+def _own(zq: Band | None) -> Tensor | None:
+    return None if zq is None else zq.own
+
+
+def _write_twice(x: Tensor, out: Tensor) -> None:
+    """Write x (B, C, T, H, W) into `out` (B, C, T, 2H, 2W), enlarged by nearest neighbour."""
+    b, c, t, h, w = x.shape
+    out.view(b, c, t, h, 2, w, 2).copy_(x[:, :, :, :, None, :, None])
 
 
 def _group_norm(norm: Norm) -> GroupNorm:

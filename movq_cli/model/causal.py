@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -31,7 +30,7 @@ class StreamCache:
     The past and what waits between two stages lie in the `store`. The cache also lends one layer after another the same
     memory to prepare its input in, as getting fresh memory costs more than filling it.
 
-    Pictures are cut into strips of `strip_rows` rows (0: they are not cut).
+    Pictures are cut into strips of `strip_rows` rows, in a decoder those of its result (0: they are not cut).
     """
 
     def __init__(self, ends: bool = False, store: Store | None = None, strip_rows: int = 0) -> None:
@@ -95,16 +94,17 @@ class StreamCache:
         b, c, t, h, w = shape
         return rearrange(self._room[:size].view(b, t, h, w, c), "b t h w c -> b c t h w")
 
-    def cut(self, x: Tensor, step: int | None) -> list[Tensor]:
+    def cut(self, x: Tensor, step: int | None, scale: int = 1) -> list[Tensor]:
         """Cut a chunk (B, C, T, H, W) of the stream's input into strips, from top to bottom.
 
-        Raises ValueError if their height is no multiple of `step`; if that is None, if a picture would be cut at all.
+        A row of it stands for `scale` rows of the picture. Raises ValueError if the strips' height is no multiple of
+        `step`, in rows of the picture; if that is None, if a picture would be cut at all.
         """
-        height, self._step = x.shape[3], step
-        rows = self._strip_rows or height
-        if rows < height and (step is None or rows % step):
+        height, self._step = x.shape[3], step and step // scale
+        rows = (self._strip_rows or height * scale) // scale
+        if rows < height and (step is None or self._strip_rows % step):
             takes = "whole pictures" if step is None else f"multiples of {step} rows"
-            raise ValueError(f"strips of {rows} rows for a network that takes {takes}")
+            raise ValueError(f"strips of {self._strip_rows} rows for a network that takes {takes}")
         self.spans = [slice(at, min(at + rows, height)) for at in range(0, height, rows)]
         return [x[:, :, :, span] for span in self.spans]
 
@@ -275,8 +275,3 @@ def fold_frames(x: Tensor) -> Tensor:
 def unfold_frames(x: Tensor, batch: int) -> Tensor:
     """Return (B * T, C, H, W) as (B, C, T, H, W), a view."""
     return rearrange(x, "(b t) c h w -> b c t h w", b=batch)
-
-
-def upsample_space(x: Tensor) -> Tensor:
-    """Enlarge (N, C, H, W) to (N, C, 2H, 2W) by nearest neighbour."""
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")

@@ -44,13 +44,7 @@ class Conv3d(nn.Conv3d):
 
     def of_rows(self, input: Tensor) -> Tensor:
         """Convolve rows of a picture together with the rows above and below, so that none are padded."""
-        assert not isinstance(self.padding, str)
-        padding = self.padding[0], 0, self.padding[2]
-
-        def usual(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            return F.conv3d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
-
-        return _convolve(self, usual, input, self.weight, self.bias, padding)
+        return _of_rows(self, F.conv3d, input)
 
 
 class Conv2d(nn.Conv2d):
@@ -58,6 +52,10 @@ class Conv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return _convolve(self, super()._conv_forward, input, weight, bias, self.padding)
+
+    def of_rows(self, input: Tensor) -> Tensor:
+        """Convolve rows of a picture together with the rows above and below, so that none are padded."""
+        return _of_rows(self, F.conv2d, input)
 
 
 def lay_out(x: Tensor) -> Tensor:
@@ -83,6 +81,17 @@ def round_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
         out.copy_(error)
         error -= out
     return rounded.permute(1, 2, 0).reshape(weight.shape)
+
+
+def _of_rows(layer: nn.Conv2d | nn.Conv3d, function: Callable[..., Tensor], input: Tensor) -> Tensor:
+    assert not isinstance(layer.padding, str)
+    *before, _, width = layer.padding
+    padding = *before, 0, width
+
+    def usual(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return function(input, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
+
+    return _convolve(layer, usual, input, layer.weight, layer.bias, padding)
 
 
 def _convolve(

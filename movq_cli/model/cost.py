@@ -66,14 +66,14 @@ def encode_cost(config: AutoencoderConfig, frames: int, height: int, width: int,
     return tally.cost()
 
 
-def decode_cost(config: AutoencoderConfig, frames: int, height: int, width: int) -> ChunkCost:
-    """Return the cost of decoding a chunk to `frames` frames of height x width pixels.
+def decode_cost(config: AutoencoderConfig, frames: int, height: int, width: int, strip_rows: int = 0) -> ChunkCost:
+    """Return the cost of decoding a chunk to `frames` frames of height x width pixels, in strips (0: in one piece).
 
     The first chunk of a stream has 1 + a multiple of the temporal factor.
     """
     s = config.spatial_factor
     latents = -(-frames // config.temporal_factor)
-    tally = _Tally(height, width, zq=(config.zq_ch or 0) * latents * (height // s) * (width // s))
+    tally = _Tally(height, width, strip_rows, zq=(config.zq_ch or 0) * latents * (height // s) * (width // s))
     tally.level = config.levels - 1
     channels, t = config.level_channels(tally.level), latents
     tally.conv(config.z_channels, channels, t)
@@ -142,10 +142,15 @@ class _Tally:
 
     def upsample(self, channels: int, t: int, twice: bool) -> None:
         """Count the enlarged, the convolved and, if time doubles, the repeated frames, each of 4 times the area."""
-        frame = channels * 4 * self._picture * t
-        self._alive(max(channels * t * self._picture + 2 * frame, 3 * frame if twice else 0))
-        self._largest = max(self._largest, frame * (2 if twice else 1))
-        self._waits(frame * (2 if twice else 1))
+        times = 2 if twice else 1
+        self._waits(channels * t * self._picture)
+        x = channels * t * self._piece * (2 if self._strip_rows else 1)
+        self.level -= 1
+        frames = channels * t * self._piece
+        self._room = max(self._room, frames)
+        self._alive(max(x + frames, 3 * frames if twice else 0))
+        self._largest = max(self._largest, frames * times)
+        self._waits(channels * t * times * self._picture)
 
     def _waits(self, elements: int) -> None:
         """Count elements that wait behind the layers so far, beside the caches of these."""

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .blocks import AttnBlock2D, Level, Middle, ResnetBlock3D, Upsample3D, conv_stage, num_parameters
+from .blocks import AttnBlock2D, Level, Middle, ResnetBlock3D, Upsample3D, conv_stage
 from .causal import CausalConv3d, StreamCache
 from .config import AutoencoderConfig
 from .convolution import lay_out
 from .norms import SpatialNorm3D
-from .stages import Chunk, ChunkPosition, Stage, Worked, run_window
+from .stages import Chunk, ChunkPosition, OnStrip, Stage, Worked, as_it_is, run_window
 
 
 class Decoder3D(nn.Module):
@@ -90,10 +90,12 @@ class Decoder3D(nn.Module):
         chunks: Iterable[tuple[Tensor, Tensor]],
         cache: StreamCache,
         worked: Worked = lambda frames: None,
+        finish: OnStrip = as_it_is,
     ) -> Iterator[Tensor]:
         """Decode the next window of a stream, with chunks (z, zq), and yield the frames of each chunk.
 
-        The chunks share norm statistics and report to `worked` as in `Encoder3D.encode_window`.
+        The chunks share norm statistics and report to `worked` as in `Encoder3D.encode_window`. `finish` is applied to
+        a strip of the frames, before strips become pictures.
         """
         config = self.config
 
@@ -105,7 +107,8 @@ class Decoder3D(nn.Module):
                 z, zq = map(lay_out, (z, zq))
                 yield Chunk(z, ChunkPosition(before, frames, cache.ends), zq)
 
-        yield from run_window(self.stages(), admitted(), cache, None, worked=worked)
+        how: dict[str, Any] = {"worked": worked, "finish": finish, "scale": config.spatial_factor}
+        yield from run_window(self.stages(), admitted(), cache, None if config.attends else config.strip_step, **how)
 
     def stages(self) -> list[Stage]:
         """Return the layers in order, cut at every norm."""
@@ -126,7 +129,7 @@ class Decoder3D(nn.Module):
                 if attn is not None:
                     stages += attn.stages(f"up.{i}.attn.{j}", pixels(i))
             if i > 0:
-                stages[-1] = stages[-1].then(level.upsample, num_parameters(level.upsample) * pixels(i - 1))
+                stages.append(level.upsample.stage(f"up.{i}.upsample", pixels(i - 1)))
         if config.give_pre_end:
             return stages
         return [*stages, conv_stage("conv_out", self.conv_out, 1.0, self.norm_out)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from .blocks import AttnBlock2D, DownSample3D, Level, Middle, ResnetBlock3D, con
 from .causal import CausalConv3d, StreamCache
 from .config import AutoencoderConfig
 from .norms import GroupNorm
-from .stages import Chunk, ChunkPosition, Stage, Worked, run_window
+from .stages import Chunk, ChunkPosition, OnStrip, Stage, Worked, as_it_is, run_window
 
 
 class Encoder3D(nn.Module):
@@ -89,7 +89,7 @@ class Encoder3D(nn.Module):
         cache: StreamCache,
         worked: Worked = lambda frames: None,
         check: bool = False,
-        prepare: Callable[[Tensor], Tensor] = lambda strip: strip,
+        prepare: OnStrip = as_it_is,
     ) -> Iterator[Tensor]:
         """Encode the next window of a stream, whose chunks share norm statistics, and yield the moments of each chunk.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise, repeat
 from typing import Protocol
 
@@ -24,6 +25,14 @@ from .strips import Band, Halo, StripQueue
 
 Worked = Callable[[float], None]
 """Called after each stage of each strip with the work done, in equivalent frames."""
+
+OnStrip = Callable[[Tensor], Tensor]
+"""A function of a strip (B, C, T, rows, W) that keeps its rows."""
+
+
+def as_it_is(strip: Tensor) -> Tensor:
+    """Return the strip; an OnStrip that changes nothing."""
+    return strip
 
 
 @dataclass(frozen=True)
@@ -59,8 +68,8 @@ class Carry:
     x: Band
     h: Band | None = None
     """The second branch of a residual block, between the block's two stages; None elsewhere."""
-    zq: Tensor | None = None
-    """The latents of the chunk, which every norm of a decoder reads; None in an encoder."""
+    zq: Band | None = None
+    """The same rows of the latents, which every norm of a decoder reads; None in an encoder."""
 
 
 class NotFiniteError(Exception):
@@ -112,45 +121,49 @@ def run_window(
     *,
     worked: Worked = lambda frames: None,
     check: bool = False,
-    prepare: Callable[[Tensor], Tensor] = lambda strip: strip,
+    prepare: OnStrip = as_it_is,
+    finish: OnStrip = as_it_is,
+    scale: int = 1,
 ) -> Iterator[Tensor]:
     """Run the chunks of one window through every stage and yield the result of each chunk.
 
     Statistics last for the window, the cache's past for the stream. Between two stages strips wait in the cache's store.
     With gradients on, a window must be one chunk of one strip, which its norms measure themselves by differentiable
     functions; raises ValueError for more. With `check`, which costs a pass over memory per stage, raises NotFiniteError
-    for the first stage that gives numbers that are not finite. `prepare` makes a strip of a chunk the network's input.
-    Heights of strips are multiples of `strip_step`, in rows of a chunk; if it is None, pictures must not be cut.
+    for the first stage that gives numbers that are not finite. `prepare` makes a strip of a chunk the network's input,
+    `finish` is applied to a strip of its result. Heights of strips are multiples of `strip_step` in rows of the picture,
+    of which a row of a chunk stands for `scale`; if it is None, pictures must not be cut.
     """
-    run = _Window(window, cache, strip_step, sum(stage.work for stage in stages), worked, check, prepare)
+    cut = partial(cache.cut, step=strip_step, scale=scale)
+    run = _Window(window, cache, cut, sum(stage.work for stage in stages), worked, check, prepare)
     with cache.guard():
         stats: Iterable[NormStatistics | None] = repeat(None)
         for stage, following in pairwise(stages):
             stats = run.advance(stage, stats, following.norm)
         strips: list[Tensor] = []
         for out in run.results(stages[-1], stats, final=True):
-            strips.append(out)
+            strips.append(finish(out))
             if cache.bottom:
-                out, strips = torch.cat(strips, dim=3) if len(strips) > 1 else out, []
+                out, strips = torch.cat(strips, dim=3) if len(strips) > 1 else strips[0], []
                 yield out
             del out
 
 
 class _Window:
-    """A window on its way through the stages. Its strips wait in queues: x, h of residual blocks, zq of whole chunks."""
+    """A window on its way through the stages. Its strips wait in queues: x, h of residual blocks, and zq."""
 
     def __init__(
         self,
         chunks: Iterable[Chunk],
         cache: StreamCache,
-        strip_step: int | None,
+        cut: Callable[[Tensor], list[Tensor]],
         work: float,
         worked: Worked,
         check: bool,
-        prepare: Callable[[Tensor], Tensor],
+        prepare: OnStrip,
     ) -> None:
         self._chunks, self._cache, self._work, self._worked, self._check = chunks, cache, work, worked, check
-        self._strip_step, self._source = strip_step, StripQueue(Store(), prepare)
+        self._cut, self._source = cut, StripQueue(Store(), prepare)
         self._x, self._h, self._zq = (StripQueue(cache.store) for _ in range(3))
         self._positions: list[ChunkPosition] = []
 
@@ -184,19 +197,20 @@ class _Window:
         forked = len(self._h) > 0
         for position, own in zip(chunks, stats, strict=False):
             cache.first, cache.last, cache.halo = position.is_first, position.is_last, stage.halo
-            zq = self._zq.take(Halo(0, 0), bottom=True, keep=not final).own if self._zq and stage.norm else None
+            reads_zq = stage.norm is not None and len(self._zq) > 0
             for number in range(len(cache.spans)):
                 cache.strip = number
                 at = cache.halo, cache.bottom
+                zq = self._zq.take(*at, keep=not final) if reads_zq else None
                 carry = Carry(ready.take(*at, keep=stage.branches), self._h.take(*at) if forked else None, zq)
                 yield self._computed(stage, carry, own, position)
 
     def _admitted(self) -> Iterator[ChunkPosition]:
         for chunk in self._chunks:
-            for strip in self._cache.cut(chunk.x, self._strip_step):
+            for strip in self._cut(chunk.x):
                 self._source.put(strip)
-            if chunk.zq is not None:
-                self._zq.put(chunk.zq)
+            for strip in [] if chunk.zq is None else self._cut(chunk.zq):
+                self._zq.put(strip)
             self._positions.append(chunk.position)
             del chunk, strip  # they would be alive while they are computed
             yield self._positions[-1]
