@@ -90,7 +90,7 @@ def decode_video(
     ) as writer:
         checkpoint = find_weights(opened, options)
         refuse_inputs(output, *checkpoint.files)
-        with decoding(opened, checkpoint, options, progress) as run:
+        with decoding(opened, checkpoint, options, progress, beside=writer.memory) as run:
             for images in run.frames():
                 writer.write(images)
         size = writer.finish()
@@ -174,6 +174,7 @@ class Decoding:
     decoder: Decoder3D
     quantizer: Quantizer | None
     progress: Progress
+    beside: int
     remarks: tuple[str, ...] = ()
 
     def frames(self) -> Iterator[np.ndarray]:
@@ -194,7 +195,7 @@ class Decoding:
                 return
             # Outside the except block: the traceback would keep the failed run's tensors alive.
             self.options = changed(self.options, smaller)
-            self.semantics, self.budget = decode_budget(self.latents.shape, self.checkpoint, self.options)
+            _, self.budget = decode_budget(self.latents.shape, self.checkpoint, self.options, self.beside)
             self.remarks = (begun_again(smaller),)
             free_memory(self.device)
 
@@ -256,26 +257,32 @@ class Decoding:
 
 @contextmanager
 def decoding(
-    latents: Latents, checkpoint: Checkpoint, options: DecodeOptions, progress: Progress = silent
+    latents: Latents, checkpoint: Checkpoint, options: DecodeOptions, progress: Progress = silent, beside: int = 0
 ) -> Iterator[Decoding]:
     """Load the decoder, plan its chunks, and yield the Decoding. torch is set up for it inside the `with`.
 
-    Raises MovqError if latents and weights do not belong together, or do not fit into memory.
+    `beside` are the bytes that the caller takes for the frames. Raises MovqError if latents and weights do not belong
+    together, or do not fit into memory.
     """
     _check(latents, checkpoint, options)
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     with about(latents.path), computing(precision, options.threads), memory_errors():
-        semantics, budget = decode_budget(latents.shape, checkpoint, options)
+        semantics, budget = decode_budget(latents.shape, checkpoint, options, beside)
         decoder = checkpoint.load_decoder(device, dtype_of(precision))
         quantizer = checkpoint.load_quantizer() if latents.metadata.representation == CODES else None
-        yield Decoding(latents, checkpoint, options, device, precision, semantics, budget, decoder, quantizer, progress)
+        yield Decoding(
+            latents, checkpoint, options, device, precision, semantics, budget, decoder, quantizer, progress, beside
+        )
 
 
-def decode_budget(shape: Sequence[int], checkpoint: Checkpoint, options: ModelOptions) -> tuple[str, Budget]:
+def decode_budget(
+    shape: Sequence[int], checkpoint: Checkpoint, options: ModelOptions, beside: int
+) -> tuple[str, Budget]:
     """Return the semantics and the budget for decoding latents of this shape, (1, C, T', H', W').
 
-    Raises MovqError if they cannot be decoded so, or do not fit into memory.
+    `beside` are the bytes that the user of the frames takes. Raises MovqError if they cannot be decoded so, or do not
+    fit into memory.
     """
     config, (count, height, width) = checkpoint.config, shape[2:]
     device = choose_device(options.device)
@@ -291,7 +298,7 @@ def decode_budget(shape: Sequence[int], checkpoint: Checkpoint, options: ModelOp
             f"{option('semantics', 'whole')}"
         )
     size = width * config.spatial_factor, height * config.spatial_factor
-    memory = DecodeMemory(checkpoint, whole, size, config.spatial_factor, device, precision)
+    memory = DecodeMemory(checkpoint, whole, size, config.spatial_factor, device, precision, beside)
     return semantics, make_budget(memory, options)
 
 

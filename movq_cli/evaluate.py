@@ -39,6 +39,7 @@ TILED = "tiled"
 """The value of `against` for AutoencoderKLCogVideoX of diffusers with tiling on."""
 
 _SLICE = 32  # latents compared at a time
+_SCORING = 48  # bytes per pixel: three pairs of pictures, differences of two, and what scores are computed from
 
 Pair = tuple[np.ndarray, np.ndarray]
 """A frame of the source and its reconstruction, uint8 (H, W, 3)."""
@@ -123,7 +124,7 @@ def evaluate_video(
         sides: list[_Side] = []
         for i, chosen in enumerate(settings):
             side = _Side(os.fspath(source), os.path.join(folder, str(i)), chosen, pairs, next(passes))
-            side.compare(sides, next(passes))
+            side.compare(sides, next(passes), keep=i + 1 < len(settings))
             sides.append(side)
         first = sides[0].latents
         made = sides[0].evaluation()
@@ -205,9 +206,10 @@ class _Side:
             threads=options.threads,
         )
         with about(source):  # what cannot be decoded is not encoded first
-            shape = plan_encode(source, options).latent_shape
-            assert shape is not None
-            decode_budget(shape, open_weights(options), self._decode_options)
+            plan = plan_encode(source, options)
+            assert plan.latent_shape is not None
+            self._beside = _SCORING * plan.geometry.padded_width * plan.geometry.padded_height
+            decode_budget(plan.latent_shape, open_weights(options), self._decode_options, self._beside)
         self.encoded = encode_video(source, path, options, progress=progress)
         self.latents = open_latents(path)
         for frame in frames or ():
@@ -218,17 +220,17 @@ class _Side:
         self._decode_seconds = 0.0
         self.picture_psnr: float | None = None
 
-    def compare(self, others: Sequence[_Side], progress: Progress) -> None:
+    def compare(self, others: Sequence[_Side], progress: Progress, keep: bool) -> None:
         """Decode, and compare each frame with the source, and with that of another side if there is one.
 
-        Decoded frames go to a file next to the latents, so that memory does not grow with their number.
+        With `keep`, decoded frames go to a file for the next side, so that memory does not grow with their number.
         """
         started, m = time.perf_counter(), self.latents.metadata
         between: list[float] = []
         with (
             start_reader(self._source, self._options, self._checkpoint.config) as reader,
-            decoding(self.latents, self._checkpoint, self._decode_options, progress) as run,
-            open(self._frames, "wb") as kept,
+            decoding(self.latents, self._checkpoint, self._decode_options, progress, self._beside) as run,
+            open(self._frames if keep else os.devnull, "wb") as kept,
             open(others[0]._frames if others else os.devnull, "rb") as other,
         ):
             for image in chain.from_iterable(run.frames()):

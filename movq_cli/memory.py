@@ -187,8 +187,9 @@ class EncodeMemory(NetworkMemory):
         chunk = frames * self.height * row
         if self.device.type == "cuda":
             return chunk + frames * (strip_rows or self.height) * row * ITEM_SIZE["fp32"]
-        ahead = min(AHEAD_FRAMES, self.total or AHEAD_FRAMES) * self.height * row
-        return 2 * chunk + self.open_at_once * min(ahead, AHEAD_BYTES)
+        picture = self.height * row
+        ahead = min(AHEAD_FRAMES, self.total or AHEAD_FRAMES) * picture
+        return 2 * chunk + self.open_at_once * min(ahead, max(AHEAD_BYTES, 2 * picture))
 
     def smaller(self) -> Iterator[Self]:
         """Yield the same for smaller pictures, from large to small; none if the size was asked for."""
@@ -203,7 +204,12 @@ class EncodeMemory(NetworkMemory):
 
 @dataclass(frozen=True)
 class DecodeMemory(NetworkMemory):
-    """The memory of a decoding. The schedule is in latents, everything else in frames."""
+    """The memory of a decoding. The schedule is in latents, everything else in frames.
+
+    `beside` are the bytes that the user of the frames takes in the host's memory.
+    """
+
+    beside: int = 0
 
     @cached_property
     def parameters(self) -> int:
@@ -232,10 +238,11 @@ class DecodeMemory(NetworkMemory):
         return decode_cost(self.config, frames, self.height, self.width, strip_rows)
 
     def staging(self, frames: int, strip_rows: int) -> int:
-        """Return the bytes of a piece as the decoder gives it and in fp32, and twice of all pixels as uint8."""
+        """Return the bytes of a piece as the decoder gives it and in fp32, of all pixels as uint8, and what is beside."""
         row = frames * self.width * self.config.out_ch
         piece = (strip_rows or self.height) * row
-        return piece * (ITEM_SIZE[self.precision] + ITEM_SIZE["fp32"]) + 2 * self.height * row
+        pixels = piece * (ITEM_SIZE[self.precision] + ITEM_SIZE["fp32"]) + 2 * self.height * row
+        return pixels + (0 if self.device.type == "cuda" else self.beside)
 
     def smaller(self) -> Iterator[Self]:
         """Yield nothing: the size of the latents is what it is."""

@@ -6,7 +6,7 @@ Pictures are RGB uint8 (H, W, 3); source and reconstruction have the same size.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,16 +18,19 @@ WINDOW = 11
 """The width and height of SSIM's Gaussian window, in pixels."""
 
 _SIGMA = 1.5
-_STRIP = 32  # rows computed at a time, so that they stay in the cache
+_BAND = 32  # rows computed at a time, so that they stay in the cache
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 _GAP = 2  # white pixels between the pictures of a montage
+_MOST_SIDE = 1280  # pixels of the longer side of a picture in a montage
 
 
 def psnr(source: np.ndarray, reconstruction: np.ndarray) -> float:
     """Return the peak signal-to-noise ratio over all values, in dB; PSNR_CAP if the pictures are equal."""
-    error = _error(source, reconstruction).astype(np.float64)
-    mean = float(np.square(error).mean())
-    return PSNR_CAP if mean == 0 else min(PSNR_CAP, 10 * math.log10(255**2 / mean))
+    total = 0
+    for rows in _bands(len(source)):
+        error = _error(source[rows], reconstruction[rows]).astype(np.int32)
+        total += int(np.square(error).sum(dtype=np.int64))
+    return min(PSNR_CAP, 10 * math.log10(255**2 / (total / source.size))) if total else PSNR_CAP
 
 
 def ssim(source: np.ndarray, reconstruction: np.ndarray) -> float | None:
@@ -39,8 +42,8 @@ def ssim(source: np.ndarray, reconstruction: np.ndarray) -> float | None:
     if min(source.shape[:2]) < WINDOW:
         return None
     total = 0.0
-    for top in range(0, places, _STRIP):
-        rows = slice(top, min(top + _STRIP, places) + WINDOW - 1)
+    for band in _bands(places):
+        rows = slice(band.start, band.stop + WINDOW - 1)
         total += _similarity(source[rows].astype(np.float64), reconstruction[rows].astype(np.float64))
     return total / float(places * (source.shape[1] - WINDOW + 1) * 3)
 
@@ -73,6 +76,10 @@ def _blur(picture: np.ndarray) -> np.ndarray:
     return picture
 
 
+def _bands(height: int) -> Iterator[slice]:
+    return (slice(top, min(top + _BAND, height)) for top in range(0, height, _BAND))
+
+
 def _error(source: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
     error: np.ndarray = np.subtract(reconstruction, source, dtype=np.int16)
     return error
@@ -91,9 +98,10 @@ class FrameScores:
         """Add the next frame and its reconstruction."""
         self.psnr.append(psnr(source, reconstruction))
         self.ssim.append(ssim(source, reconstruction))
-        error = _error(source, reconstruction)
-        if self._before is not None:
-            self._flicker.append(float(abs(error - self._before).mean()))
+        error, before = _error(source, reconstruction), self._before
+        if before is not None:
+            changes = sum(int(abs(error[rows] - before[rows]).sum(dtype=np.int64)) for rows in _bands(len(error)))
+            self._flicker.append(changes / error.size)
         self._before = error
 
     def report(self, times: Sequence[float], borders: Iterable[int]) -> dict[str, Any]:
@@ -134,13 +142,34 @@ def _worst(name: str, values: Sequence[float], times: Sequence[float]) -> dict[s
 
 
 def montage(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Return one picture with a row per pair: source | reconstruction | four times their absolute difference."""
-    height, width, _ = rows[0][0].shape
+    """Return one picture with a row per pair: source | reconstruction | four times their absolute difference.
+
+    Large pictures are scaled down by `montage_scale`, after their difference is taken.
+    """
+    scale = montage_scale(rows[0][0])
+    height, width, _ = _scaled_down(rows[0][0], scale).shape
     down, right = height + _GAP, width + _GAP
     sheet = np.full((down * len(rows) - _GAP, right * 3 - _GAP, 3), 255, np.uint8)
     for row, (source, reconstruction) in enumerate(rows):
         difference = np.minimum(abs(_error(source, reconstruction)) * 4, 255)
         for column, picture in enumerate((source, reconstruction, difference)):
             top, left = down * row, right * column
-            sheet[top : top + height, left : left + width] = picture
+            sheet[top : top + height, left : left + width] = _scaled_down(picture.astype(np.uint8), scale)
     return sheet
+
+
+def montage_scale(picture: np.ndarray) -> int:
+    """Return the whole number that a picture's height and width are divided by in a montage."""
+    height, width, _ = picture.shape
+    return int(-(-max(height, width) // _MOST_SIDE))
+
+
+def _scaled_down(picture: np.ndarray, scale: int) -> np.ndarray:
+    """Return the means of blocks of scale x scale pixels; those at the right and bottom edge may be smaller."""
+    if scale == 1:
+        return picture
+    height, width, _ = picture.shape
+    padded = np.pad(picture, ((0, -height % scale), (0, -width % scale), (0, 0)), mode="edge")
+    blocks = padded.reshape(len(padded) // scale, scale, padded.shape[1] // scale, scale, 3)
+    scaled: np.ndarray = blocks.mean((1, 3), dtype=np.float32).round().astype(np.uint8)
+    return scaled

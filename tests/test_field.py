@@ -746,7 +746,7 @@ def test_a_picture_above_the_limit_of_videos_is_taken_and_a_bomb_is_not(tmp_path
     assert "as a file made to fill memory" not in capsys.readouterr().err
     data[16:24] = struct.pack(">II", 30000, 20000)
     bomb.write_bytes(data)
-    with pytest.raises(MovqError, match=r"has 30000x20000 pixels in .*it is too large for any decoder"):
+    with pytest.raises(MovqError, match=r"has 30000x20000 pixels: it is too large for any decoder"):
         shown(bomb)
 
 

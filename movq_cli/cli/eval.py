@@ -133,6 +133,7 @@ def _evaluate_all(
 
 
 def _print_tables(made: list[Evaluation], against: str, picture: str | None) -> None:
+    from ..metrics import montage_scale
     from .tables import print_pairs, print_rows
 
     print_rows(_COLUMNS, (row for evaluation in made for row in _rows(evaluation, against)))
@@ -143,7 +144,9 @@ def _print_tables(made: list[Evaluation], against: str, picture: str | None) -> 
             print_pairs(_differ(evaluation), title=f"{name_of(evaluation.source)}: what {against} changes")
     if picture is not None:
         drawn = ", ".join(map(str, made[0].pairs))
-        print(f"{name_of(picture)}: frames {drawn}: source, reconstruction, 4 times their difference")
+        scale = montage_scale(next(iter(made[0].pairs.values()))[0])
+        size = f", at 1/{scale} of their size" if scale > 1 else ""
+        print(f"{name_of(picture)}: frames {drawn}: source, reconstruction, 4 times their difference{size}")
 
 
 _COLUMNS = (

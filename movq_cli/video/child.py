@@ -22,7 +22,7 @@ from ..errors import MovqError
 from ..processes import Talk
 from ..records import from_values, to_values
 from ..values import format_bytes
-from .container import open_video
+from .container import MAX_HEIGHT, MAX_WIDTH, open_video
 from .counting import count_frames, has_variable_rate
 from .frames import FILTER_NAME, Decoder
 from .info import VideoFacts
@@ -78,6 +78,13 @@ def _bound(memory_limit: int) -> None:
             resource.setrlimit(resource.RLIMIT_DATA, (taken + memory_limit, most))
 
 
+def _allow(memory_limit: int) -> None:
+    """Raise the limit on memory to `memory_limit` bytes, if it is lower, for pictures that are larger than usual."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if soft != resource.RLIM_INFINITY and soft < memory_limit:
+        resource.setrlimit(resource.RLIMIT_DATA, (memory_limit, hard))
+
+
 def _serve(talk: Talk, request: Request, memory: int | None) -> None:
     av.logging.set_level(av.logging.ERROR)
     av.logging.set_skip_repeated(False)  # or a repeated message is hidden, even from another file
@@ -86,6 +93,7 @@ def _serve(talk: Talk, request: Request, memory: int | None) -> None:
     folder, path = (os.fsdecode(text.encode("utf-8", "surrogateescape")) for text in (request.folder, request.path))
     os.chdir(folder)  # the asking process may have changed its folder since the forking one started
     with open_video(path, selection.stream, max_pixels=selection.max_pixels, threads=request.threads) as source:
+        _allow(request.memory_limit * (source.codec.width * source.codec.height) // (MAX_WIDTH * MAX_HEIGHT))
         if request.mode == "count":
             talk.say("end", frames=count_frames(source, selection, talk.alive))
             return

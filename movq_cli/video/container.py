@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 MAX_WIDTH, MAX_HEIGHT = 8192, 4320
 _MOST_PIXELS = MAX_WIDTH * MAX_HEIGHT
-_PIXELS_PER_BYTE = 10_000  # a picture above the limit must have fewer: a bomb has more
+_PIXELS_PER_BYTE = 10_000  # pictures above the limit must have fewer: a bomb has more
 _ALIGNED = 128  # libav counts the pixels of pictures that are a little larger
 _FALLBACK_RATE = Fraction(25)
 _VIDEO_FORMATS = (
@@ -118,7 +118,7 @@ def open_video(
 
     Cover pictures and streams without a decoder do not count as video streams, and one without data gives way to the
     next. Without its `edit_list`, a .mp4 or .mov gives all packets, including those that are not to be shown. Without
-    `explode`, the decoder conceals damage instead of raising. `max_pixels` raises the limit for a picture.
+    `explode`, the decoder conceals damage instead of raising. `max_pixels` raises the limit for pictures.
     """
     require_file(path)
     if os.path.getsize(path) == 0:
@@ -151,19 +151,17 @@ def open_video(
 
 
 def _pixel_limit(width: int, height: int, size: int, allowed: int | None) -> int:
-    """Return the limit on pixels for a file of `size` bytes, whose still picture has width x height (0 if unknown).
+    """Return the most pixels that a picture of a file of `size` bytes may have.
 
-    Raises MovqError for a picture above the usual limit that has too few bytes to be one.
+    Raises MovqError if its still picture of width x height (0 if unknown) has more.
     """
-    limit, pixels = max(_MOST_PIXELS, allowed or 0), width * height
-    if pixels > limit and pixels > _PIXELS_PER_BYTE * size:
+    limit, pixels = max(_MOST_PIXELS, allowed or 0, min(_PIXELS_PER_BYTE * size, MOST_PIXELS)), width * height
+    if pixels > MOST_PIXELS:
+        raise MovqError(f"has {width}x{height} pixels: it is too large for any decoder")
+    if pixels > limit:
         raise MovqError(
             f"has {width}x{height} pixels in {format_bytes(size)}, as a file made to fill memory would; "
-            + (
-                f"{option('max_pixels', pixels)} allows it"
-                if pixels <= MOST_PIXELS
-                else "it is too large for any decoder"
-            )
+            f"{option('max_pixels', pixels)} allows it"
         )
     return max(limit, round_up(width, _ALIGNED) * round_up(height, _ALIGNED))
 
@@ -186,10 +184,14 @@ def av_errors(what: str) -> Iterator[None]:
 
 def _words(error: av.error.FFmpegError) -> str:
     words = str(error.strerror or error).lower()
+    large = (
+        f"pictures of more than {MAX_WIDTH}x{MAX_HEIGHT} pixels in a file that seems made to fill memory, which "
+        f"{option('max_pixels')} allows"
+    )
     if isinstance(error, av.error.ArgumentError):
-        return f"not a format on movq's list, or pictures of more than {MAX_WIDTH}x{MAX_HEIGHT} pixels"
+        return f"not a format on movq's list, or {large}"
     if "resource busy" in words:  # libav's words for ENOMEM and for refused picture sizes
-        return f"damaged, or pictures of more than {MAX_WIDTH}x{MAX_HEIGHT} pixels"
+        return f"damaged, or {large}"
     return words
 
 

@@ -34,7 +34,8 @@ Encode = Callable[[np.ndarray], bytes]
 class _Kind(NamedTuple):
     """A kind of video: libav's muxer and encoder, its pixels, also for odd sizes, and how to name it.
 
-    `tick` is set if the format holds times in ticks of its own, in seconds; `holds` says so.
+    The encoder takes `memory` bytes per pixel of a picture, and `_PER_FRAME` more for each of `waiting` frames that it
+    may look ahead. `tick` is set if the format holds times in ticks of its own, in seconds; `holds` says so.
     """
 
     muxer: str
@@ -42,25 +43,32 @@ class _Kind(NamedTuple):
     pixels: str
     odd_pixels: str
     words: str
+    memory: int
+    waiting: int = 0
     tick: Fraction | None = None
     holds: str = ""
 
 
 _MILLISECONDS = "Matroska and WebM hold times in whole milliseconds"
-_H264 = ("libx264", "yuv420p", "yuv444p", "H.264")
+_H264 = ("libx264", "yuv420p", "yuv444p", "H.264", 30, 42)
+_PER_FRAME = 4
+_PER_PIXEL = 13  # bytes that a picture takes on its way to a file
 _KINDS = {
     ".mp4": _Kind("mp4", *_H264),
     ".mov": _Kind("mov", *_H264),
-    ".mkv": _Kind("matroska", "ffv1", "bgr0", "bgr0", "FFV1 lossless RGB", Fraction(1, 1000), _MILLISECONDS),
-    ".webm": _Kind("webm", "libvpx-vp9", "yuv420p", "yuv420p", "VP9", Fraction(1, 1000), _MILLISECONDS),
+    ".mkv": _Kind(
+        "matroska", "ffv1", "bgr0", "bgr0", "FFV1 lossless RGB", 82, tick=Fraction(1, 1000), holds=_MILLISECONDS
+    ),
+    ".webm": _Kind("webm", "libvpx-vp9", "yuv420p", "yuv420p", "VP9", 140, tick=Fraction(1, 1000), holds=_MILLISECONDS),
     ".gif": _Kind(
         "gif",
         "gif",
         "pal8",
         "pal8",
         "GIF of 256 colours",
-        Fraction(1, 100),
-        "GIF holds times in hundredths of a second",
+        40,
+        tick=Fraction(1, 100),
+        holds="GIF holds times in hundredths of a second",
     ),
 }
 _PICTURES: Mapping[str, tuple[str, Encode]] = {
@@ -87,6 +95,12 @@ class FrameWriter(ABC):
         self._shape = height, width, 3
         self._frames = frames
         self._written = 0
+
+    @property
+    def memory(self) -> int:
+        """The bytes of memory that writing takes at most (measured: benchmarks/memory.py)."""
+        height, width, _ = self._shape
+        return _PER_PIXEL * height * width
 
     def write(self, frames: np.ndarray) -> None:
         """Write the next frames, RGB uint8 (n, H, W, 3). Raises MovqError if they cannot be written."""
@@ -251,6 +265,12 @@ class _VideoWriter(FrameWriter):
         except BaseException:
             self._close()
             raise
+
+    @property
+    def memory(self) -> int:
+        """The bytes of memory that writing takes at most, with the frames that the encoder looks ahead."""
+        height, width, _ = self._shape
+        return (self._kind.memory + _PER_FRAME * min(self._kind.waiting, self._frames)) * height * width
 
     @property
     def _is_yuv(self) -> bool:

@@ -581,7 +581,7 @@ def texts():
 
 
 def bombs():
-    bad = partial(Case, "bombs", says=(f"8192x4320|made to fill memory|{REFUSED}",), code=1)
+    bad = partial(Case, "bombs", says=(f"8192x4320|made to fill memory|too large for any decoder|{REFUSED}",), code=1)
     many = 0xFFFFFFF0
     pack = partial(struct.pack, ">" + "I" * 4)
     yield from (
