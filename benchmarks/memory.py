@@ -2,14 +2,19 @@
 
     python benchmarks/memory.py [--frames 65 1025] [--size 128x128] [--precision bf16] [--semantics frame] [--decode]
                                 [--runs 3] [--json FILE]
+    python benchmarks/memory.py --writers [--frames 1 33 100] [--size 1920x1080 3840x2160]
 
 `--semantics frame` takes the embedded weights; other semantics take random weights of the published size.
 
 Makes synthetic clips at 10 frames per second, encodes each in a process of its own and reads ru_maxrss of that process.
 The decoding process is another one, whose memory is not added.
+
+`--writers` measures what each kind of output takes to be written, frame by frame, next to what movq counts on.
 """
 
+import argparse
 import itertools
+import json
 import os
 import re
 import statistics
@@ -20,18 +25,71 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.common import Table, native_precision, options, peak, published_weights, synthetic
+from benchmarks.common import Table, in_child, native_precision, options, peak, published_weights, synthetic
+
+
+WRITERS = ".mp4", ".mkv", ".webm", ".gif", ".npy", ".png", ".jpg"
+
+
+def writers(args):
+    table = Table(
+        {"output": "", "size": "", "frames": "", "MB": ".0f", "bytes per pixel": ".0f", "counted": ".0f"}, args.json
+    )
+    for suffix, size, frames in itertools.product(WRITERS, args.size, args.frames):
+        if suffix in (".png", ".jpg") and frames > 1:
+            continue
+        width, height = map(int, size.split("x"))
+        found = in_child(__file__, "--writer", suffix, "--size", size, "--frames", frames)
+        pixels = width * height
+        table.add(suffix, size, frames, found["taken"] / 1e6, found["taken"] / pixels, found["counted"] / pixels)
+
+
+def write(suffix, size, frames):
+    """Print what writing a moving picture to this kind of output adds to the peak memory of this process."""
+    import numpy as np
+
+    from movq_cli.video import open_writer
+
+    width, height = map(int, size.split("x"))
+    tiles = np.random.default_rng(0).integers(0, 256, (1, height // 8 + 1, width // 8 + 9, 3), np.uint8)
+    picture = tiles.repeat(8, 1).repeat(8, 2)
+    times = [i / 25 for i in range(frames)]
+
+    def resident(name):
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
+
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = resident("VmRSS")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_writer(f"{folder}/a{suffix}", width=width, height=height, times=times, duration=frames / 25) as writer,
+    ):
+        for i in range(frames):
+            writer.write(picture[:, :height, i % 64 : i % 64 + width])
+        writer.finish()
+        print(json.dumps({"taken": resident("VmHWM") - before, "counted": writer.memory}))
 
 
 def main():
     parser = options(__doc__)
-    parser.add_argument("--frames", nargs="+", type=int, default=[65, 1025])
-    parser.add_argument("--size", nargs="+", default=["128x128"], metavar="WxH")
+    parser.add_argument("--frames", nargs="+", type=int)
+    parser.add_argument("--size", nargs="+", metavar="WxH")
     parser.add_argument("--precision", nargs="+", choices=["bf16", "fp32"])
     parser.add_argument("--chunk-frames", nargs="+", default=["auto"])
     parser.add_argument("--semantics", nargs="+", default=["frame"], metavar="frame|diffusers|whole")
     parser.add_argument("--decode", action="store_true", help="measure decoding to .mp4, which predicts nothing")
+    parser.add_argument("--writers", action="store_true")
+    parser.add_argument("--writer", choices=WRITERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.frames = args.frames or ([1, 33, 100] if args.writers else [65, 1025])
+    args.size = args.size or (["1920x1080", "3840x2160"] if args.writers else ["128x128"])
+    if args.writer:
+        write(args.writer, *args.size, *args.frames)
+        return
+    if args.writers:
+        writers(args)
+        return
     print(f"medians of {args.runs} runs\n")
     table = Table(
         {

@@ -5,21 +5,18 @@ import re
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 
 from movq_cli import MovqError, MovqUsageError, encode_batch, encode_video, open_latents
 from movq_cli.checkpoints.checkpoint import open_checkpoint
-from movq_cli.codec import encode
-from movq_cli.model import Decoder3D, DownSample3D, Encoder3D, StreamCache
+from movq_cli.model import DownSample3D, StreamCache
 from movq_cli.model.store import SpillFile, Store
 from movq_cli.model.strips import Halo, StripQueue
-from movq_cli.schedule import ChunkSchedule
 
 from .helpers import clips
 from .helpers.batches import manifest
-from .helpers.models import VAE
+from .helpers.strips import encoded, encoder, pixels
 from .helpers.tolerance import AGREE, moments_off, rms_off
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,56 +32,14 @@ LENGTHS = 1, 2, 5, 16, 17, 33
 CHUNKS = 4, 8, 0
 
 
-def network(semantics, **config):
-    """Return an encoder whose every parameter is random: norms of weight 1 and bias 0 could hide mistakes."""
-    torch.manual_seed(0)
-    scope = "frame" if semantics == "frame" else "whole"
-    given = {name: getattr(VAE, name) for name in VAE.__dataclass_fields__} | {"norm_scope": scope, **config}
-    encoder = Encoder3D(**given).eval().requires_grad_(False)
-    for parameter in encoder.parameters():
-        if parameter.dim() == 1:
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return encoder
-
-
-def pixels(frames, height, width):
-    """Return frames (T, H, W, 3) of a smooth moving picture with noise."""
-    noise = np.random.default_rng(0).integers(-20, 20, (frames, height, width, 3))
-    return np.clip(np.stack(clips.pictures(frames, width, height)).astype(int) + noise, 0, 255).astype(np.uint8)
-
-
-def encoded(encoder, semantics, images, chunk=0, rows=0, store=None, dtype=torch.float32):
-    """Return the moments of a clip, computed as `movq encode` does."""
-    schedule = ChunkSchedule.of_frames(semantics, len(images), chunk, encoder.config)
-    cache = StreamCache(store=store, strip_rows=rows)
-    cut = itertools.accumulate(schedule.lengths(), initial=0)
-    spans = iter([slice(*pair) for pair in itertools.pairwise(cut)])
-    windows = [list(lengths) for lengths in finite(schedule, len(images))]
-    arrays = ((images[next(spans)] for _ in window) for window in windows)
-    return torch.cat(list(encode(encoder, arrays, torch.device("cpu"), dtype, cache)), dim=2)
-
-
-def finite(schedule, count):
-    """Yield the lengths of the chunks of each window, as many as the clip has."""
-    for window in schedule.windows():
-        lengths = []
-        for length in window:
-            lengths.append(min(length or count, count))
-            count -= lengths[-1]
-            if count <= 0:
-                yield lengths
-                return
-        yield lengths
-
-
 @pytest.mark.parametrize("semantics", ["frame", "whole", "diffusers"])
 def test_strips_are_exact(semantics):
-    encoder = network(semantics)
+    network = encoder(semantics)
     for frames, few in ((5, ((0, 32), (0, 64), (0, 96))), (17, ((4, 32), (8, 64)))):
         images = pixels(frames, 104, 40)
-        one = encoded(encoder, semantics, images)
+        one = encoded(network, semantics, images)
         for chunk, rows in few:
-            assert moments_off(encoded(encoder, semantics, images, chunk, rows), one) < EXACT, (frames, chunk, rows)
+            assert moments_off(encoded(network, semantics, images, chunk, rows), one) < EXACT, (frames, chunk, rows)
 
 
 @pytest.mark.slow
@@ -95,29 +50,29 @@ def test_every_combination_is_exact(semantics, frames, height, width):
     """In strips of 32, 64 and 96 rows and in one piece, with chunks of 4, 8 and of whole windows."""
     if semantics != "frame":
         frames += -(frames - 1) % 4  # `movq encode` makes clips up to 1 + 4n frames before it plans windows
-    encoder, images = network(semantics), pixels(frames, height, width)
-    one = encoded(encoder, semantics, images)
+    network, images = encoder(semantics), pixels(frames, height, width)
+    one = encoded(network, semantics, images)
     assert one.shape[2:] == (1 + (frames - 1) // 4, height // 8, width // 8)
     for rows, chunk in itertools.product((0, 32, 64, 96), CHUNKS):
-        assert moments_off(encoded(encoder, semantics, images, chunk, rows), one) < EXACT, (rows, chunk)
+        assert moments_off(encoded(network, semantics, images, chunk, rows), one) < EXACT, (rows, chunk)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [{"pad_mode": "reflect"}, {"pad_mode": "constant", "resamp_with_conv": False}])
 def test_strips_are_exact_with_other_layers(config):
     for semantics in ("frame", "whole"):
-        encoder, images = network(semantics, ch_mult=(1, 2), temporal_compress_times=2, **config), pixels(13, 72, 40)
-        one = encoded(encoder, semantics, images)
+        network, images = encoder(semantics, ch_mult=(1, 2), temporal_compress_times=2, **config), pixels(13, 72, 40)
+        one = encoded(network, semantics, images)
         for rows, chunk in itertools.product((32, 64), (4, 0)):
-            assert moments_off(encoded(encoder, semantics, images, chunk, rows), one) < EXACT, (rows, chunk)
+            assert moments_off(encoded(network, semantics, images, chunk, rows), one) < EXACT, (rows, chunk)
 
 
 @pytest.mark.parametrize("semantics", ["frame", "whole"])
 def test_strips_in_bf16_are_no_further_from_fp32_than_one_piece(semantics):
-    encoder, images = network(semantics), pixels(17, 136, 72)
-    exact = encoded(encoder, semantics, images)
-    encoder = encoder.bfloat16()
-    one, strips = (encoded(encoder, semantics, images, rows=rows, dtype=torch.bfloat16).float() for rows in (0, 32))
+    network, images = encoder(semantics), pixels(17, 136, 72)
+    exact = encoded(network, semantics, images)
+    network = network.bfloat16()
+    one, strips = (encoded(network, semantics, images, rows=rows, dtype=torch.bfloat16).float() for rows in (0, 32))
     assert 0 < rms_off(strips, exact) < 1.05 * rms_off(one, exact)
 
 
@@ -127,19 +82,19 @@ def test_strips_are_what_diffusers_encodes(vae, frames, chunk, rows):
     x = torch.from_numpy(images).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
     with torch.no_grad():
         expected = vae.model.encode(x).latent_dist.parameters
-    encoder = open_checkpoint(vae.folder).load_encoder(dtype=torch.float32)
-    assert moments_off(encoded(encoder, "diffusers", images, chunk, rows), expected) < AGREE
+    network = open_checkpoint(vae.folder).load_encoder(dtype=torch.float32)
+    assert moments_off(encoded(network, "diffusers", images, chunk, rows), expected) < AGREE
 
 
 @pytest.mark.parametrize(("semantics", "chunk"), [("frame", 4), ("whole", 4), ("diffusers", 0)])
 def test_strips_on_disk_are_those_in_memory(tmp_path, semantics, chunk):
     """Every byte, whatever waits where; and nothing is left in the store but what a next chunk would need."""
-    encoder, images = network(semantics), pixels(13, 72, 40)
-    in_memory = encoded(encoder, semantics, images, chunk, 32)
+    network, images = encoder(semantics), pixels(13, 72, 40)
+    in_memory = encoded(network, semantics, images, chunk, 32)
     for limit in (0, 10**6):
         with SpillFile(str(tmp_path)) as spill:
             store = Store(limit, 0, spill)
-            assert torch.equal(encoded(encoder, semantics, images, chunk, 32, store), in_memory)
+            assert torch.equal(encoded(network, semantics, images, chunk, 32, store), in_memory)
             assert spill.end > 10**6
             assert list(tmp_path.iterdir()) == []
 
@@ -175,21 +130,18 @@ def test_downsampling_takes_a_row_of_the_strip_below():
 
 
 def test_strips_that_a_network_cannot_take_are_refused():
-    x, z = torch.zeros(1, 3, 1, 64, 32), torch.zeros(1, 4, 1, 64, 32)
-    decoder = Decoder3D(**{name: getattr(VAE, name) for name in VAE.__dataclass_fields__})
+    x = torch.zeros(1, 3, 1, 64, 32)
     with torch.inference_mode():
         with pytest.raises(ValueError, match="20 rows for a network that takes multiples of 32 rows"):
-            network("frame")(x, StreamCache(strip_rows=20))
+            encoder("frame")(x, StreamCache(strip_rows=20))
         with pytest.raises(ValueError, match="32 rows for a network that takes whole pictures"):
-            network("frame", attn_resolutions=(32,))(x, StreamCache(strip_rows=32))
-        with pytest.raises(ValueError, match="20 rows for a network that takes multiples of 32 rows"):
-            decoder(z, cache=StreamCache(strip_rows=20))
+            encoder("frame", attn_resolutions=(32,))(x, StreamCache(strip_rows=32))
 
 
 def test_gradients_need_one_piece():
-    encoder = network("frame").requires_grad_(True)
+    network = encoder("frame").requires_grad_(True)
     with pytest.raises(ValueError, match="no gradient"):
-        encoder(torch.zeros(1, 3, 1, 64, 32), StreamCache(ends=True, strip_rows=32))
+        network(torch.zeros(1, 3, 1, 64, 32), StreamCache(ends=True, strip_rows=32))
 
 
 def test_what_the_tool_says_of_strips(tmp_path, movq):
