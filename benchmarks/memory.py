@@ -27,7 +27,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.common import Table, in_child, native_precision, options, peak, published_weights, synthetic
 
-
 WRITERS = ".mp4", ".mkv", ".webm", ".gif", ".npy", ".png", ".jpg"
 
 

@@ -1,7 +1,8 @@
 """Encode a video, decode it, and measure how near it is to the source; and compare two settings with each other.
 
-Latents and decoded frames go through files in a temporary folder, and the video is read a second time while latents are
-decoded. So memory grows with length no more than in encoding and decoding. Only diffusers' tiling holds the whole clip.
+Latents go through a file in a temporary folder, and the video is read a second time while they are decoded; so do the
+frames of one setting that are compared with those of another. So memory grows with length no more than in encoding and
+decoding. Only diffusers' tiling holds the whole clip.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
 """Strips, on the way back: frames that are decoded band by band are those of the picture in one piece."""
 
 import itertools
-import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -19,9 +16,9 @@ from movq_cli.model.store import SpillFile, Store
 from movq_cli.model.strips import Band
 
 from .helpers import clips
+from .helpers.processes import run_limited
 from .helpers.strips import decoded, decoder, pixels
 from .helpers.tolerance import SAME, off, rms_off
-from .test_encode import LIMITED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -187,19 +184,9 @@ def test_where_memory_runs_out_smaller_pieces_are_tried(tmp_path):
     clip = clips.write(tmp_path / "a.mp4", clips.pictures(9, 512, 384))
     encode_video(clip, tmp_path / "latents", precision="fp32")
 
-    def decode(limit, output, *options):
-        command = ["decode", "latents", "-o", output, "--precision", "fp32", "--threads", "1", *options]
-        return subprocess.run(
-            [sys.executable, "-c", LIMITED, str(limit), *command],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            env=os.environ | {"MALLOC_ARENA_MAX": "1"},
-        )
-
-    small = decode(0, "small.npy", "--strip-rows", "96", "--chunk-frames", "4")
-    peak = 1024 * int(small.stderr.split()[-2])
-    large = decode(int(peak * 1.05), "large.npy")
+    decode = "decode", "latents", "-o"
+    _, peak = run_limited(tmp_path, 0, *decode, "small.npy", "--strip-rows", "96", "--chunk-frames", "4")
+    large, _ = run_limited(tmp_path, int(peak * 1.05), *decode, "large.npy")
     assert large.returncode == 0, large.stderr
     assert re.search("ran out of memory, and was begun again in strips of (192|96|64|32) rows", large.stderr)
     frames = [np.load(tmp_path / f"{name}.npy").astype(int) for name in ("large", "small")]

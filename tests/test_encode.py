@@ -4,8 +4,6 @@ import dataclasses
 import hashlib
 import os
 import re
-import subprocess
-import sys
 import threading
 from fractions import Fraction
 from itertools import chain
@@ -30,6 +28,7 @@ from movq_cli.posterior import draw_latents
 from movq_cli.video import Frame
 
 from .helpers import clips, published
+from .helpers.processes import run_limited
 from .helpers.tolerance import AGREE, moments_off, moments_rms_off, off
 
 FP32 = EncodeOptions(precision="fp32")
@@ -253,33 +252,14 @@ def test_results_are_plain_values(tmp_path, clip):
     assert result.metadata.raw_bytes == 23 * 64 * 48 * 3
 
 
-LIMITED = """
-import resource, sys
-limit = int(sys.argv[1])
-if limit:
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-import atexit
-atexit.register(lambda: print(next(line for line in open("/proc/self/status") if line.startswith("VmPeak")), file=sys.stderr))
-sys.argv[1:2] = []
-from movq_cli.cli import main
-main()
-"""
-
-
 @pytest.mark.slow
 def test_where_memory_runs_out_smaller_chunks_are_tried(tmp_path):
     """The process has address space for chunks of 4 frames, and not of 32."""
     clips.write(tmp_path / "a.mp4", clips.pictures(33, 256, 192))
 
-    def encode(limit, output, chunk):
-        options = ["-o", output, "--precision", "fp32", "--threads", "1", "--chunk-frames", str(chunk)]
-        command = [sys.executable, "-c", LIMITED, str(limit), "encode", "a.mp4", *options]
-        one_arena = os.environ | {"MALLOC_ARENA_MAX": "1"}  # else the threads reserve varying amounts of addresses
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=one_arena)
-
-    small = encode(0, "small.safetensors", 4)
-    peak = 1024 * int(small.stderr.split()[-2])
-    large = encode(int(peak * 1.2), "large.safetensors", 32)
+    encode = "encode", "a.mp4", "-o"
+    _, peak = run_limited(tmp_path, 0, *encode, "small.safetensors", "--chunk-frames", "4")
+    large, _ = run_limited(tmp_path, int(peak * 1.2), *encode, "large.safetensors", "--chunk-frames", "32")
     assert large.returncode == 0, large.stderr
     assert "warning: ran out of memory, and was begun again in chunks of" in large.stderr
     made, wanted = open_latents(tmp_path / "large.safetensors"), open_latents(tmp_path / "small.safetensors")
@@ -293,19 +273,9 @@ def test_where_memory_runs_out_smaller_chunks_are_tried(tmp_path):
 def test_where_the_smallest_chunk_is_too_large_lower_strips_are_tried(tmp_path):
     clips.write(tmp_path / "a.mp4", clips.pictures(5, 512, 384))
 
-    def encode(limit, output, *options):
-        command = ["encode", "a.mp4", "-o", output, "--precision", "fp32", "--threads", "1", *options]
-        return subprocess.run(
-            [sys.executable, "-c", LIMITED, str(limit), *command],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            env=os.environ | {"MALLOC_ARENA_MAX": "1"},
-        )
-
-    small = encode(0, "small.safetensors", "--strip-rows", "96")
-    peak = 1024 * int(small.stderr.split()[-2])
-    large = encode(int(peak * 1.05), "large.safetensors")
+    encode = "encode", "a.mp4", "-o"
+    _, peak = run_limited(tmp_path, 0, *encode, "small.safetensors", "--strip-rows", "96")
+    large, _ = run_limited(tmp_path, int(peak * 1.05), *encode, "large.safetensors")
     assert large.returncode == 0, large.stderr
     assert re.search("ran out of memory, and was begun again in strips of (192|96|64|32) rows", large.stderr)
     made, wanted = (open_latents(tmp_path / f"{name}.safetensors") for name in ("large", "small"))

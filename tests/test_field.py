@@ -763,6 +763,20 @@ def test_a_picture_near_the_limit_and_one_that_is_allowed_are_taken(tmp_path):
     assert next(survey([(str(flat), allowed)])) == (1, 8204, 4400)
 
 
+def test_a_video_above_the_limit_is_taken_and_a_bomb_is_not(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (44, 84, 3), np.uint8).repeat(100, 0).repeat(100, 1)
+    large = clips.write(tmp_path / "large.mov", [noise] * 2, codec="mjpeg", pix_fmt="yuvj420p")
+    assert sizes(shown(large, picture=Picture(short_side=44))[0]) == {(84, 44)}
+    assert next(survey([(str(large), Selection())])) == (2, 8400, 4400)
+    bomb = clips.gif_bomb(tmp_path / "bomb.gif", 8400, 4400)
+    with pytest.raises(
+        MovqError, match=r"more than 8192x4320 pixels in a file .* made to fill memory, which max_pixels"
+    ):
+        shown(bomb)
+    with pytest.raises(MovqError, match=r"cut off|cannot be decoded|damaged"):
+        shown(bomb, Selection(max_pixels=36960000))
+
+
 def test_a_webp_that_ends_in_its_head_is_refused(tmp_path):
     for length in range(12, 30):
         (tmp_path / "a.webp").write_bytes((b"RIFF\x08\0\0\0WEBPVP8X" + bytes(14))[:length])

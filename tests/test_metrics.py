@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from movq_cli.metrics import FrameScores, montage, psnr, ssim
+from movq_cli.metrics import FrameScores, montage, montage_scale, psnr, ssim
 
 from .helpers import clips
 
@@ -159,3 +159,18 @@ def test_montage():
         difference = row[:, -20:]
         assert list(difference[3, 4]) == [8, 0, 255]
         assert difference.sum() == 8 + 255
+
+
+def test_a_montage_of_large_pictures_is_scaled_down_after_the_difference_is_taken():
+    """Blocks of 2x2 pixels become their mean; a difference of +10 and -10 does not cancel."""
+    source = np.full((9, 1300, 3), 100, np.uint8)
+    reconstruction = source.copy()
+    reconstruction[:, ::2] += 10
+    reconstruction[:, 1::2] -= 10
+    assert montage_scale(source) == 2
+    assert montage_scale(source[:, :1280]) == 1
+    sheet = montage([(source, reconstruction)])
+    assert sheet.shape == (5, 3 * 650 + 4, 3)
+    assert (sheet[:, :650] == 100).all()
+    assert (sheet[:, 652:1302] == 100).all()
+    assert (sheet[:, 1304:] == 40).all()

@@ -212,6 +212,10 @@ def test_predicted_waiting_is_what_waits(vae):
     cache = StreamCache(store=Watched(), strip_rows=32)
     waiting = encode_cost(config, 9, 128, 48, 32).waiting
     assert 0.7 * waiting < most(encoder.encode_window([x], cache)) <= waiting
+    z = torch.zeros(1, 16, 3, 16, 6)
+    cache = StreamCache(store=Watched(), strip_rows=32)
+    waiting = decode_cost(config, 9, 128, 48, 32).waiting
+    assert 0.7 * waiting < most(decoder.decode_window([(z, z)], cache)) <= waiting
 
 
 @pytest.mark.parametrize("sizes", [(5, 7, 0), (5, 0, 3), (0, 0, 3), (5, 0, 0)])

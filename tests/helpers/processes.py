@@ -1,7 +1,21 @@
-"""Find processes by /proc, and wait for them."""
+"""Find processes by /proc, wait for them, and run movq in little memory."""
 
 import os
+import subprocess
+import sys
 import time
+
+_LIMITED = """
+import resource, sys
+limit = int(sys.argv[1])
+if limit:
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+import atexit
+atexit.register(lambda: print(next(line for line in open("/proc/self/status") if line.startswith("VmPeak")), file=sys.stderr))
+sys.argv[1:2] = []
+from movq_cli.cli import main
+main()
+"""
 
 
 def children(pid):
@@ -64,3 +78,11 @@ def relays():
     """Return (relay, worker) of each Ray process that passes messages on to a worker which is encoding."""
     found = [int(name) for name in os.listdir("/proc") if name.isdigit() and b"ray::Relay" in b"".join(command(name))]
     return [(relay, worker) for relay in found for worker in children(relay) if decoders(worker)]
+
+
+def run_limited(folder, limit, *words):
+    """Run movq, in fp32 on one thread, with so many bytes of addresses (0: no limit). Return the process and its peak."""
+    one_arena = os.environ | {"MALLOC_ARENA_MAX": "1"}  # else the threads reserve varying amounts of addresses
+    command = [sys.executable, "-c", _LIMITED, str(limit), *words, "--precision", "fp32", "--threads", "1"]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=one_arena)
+    return result, 1024 * int(result.stderr.split()[-2])
