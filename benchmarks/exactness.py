@@ -4,7 +4,8 @@
 
 Encodes tests/data/city.mp4 with the embedded weights; prints differences as in docs/exactness.md, and whether the two
 files' metadata are equal. With --strips it compares strips of 32, 64 and 128 rows with one piece, of 640x360 and of the
-same scaled to 1280x720; else chunks with one chunk, and precisions.
+same scaled to 1280x720, encoded and decoded; else chunks with one chunk, and precisions. Frames are compared in levels of 255,
+with the share of values that differ at all.
 """
 
 import argparse
@@ -20,6 +21,8 @@ SIZES = {"640x360": [], "1280x720": ["--short-side", "720", "--upscale"]}
 
 
 def main():
+    import numpy as np
+
     from movq_cli import open_latents
     from tests.helpers.tolerance import difference, said
 
@@ -37,6 +40,12 @@ def main():
             command += ["--frames", str(args.frames), "--precision", precision, "--force", *options]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             return open_latents(path)
+
+        def decoded(latents, precision, options):
+            path = f"{folder}/frames.npy"
+            command = [sys.executable, "-m", "movq_cli", "decode", latents.path, "-o", path, "-q", "--force"]
+            subprocess.run([*command, "--precision", precision, *options], check=True, stdout=subprocess.DEVNULL)
+            return np.load(path).astype(np.int16)
 
         def compare(what, against, made, expected):
             off = said(difference(made.latents, expected.latents))
@@ -57,6 +66,11 @@ def main():
                 for rows in ("32", "64", "128"):
                     made = encoded(precision, [*options, "--strip-rows", rows])
                     compare(f"{precision}, {size}, strips of {rows} rows", "one piece", made, whole)
+                one_piece = decoded(whole, precision, ["--strip-rows", "2048"])
+                for rows in ("32", "64", "128"):
+                    off = abs(decoded(whole, precision, ["--strip-rows", rows]) - one_piece)
+                    words = f"levels {off.max()}, in {(off > 0).mean():.1e} of values; mean {off.mean():.1e}"
+                    print(f"| decode, {precision}, {size}, strips of {rows} rows | one piece | {words} | |", flush=True)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def write(suffix, size, frames):
         for i in range(frames):
             writer.write(picture[:, :height, i % 64 : i % 64 + width])
         writer.finish()
-        print(json.dumps({"taken": resident("VmHWM") - before, "counted": writer.memory}))
+        print(json.dumps({"taken": resident("VmHWM") - before, "counted": writer.memory_bytes}))
 
 
 def main():

@@ -93,21 +93,20 @@ class Budget:
     def smaller(self, longest: int, height: int, config: AutoencoderConfig) -> dict[str, int]:
         """Return options that take about half of this memory: shorter chunks, then lower strips. {} if there are none.
 
-        `longest` is the longest window in frames, and `height` that of a picture.
+        `longest` is the longest window or chunk in frames, and `height` that of a picture.
         """
         factor, step = config.temporal_factor, config.strip_step
-        frames = self.chunk_frames or longest - 1  # the first chunk has a frame more than chunk_frames
+        frames = min(self.chunk_frames or longest, longest - 1)  # the first chunk has a frame more than chunk_frames
         if frames > factor:
             return {"chunk_frames": max(factor, frames // 2 // factor * factor)}
         rows = self.strip_rows or height
         return {"strip_rows": round_up(rows // 2, step)} if rows > step and not config.attends else {}
 
 
-def begun_again(smaller: Mapping[str, int]) -> str:
-    """Return what to say of a run that ran out of memory and went on with options that take less."""
+def in_words(smaller: Mapping[str, int]) -> str:
+    """Return in words what `Budget.smaller` returns."""
     frames, rows = smaller.get("chunk_frames"), smaller.get("strip_rows")
-    how = f"chunks of {frames} frames" if frames else f"strips of {rows} rows"
-    return f"ran out of memory, and was begun again in {how}"
+    return f"chunks of {frames} frames" if frames else f"strips of {rows} rows"
 
 
 def least_memory(config: AutoencoderConfig) -> dict[str, int]:

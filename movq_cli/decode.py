@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .budget import Budget, begun_again, check_weights, make_budget
+from .budget import Budget, check_weights, in_words, make_budget
 from .checkpoints.checkpoint import FORMER, Checkpoint, open_checkpoint, open_located
 from .checkpoints.locate import fetching, locate_cached
 from .codec import RGB, Progress, WorkDone, decode, silent
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 class DecodeResult:
     """The video that was written. `seconds` is the wall time from the call until the file is in its place.
 
-    Pictures were computed in so many `strips`, and up to `spilled_bytes` of activations waited on disk; `remarks` say why.
+    A picture was cut into `strips`, and up to `spilled_bytes` of activations waited on disk; `remarks` say why.
     """
 
     output_path: str
@@ -90,7 +90,7 @@ def decode_video(
     ) as writer:
         checkpoint = find_weights(opened, options)
         refuse_inputs(output, *checkpoint.files)
-        with decoding(opened, checkpoint, options, progress, beside=writer.memory) as run:
+        with decoding(opened, checkpoint, options, progress, consumer_bytes=writer.memory_bytes) as run:
             for images in run.frames():
                 writer.write(images)
         size = writer.finish()
@@ -106,9 +106,9 @@ def decode_video(
         device=str(run.device),
         strips=run.budget.strips,
         spilled_bytes=run.budget.spill_bytes,
-        remarks=(*run.remarks, *run.budget.remarks),
+        remarks=run.budget.remarks,
         seconds=time.perf_counter() - started,
-        warnings=(*run.budget.warnings, *writer.notes),
+        warnings=(*run.warnings, *run.budget.warnings, *writer.notes),
     )
 
 
@@ -162,7 +162,7 @@ def _cached_weights(latents: Latents, made: str) -> Checkpoint:
 
 @dataclass
 class Decoding:
-    """A decoding in progress, made by `decoding`. Its `budget` may become smaller; `remarks` say so."""
+    """A decoding in progress, made by `decoding`. Its `budget` may become smaller; `warnings` say so."""
 
     latents: Latents
     checkpoint: Checkpoint
@@ -174,8 +174,8 @@ class Decoding:
     decoder: Decoder3D
     quantizer: Quantizer | None
     progress: Progress
-    beside: int
-    remarks: tuple[str, ...] = ()
+    consumer_bytes: int
+    warnings: tuple[str, ...] = ()
 
     def frames(self) -> Iterator[np.ndarray]:
         """Yield the frames that were encoded, chunk by chunk, uint8 (n, H, W, 3), without padding in time or space.
@@ -194,10 +194,10 @@ class Decoding:
             else:
                 return
             # Outside the except block: the traceback would keep the failed run's tensors alive.
-            self.options = changed(self.options, smaller)
-            _, self.budget = decode_budget(self.latents.shape, self.checkpoint, self.options, self.beside)
-            self.remarks = (begun_again(smaller),)
             free_memory(self.device)
+            self.options = changed(self.options, smaller)
+            _, self.budget = decode_budget(self.latents.shape, self.checkpoint, self.options, self.consumer_bytes)
+            self.warnings = (f"ran out of memory, and went on in {in_words(smaller)}",)
 
     def _computed(self, start: int) -> Iterator[np.ndarray]:
         """Yield frames from number `start` on; earlier ones are computed, as later ones depend on them."""
@@ -257,31 +257,45 @@ class Decoding:
 
 @contextmanager
 def decoding(
-    latents: Latents, checkpoint: Checkpoint, options: DecodeOptions, progress: Progress = silent, beside: int = 0
+    latents: Latents,
+    checkpoint: Checkpoint,
+    options: DecodeOptions,
+    progress: Progress = silent,
+    consumer_bytes: int = 0,
 ) -> Iterator[Decoding]:
     """Load the decoder, plan its chunks, and yield the Decoding. torch is set up for it inside the `with`.
 
-    `beside` are the bytes that the caller takes for the frames. Raises MovqError if latents and weights do not belong
+    `consumer_bytes` are what the caller takes for the frames. Raises MovqError if latents and weights do not belong
     together, or do not fit into memory.
     """
     _check(latents, checkpoint, options)
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     with about(latents.path), computing(precision, options.threads), memory_errors():
-        semantics, budget = decode_budget(latents.shape, checkpoint, options, beside)
+        semantics, budget = decode_budget(latents.shape, checkpoint, options, consumer_bytes)
         decoder = checkpoint.load_decoder(device, dtype_of(precision))
         quantizer = checkpoint.load_quantizer() if latents.metadata.representation == CODES else None
         yield Decoding(
-            latents, checkpoint, options, device, precision, semantics, budget, decoder, quantizer, progress, beside
+            latents,
+            checkpoint,
+            options,
+            device,
+            precision,
+            semantics,
+            budget,
+            decoder,
+            quantizer,
+            progress,
+            consumer_bytes,
         )
 
 
 def decode_budget(
-    shape: Sequence[int], checkpoint: Checkpoint, options: ModelOptions, beside: int
+    shape: Sequence[int], checkpoint: Checkpoint, options: ModelOptions, consumer_bytes: int
 ) -> tuple[str, Budget]:
     """Return the semantics and the budget for decoding latents of this shape, (1, C, T', H', W').
 
-    `beside` are the bytes that the user of the frames takes. Raises MovqError if they cannot be decoded so, or do not
+    `consumer_bytes` are what the user of the frames takes. Raises MovqError if they cannot be decoded so, or do not
     fit into memory.
     """
     config, (count, height, width) = checkpoint.config, shape[2:]
@@ -298,7 +312,7 @@ def decode_budget(
             f"{option('semantics', 'whole')}"
         )
     size = width * config.spatial_factor, height * config.spatial_factor
-    memory = DecodeMemory(checkpoint, whole, size, config.spatial_factor, device, precision, beside)
+    memory = DecodeMemory(checkpoint, whole, size, config.spatial_factor, device, precision, consumer_bytes)
     return semantics, make_budget(memory, options)
 
 

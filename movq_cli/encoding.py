@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from .budget import begun_again
+from .budget import in_words
 from .checkpoints.checkpoint import Checkpoint
 from .codec import Chunker, Progress, WorkDone, WrongCountError, encode, silent
 from .device import computing, dtype_of, free_memory, memory_errors
@@ -52,8 +52,8 @@ class EncodeResult:
     """The latents file that was written, and its `metadata`.
 
     `shape` (1, C, T', H', W') and `dtype` (F32, F16 or BF16) are those of the latents, `sha256` is the digest of the
-    whole file, `chunk_frames` is 0 if each window was one chunk, and `seconds` is wall time. Pictures were computed in so
-    many `strips`, and up to `spilled_bytes` of activations waited on disk; `remarks` say why. `first_frame` are the files of
+    whole file, `chunk_frames` is 0 if each window was one chunk, and `seconds` is wall time. A picture was
+    cut into `strips`, and up to `spilled_bytes` of activations waited on disk; `remarks` say why. `first_frame` are the files of
     the first frame, by kind.
     """
 
@@ -201,7 +201,7 @@ class Encoding:
                 if smaller:
                     self.options = changed(self.options, smaller)
                     noted = self._notes if "chunk_frames" in smaller else self._remarks
-                    noted[:] = [begun_again(smaller)]
+                    noted[:] = [f"ran out of memory, and was begun again in {in_words(smaller)}"]
                     free_memory(self.by.device)
 
     def _compute(self, progress: Progress) -> None:

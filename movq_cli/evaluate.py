@@ -20,7 +20,7 @@ import numpy as np
 
 from .checkpoints.checkpoint import Checkpoint, open_checkpoint
 from .checkpoints.layouts import diffusers_config, to_diffusers
-from .codec import Chunker, Progress, silent, to_input, to_planes
+from .codec import RGB, Chunker, Progress, silent, to_input, to_planes
 from .decode import decode_budget, decoding, find_weights
 from .device import choose_device, choose_precision, computing, dtype_of, memory_errors
 from .difference import Comparison, Difference
@@ -28,6 +28,7 @@ from .encode import EncodeResult, encode_video
 from .errors import MovqError, MovqUsageError, about
 from .fields import options_of
 from .latents import Latents, open_latents
+from .memory import ahead_bytes
 from .metrics import FrameScores, psnr
 from .options import CODES, DecodeOptions, EncodeOptions
 from .plan import open_weights, plan_encode, start_reader
@@ -40,7 +41,9 @@ TILED = "tiled"
 """The value of `against` for AutoencoderKLCogVideoX of diffusers with tiling on."""
 
 _SLICE = 32  # latents compared at a time
-_SCORING = 48  # bytes per pixel: three pairs of pictures, differences of two, and what scores are computed from
+_SCORING = 24  # bytes per pixel: a picture, its reconstruction, and their differences in two frames
+_PAIR = 6  # bytes per pixel of a picture and its reconstruction that are kept
+_USUAL_PAIRS = 3  # the first, the worst and the last
 
 Pair = tuple[np.ndarray, np.ndarray]
 """A frame of the source and its reconstruction, uint8 (H, W, 3)."""
@@ -50,7 +53,9 @@ Pair = tuple[np.ndarray, np.ndarray]
 class Evaluation:
     """The result of an evaluation.
 
-    `scores` are those of `metrics.FrameScores.report`; `pairs` are the frames that were kept, by index.
+    `scores` are those of `metrics.FrameScores.report`; `pairs` are the frames that were kept, by index. To decode, a
+    picture was cut into `decode_strips`, and up to `decode_spilled_bytes` waited on disk. `remarks` say how it was encoded
+    and decoded where that is worth a word.
 
     If two settings were compared: `difference` is how far the other latents are from these, None if their shapes
     differ; `picture_psnr` is the PSNR of the other reconstruction against this one, in dB, the mean over frames;
@@ -61,6 +66,9 @@ class Evaluation:
     encoded: EncodeResult
     scores: dict[str, Any]
     decode_seconds: float
+    decode_strips: int
+    decode_spilled_bytes: int
+    remarks: tuple[str, ...]
     pairs: dict[int, Pair]
     difference: Difference | None = None
     picture_psnr: float | None = None
@@ -83,6 +91,8 @@ class Evaluation:
             "latents_bytes": encoded.output_bytes,
             "encode_seconds": encoded.seconds,
             "decode_seconds": self.decode_seconds,
+            "decode_strips": self.decode_strips,
+            "decode_spilled_bytes": self.decode_spilled_bytes,
             "warnings": list(m.warnings),
             **self.scores,
         }
@@ -124,7 +134,7 @@ def evaluate_video(
     with tempfile.TemporaryDirectory(prefix="movq-eval-") as folder:
         sides: list[_Side] = []
         for i, chosen in enumerate(settings):
-            side = _Side(os.fspath(source), os.path.join(folder, str(i)), chosen, pairs, next(passes))
+            side = _Side(os.fspath(source), os.path.join(folder, str(i)), chosen, pairs, next(passes), i + 1)
             side.compare(sides, next(passes), keep=i + 1 < len(settings))
             sides.append(side)
         first = sides[0].latents
@@ -190,11 +200,18 @@ class _Compared:
 class _Side:
     """One setting, with its latents and its scores. The constructor encodes the video to a file at `path`.
 
-    Raises MovqError as `encode_video` does, and if one of `frames` was not encoded.
+    `sides` is the number of sides in memory, with this one. Raises MovqError as `encode_video` does, and if one of
+    `frames` was not encoded.
     """
 
     def __init__(
-        self, source: str, path: str, options: EncodeOptions, frames: Sequence[int] | None, progress: Progress
+        self,
+        source: str,
+        path: str,
+        options: EncodeOptions,
+        frames: Sequence[int] | None,
+        progress: Progress,
+        sides: int,
     ) -> None:
         self._source, self._options = source, options
         self._decode_options = DecodeOptions(
@@ -209,8 +226,10 @@ class _Side:
         with about(source):  # what cannot be decoded is not encoded first
             plan = plan_encode(source, options)
             assert plan.latent_shape is not None
-            self._beside = _SCORING * plan.geometry.padded_width * plan.geometry.padded_height
-            decode_budget(plan.latent_shape, open_weights(options), self._decode_options, self._beside)
+            pixels = plan.geometry.padded_width * plan.geometry.padded_height
+            pairs = 1 + (_USUAL_PAIRS if frames is None else len(frames))
+            self._consumer_bytes = pixels * (_SCORING + _PAIR * pairs * sides) + ahead_bytes(pixels * RGB, plan.frames)
+            decode_budget(plan.latent_shape, open_weights(options), self._decode_options, self._consumer_bytes)
         self.encoded = encode_video(source, path, options, progress=progress)
         self.latents = open_latents(path)
         for frame in frames or ():
@@ -230,7 +249,7 @@ class _Side:
         between: list[float] = []
         with (
             start_reader(self._source, self._options, self._checkpoint.config) as reader,
-            decoding(self.latents, self._checkpoint, self._decode_options, progress, self._beside) as run,
+            decoding(self.latents, self._checkpoint, self._decode_options, progress, self._consumer_bytes) as run,
             open(self._frames if keep else os.devnull, "wb") as kept,
             open(others[0]._frames if others else os.devnull, "rb") as other,
         ):
@@ -239,10 +258,12 @@ class _Side:
                 if frame is None or _changed(frame.index, self.latents, len(self._compared.scores.psnr)):
                     raise MovqError("changed while it was read", self._source)
                 self._compared.add(frame.image[: m.height, : m.width], image)
-                kept.write(image.tobytes())
+                if keep:
+                    kept.write(image.tobytes())
                 if others:
                     between.append(psnr(np.frombuffer(other.read(image.nbytes), np.uint8).reshape(image.shape), image))
         self.picture_psnr = float(np.mean(between)) if between else None
+        self._decoded, self._decode_warnings = run.budget, (*run.warnings, *run.budget.warnings)
         self._decode_seconds = time.perf_counter() - started
 
     @property
@@ -259,6 +280,12 @@ class _Side:
             encoded=self.encoded,
             scores=self._compared.scores.report(self.latents.frame_times.tolist(), borders),
             decode_seconds=self._decode_seconds,
+            decode_strips=self._decoded.strips,
+            decode_spilled_bytes=self._decoded.spill_bytes,
+            remarks=(
+                *(f"encoding: {remark}" for remark in self.encoded.remarks),
+                *(f"decoding: {remark}" for remark in (*self._decode_warnings, *self._decoded.remarks)),
+            ),
             pairs=self._compared.pairs(),
         )
 

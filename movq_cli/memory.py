@@ -32,8 +32,15 @@ WORKSPACE_BYTES = 600 << 20
 AHEAD_FRAMES = 32
 """The number of frames that decoding may run ahead of encoding, within AHEAD_BYTES of shared memory."""
 
+
 ONE_PIECE = 0
 """A strip height that means the whole picture."""
+
+
+def ahead_bytes(picture_bytes: int, frames: int | None) -> int:
+    """Return the shared memory that is taken by frames which are read ahead, of a clip of `frames` (None: unknown)."""
+    ahead = min(AHEAD_FRAMES, frames or AHEAD_FRAMES) * picture_bytes
+    return min(ahead, max(AHEAD_BYTES, 2 * picture_bytes))
 
 
 class Need(NamedTuple):
@@ -187,9 +194,7 @@ class EncodeMemory(NetworkMemory):
         chunk = frames * self.height * row
         if self.device.type == "cuda":
             return chunk + frames * (strip_rows or self.height) * row * ITEM_SIZE["fp32"]
-        picture = self.height * row
-        ahead = min(AHEAD_FRAMES, self.total or AHEAD_FRAMES) * picture
-        return 2 * chunk + self.open_at_once * min(ahead, max(AHEAD_BYTES, 2 * picture))
+        return 2 * chunk + self.open_at_once * ahead_bytes(self.height * row, self.total)
 
     def smaller(self) -> Iterator[Self]:
         """Yield the same for smaller pictures, from large to small; none if the size was asked for."""
@@ -206,10 +211,10 @@ class EncodeMemory(NetworkMemory):
 class DecodeMemory(NetworkMemory):
     """The memory of a decoding. The schedule is in latents, everything else in frames.
 
-    `beside` are the bytes that the user of the frames takes in the host's memory.
+    `consumer_bytes` are the host's memory that the user of the frames takes.
     """
 
-    beside: int = 0
+    consumer_bytes: int = 0
 
     @cached_property
     def parameters(self) -> int:
@@ -238,11 +243,11 @@ class DecodeMemory(NetworkMemory):
         return decode_cost(self.config, frames, self.height, self.width, strip_rows)
 
     def staging(self, frames: int, strip_rows: int) -> int:
-        """Return the bytes of a piece as the decoder gives it and in fp32, of all pixels as uint8, and what is beside."""
+        """Return the bytes of a piece as the decoder gives it and in fp32, twice of all pixels as uint8, and its consumer's."""
         row = frames * self.width * self.config.out_ch
         piece = (strip_rows or self.height) * row
         pixels = piece * (ITEM_SIZE[self.precision] + ITEM_SIZE["fp32"]) + 2 * self.height * row
-        return pixels + (0 if self.device.type == "cuda" else self.beside)
+        return pixels + (0 if self.device.type == "cuda" else self.consumer_bytes)
 
     def smaller(self) -> Iterator[Self]:
         """Yield nothing: the size of the latents is what it is."""

@@ -147,7 +147,7 @@ def montage(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     Large pictures are scaled down by `montage_scale`, after their difference is taken.
     """
     scale = montage_scale(rows[0][0])
-    height, width, _ = _scaled_down(rows[0][0], scale).shape
+    height, width = (-(-side // scale) for side in rows[0][0].shape[:2])
     down, right = height + _GAP, width + _GAP
     sheet = np.full((down * len(rows) - _GAP, right * 3 - _GAP, 3), 255, np.uint8)
     for row, (source, reconstruction) in enumerate(rows):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from movq_cli import MovqUsageError, decode_video, encode_video, evaluate_video, open_latents
+from movq_cli import MovqError, MovqUsageError, decode_video, encode_video, evaluate_video, open_latents
 from movq_cli.checkpoints.checkpoint import open_checkpoint
 from movq_cli.codec import to_pixels
 from movq_cli.model import StreamCache, Upsample3D
@@ -160,7 +160,7 @@ def test_what_the_tool_says_of_strips(tmp_path, movq):
     frames = {name: np.load(tmp_path / f"{name}.npy").astype(int) for name in ("one", "made", "little")}
     assert frames["one"].shape == (5, 136, 72, 3)
     for name in ("made", "little"):
-        assert 0 <= abs(frames[name] - frames["one"]).max() <= 1
+        assert abs(frames[name] - frames["one"]).max() <= 1
     scores = evaluate_video(clip, precision="fp32", strip_rows=32)
     assert scores.encoded.strips == 5
     assert scores.scores["psnr_mean"] == pytest.approx(
@@ -168,14 +168,41 @@ def test_what_the_tool_says_of_strips(tmp_path, movq):
     )
 
 
-def test_a_picture_writes_what_fits_beside_its_encoder(tmp_path):
-    """What H.264 takes of memory, more for more frames, leaves less for strips."""
+def test_the_memory_of_the_video_encoder_counts(tmp_path):
     clip = clips.lossless(tmp_path / "clip.mkv", list(pixels(9, 136, 200)))
     encode_video(clip, tmp_path / "latents", precision="fp32")
     options = {"precision": "fp32", "memory_budget": 425 * 10**6}
     as_array = decode_video(tmp_path / "latents", tmp_path / "a.npy", **options)
     as_video = decode_video(tmp_path / "latents", tmp_path / "a.mp4", **options)
     assert as_video.spilled_bytes > as_array.spilled_bytes
+
+
+def test_where_memory_runs_out_later_no_frame_is_lost_or_given_twice(tmp_path):
+    """A progress that raises MemoryError stands in for a device that is full after 9 frames."""
+    clip = clips.lossless(tmp_path / "clip.mkv", list(pixels(17, 136, 40)))
+    encode_video(clip, tmp_path / "latents", precision="fp32")
+    options = {"precision": "fp32", "chunk_frames": 4}
+    decode_video(tmp_path / "latents", tmp_path / "one.npy", **options)
+    raised = []
+
+    def full(done, total):
+        if done > 9 and not raised:
+            raised.append(done)
+            raise MemoryError
+
+    made = decode_video(tmp_path / "latents", tmp_path / "made.npy", progress=full, **options)
+    assert (raised, made.strips) == ([10], 2)
+    assert made.warnings == ("ran out of memory, and went on in strips of 96 rows",)
+    frames = [np.load(tmp_path / f"{name}.npy").astype(int) for name in ("one", "made")]
+    assert frames[1].shape == (17, 136, 40, 3)
+    assert abs(frames[1] - frames[0]).max() <= 1
+    with pytest.raises(MovqError, match="ran out of memory even in the smallest chunks and strips"):
+        decode_video(tmp_path / "latents", tmp_path / "no.npy", progress=always_full, **options)
+    assert not (tmp_path / "no.npy").exists()
+
+
+def always_full(done, total):
+    raise MemoryError
 
 
 @pytest.mark.slow
@@ -188,7 +215,7 @@ def test_where_memory_runs_out_smaller_pieces_are_tried(tmp_path):
     _, peak = run_limited(tmp_path, 0, *decode, "small.npy", "--strip-rows", "96", "--chunk-frames", "4")
     large, _ = run_limited(tmp_path, int(peak * 1.05), *decode, "large.npy")
     assert large.returncode == 0, large.stderr
-    assert re.search("ran out of memory, and was begun again in strips of (192|96|64|32) rows", large.stderr)
+    assert re.search("warning: ran out of memory, and went on in strips of (192|96|64|32) rows", large.stderr)
     frames = [np.load(tmp_path / f"{name}.npy").astype(int) for name in ("large", "small")]
     assert abs(frames[0] - frames[1]).max() <= 1
     assert len(list(tmp_path.iterdir())) == 4

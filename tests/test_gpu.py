@@ -102,21 +102,24 @@ def test_strips_are_a_memory_knob(tmp_path, precision, tiers):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_strips_are_a_memory_knob_of_decoding(tmp_path, precision):
     """Frames of one piece are those of strips, most of which wait in host memory and on disk."""
-    decoder = open_checkpoint().load_decoder("cuda", dtype_of(precision))
     z = torch.randn(1, 16, 4, 17, 25, generator=torch.Generator().manual_seed(0))
 
-    def run(rows, store):
+    def run(precision, rows, store):
+        decoder = open_checkpoint().load_decoder("cuda", dtype_of(precision))
         windows, cache = ([part] for part in z.split(2, dim=2)), StreamCache(store=store, strip_rows=rows)
         with computing(precision, None):
             found = decode(decoder, windows, torch.device("cuda"), dtype_of(precision), cache)
             return np.concatenate([frames.astype(int) for frames in found])
 
-    one = run(0, Store())
+    one, exact = run(precision, 0, Store()), run("fp32", 0, Store())
     with SpillFile(str(tmp_path)) as spill:
-        different = abs(run(64, Store(10**6, 10**6, spill)) - one)
+        strips = run(precision, 64, Store(10**6, 10**6, spill))
         assert spill.end > 0
     assert one.shape == (13, 136, 200, 3)
-    assert different.max() <= 1 if precision == "fp32" else different.mean() < 1
+    if precision == "fp32":
+        assert abs(strips - one).max() <= 1
+    else:
+        assert abs(strips - exact).mean() < 1.2 * abs(one - exact).mean()
 
 
 def test_diffusers(tmp_path, vae, row):

@@ -129,6 +129,8 @@ def _evaluate_all(
             continue
         for warning in made[-1].encoded.metadata.warnings:
             complain(f"warning: {warning}", source)
+        for remark in () if quiet else made[-1].remarks:
+            complain(remark, source)
     return made, failed
 
 

@@ -129,6 +129,19 @@ class StreamCache:
         span = self.spans[self.strip]
         return (span.stop - span.start) / self.spans[-1].stop
 
+    def rows(self, strip: Tensor) -> slice:
+        """Return the rows of its picture that an activation (B, C, T, rows, W) has, as rows of that size."""
+        span, rows = self.spans[self.strip], strip.shape[3]
+        start = span.start * rows // (span.stop - span.start)
+        return slice(start, start + rows)
+
+    def unfilled_picture(self, strip: Tensor) -> Tensor:
+        """Return an unfilled tensor in `LAYOUT` for the whole picture that an activation (B, C, T, rows, W) is a strip of."""
+        b, c, t, rows, w = strip.shape
+        span = self.spans[self.strip]
+        height = self.spans[-1].stop * rows // (span.stop - span.start)
+        return torch.empty((b, c, t, height, w), dtype=strip.dtype, device=strip.device, memory_format=LAYOUT)
+
     def picture(self, strip: Tensor) -> Picture | None:
         """Return the picture that an activation (B, C, T, rows, W) is a strip of, in its own rows; None if it is not cut."""
         if self._step is None:

@@ -12,7 +12,8 @@ from .causal import CausalConv3d, StreamCache
 from .config import AutoencoderConfig
 from .convolution import lay_out
 from .norms import SpatialNorm3D
-from .stages import Chunk, ChunkPosition, OnStrip, Stage, Worked, as_it_is, run_window
+from .stages import Chunk, ChunkPosition, Stage, Worked, run_window
+from .strips import OnStrip, as_it_is
 
 
 class Decoder3D(nn.Module):
@@ -107,8 +108,10 @@ class Decoder3D(nn.Module):
                 z, zq = map(lay_out, (z, zq))
                 yield Chunk(z, ChunkPosition(before, frames, cache.ends), zq)
 
-        how: dict[str, Any] = {"worked": worked, "finish": finish, "scale": config.spatial_factor}
-        yield from run_window(self.stages(), admitted(), cache, None if config.attends else config.strip_step, **how)
+        step = None if config.attends else config.strip_step
+        yield from run_window(
+            self.stages(), admitted(), cache, step, worked=worked, finish=finish, scale=config.spatial_factor
+        )
 
     def stages(self) -> list[Stage]:
         """Return the layers in order, cut at every norm."""

@@ -11,7 +11,8 @@ from .blocks import AttnBlock2D, DownSample3D, Level, Middle, ResnetBlock3D, con
 from .causal import CausalConv3d, StreamCache
 from .config import AutoencoderConfig
 from .norms import GroupNorm
-from .stages import Chunk, ChunkPosition, OnStrip, Stage, Worked, as_it_is, run_window
+from .stages import Chunk, ChunkPosition, Stage, Worked, run_window
+from .strips import OnStrip, as_it_is
 
 
 class Encoder3D(nn.Module):
@@ -112,8 +113,8 @@ class Encoder3D(nn.Module):
                 else:  # at the end of a stream, fewer frames than a latent needs
                     short.append(x.new_empty(b, config.moment_channels, 0, h // s, w // s))
 
-        how: dict[str, Any] = {"worked": worked, "check": check, "prepare": prepare}
-        yield from run_window(self.stages(), admitted(), cache, None if config.attends else config.strip_step, **how)
+        step = None if config.attends else config.strip_step
+        yield from run_window(self.stages(), admitted(), cache, step, worked=worked, check=check, prepare=prepare)
         yield from short
 
     def stages(self) -> list[Stage]:

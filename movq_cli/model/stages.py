@@ -21,18 +21,10 @@ from torch import Tensor
 from .causal import StreamCache
 from .norms import GroupNorm, NormStatistics
 from .store import Store, return_freed_memory
-from .strips import Band, Halo, StripQueue
+from .strips import Band, Halo, OnStrip, StripQueue, as_it_is
 
 Worked = Callable[[float], None]
 """Called after each stage of each strip with the work done, in equivalent frames."""
-
-OnStrip = Callable[[Tensor], Tensor]
-"""A function of a strip (B, C, T, rows, W) that keeps its rows."""
-
-
-def as_it_is(strip: Tensor) -> Tensor:
-    """Return the strip; an OnStrip that changes nothing."""
-    return strip
 
 
 @dataclass(frozen=True)
@@ -140,13 +132,25 @@ def run_window(
         stats: Iterable[NormStatistics | None] = repeat(None)
         for stage, following in pairwise(stages):
             stats = run.advance(stage, stats, following.norm)
-        strips: list[Tensor] = []
-        for out in run.results(stages[-1], stats, final=True):
-            strips.append(finish(out))
-            if cache.bottom:
-                out, strips = torch.cat(strips, dim=3) if len(strips) > 1 else strips[0], []
-                yield out
-            del out
+        yield from _joined(run.results(stages[-1], stats, final=True), cache, finish)
+
+
+def _joined(strips: Iterator[Tensor], cache: StreamCache, finish: OnStrip) -> Iterator[Tensor]:
+    """Yield the result of each chunk, whose strips are given from top to bottom."""
+    whole: Tensor | None = None
+    for strip in strips:
+        finished = finish(strip)
+        del strip  # it would be alive while the next is computed
+        if cache.is_whole:
+            whole = finished
+        else:
+            if whole is None:
+                whole = cache.unfilled_picture(finished)
+            whole[:, :, :, cache.rows(finished)] = finished
+        del finished
+        if cache.bottom:
+            yield whole
+            whole = None
 
 
 class _Window:

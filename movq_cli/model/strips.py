@@ -18,6 +18,14 @@ from torch import Tensor
 from .convolution import LAYOUT
 from .store import Held, Store
 
+OnStrip = Callable[[Tensor], Tensor]
+"""A function of a strip (B, C, T, rows, W) that keeps its rows."""
+
+
+def as_it_is(strip: Tensor) -> Tensor:
+    """Return the strip; an OnStrip that changes nothing."""
+    return strip
+
 
 class Halo(NamedTuple):
     """The numbers of rows of the strips above and below that are read with a strip."""
@@ -75,7 +83,7 @@ class Band:
         self.above = self.own = self.below = None  # type: ignore[assignment]
 
     def move(self, write: Callable[[Tensor, Tensor], object], out: Tensor) -> None:
-        """Call `write(piece, rows of out)` for every piece, and empty the band."""
+        """Call `write(piece, rows of out)` for every piece in the order of `pieces`, and empty the band."""
         for piece, rows in self.pieces():
             write(piece, out[:, :, :, rows])
         self.empty()
@@ -87,7 +95,7 @@ class StripQueue:
     They wait in a store. `prepare` is applied to a strip when it is fetched.
     """
 
-    def __init__(self, store: Store, prepare: Callable[[Tensor], Tensor] = lambda strip: strip) -> None:
+    def __init__(self, store: Store, prepare: OnStrip = as_it_is) -> None:
         self._store, self._prepare = store, prepare
         self._waiting = deque[Held]()
         self._above: Tensor | None = None

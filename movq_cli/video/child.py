@@ -53,7 +53,7 @@ def _answer(talk: Talk, values: dict[str, Any], memory: int | None) -> None:
         try:
             _serve(talk, request, memory)
         except MemoryError:
-            most = format_bytes(request.memory_limit)
+            most = format_bytes(max(request.memory_limit, resource.getrlimit(resource.RLIMIT_DATA)[0]))
             raise MovqError(f"needs more memory to decode than the {most} there are for that") from None
     except BrokenPipeError:
         raise
@@ -78,13 +78,6 @@ def _bound(memory_limit: int) -> None:
             resource.setrlimit(resource.RLIMIT_DATA, (taken + memory_limit, most))
 
 
-def _allow(memory_limit: int) -> None:
-    """Raise the limit on memory to `memory_limit` bytes, if it is lower, for pictures that are larger than usual."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if soft != resource.RLIM_INFINITY and soft < memory_limit:
-        resource.setrlimit(resource.RLIMIT_DATA, (memory_limit, hard))
-
-
 def _serve(talk: Talk, request: Request, memory: int | None) -> None:
     av.logging.set_level(av.logging.ERROR)
     av.logging.set_skip_repeated(False)  # or a repeated message is hidden, even from another file
@@ -93,7 +86,8 @@ def _serve(talk: Talk, request: Request, memory: int | None) -> None:
     folder, path = (os.fsdecode(text.encode("utf-8", "surrogateescape")) for text in (request.folder, request.path))
     os.chdir(folder)  # the asking process may have changed its folder since the forking one started
     with open_video(path, selection.stream, max_pixels=selection.max_pixels, threads=request.threads) as source:
-        _allow(request.memory_limit * (source.codec.width * source.codec.height) // (MAX_WIDTH * MAX_HEIGHT))
+        if (pixels := source.codec.width * source.codec.height) > MAX_WIDTH * MAX_HEIGHT:
+            _bound(request.memory_limit * pixels // (MAX_WIDTH * MAX_HEIGHT))
         if request.mode == "count":
             talk.say("end", frames=count_frames(source, selection, talk.alive))
             return

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MAX_WIDTH, MAX_HEIGHT = 8192, 4320
 _MOST_PIXELS = MAX_WIDTH * MAX_HEIGHT
 _PIXELS_PER_BYTE = 10_000  # pictures above the limit must have fewer: a bomb has more
-_ALIGNED = 128  # libav counts the pixels of pictures that are a little larger
+_ALIGNED = 128  # libav counts the pixels of pictures that are a little larger, by less than a 16th in videos
 _FALLBACK_RATE = Fraction(25)
 _VIDEO_FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,hevc,flv,ogg,asf,gif,mxf,mjpeg,"
@@ -163,7 +163,7 @@ def _pixel_limit(width: int, height: int, size: int, allowed: int | None) -> int
             f"has {width}x{height} pixels in {format_bytes(size)}, as a file made to fill memory would; "
             f"{option('max_pixels', pixels)} allows it"
         )
-    return max(limit, round_up(width, _ALIGNED) * round_up(height, _ALIGNED))
+    return max(limit + limit // 16, round_up(width, _ALIGNED) * round_up(height, _ALIGNED))
 
 
 @contextmanager

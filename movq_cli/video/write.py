@@ -34,7 +34,7 @@ Encode = Callable[[np.ndarray], bytes]
 class _Kind(NamedTuple):
     """A kind of video: libav's muxer and encoder, its pixels, also for odd sizes, and how to name it.
 
-    The encoder takes `memory` bytes per pixel of a picture, and `_PER_FRAME` more for each of `waiting` frames that it
+    The encoder takes `bytes_per_pixel` of a picture, and `_PER_FRAME` more for each of `waiting` frames that it
     may look ahead. `tick` is set if the format holds times in ticks of its own, in seconds; `holds` says so.
     """
 
@@ -43,7 +43,7 @@ class _Kind(NamedTuple):
     pixels: str
     odd_pixels: str
     words: str
-    memory: int
+    bytes_per_pixel: int
     waiting: int = 0
     tick: Fraction | None = None
     holds: str = ""
@@ -97,7 +97,7 @@ class FrameWriter(ABC):
         self._written = 0
 
     @property
-    def memory(self) -> int:
+    def memory_bytes(self) -> int:
         """The bytes of memory that writing takes at most (measured: benchmarks/memory.py)."""
         height, width, _ = self._shape
         return _PER_PIXEL * height * width
@@ -267,10 +267,10 @@ class _VideoWriter(FrameWriter):
             raise
 
     @property
-    def memory(self) -> int:
+    def memory_bytes(self) -> int:
         """The bytes of memory that writing takes at most, with the frames that the encoder looks ahead."""
         height, width, _ = self._shape
-        return (self._kind.memory + _PER_FRAME * min(self._kind.waiting, self._frames)) * height * width
+        return (self._kind.bytes_per_pixel + _PER_FRAME * min(self._kind.waiting, self._frames)) * height * width
 
     @property
     def _is_yuv(self) -> bool:
