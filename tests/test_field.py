@@ -764,21 +764,21 @@ def test_a_picture_near_the_limit_and_one_that_is_allowed_are_taken(tmp_path):
 
 
 def test_a_video_above_the_limit_is_taken_and_a_bomb_is_not(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (44, 84, 3), np.uint8).repeat(100, 0).repeat(100, 1)
+    noise = np.random.default_rng(0).integers(0, 256, (44, 90, 3), np.uint8).repeat(100, 0).repeat(100, 1)
     large = clips.write(tmp_path / "large.mov", [noise] * 2, codec="mjpeg", pix_fmt="yuvj420p")
-    assert sizes(shown(large, picture=Picture(short_side=44))[0]) == {(84, 44)}
-    assert next(survey([(str(large), Selection())])) == (2, 8400, 4400)
-    bomb = clips.gif_bomb(tmp_path / "bomb.gif", 8400, 4400)
+    assert sizes(shown(large, picture=Picture(short_side=44))[0]) == {(90, 44)}
+    assert next(survey([(str(large), Selection())])) == (2, 9000, 4400)
+    bomb = clips.gif_bomb(tmp_path / "bomb.gif", 9000, 4400)
     with pytest.raises(
         MovqError, match=r"more than 8192x4320 pixels in a file .* made to fill memory, which max_pixels"
     ):
         shown(bomb)
-    black = np.zeros((4400, 8400, 3), np.uint8)
+    black = np.zeros((4400, 9000, 3), np.uint8)
     flat = clips.write(tmp_path / "flat.mp4", [black], codec="libsvtav1", options={"preset": "13"})
     with pytest.raises(MovqError, match="made to fill memory, which max_pixels allows"):
         shown(flat)
-    allowed = Selection(max_pixels=8400 * 4400)
-    assert sizes(shown(flat, allowed, Picture(short_side=44))[0]) == {(84, 44)}
+    allowed = Selection(max_pixels=9000 * 4400)
+    assert sizes(shown(flat, allowed, Picture(short_side=44))[0]) == {(90, 44)}
 
 
 def test_a_webp_that_ends_in_its_head_is_refused(tmp_path):
