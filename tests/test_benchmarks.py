@@ -1,4 +1,4 @@
-"""The benchmark for GPUs runs on a CPU with small sizes, so that only the device is new when there is one."""
+"""The benchmark for GPUs runs on a CPU with small sizes; and what movq counts on is what is measured."""
 
 import json
 import subprocess
@@ -39,3 +39,24 @@ def test_when_the_time_is_over_no_part_goes_on(tmp_path):
     parts = json.loads((tmp_path / "gpu.json").read_text())
     assert list(parts) == ["machine", "profile"]
     assert parts["profile"]["how"].startswith(("ended after", "not begun"))
+
+
+@pytest.mark.slow
+def test_what_writers_count_on_is_what_they_take(tmp_path):
+    command = [
+        sys.executable,
+        "benchmarks/memory.py",
+        "--writers",
+        "--size",
+        "1280x720",
+        "1279x719",
+        "--frames",
+        "1",
+        "40",
+    ]
+    subprocess.run([*command, "--json", tmp_path / "rows.json"], cwd=ROOT, check=True, capture_output=True)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert len(rows) == 24
+    for row in rows:
+        assert row["bytes per pixel"] < 1.15 * row["counted"] + 10, row
+        assert row["counted"] < 2 * row["bytes per pixel"] + 40, row

@@ -153,7 +153,7 @@ def test_what_the_tool_says_of_strips(tmp_path, movq):
     assert (one.strips, one.spilled_bytes, one.remarks) == (1, 0, ())
     made = decode_video(tmp_path / "latents", tmp_path / "made.npy", precision="fp32", strip_rows=32)
     assert (made.strips, made.remarks) == (5, ())
-    little = movq("decode", "latents", "-o", "little.npy", "--memory-budget", "395MB", "--precision", "fp32")
+    little = movq("decode", "latents", "-o", "little.npy", "--memory-budget", "420MB", "--precision", "fp32")
     assert "latents: computed in 5 strips of 32 rows, as a whole picture needs about" in little.stderr
     assert re.search(rf"; up to \d+\.\d MB of activations wait in {tmp_path}\n", little.stderr), little.stderr
     assert movq("decode", "latents", "-o", "quiet.npy", "--strip-rows", "32", "-q").stderr == ""
@@ -171,7 +171,7 @@ def test_what_the_tool_says_of_strips(tmp_path, movq):
 def test_the_memory_of_the_video_encoder_counts(tmp_path):
     clip = clips.lossless(tmp_path / "clip.mkv", list(pixels(9, 136, 200)))
     encode_video(clip, tmp_path / "latents", precision="fp32")
-    options = {"precision": "fp32", "memory_budget": 425 * 10**6}
+    options = {"precision": "fp32", "memory_budget": 470 * 10**6}
     as_array = decode_video(tmp_path / "latents", tmp_path / "a.npy", **options)
     as_video = decode_video(tmp_path / "latents", tmp_path / "a.mp4", **options)
     assert as_video.spilled_bytes > as_array.spilled_bytes

@@ -51,15 +51,16 @@ class _Kind(NamedTuple):
 
 _MILLISECONDS = "Matroska and WebM hold times in whole milliseconds"
 _H264 = ("libx264", "yuv420p", "yuv444p", "H.264", 30, 42)
-_PER_FRAME = 4
-_PER_PIXEL = 13  # bytes that a picture takes on its way to a file
+_PER_FRAME = {"yuv420p": 4, "yuv444p": 7}  # bytes per pixel of a frame that waits in the encoder
+_PER_PIXEL = 8  # bytes that a picture takes on its way to a file
+_LIBAV_BYTES = 25 << 20  # all of these are measured: benchmarks/memory.py --writers
 _KINDS = {
     ".mp4": _Kind("mp4", *_H264),
     ".mov": _Kind("mov", *_H264),
     ".mkv": _Kind(
         "matroska", "ffv1", "bgr0", "bgr0", "FFV1 lossless RGB", 82, tick=Fraction(1, 1000), holds=_MILLISECONDS
     ),
-    ".webm": _Kind("webm", "libvpx-vp9", "yuv420p", "yuv420p", "VP9", 140, tick=Fraction(1, 1000), holds=_MILLISECONDS),
+    ".webm": _Kind("webm", "libvpx-vp9", "yuv420p", "yuv420p", "VP9", 160, tick=Fraction(1, 1000), holds=_MILLISECONDS),
     ".gif": _Kind(
         "gif",
         "gif",
@@ -98,9 +99,9 @@ class FrameWriter(ABC):
 
     @property
     def memory_bytes(self) -> int:
-        """The bytes of memory that writing takes at most (measured: benchmarks/memory.py)."""
+        """The bytes of memory that writing takes, at most."""
         height, width, _ = self._shape
-        return _PER_PIXEL * height * width
+        return _LIBAV_BYTES + _PER_PIXEL * height * width
 
     def write(self, frames: np.ndarray) -> None:
         """Write the next frames, RGB uint8 (n, H, W, 3). Raises MovqError if they cannot be written."""
@@ -268,9 +269,10 @@ class _VideoWriter(FrameWriter):
 
     @property
     def memory_bytes(self) -> int:
-        """The bytes of memory that writing takes at most, with the frames that the encoder looks ahead."""
+        """The bytes of memory that writing takes, at most, with the frames that the encoder looks ahead."""
         height, width, _ = self._shape
-        return (self._kind.bytes_per_pixel + _PER_FRAME * min(self._kind.waiting, self._frames)) * height * width
+        ahead = min(self._kind.waiting, self._frames) * _PER_FRAME.get(self._pixels, 0)
+        return _LIBAV_BYTES + (self._kind.bytes_per_pixel + ahead) * height * width
 
     @property
     def _is_yuv(self) -> bool:
