@@ -13,9 +13,9 @@ after the first, per pixel.
 embedded weights, and random ones of the published size in diffusers' windows. Peaks are those of the computing process, and
 of all processes together, as PSS. Times are those of the whole command, and these per pixel.
 
-`seams` encodes and decodes a clip in strips, and compares each row of the first frame with the row above it: the mean
-difference at borders of strips, in levels of 255, and at all other rows, in the source and in what was decoded. What was
-computed in one piece has no row.
+`seams` encodes and decodes a clip in strips, and compares rows of the first frame with the row above them: the mean
+difference, in levels of 255, where a strip begins, and where only a latent does (between two latents the embedded weights
+leave a step in any case), in the source and in what was decoded. What was computed in one piece is left out.
 
 `judge` encodes one clip with one set of random weights of the published size: movq without and with a budget, and
 script.py, a script around diffusers, with and without tiling. "off" is the root mean square difference of the means from
@@ -156,7 +156,7 @@ def planned(latents, output, chosen):
 def seams(args, table):
     import numpy as np
 
-    from movq_cli import decode_video, encode_video, read_frames
+    from movq_cli import decode_video, encode_video, open_latents, read_frames
 
     for size in args.size:
         with tempfile.TemporaryDirectory() as folder:
@@ -174,9 +174,9 @@ def seams(args, table):
                     continue
                 height = -(-len(source) // made.strips)
                 rows = next(rows for rows in range(32, len(source) + 1, 32) if rows >= height)
-                borders = np.zeros(len(source) - 1, bool)
-                borders[rows - 1 :: rows] = True
-                figures = [step[chosen].mean() for step in steps for chosen in (borders, ~borders)]
+                row, factor = np.arange(1, len(source)), open_latents(latents).metadata.spatial_factor
+                borders, others = row % rows == 0, (row % rows > 0) & (row % factor == 0)
+                figures = [step[chosen].mean() for step in steps for chosen in (borders, others)]
                 table.add(size, way, made.strips, *figures)
 
 
