@@ -42,12 +42,13 @@ class SpillFile:
             ) from None
 
     def write(self, data: memoryview) -> int:
-        """Write bytes into the first gap that has room, or at the end. Return where they begin."""
+        """Write bytes into the smallest gap that has room, or at the end. Return where they begin."""
         size = len(data)
-        for i, (start, end) in enumerate(self._gaps):
-            if end - start >= size:
-                self._gaps[i : i + 1] = [(start + size, end)] if end - start > size else []
-                break
+        fitting = [(end - start, i) for i, (start, end) in enumerate(self._gaps) if end - start >= size]
+        if fitting:
+            _, i = min(fitting)
+            start, end = self._gaps[i]
+            self._gaps[i : i + 1] = [(start + size, end)] if end - start > size else []
         else:
             start, self.end = self.end, self.end + size
         self._move(data, start, os.pwrite)
