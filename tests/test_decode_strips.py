@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from movq_cli import MovqError, MovqUsageError, decode_video, encode_video, evaluate_video, open_latents
+from movq_cli import DecodeOptions, MovqError, MovqUsageError, decode_video, encode_video, evaluate_video, open_latents
 from movq_cli.checkpoints.checkpoint import open_checkpoint
 from movq_cli.codec import to_pixels
+from movq_cli.decode import decode_budget
 from movq_cli.model import StreamCache, Upsample3D
 from movq_cli.model.stages import Carry
 from movq_cli.model.store import SpillFile, Store
 from movq_cli.model.strips import Band
+from movq_cli.video import open_writer
 
 from .helpers import clips
 from .helpers.processes import run_limited
@@ -58,7 +60,7 @@ def require_exact(semantics, z, settings, **config):
 @pytest.mark.parametrize("semantics", ["frame", "whole", "diffusers"])
 def test_strips_are_exact(semantics):
     require_exact(semantics, latents(2, 9, 3), [(4, 32), (0, 64)])
-    network, z = decoder(semantics), latents(4, 13, 3)
+    network, z = decoder(semantics), latents(4, 9, 3)
     one = decoded(network, semantics, z)
     for setting in ((0, 32), (4, 32), (8, 64)):
         assert levels_off(decoded(network, semantics, z, *setting), one) <= 1, setting
@@ -84,7 +86,7 @@ def test_strips_are_exact_with_other_layers(config):
 @pytest.mark.parametrize("rows", [32, pytest.param(64, marks=pytest.mark.slow)])
 def test_embedded_weights_are_exact_on_footage(tmp_path, rows):
     """In fp32 as above; in bf16 no further from fp32 than one piece is."""
-    encode_video(clips.CITY, tmp_path / "latents", precision="fp32", frames=5, short_side=72)
+    encode_video(clips.CITY, tmp_path / "latents", precision="fp32", frames=5, short_side=40)
     z = open_latents(tmp_path / "latents").mean
     network, double = (open_checkpoint().load_decoder(dtype=dtype) for dtype in (torch.float32, torch.float64))
     one = decoded(network, "frame", z)
@@ -103,7 +105,10 @@ def test_strips_are_what_diffusers_decodes(vae, count, rows):
     assert levels_off(decoded(network, "diffusers", z, rows=rows), expected) <= 1
 
 
-@pytest.mark.parametrize(("semantics", "chunk"), [("frame", 4), ("whole", 4), ("diffusers", 0)])
+@pytest.mark.parametrize(
+    ("semantics", "chunk"),
+    [("whole", 4), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("frame", 4), ("diffusers", 0)))],
+)
 def test_strips_on_disk_are_those_in_memory(tmp_path, semantics, chunk):
     network, z = decoder(semantics), latents(4, 9, 5)
     in_memory = decoded(network, semantics, z, chunk, 32)
@@ -162,18 +167,19 @@ def test_what_the_tool_says_of_strips(tmp_path, movq):
         assert abs(frames[name] - frames["one"]).max() <= 1
     scores = evaluate_video(clip, precision="fp32", strip_rows=32)
     assert scores.encoded.strips == 5
-    assert scores.scores["psnr_mean"] == pytest.approx(
-        evaluate_video(clip, precision="fp32").scores["psnr_mean"], abs=0.01
-    )
+    assert scores.decode_strips == 5
+    assert scores.scores["psnr_mean"] > 15
 
 
 def test_the_memory_of_the_video_encoder_counts(tmp_path):
-    clip = clips.lossless(tmp_path / "clip.mkv", list(pixels(9, 136, 200)))
-    encode_video(clip, tmp_path / "latents", precision="fp32")
-    options = {"precision": "fp32", "memory_budget": 470 * 10**6}
-    as_array = decode_video(tmp_path / "latents", tmp_path / "a.npy", **options)
-    as_video = decode_video(tmp_path / "latents", tmp_path / "a.mp4", **options)
-    assert as_video.spilled_bytes > as_array.spilled_bytes
+    taken = []
+    for frames in (9, 33):
+        clock = {"times": np.arange(frames) / 25, "duration": frames / 25}
+        with open_writer(tmp_path / "a.mp4", width=1920, height=1080, **clock) as writer:
+            taken.append(writer.memory_bytes)
+    options = DecodeOptions(memory_budget=2 * 10**9, precision="fp32", spill_dir=str(tmp_path))
+    spilled = [decode_budget((1, 16, 3, 135, 240), open_checkpoint(), options, n)[1].spill_bytes for n in (0, *taken)]
+    assert 0 < spilled[0] < spilled[1] < spilled[2]
 
 
 def test_where_memory_runs_out_later_no_frame_is_lost_or_given_twice(tmp_path):
