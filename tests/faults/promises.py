@@ -572,7 +572,7 @@ PROMISES = {
         ],
     ),
     24: (
-        "Strips change no latents",
+        "Strips change no latents and no frames",
         [
             Break(
                 "the row below a strip is not read",
