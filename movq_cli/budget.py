@@ -93,10 +93,11 @@ class Budget:
     def smaller(self, longest: int, height: int, config: AutoencoderConfig) -> dict[str, int]:
         """Return options that take about half of this memory: shorter chunks, then lower strips. {} if there are none.
 
-        `longest` is the longest window or chunk in frames, and `height` that of a picture.
+        `longest` is the longest window or chunk in frames, 0 if it is not known, and `height` that of a picture.
         """
         factor, step = config.temporal_factor, config.strip_step
-        frames = min(self.chunk_frames or longest, longest - 1)  # the first chunk has a frame more than chunk_frames
+        most = longest - 1 if longest else self.chunk_frames  # the first chunk has a frame more than chunk_frames
+        frames = min(self.chunk_frames or most, most)
         if frames > factor:
             return {"chunk_frames": max(factor, frames // 2 // factor * factor)}
         rows = self.strip_rows or height
