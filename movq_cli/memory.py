@@ -32,7 +32,6 @@ WORKSPACE_BYTES = 600 << 20
 AHEAD_FRAMES = 32
 """The number of frames that decoding may run ahead of encoding, within AHEAD_BYTES of shared memory."""
 
-
 ONE_PIECE = 0
 """A strip height that means the whole picture."""
 

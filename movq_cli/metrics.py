@@ -151,10 +151,10 @@ def montage(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     down, right = height + _GAP, width + _GAP
     sheet = np.full((down * len(rows) - _GAP, right * 3 - _GAP, 3), 255, np.uint8)
     for row, (source, reconstruction) in enumerate(rows):
-        difference = np.minimum(abs(_error(source, reconstruction)) * 4, 255)
+        difference = np.minimum(abs(_error(source, reconstruction)) * 4, 255).astype(np.uint8)
         for column, picture in enumerate((source, reconstruction, difference)):
             top, left = down * row, right * column
-            sheet[top : top + height, left : left + width] = _scaled_down(picture.astype(np.uint8), scale)
+            sheet[top : top + height, left : left + width] = _scaled_down(picture, scale)
     return sheet
 
 

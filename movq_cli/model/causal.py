@@ -131,24 +131,25 @@ class StreamCache:
 
     def rows(self, strip: Tensor) -> slice:
         """Return the rows of its picture that an activation (B, C, T, rows, W) has, as rows of that size."""
-        span, rows = self.spans[self.strip], strip.shape[3]
-        start = span.start * rows // (span.stop - span.start)
-        return slice(start, start + rows)
+        start = self._scaled(self.spans[self.strip].start, strip)
+        return slice(start, start + strip.shape[3])
 
     def unfilled_picture(self, strip: Tensor) -> Tensor:
         """Return an unfilled tensor in `LAYOUT` for the whole picture that an activation (B, C, T, rows, W) is a strip of."""
-        b, c, t, rows, w = strip.shape
-        span = self.spans[self.strip]
-        height = self.spans[-1].stop * rows // (span.stop - span.start)
-        return torch.empty((b, c, t, height, w), dtype=strip.dtype, device=strip.device, memory_format=LAYOUT)
+        b, c, t, _, w = strip.shape
+        shape = b, c, t, self._scaled(self.spans[-1].stop, strip), w
+        return torch.empty(shape, dtype=strip.dtype, device=strip.device, memory_format=LAYOUT)
 
     def picture(self, strip: Tensor) -> Picture | None:
         """Return the picture that an activation (B, C, T, rows, W) is a strip of, in its own rows; None if it is not cut."""
         if self._step is None:
             return None
-        span, rows = self.spans[self.strip], strip.shape[3]
-        of = span.stop - span.start
-        return Picture(self.spans[-1].stop * rows // of, self._step * rows // of)
+        return Picture(self._scaled(self.spans[-1].stop, strip), self._scaled(self._step, strip))
+
+    def _scaled(self, rows: int, strip: Tensor) -> int:
+        """Return how many rows of an activation, of which `strip` is a strip, stand for `rows` of the stream's input."""
+        span = self.spans[self.strip]
+        return rows * strip.shape[3] // (span.stop - span.start)
 
     @property
     def zero_rows(self) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from ..errors import MovqError
 from ..processes import Talk
 from ..records import from_values, to_values
 from ..values import format_bytes
-from .container import MAX_HEIGHT, MAX_WIDTH, open_video
+from .container import USUAL_PIXELS, open_video
 from .counting import count_frames, has_variable_rate
 from .frames import FILTER_NAME, Decoder
 from .info import VideoFacts
@@ -86,8 +86,8 @@ def _serve(talk: Talk, request: Request, memory: int | None) -> None:
     folder, path = (os.fsdecode(text.encode("utf-8", "surrogateescape")) for text in (request.folder, request.path))
     os.chdir(folder)  # the asking process may have changed its folder since the forking one started
     with open_video(path, selection.stream, max_pixels=selection.max_pixels, threads=request.threads) as source:
-        if (pixels := source.codec.width * source.codec.height) > MAX_WIDTH * MAX_HEIGHT:
-            _bound(request.memory_limit * pixels // (MAX_WIDTH * MAX_HEIGHT))
+        if (pixels := source.codec.width * source.codec.height) > USUAL_PIXELS:
+            _bound(request.memory_limit * pixels // USUAL_PIXELS)
         if request.mode == "count":
             talk.say("end", frames=count_frames(source, selection, talk.alive))
             return

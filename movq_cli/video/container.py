@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 MAX_WIDTH, MAX_HEIGHT = 8192, 4320
-_MOST_PIXELS = MAX_WIDTH * MAX_HEIGHT
+USUAL_PIXELS = MAX_WIDTH * MAX_HEIGHT
+"""Pixels up to which a picture may be of any file, and up to which decoding gets its usual memory."""
 _PIXELS_PER_BYTE = 10_000  # pictures above the limit must have fewer: a bomb has more
 _ALIGNED = 128  # libav counts the pixels of pictures that are a little larger, by less than a 16th in videos
 _FALLBACK_RATE = Fraction(25)
@@ -155,7 +156,7 @@ def _pixel_limit(width: int, height: int, size: int, allowed: int | None) -> int
 
     Raises MovqError if its still picture of width x height (0 if unknown) has more.
     """
-    limit, pixels = max(_MOST_PIXELS, allowed or 0, min(_PIXELS_PER_BYTE * size, MOST_PIXELS)), width * height
+    limit, pixels = max(USUAL_PIXELS, allowed or 0, min(_PIXELS_PER_BYTE * size, MOST_PIXELS)), width * height
     if pixels > MOST_PIXELS:
         raise MovqError(f"has {width}x{height} pixels: it is too large for any decoder")
     if pixels > limit:
