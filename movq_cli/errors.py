@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 _OPTION = re.compile("\x0e(\\w+)(?: ([^\x0f]*))?\x0f")
-_FLAGS = {"lists": "--list", "buckets": "--bucket", "target": "--for", "from_layout": "--from"}
+_FLAGS = {"lists": "--list", "buckets": "--bucket", "columns": "--column", "target": "--for", "from_layout": "--from"}
 
 
 def option(name: str, value: object = "") -> str:

@@ -15,7 +15,7 @@ from numbers import Real
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from .errors import MovqUsageError
-from .values import Bucket, Pick, Shard, Size, parse_bytes, parse_seconds
+from .values import Bucket, Column, Pick, Shard, Size, parse_bytes, parse_seconds
 
 T = TypeVar("T")
 
@@ -42,6 +42,7 @@ READERS: Mapping[str, Callable[[str], Any]] = {
     "store_dtype": lambda text: _TORCH_NAMES.get(text, text),
     "dtype": lambda text: _TORCH_NAMES.get(text, text),
     "buckets": Bucket.parse,
+    "columns": Column.parse,
     "pick": Pick.parse,
     "shape": Bucket.parse,
     "sizes": Size.parse,

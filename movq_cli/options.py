@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from .errors import MovqUsageError, option
 from .fields import options_of, read_fields
-from .values import Bucket, Pick, Shard, Size
+from .values import Bucket, Column, Pick, Shard, Size
 
 SEMANTICS = ("auto", "whole", "diffusers")
 """Ways to run weights whose norms span frames; weights with norms per frame have one way, "frame"."""
@@ -263,8 +263,9 @@ class DecodeOptions(ModelOptions):
 class BatchOptions:
     """Options of a batch, besides those of encoding each video.
 
-    Items: `lists` are files that list them; `captions` is a file with one line for each; `buckets`, `pick` and `short`
-    cut items out of videos (batch/cut.py); `shard` is the part of the videos that is made here.
+    Items: `lists` are files that list them, and `columns` say which of their columns is taken for what; `captions` is a
+    file with one line for each; `buckets`, `pick` and `short` cut items out of videos (batch/cut.py); `shard` is the part of
+    the videos that is made here.
     Running: `workers` is the number of processes (None: as many as suit; 0: only this process); `timeout` is in seconds
     without progress; `verify` reads all existing videos and outputs; `retry_failed` tries again what was refused;
     `replace` makes outputs again that were made with other options or from another video of the same name; `engine`
@@ -274,6 +275,7 @@ class BatchOptions:
     """
 
     lists: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
     captions: str | None = None
     buckets: tuple[Bucket, ...] = ()
     pick: Pick | None = None

@@ -153,6 +153,25 @@ class Bucket:
 
 
 @dataclass(frozen=True)
+class Column:
+    """A column of a list, and the field that it is taken for: path, caption, id, start or duration."""
+
+    field: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.field}={self.name}"
+
+    @classmethod
+    def parse(cls, text: str) -> Column:
+        """Read FIELD=NAME. Raises MovqUsageError."""
+        field, equals, name = text.partition("=")
+        if field not in ("path", "caption", "id", "start", "duration") or not equals or not name:
+            raise MovqUsageError(f"must be path, caption, id, start or duration, = and a column's name, got {text!r}")
+        return cls(field, name)
+
+
+@dataclass(frozen=True)
 class Size:
     """The size of a picture in pixels."""
 

@@ -114,19 +114,23 @@ def test_the_output_folder_is_left_out_silently(tmp_path):
     ("sources", "expected"),
     [
         (["d"], ["e/y.mp4", "x.mp4"]),
-        (["d/e/y.mp4", "d/x.mp4"], ["e/y.mp4", "x.mp4"]),
-        (["d/e", "f"], ["d/e/y.mp4", "f/z.mp4"]),
-        (["d/e", "d"], ["e/y.mp4", "x.mp4"]),
+        (["d/e/y.mp4", "d/x.mp4"], ["x.mp4", "y.mp4"]),
+        (["d/e", "f"], ["y.mp4", "z.mp4"]),
+        (["d/e", "d"], ["x.mp4", "y.mp4"]),
         (["d", "d/e/y.mp4", "d/"], ["e/y.mp4", "x.mp4"]),
-        (["d/notes.txt", "d/e"], ["e/y.mp4", "notes.txt"]),
-        (["*/x.mp4", "f/../f"], ["d/x.mp4", "f/z.mp4"]),
-        (["**/*.mp4"], ["d/e/y.mp4", "d/x.mp4", "f/z.mp4"]),
+        (["d/e/y.mp4", "d"], ["x.mp4", "y.mp4"]),
+        (["d/notes.txt", "d/e"], ["notes.txt", "y.mp4"]),
+        (["*/x.mp4", "f/../f"], ["d/x.mp4", "z.mp4"]),
+        (["f", "d", "g"], ["e/y.mp4", "g/z.mp4", "x.mp4", "z.mp4"]),
+        (["g/z.mp4", "f/z.mp4", "d"], ["e/y.mp4", "f/z.mp4", "x.mp4", "z.mp4"]),
+        (["h/f", "f", "g"], ["f/z.mp4", "g/z.mp4", "z.mp4"]),
+        (["[df]/**/*.mp4"], ["d/e/y.mp4", "d/x.mp4", "f/z.mp4"]),
         (["d/**/[y]*.mp?"], ["e/y.mp4"]),
     ],
     ids=brief,
 )
-def test_sources_share_the_deepest_common_folder(tmp_path, monkeypatch, sources, expected):
-    make(tmp_path, "d/x.mp4", "d/e/y.mp4", "d/notes.txt", "f/z.mp4")
+def test_items_are_called_by_their_path_below_the_folder_that_was_named_first(tmp_path, monkeypatch, sources, expected):
+    make(tmp_path, "d/x.mp4", "d/e/y.mp4", "d/notes.txt", "f/z.mp4", "g/z.mp4", "h/f/z.mp4")
     monkeypatch.chdir(tmp_path)
     found = find(*sources)
     assert [(item.id, item.output) for item in found.items] == [(name, f"{name}.safetensors") for name in expected]
@@ -174,15 +178,16 @@ def test_a_link_to_what_is_there_anyway(tmp_path, name, target, why):
     assert found.ignored == [(there, why)]
 
 
-def test_links_to_outside_are_followed_once(tmp_path):
+def test_links_to_outside_are_items_and_folders_are_taken_once(tmp_path):
+    """Two names of one file, as in the Hugging Face cache, may have two captions."""
     make(tmp_path, "out/one.mov", "out/two/deep/b.mp4", "d/own.mp4")
     d = tmp_path / "d"
     for name, target in (("1.mp4", "one.mov"), ("2.mp4", "one.mov"), ("more", "two"), ("again", "two/../two")):
         link(d / name, f"{tmp_path}/out/{target}")
     found = find(d)
-    names = ["1.mp4", "again/deep/b.mp4", "own.mp4"]
+    names = ["1.mp4", "2.mp4", "again/deep/b.mp4", "own.mp4"]
     assert [(item.id, item.source_path) for item in found.items] == [(name, f"{d}/{name}") for name in names]
-    assert found.ignored == [(f"{d}/2.mp4", TAKEN_FILE), (f"{d}/more", TAKEN_FOLDER)]
+    assert found.ignored == [(f"{d}/more", TAKEN_FOLDER)]
 
 
 @pytest.mark.parametrize(("file", "folder"), [("a.mp4", "b"), ("b.mp4", "a")])
@@ -407,7 +412,7 @@ def test_a_row_that_is_there_twice_is_taken_once(tmp_path):
 
 A = '{"path": "a.mp4"}\n'
 HALF = A + r'{"path": "b.mp4", "%s": "x\ud800"}'
-NO_NUMBERS = ("soon", "1:30", "1/0", "nan", "inf", "-0.1", "1e400", "9" * 5000)
+NO_NUMBERS = ("soon", "1:30:00:00", "P1D", "PT", "1/0", "nan", "inf", "-0.1", "1e400", "9" * 5000)
 NO_IDS = ("../x", "a/../x", "..", "/x", "x/", "a//x", ".")
 
 
@@ -420,7 +425,10 @@ NO_IDS = ("../x", "a/../x", "..", "/x", "x/", "a//x", ".")
         ("l.json", '[{"path": "a.mp4"}, {"path": null}]', "line 2 .*no path"),
         *(("l.json", f'[{{"path": {value}}}]', "line 1.*path") for value in ('["a.mp4"]', "true")),
         *(("l.csv", f"path,start\na.mp4,{number}\n", "line 2.*start") for number in NO_NUMBERS),
-        *(("l.csv", f"path,duration\na.mp4,{number}\n", "line 2.*duration") for number in (*NO_NUMBERS, "0", "0.0")),
+        *(
+            ("l.csv", f"path,start,duration\na.mp4,,{number}\n", "line 2.*duration")
+            for number in (*NO_NUMBERS, "0", "0.0")
+        ),
         *(("l.jsonl", A + f'{{"path": "a.mp4", "start": {n}}}', "line 2.*start") for n in ("true", "[1]")),
         ("l.jsonl", A + '{"path": "a.mp4", "start": NaN}', "line 2.*NaN"),
         *(("l.csv", f"path,id\na.mp4,{name}\n", "line 2.*id") for name in NO_IDS),

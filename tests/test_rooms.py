@@ -18,7 +18,7 @@ INSIDE = {
     "cli": "__init__ info batch decode encode eval export weights options paths habits watch tables show",
     "batch": """
         __init__ run dry_run prepare state
-        discover folders lists captions probe cut names replace resume choices settings
+        discover folders captions lists parsing probe cut names replace resume choices settings
         inline pool worker ray_engine engines pack merge card summary orphans tars locks manifest item paths
     """,
     "video": """

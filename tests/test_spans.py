@@ -219,18 +219,25 @@ def test_captions_of_a_file_pair_by_line(tmp_path):
     for name in ("b.mp4", "a.mp4", "c.mp4"):
         (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "in" / name).write_bytes(b"")
-    (tmp_path / "prompts.txt").write_bytes(b"one\r\n\r\nthree")
+    (tmp_path / "prompts.txt").write_bytes(b"one\r\ntwo\r\nthree\n\n \n")
     prompts = str(tmp_path / "prompts.txt")
-    assert captions(tmp_path / "in", captions=prompts)[0] == {"a.mp4": "one", "b.mp4": "", "c.mp4": "three"}
+    assert captions(tmp_path / "in", captions=prompts)[0] == {"a.mp4": "one", "b.mp4": "two", "c.mp4": "three"}
     (tmp_path / "list.txt").write_text("in/c.mp4\nin/a.mp4\nin/b.mp4\n")
     found = find_items([], [str(tmp_path / "list.txt")], "out", prompts)
-    assert {item.id: item.caption for item in found.items} == {"in/c.mp4": "one", "in/a.mp4": "", "in/b.mp4": "three"}
+    assert {item.id: item.caption for item in found.items} == {
+        "in/c.mp4": "one",
+        "in/a.mp4": "two",
+        "in/b.mp4": "three",
+    }
     for text in ("one\ntwo\n", "1\n2\n3\n4\n"):
         (tmp_path / "prompts.txt").write_text(text)
         with pytest.raises(MovqError, match=r"prompts\.txt: has \d captions for 3 items"):
             captions(tmp_path / "in", captions=prompts)
         with pytest.raises(MovqError, match=r"prompts\.txt: has \d captions for 3 items"):
             find_items([], [str(tmp_path / "list.txt")], "out", prompts)
+    (tmp_path / "prompts.txt").write_text("1\n\n3\n")
+    with pytest.raises(MovqError, match=r"prompts\.txt: line 2 is empty"):
+        captions(tmp_path / "in", captions=prompts)
     (tmp_path / "prompts.txt").write_text("1\n2\n3\n")
     (tmp_path / "list.csv").write_text("path,caption\nin/a.mp4,mine\nin/b.mp4,\nin/c.mp4,\n")
     for sources, lists in (([], ["list.csv"]), (["in"], ["list.txt"]), ([], ["list.txt", "list.csv"])):

@@ -1,34 +1,40 @@
 """`find_items`: the items to encode, from folders, files, globs and lists, and the output of each.
 
-An item named on the command line gets its path relative to the folder that all sources share. An item of a list gets
-its id, or without one its path as the list has it.
+The id of an item is its path below the folder that was named, or the id or path that a list has for it. Naming more sources
+changes no id: where two clash, the item of the later source gets the name of its folder in front.
 """
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
-from operator import attrgetter
-from typing import Any, TypeVar
+from operator import attrgetter, itemgetter
+from typing import Any, NamedTuple, TypeVar
 
-from ..errors import MovqError, MovqUsageError, option
-from .captions import caption_path, read_caption, read_captions
+from ..errors import MovqError, MovqUsageError, MovqWarning, flag, option
+from .captions import caption_path, read_caption, read_captions, read_metadata
 from .folders import Walk
 from .item import Item
-from .lists import FORMATS, Row, RowList, absolute
+from .lists import Row, RowList, absolute
 from .manifest import DESCRIBED
 from .names import Places
+from .parsing import FORMATS
 
 
 @dataclass(frozen=True)
 class Found:
-    """The items that were found, and the files that were ignored, as (path, reason)."""
+    """The items that were found, and the files that were ignored, as (path, reason).
+
+    `remarks` are (list, text) about lists: which columns were taken for which fields.
+    """
 
     items: list[Item]
     ignored: list[tuple[str, str]]
+    remarks: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def extra(self) -> list[str]:
@@ -36,41 +42,66 @@ class Found:
         return sorted({name for item in self.items for name in item.extra})
 
 
-def find_items(sources: Sequence[str], lists: Sequence[str], output: str, captions: str | None = None) -> Found:
+def find_items(
+    sources: Sequence[str],
+    lists: Sequence[str],
+    output: str,
+    captions: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> Found:
     """Return the items of folders (recursively), files, globs and lists ("-" is standard input), sorted by key.
 
     The output folder is left out, unless it is itself a source. `captions` is a file with one line for each row of the
-    list, or for each item if no list is given. Raises MovqError if a source is missing, a glob matches nothing, a list
-    cannot be read, or the number of captions differs from that of the rows or items.
+    list, or for each item if no list is given. `columns` are those that the user has named, by the field of COLUMNS that
+    they have. Raises MovqError if a source is missing, a glob matches nothing, a list cannot be read, or the number of
+    captions differs from that of the rows or items.
     """
     lists = [*lists, *(source for source in sources if source == "-")]
     sources = [source for source in sources if source != "-"]
     if captions is not None and lists and (sources or len(lists) > 1):
         raise MovqUsageError("goes with one list, or with no list at all", option="captions")
+    if columns and not lists:
+        raise MovqUsageError(f"goes with {option('lists')}", option="columns")
     walk = Walk(output)
-    items = _listed(lists, captions, walk.ignored)
+    tables = [RowList(name, columns) for name in lists]
+    items = _listed(tables, captions, walk.ignored)
+    remarks = [(table.name, remark) for table in tables if (remark := table.remark)]
+    for table in tables if captions is None else ():
+        if column := table.unused_captions:
+            text = (
+                f"{table.name}: has no captions, but texts in {column}: {flag('columns')} caption={column} takes them"
+            )
+            warnings.warn(MovqWarning(text), stacklevel=3)
+    places = Places()
+    placed = [_placed(item, places) for item in items]
     if sources:
         known = {item.key for item in items}
-        items += (item for item in _walked(sources, walk, captions is None) if item.key not in known)
-        items.sort(key=_key)
+        walked = sorted(_walked(sources, walk, captions is None), key=lambda found: (found.place, found.item.key))
+        if captions is None:
+            walked = _described(walked, sources, walk, remarks)
+        placed += (_placed(one.item, places, one.apart) for one in walked if one.item.key not in known)
+    items = [item for _, item in sorted(placed, key=itemgetter(0))]
     if captions is not None and not lists:
         items = [item.updated(caption=caption) for item, caption in _with_captions(items, captions)]
-    places = Places()
-    for number, item in enumerate(items):
-        name, place = places.place(item.id, item.source_path, str(item.start), str(item.duration))
-        items[number] = item.updated(id=name, output=place)
-    return Found(items, sorted((path, why) for path, why in walk.ignored.items() if why))
+    return Found(items, sorted((path, why) for path, why in walk.ignored.items() if why), remarks)
 
 
 _key = attrgetter("key")
 
 
-def _listed(names: Sequence[str], captions: str | None, ignored: dict[str, str]) -> list[Item]:
+def _placed(item: Item, places: Places, apart: str = "") -> tuple[tuple[Any, ...], Item]:
+    """Return an item with an id and output of its own, `apart` if its id is taken; and the key that it is sorted by."""
+    if apart and item.id in places:
+        item = item.updated(id=apart)
+    name, place = places.place(item.id, item.source_path, str(item.start), str(item.duration))
+    return item.key, item.updated(id=name, output=place)
+
+
+def _listed(lists: Sequence[RowList], captions: str | None, ignored: dict[str, str]) -> list[Item]:
     """Return the items of lists, without outputs, sorted by key. An item named twice is taken once and is in `ignored`.
 
     Raises MovqError if its columns differ the second time.
     """
-    lists = [RowList(name) for name in names]
 
     def rows() -> Iterator[tuple[str, int, Item]]:
         for listed in lists:
@@ -92,27 +123,102 @@ def _listed(names: Sequence[str], captions: str | None, ignored: dict[str, str])
     return items
 
 
-def _walked(sources: Sequence[str], walk: Walk, captions: bool) -> Iterator[Item]:
+def _walked(sources: Sequence[str], walk: Walk, captions: bool) -> Iterator[_Walked]:
     """Yield the items of folders, files and globs, without outputs, each once; with the `captions` next to them."""
-    named, matched, roots = _expand(sources)
-    shared = [path if os.path.isdir(path) else os.path.dirname(path) for path in named]
-    root = os.path.commonpath([*shared, *roots])
-    keys = set[tuple[Any, ...]]()
-    used: dict[str, str] = {}
-    for path, problem in walk.files(named, matched):
-        if path in named and path.lower().endswith(FORMATS):
+    bases = _bases(sources)
+    named = [path for path, base in bases.items() if not base.matched]
+    roots = list({base.folder: None for base in bases.values()})
+    paths, used = set[str](), dict[str, str]()
+    for path, problem in walk.files(named, [path for path, base in bases.items() if base.matched]):
+        if path in paths:
+            continue
+        paths.add(path)
+        base = _base_of(path, bases)
+        if path in bases and not base.matched and path.lower().endswith(FORMATS):
             problem = f"is a list by its name, not a video: {option('lists')} reads it"
-        item = Item(os.path.relpath(path, root), path, "", refusal=MovqError(problem) if problem else None)
+        name = os.path.relpath(path, base.folder)
+        item = Item(name, path, "", refusal=MovqError(problem) if problem else None)
         if captions and not problem and os.path.lexists(caption_path(path)):
             try:
-                item = item.updated(caption=read_caption(path, [*shared, *roots]))
+                item = item.updated(caption=read_caption(path, roots))
                 used[caption_path(path)] = ""
             except MovqError as error:
                 used[caption_path(path)] = f"a caption that {error.reason}, so that its video has none"
-        if item.key not in keys:
-            keys.add(item.key)
-            yield item
+        yield _Walked(item, base.place, os.path.join(os.path.basename(base.folder), name))
     walk.ignored |= used
+
+
+class _Walked(NamedTuple):
+    """An item of the source that was named as number `place`. `apart` is its id if another item has its own."""
+
+    item: Item
+    place: int
+    apart: str
+
+
+class _Base(NamedTuple):
+    """The folder that the ids of a source begin below. `place` counts the sources as they were named."""
+
+    place: int
+    folder: str
+    matched: bool = False
+
+
+def _bases(sources: Sequence[str]) -> dict[str, _Base]:
+    """Return the absolute paths that sources name, or that their globs match, each with its base."""
+    bases: dict[str, _Base] = {}
+    for place, source in enumerate(sources):
+        if os.path.lexists(source):
+            path = absolute(source)
+            bases.setdefault(path, _Base(place, path if os.path.isdir(path) else os.path.dirname(path)))
+        elif glob.escape(source) == source:
+            raise MovqError("no such file or folder", source)
+        else:
+            matches = sorted(glob.glob(source, recursive=True))
+            if not matches:
+                raise MovqError("matches no file", source)
+            parts = source.split(os.sep)
+            fixed = next(i for i, part in enumerate(parts) if glob.escape(part) != part)
+            folder = absolute(os.sep.join(parts[:fixed]) + os.sep if fixed else ".")
+            for path in map(absolute, matches):
+                bases.setdefault(path, _Base(place, folder, matched=True))
+    return bases
+
+
+def _base_of(path: str, bases: Mapping[str, _Base]) -> _Base:
+    """Return the base of the source that was named first, of all that hold a file."""
+    found = [bases[path]] if path in bases else []
+    above, below = os.path.dirname(path), path
+    while above != below:
+        if above in bases:
+            found.append(bases[above])
+        above, below = os.path.dirname(above), above
+    return min(found)
+
+
+def _described(
+    walked: list[_Walked], sources: Sequence[str], walk: Walk, remarks: list[tuple[str, str]]
+) -> list[_Walked]:
+    """Return the items with what metadata files in their folders say; the nearest counts, and a caption file before it.
+
+    Adds to `remarks`. Metadata that cannot be read are ignored.
+    """
+    found: dict[str, Row] = {}
+    videos = {one.item.source_path for one in walked}
+    for path in sorted(walk.metadata, key=lambda path: (path.count(os.sep), path)):
+        try:
+            rows, remark = read_metadata(path, videos, list(map(absolute, sources)))
+        except MovqError as error:
+            walk.ignored[path] = f"metadata that {error.reason_with_flags}, so that it describes nothing"
+            continue
+        found |= rows
+        remarks += [(path, remark)] if remark else []
+    return [
+        one
+        if row is None
+        else one._replace(item=one.item.updated(caption=one.item.caption or row.caption, extra=row.extra))
+        for one, row in ((one, found.get(one.item.source_path)) for one in walked)
+    ]
 
 
 Captioned = TypeVar("Captioned", Item, Row)
@@ -131,27 +237,6 @@ def _with_captions(things: Iterable[Captioned], path: str | None) -> Iterator[tu
         yield one, captions[count - 1] if count <= len(captions) else None
     if len(captions) != count:
         raise MovqError(f"has {len(captions):,} captions for {count:,} items: a line is one, in the same order", path)
-
-
-def _expand(sources: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """Return absolute paths: those named, those that globs match, and the folders that globs start from."""
-    named: list[str] = []
-    matched: list[str] = []
-    roots: list[str] = []
-    for source in sources:
-        if os.path.lexists(source):
-            named.append(absolute(source))
-        elif glob.escape(source) == source:
-            raise MovqError("no such file or folder", source)
-        else:
-            matches = sorted(glob.glob(source, recursive=True))
-            if not matches:
-                raise MovqError("matches no file", source)
-            matched += map(absolute, matches)
-            parts = source.split(os.sep)
-            fixed = next(i for i, part in enumerate(parts) if glob.escape(part) != part)
-            roots.append(absolute(os.sep.join(parts[:fixed]) + os.sep if fixed else "."))
-    return list(dict.fromkeys(named)), list(dict.fromkeys(matched)), roots
 
 
 def _of_row(row: Row, caption: str | None) -> Item:

@@ -1,4 +1,4 @@
-"""Find videos and pictures in folders by their names, each once, even if several links lead to it."""
+"""Find videos and pictures in folders by their names: each file once, and each link to a file that is not itself found."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from ..files import os_reason
 from ..first_frame import PNG, SUFFIXES, is_first_frame
 from ..video import SUFFIXES as OF_VIDEOS
+from .captions import METADATA
 
 _TEMPORARY = ("~", ".tmp", ".temp", ".part", ".partial", ".crdownload", ".download", ".aria2", ".ytdl", ".swp")
 _NO_VIDEO = "not a video or picture by its name"
@@ -17,10 +18,11 @@ _Identity = tuple[int, int]
 
 
 class Walk:
-    """Collects files. `ignored` maps the paths that were passed over to the reasons."""
+    """Collects files. `ignored` maps the paths that were passed over to the reasons; `metadata` are lists that describe files."""
 
     def __init__(self, output: str) -> None:
         self.ignored: dict[str, str] = {}
+        self.metadata: list[str] = []
         self._output = _identity(output)
         self._folders = set[_Identity | None]()
         self._files = set[_Identity | None]()
@@ -59,7 +61,6 @@ class Walk:
             elif identity is not None and not os.path.isfile(path):
                 self.ignored[path] = "not a regular file"
             else:  # a broken link is refused when its item's turn comes
-                self._files.add(identity)
                 self._linked.add(identity)
                 yield path, ""
 
@@ -98,6 +99,8 @@ class Walk:
             self.ignored[path] = "first frames that movq wrote"
         elif link and os.path.isdir(path):
             self._links.append(path)
+        elif name in METADATA:
+            self.metadata.append(path)
         elif os.path.splitext(name)[1].lower() not in OF_VIDEOS:
             self.ignored[path] = _NO_VIDEO
         elif link:

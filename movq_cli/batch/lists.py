@@ -1,28 +1,41 @@
-"""Lists of items: text (one path per line), or CSV or JSON lines with a column `path`."""
+"""Lists of items: text with one path per line, or tables whose columns are named as trainers name them."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
+from functools import cached_property
+from itertools import islice
 from typing import Any, NamedTuple
 
-from ..errors import MovqError
+from ..errors import MovqError, MovqUsageError, option
 from ..files import os_reason
-from ..records import parse_json
-from .manifest import DESCRIBED
+from ..values import parse_seconds
+from .parsing import FORMATS, Columns, guess_format, parse
 from .paths import is_plain
 
-_OWN = {"path", "id", "start", "duration", *DESCRIBED} - {"extra"}
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "path": ("path", "file_name", "file_path", "video_path", "media_path", "video"),
+    "caption": ("caption", "text", "prompt", "cap"),
+    "id": ("id",),
+    "start": ("start",),
+    "duration": ("duration",),
+}
+"""The columns that movq uses, by the names that trainers' lists have for them. The first name that a list has counts."""
+
+_VIDEOS = "videos"
+"""The folder next to a list in which trainers look for its videos too."""
+
+_CAPTION_WORDS = 5
+_LOOKED_AT = 100
+"""In a list without captions, a column with this many words, on average over this many rows, may have them."""
 
 
 class Row(NamedTuple):
-    """One row of a list. `path` is absolute, `written` is as the list has it, `extra` are the columns unknown to movq.
+    """One row of a list. `path` is absolute, `written` is as the list has it, `extra` are the columns that movq does not use.
 
     `line` is the row's line number in the list, or its number in a JSON array, from 1.
     """
@@ -49,12 +62,15 @@ def absolute(path: str, folder: str = "") -> str:
 class RowList:
     """A list, held as bytes. Each iteration parses its rows again, so that a million rows take little memory.
 
-    "-" is standard input. Paths are relative to the list's folder, or to the current folder for "-". Raises MovqError
-    if the list cannot be read. Iterating raises MovqError, naming the line, if a row is not valid, so iterate once
-    before any work.
+    "-" is standard input. Paths are relative to the list's folder, or to the current folder for "-"; or to `videos` in that
+    folder, if the first row's video is there and not here. `named` maps fields of COLUMNS to the columns that have them,
+    where the user has named one. With `describing`, only paths and captions are used, and all other columns are extra.
+
+    Raises MovqError if the list cannot be read. Iterating raises MovqError, naming the line, if a row is not valid, so
+    iterate once before any work.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, named: Mapping[str, str] | None = None, *, describing: bool = False) -> None:
         try:
             if name == "-" and sys.stdin is None:
                 raise MovqError("is closed", "standard input")
@@ -62,14 +78,17 @@ class RowList:
         except OSError as error:
             raise MovqError(os_reason(error), name) from None
         self.name = "standard input" if name == "-" else name
-        self._folder = os.getcwd() if name == "-" else os.path.dirname(os.path.abspath(name))
+        self._named = named or {}
+        self._fields = ("path", "caption") if describing else tuple(COLUMNS)
+        self._beginning = os.getcwd() if name == "-" else os.path.dirname(os.path.abspath(name))
         suffix = os.path.splitext(name)[1].lower()
-        self._suffix = suffix if suffix in FORMATS else _guessed(self._data)
+        names = [*COLUMNS["path"], *self._named.values()]
+        self._suffix = suffix if suffix in FORMATS else guess_format(self._data, names)
 
     def __iter__(self) -> Iterator[Row]:
         ids = set[str]()
         for number, values in self._parsed():
-            row = _row(values, self._folder, number, self.name)
+            row = self._row(values, number)
             if row.id is not None:
                 if row.id in ids:
                     first = next(before.line for before in self if before.id == row.id)
@@ -77,13 +96,92 @@ class RowList:
                 ids.add(row.id)
             yield row
 
-    def _parsed(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    @cached_property
+    def columns(self) -> dict[str, str]:
+        """The fields of COLUMNS that the list has, with the column of each. Raises MovqError if it has no path.
+
+        Without a start, a duration describes the video, and does not cut it.
+        """
+        have = dict.fromkeys(column for _, values in self._parsed() for column in values)
+        found = {}
+        for field in self._fields:
+            names = (self._named[field],) if field in self._named else COLUMNS[field]
+            column = next((name for name in names if name in have), None)
+            if column is not None:
+                found[field] = column
+            elif field in self._named:
+                raise MovqError(f"has no column {names[0]}; it has {', '.join(have) or 'none'}", self.name)
+        if "path" not in found and have:
+            wanted = option("columns", "path=NAME")
+            raise MovqError(f"has no column path; it has {', '.join(have)}: {wanted} says which it is", self.name)
+        if "start" not in found and "duration" not in self._named:
+            found.pop("duration", None)
+        return found
+
+    @property
+    def remark(self) -> str:
+        """A line about what was taken for what; "" if every column has the name that movq has for it."""
+        taken = [f"{column} as {field}" for field, column in self.columns.items() if column != field]
+        words = [f"takes {' and '.join(taken)}"] if taken else []
+        if self._folder != self._beginning:
+            words.append(f"finds its videos in {_VIDEOS}")
+        if "duration" not in self.columns and self._has("duration") and "duration" in self._fields:
+            words.append("has no column start, so that its column duration cuts nothing")
+        return "; ".join(words)
+
+    @property
+    def unused_captions(self) -> str:
+        """The name of a column of texts in a list without captions; "" if it has none, or has captions."""
+        if "caption" in self.columns:
+            return ""
+        texts: dict[str, list[int]] = {}
+        for row in islice(self, _LOOKED_AT):
+            for column, value in row.extra.items():
+                texts.setdefault(column, []).append(len(value.split()) if isinstance(value, str) else 0)
+        means = {column: sum(counts) / len(counts) for column, counts in texts.items()}
+        longest = max(means, key=means.__getitem__, default="")
+        return longest if means.get(longest, 0) >= _CAPTION_WORDS else ""
+
+    def _has(self, column: str) -> bool:
+        return any(column in values for _, values in self._parsed())
+
+    def _parsed(self) -> Iterator[tuple[int, Columns]]:
         """Yield (line, columns) of each row."""
-        if self._suffix in (".jsonl", ".ndjson", ".json"):
-            return _json(self._data, self.name)
-        if self._suffix in (".csv", ".tsv"):
-            return _csv(self._data, "\t" if self._suffix == ".tsv" else ",", self.name)
-        return _paths(self._data)
+        return parse(self._data, self._suffix, self.name)
+
+    @cached_property
+    def _folder(self) -> str:
+        """The folder that paths are relative to."""
+        first = next((values.get(self.columns["path"]) for _, values in self._parsed()), None)
+        below = os.path.join(self._beginning, _VIDEOS)
+        if isinstance(first, str) and "\0" not in first and not os.path.lexists(os.path.join(self._beginning, first)):
+            return below if os.path.lexists(os.path.join(below, first)) else self._beginning
+        return self._beginning
+
+    def _row(self, values: Columns, number: int) -> Row:
+        read = _Reader(values, self.columns, f"line {number}", self.name)
+        written, name = read.text("path"), read.text("id")
+        if written is None:
+            raise MovqError(f"line {number} has no path", self.name)
+        if "\0" in written:
+            raise MovqError(f"line {number} has a path with a zero byte", self.name)
+        if set(written.split("/")) <= {"", ".", ".."}:
+            raise MovqError(f"line {number} has a path that no file can have", self.name)
+        if name is not None and not is_plain(name):
+            raise MovqError(f"line {number}: the id {name!r} is no name for a file of the output folder", self.name)
+        caption, others = read.caption()
+        used = self.columns.values()
+        return Row(
+            line=number,
+            path=absolute(written, self._folder),
+            written=written,
+            id=name,
+            start=read.seconds("start"),
+            duration=read.seconds("duration"),
+            caption=caption,
+            # A null is left out: `datasets` takes a column that begins with nulls for one without texts.
+            extra={key: value for key, value in values.items() if key not in used and value is not None} | others,
+        )
 
 
 def _read(name: str) -> bytes:
@@ -91,156 +189,60 @@ def _read(name: str) -> bytes:
         return file.read()
 
 
-def _paths(data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield one path per line, or per zero byte as `find -print0` writes them, because names may hold newlines."""
-    separator = b"\0" if b"\0" in data else b"\n"
-    for number, line in enumerate(_split(data, separator), 1):
-        path = os.fsdecode(line if separator == b"\0" else line.rstrip(b"\r"))
-        if path.strip():
-            yield number, {"path": path}
-
-
-def _split(data: bytes, separator: bytes) -> Iterator[bytes]:
-    """Yield the parts of `data.split(separator)` one at a time."""
-    start = 0
-    while (end := data.find(separator, start)) >= 0:
-        yield data[start:end]
-        start = end + len(separator)
-    yield data[start:]
-
-
-FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
-
-
-def _guessed(data: bytes) -> str:
-    """Guess the suffix of a list from its beginning."""
-    start = b"".join(data[:200].split())
-    if start.startswith((b"{", b"[{")):
-        return ".json"
-    head = data.split(b"\n", 1)[0].decode("utf-8", "replace")
-    for suffix, delimiter in ((".csv", ","), (".tsv", "\t")):
-        if "path" in (column.strip().strip('"') for column in head.split(delimiter)):
-            return suffix
-    return ".txt"
-
-
-def _text(data: bytes, shown: str, first_line: int = 1) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        line = first_line + data[: error.start].count(b"\n")
-        raise MovqError(f"line {line} is not UTF-8", shown) from None
-
-
-def _json(data: bytes, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    rows: Iterator[tuple[int, Any]]
-    if data.lstrip().startswith(b"["):
-        rows = enumerate(_loaded(data, shown), 1)
-    else:
-        lines = enumerate(_split(data, b"\n"), 1)
-        rows = ((number, _loaded(line, shown, number)) for number, line in lines if line.strip())
-    for number, values in rows:
-        if not isinstance(values, dict):
-            raise MovqError(f"line {number} is not an object with a path", shown)
-        yield number, values
-
-
-def _loaded(data: bytes, shown: str, line: int | None = None) -> Any:
-    """Return the value of JSON, of one line or of the whole list. Raises MovqError if it is not JSON."""
-    try:
-        return parse_json(data)
-    except (ValueError, RecursionError):
-        raise MovqError(_problem(_text(data, shown, line or 1), line), shown) from None
-
-
-def _problem(text: str, line: int | None) -> str:
-    """Describe what is wrong with text that is not JSON, by Python's own parser, which is slower."""
-
-    def refuse(word: str) -> None:
-        raise ValueError(f"{word} is no number")
-
-    not_json = "is not JSON" if line is None else f"line {line} is not JSON"
-    try:
-        values = json.loads(text, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        return f"{not_json} ({error})"
-    for number, row in enumerate(values, 1) if line is None else [(line, values)]:
-        for name, value in row.items() if isinstance(row, dict) else ():
-            try:
-                json.dumps([name, value], ensure_ascii=False, allow_nan=False).encode()
-            except UnicodeEncodeError:
-                return f"line {number}: {name!r} has half a character in it"
-            except ValueError:
-                return f"line {number}: {name!r} has a number that is too large"
-    return not_json
-
-
-def _csv(data: bytes, delimiter: str, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    text = io.TextIOWrapper(io.BytesIO(data), "utf-8", newline="")
-    reader = csv.DictReader(text, delimiter=delimiter, skipinitialspace=True, strict=True)
-    try:
-        names = reader.fieldnames or ()
-        if "path" not in names or len(set(names)) < len(names):
-            wrong = "has a column twice" if "path" in names else "has no column path"
-            raise MovqError(f"{wrong}; it has {', '.join(names) or 'none'}", shown)
-        for values in reader:
-            if None in values:
-                raise MovqError(f"line {reader.line_num} has more columns than the first", shown)
-            yield reader.line_num, values
-    except csv.Error as error:
-        raise MovqError(f"line {reader.line_num} is not CSV ({error})", shown) from None
-    except UnicodeDecodeError:
-        _text(data, shown)  # raises with the number of the line
-        raise
-
-
 _SECONDS = re.compile(r"-?(\d{1,12}(\.\d{0,30})?|\.\d{1,30})([eE][+-]?\d{1,2})?|\d{1,12}/\d{1,12}")
+_CLOCK = re.compile(r"(\d{1,4}:)?\d{1,4}:\d{1,2}(\.\d{1,30})?")
+_ISO = re.compile(r"PT(?:(\d{1,4})H)?(?:(\d{1,6})M)?(?:(\d{1,9}(?:\.\d{1,30})?)S)?")
+"""A duration of ISO 8601: PT1M3.5S."""
 
 
-def _row(values: dict[str, Any], folder: str, number: int, shown: str) -> Row:
-    written = _column(values, "path", number, shown)
-    name = _column(values, "id", number, shown)
-    if written is None:
-        raise MovqError(f"line {number} has no path", shown)
-    if "\0" in written:
-        raise MovqError(f"line {number} has a path with a zero byte", shown)
-    if set(written.split("/")) <= {"", ".", ".."}:
-        raise MovqError(f"line {number} has a path that no file can have", shown)
-    if name is not None and not is_plain(name):
-        raise MovqError(f"line {number}: the id {name!r} is no name for a file of the output folder", shown)
-    return Row(
-        line=number,
-        path=absolute(written, folder),
-        written=written,
-        id=name,
-        start=_seconds(values, "start", number, shown),
-        duration=_seconds(values, "duration", number, shown),
-        caption=_column(values, "caption", number, shown),
-        extra={key: value for key, value in values.items() if key not in _OWN},
-    )
+class _Reader(NamedTuple):
+    """Reads the fields of a row, by the columns that a list has for them. `line` and `name` are for messages."""
+
+    values: Columns
+    columns: Mapping[str, str]
+    line: str
+    name: str
+
+    def text(self, field: str) -> str | None:
+        """Return the text of a field; None if it is missing or empty."""
+        value = self.values.get(self.columns.get(field, ""))
+        if value is None or isinstance(value, str):
+            return value or None
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise MovqError(f"{self.line}: {self.columns[field]} is no text", self.name)
+        return str(value)
+
+    def caption(self) -> tuple[str | None, dict[str, Any]]:
+        """Return the caption, the first if there are several, and the column of all of them if there are."""
+        column = self.columns.get("caption", "")
+        several = self.values.get(column)
+        if not isinstance(several, list):
+            return self.text("caption"), {}
+        if not all(isinstance(text, str) for text in several):
+            raise MovqError(f"{self.line}: {column} is no text, nor a list of texts", self.name)
+        return (several[0] or None if several else None), ({column: several} if several[1:] else {})
+
+    def seconds(self, field: str) -> Fraction | None:
+        """Return the seconds of a field, exactly as written; None if it is missing or empty, and for a start of 0."""
+        value = self.text(field)
+        if value is None:
+            return None
+        seconds = _seconds(value)
+        if seconds is None:
+            raise MovqError(f"{self.line}: {field} {value[:40]!r} is not a number of seconds", self.name)
+        if seconds < 0 or (seconds == 0 and field == "duration"):
+            raise MovqError(f"{self.line}: {field} of {value} seconds cannot be", self.name)
+        return seconds or None
 
 
-def _column(values: dict[str, Any], name: str, number: int, shown: str) -> str | None:
-    """Return the text of a column; None if it is missing or empty."""
-    value = values.get(name)
-    if value is None or isinstance(value, str):
-        return value or None
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise MovqError(f"line {number}: {name} is no text", shown)
-    return str(value)
-
-
-def _seconds(values: dict[str, Any], name: str, number: int, shown: str) -> Fraction | None:
-    """Return the seconds in a column, exactly as written; None if it is missing or empty, and for a start of 0."""
-    value = _column(values, name, number, shown)
-    if value is None:
-        return None
+def _seconds(text: str) -> Fraction | None:
+    """Return the seconds of 63.5, 0:01:03.5 or PT1M3.5S, exactly; None for another text."""
     try:
-        seconds = Fraction(value) if _SECONDS.fullmatch(value) else None
-    except ZeroDivisionError:
-        seconds = None
-    if seconds is None:
-        raise MovqError(f"line {number}: {name} {value[:40]!r} is not a number of seconds", shown)
-    if seconds < 0 or (seconds == 0 and name == "duration"):
-        raise MovqError(f"line {number}: {name} of {value} seconds cannot be", shown)
-    return seconds or None
+        if _CLOCK.fullmatch(text):
+            return parse_seconds(text)
+        if (match := _ISO.fullmatch(text)) and any(match.groups()):
+            hours, minutes, seconds = (Fraction(part or 0) for part in match.groups())
+            return hours * 3600 + minutes * 60 + seconds
+        return Fraction(text) if _SECONDS.fullmatch(text) else None
+    except (ZeroDivisionError, MovqUsageError):
+        return None

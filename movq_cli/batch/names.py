@@ -29,6 +29,10 @@ class Places:
         self._ways = {"": ""}
         """The path of each folder in the output folder, by its wanted name. Never given to a file."""
 
+    def __contains__(self, name: str) -> bool:
+        """Return True if an item has this id."""
+        return text_of(name) in self._ids
+
     def place(self, name: str, *of: str) -> tuple[str, str]:
         """Return an id and an output for an item, from the name it should have and from what sets it apart."""
         wanted = text = text_of(name)

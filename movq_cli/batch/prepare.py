@@ -103,7 +103,8 @@ def _find(sources: Sequence[str | os.PathLike[str]], batch: BatchOptions, folder
         raise MovqError("is a file; name a folder", folder)
     if batch.shard is not None:
         refuse_other_shards(folder, batch.shard)
-    found = find_items(names, batch.lists, folder, batch.captions)
+    columns = {column.field: column.name for column in batch.columns}
+    found = find_items(names, batch.lists, folder, batch.captions, columns)
     if not found.items:
         raise MovqError("nothing to encode in it", ", ".join([*names, *batch.lists]))
     shard = batch.shard

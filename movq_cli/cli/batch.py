@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from ..errors import MovqUsageError, option
+from ..errors import MovqUsageError, option, show_flags
 from ..options import BatchOptions, EncodeOptions
 from ..targets import prepared_batch
 from ..values import format_bytes
@@ -259,6 +259,8 @@ def _say_found(found: Found) -> None:
     for reason, count in sorted(Counter(reason for _, reason in found.ignored).items()):
         names = _some([os.path.basename(path) for path, why in found.ignored if why == reason])
         complain(f"skipped {count:,}, {reason}: {names}")
+    for name, remark in found.remarks:
+        complain(show_flags(remark), name)
     if found.extra:
         complain(f"columns that are kept as they are, in the manifest's extra: {', '.join(found.extra)}")
 

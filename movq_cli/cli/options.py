@@ -179,9 +179,14 @@ WORDS: Mapping[str, Words] = {
     "crf": Words(RESULT, "Quality of H.264 and VP9; lower is better.", "N"),
     "lists": Words(
         ITEMS,
-        "Read videos from a text, CSV or JSON lines file: path, and optionally id, start, duration, caption. "
-        "Other columns are kept.",
+        "Read videos from a text, CSV or JSON file: path, and optionally id, start, duration, caption, or what trainers call "
+        "them. Other columns are kept.",
         "FILE",
+    ),
+    "columns": Words(
+        ITEMS,
+        "Take this column of a list as path, caption, id, start or duration: caption=summary. Repeatable.",
+        "FIELD=NAME",
     ),
     "captions": Words(
         ITEMS,
