@@ -84,7 +84,7 @@ class LatentDataset(Dataset[Sample]):
     what there is.
 
     `where` chooses items by their lines. Outputs that no item has any more (`orphan`) are left out, as are failed and
-    short items. `left_out` counts all that are left out, by reason. Raises MovqError if there is no manifest, or if
+    skipped items. `left_out` counts all that are left out, by reason. Raises MovqError if there is no manifest, or if
     shards are to be merged first.
     """
 

@@ -2,7 +2,8 @@
 
     MovqError                      refused; the same again will fail again; exit code 1
     ├── MovqUsageError             options that are invalid or do not go together; exit code 2
-    ├── MovqTooShortError          a video has fewer frames than were asked for
+    ├── MovqTooShortError  °       a video has fewer frames than were asked for
+    ├── MovqTooSmallError  °       a video has a smaller picture than was asked for
     ├── MovqCrashError      *      a process of movq died
     ├── MovqHangError       *      a process of movq gave no sign of life
     ├── MovqMemoryError     *      there was not enough memory
@@ -12,8 +13,8 @@
 
     MovqWarning                    a result was made all the same
 
-* may not happen another time, with the same input and options. Any other exception that escapes is a bug of movq (exit
-code 3), except OSError (exit code 1). Nothing here prints.
+* may not happen another time, with the same input and options. ° a choice: a batch skips the video. Any other exception
+that escapes is a bug of movq (exit code 3), except OSError (exit code 1). Nothing here prints.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class MovqError(Exception):
     @staticmethod
     def from_dict(values: Mapping[str, str]) -> MovqError:
         """Return the error that `to_dict` was called on."""
-        kinds = {kind.cause: kind for kind in (MovqUsageError, MovqTooShortError, *PASSING)}
+        kinds = {kind.cause: kind for kind in (MovqUsageError, *CHOSEN, *PASSING)}
         return kinds.get(values["cause"], MovqError)(values["reason"], values["about"], option=values["option"])
 
 
@@ -116,6 +117,12 @@ class MovqTooShortError(MovqError):
     """A video has fewer frames than were asked for, and the options do not accept that."""
 
     cause = "short"
+
+
+class MovqTooSmallError(MovqError):
+    """A video has a smaller picture than was asked for, and the options do not allow enlarging it."""
+
+    cause = "small"
 
 
 class MovqCrashError(MovqError):
@@ -151,6 +158,9 @@ class MovqDiskError(MovqOutputError):
 
     cause = "disk"
 
+
+CHOSEN = (MovqTooShortError, MovqTooSmallError)
+"""The errors of videos that the options leave out: in a batch they are skipped, and did not fail."""
 
 PASSING = (MovqCrashError, MovqHangError, MovqMemoryError, MovqOutputError, MovqDiskError)
 """The errors that may not happen another time, with the same input and options."""

@@ -111,7 +111,7 @@ def test_info_sums_it_up(done, movq):
     assert "is empty" in result.stdout
     values = json.loads(movq("info", "--json", folder / "out").stdout)
     lines = [line for line in manifest(folder / "out").values() if line["status"] == "done"]
-    assert values["counts"] == {"done": 24, "short": 0, "failed": len(reasons)}
+    assert values["counts"] == {"done": 24, "skipped": 0, "failed": len(reasons)}
     assert values["frames"] == sum(line["frames"] for line in lines)
     assert values["bytes"] == sum(path.stat().st_size for path in (folder / "out").rglob("*.safetensors"))
     assert sum(failure["count"] for failure in values["failures"]) == len(reasons)

@@ -8,6 +8,7 @@ from movq_cli import (
     MovqWarning,
 )
 from movq_cli.batch import read_batch, read_folder, read_lines
+from movq_cli.batch.manifest import parse_line
 
 from .helpers.batches import tree
 
@@ -87,3 +88,8 @@ def test_a_torn_line_and_a_lost_manifest_lose_nothing(small):
     path.unlink()
     assert run() == {"a.mp4", "b.mp4", "c.mp4", "bad.mp4"}
     assert tree(folder / "out") == clean
+
+
+def test_short_of_earlier_movqs_is_skipped():
+    line = parse_line(b'{"id": "a", "path": "a.mp4", "status": "short", "reason": "has 3 of the 9 frames asked for"}')
+    assert (line["status"], line["cause"]) == ("skipped", "short")

@@ -385,9 +385,13 @@ def test_videos_with_fewer_frames_than_asked_for_are_short_not_failed(tmp_path, 
     command = ("batch-encode", "a.mp4", "b.mp4", "-o", "out", "--frames", 9, "--workers", 0)
     result = movq(*command)
     assert result.returncode == 0
-    assert "1 done, 1 short of 2 items" in result.stdout
+    assert "1 done, 1 skipped (short) of 2 items" in result.stdout
     lines = manifest(tmp_path / "out")
-    assert (lines["b.mp4"]["status"], lines["b.mp4"]["reason"]) == ("short", "has 7 of the 9 frames asked for")
+    assert [lines["b.mp4"][name] for name in ("status", "cause", "reason")] == [
+        "skipped",
+        "short",
+        "has 7 of the 9 frames asked for",
+    ]
     assert not (tmp_path / "out" / "b.mp4.safetensors").exists()
     assert "nothing new" in movq(*command).stdout
 

@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 from ..codec import fit_tail
-from ..errors import MovqError, MovqTooShortError, MovqUsageError, MovqWarning, option
+from ..errors import MovqError, MovqTooShortError, MovqTooSmallError, MovqUsageError, MovqWarning, option
 from ..files import mark_of
 from ..model.config import AutoencoderConfig
 from ..options import BatchOptions, EncodeOptions, Picture
@@ -134,7 +134,7 @@ def _bucket(facts: VideoFacts, frames: int, batch: BatchOptions, upscale: bool, 
     fitting = [bucket for bucket in batch.buckets if bucket.frames <= frames]
     fitting = [bucket for bucket in fitting if upscale or not bucket.enlarges(facts.width, facts.height)]
     if not fitting:
-        raise MovqError(
+        raise MovqTooSmallError(
             f"shows {facts.width}x{facts.height}, which would be enlarged for every bucket of up to {frames} frames; "
             f"{option('upscale', True)} allows it"
         )

@@ -17,7 +17,7 @@ from typing import Annotated, Any, BinaryIO, Literal, NotRequired, TypedDict, ge
 
 from msgspec import Meta
 
-from ..errors import MovqError, MovqWarning, option, printable
+from ..errors import CHOSEN, MovqError, MovqTooShortError, MovqWarning, option, printable
 from ..files import BLOCK, FileIdentity, WholeFile, os_reason, require_file, sync, write_all, write_error
 from ..options import FIRST_FRAMES
 from ..records import MOST, Amount, Count, from_values, parse_json
@@ -28,7 +28,7 @@ from .paths import Reach, Sources, refuse_links
 NAME = "manifest.jsonl"
 _SHARD_NAME = re.compile(r"manifest\.(\d+)-of-(\d+)\.jsonl")
 _UNFINISHED_NAME = re.compile(r"\.movq-shard-(\d+)-of-(\d+)\.unfinished")
-Status = Literal["done", "short", "failed"]
+Status = Literal["done", "skipped", "failed"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -45,8 +45,8 @@ class FirstFrameLine(TypedDict):
 class Line(TypedDict, total=False):
     """One item's line in the manifest. Fields that do not apply are absent.
 
-    `path` is that of the video; in the file it is relative to the folder. `status` is done, short (fewer frames than
-    asked for; with `reason`) or failed (with `reason` and `cause`, see errors.py). `output` is a latents file, or a tar
+    `path` is that of the video; in the file it is relative to the folder. `status` is done, skipped (the options leave the
+    video out) or failed; these two come with `reason` and `cause`, see errors.py. `output` is a latents file, or a tar
     that holds the latents as `member`. `first_frame` are the files of the first frame, by kind. `source` is the identity
     of the video: while it is unchanged, the video counts as the same without being read, and `seen` as its facts. `of` is
     the id of the whole video's item if this item is a span. `cut` is how items were to be cut out of all videos.
@@ -100,10 +100,12 @@ DESCRIBED = ("caption", "extra")
 """Fields that describe an item and change nothing of its latents: columns of lists, by the names that rows and items have too."""
 
 _KEYS = tuple(Line.__annotations__)
+_FORMER_SHORT = "short"
+"""The status of a video with too few frames in manifests of earlier movqs."""
 _UNMADE = {"id", "path", "status", "reason"}
 _MADE = {"output", "bytes", "sha256", "shape", "width", "height", "frames", "padded", "dropped", "duration", "seconds"}
 _BY = {"source", "source_sha256", "weights_digest", "semantics", "precision", "warnings"}
-_NEEDED = {"failed": _UNMADE, "short": _UNMADE, "done": {"id", "path", "status"} | _MADE | _BY}
+_NEEDED = {"failed": _UNMADE, "skipped": _UNMADE, "done": {"id", "path", "status"} | _MADE | _BY}
 
 
 def parse_line(text: bytes) -> Line:
@@ -112,6 +114,8 @@ def parse_line(text: bytes) -> Line:
     Raises ValueError if movq would not write such a line.
     """
     values = parse_json(text)
+    if isinstance(values, dict) and values.get("status") == _FORMER_SHORT:
+        values |= Line(status="skipped", cause=MovqTooShortError.cause)
     line = from_values(Line, values)
     if len(line) < len(values):
         line = values | line
@@ -124,9 +128,8 @@ def parse_line(text: bytes) -> Line:
 
 def unmade(error: MovqError) -> Line:
     """Return the part of a line that says why an item has no output."""
-    if error.cause == "short":
-        return Line(status="short", reason=printable(error.reason_with_flags))
-    return Line(status="failed", reason=printable(error.reason_with_flags), cause=error.cause)
+    status: Status = "skipped" if isinstance(error, CHOSEN) else "failed"
+    return Line(status=status, reason=printable(error.reason_with_flags), cause=error.cause)
 
 
 def first_frames_of(line: Line) -> dict[str, FirstFrameLine]:

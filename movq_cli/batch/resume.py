@@ -20,7 +20,7 @@ from functools import cached_property
 from threading import Lock
 from typing import Literal, NamedTuple
 
-from ..errors import MovqError, MovqWarning, option, printable
+from ..errors import CHOSEN, MovqError, MovqWarning, option, printable
 from ..files import FileIdentity, require_file, sha256_file
 from ..latents import open_latents
 from ..metadata import FORMAT_VERSIONS
@@ -222,8 +222,8 @@ def _retry_asked_for(case: _Case) -> str:
 
 
 def _may_go_better(case: _Case) -> str:
-    passing = case.line.get("cause", MovqError.cause) != MovqError.cause
-    return "what failed may go better now" if passing else ""
+    lasting = (MovqError.cause, *(kind.cause for kind in CHOSEN))
+    return "" if case.line.get("cause", MovqError.cause) in lasting else "what failed may go better now"
 
 
 def _refused_otherwise(case: _Case) -> str:
@@ -247,7 +247,7 @@ UNMADE = (
     (_may_go_better, _End.AGAIN),
     (_refused_otherwise, _End.AGAIN),
 )
-"""The rules for an item that was too short or failed: its reason holds until something it may depend on changes."""
+"""The rules for an item that was skipped or failed: its reason holds until something it may depend on changes."""
 
 
 def _judge(case: _Case) -> _Verdict:

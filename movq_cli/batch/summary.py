@@ -30,7 +30,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Summary:
-    """Sums over the items of a manifest. Orphans are only counted, in `orphans`. `counts` are by status.
+    """Sums over the items of a manifest. Orphans are only counted, in `orphans`. `counts` are by status, `skipped` by cause.
 
     The other fields, except `failures`, are about items that are done: `frames` and `video_seconds` that were kept,
     `bytes` of latents, `raw_bytes` of the frames as 8-bit RGB, `source_bytes` of the videos, `work_seconds` of all
@@ -41,6 +41,7 @@ class Summary:
 
     items: int
     counts: dict[str, int]
+    skipped: dict[str, int]
     orphans: int
     frames: int
     video_seconds: float
@@ -67,7 +68,7 @@ class Summary:
 
 def summarise(lines: Iterable[Line]) -> Summary:
     """Sum up the lines of a manifest in one pass. Their order does not matter."""
-    counts, first_frames, reasons, warned = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    counts, skipped, first_frames, reasons, warned = (Counter[str]() for _ in range(5))
     firsts, examples = dict[str, tuple[str, str]](), dict[str, str]()
     items = orphans = frames = size = raw = source = padded = dropped = captions = 0
     shapes = Counter[tuple[int, ...]]()
@@ -99,7 +100,9 @@ def summarise(lines: Iterable[Line]) -> Summary:
                 kind = _NUMBER.sub("N", text)
                 warned[kind] += 1
                 examples[kind] = min(text, examples.get(kind, text))
-        elif line["status"] == "failed":
+        elif line["status"] == "skipped":
+            skipped[line.get("cause", "")] += 1
+        else:
             kind = _NUMBER.sub("N", line["reason"])
             reasons[kind] += 1
             example = line["path"], line["reason"]
@@ -107,6 +110,7 @@ def summarise(lines: Iterable[Line]) -> Summary:
     return Summary(
         items=items,
         counts={status: counts[status] for status in STATUSES},
+        skipped=dict(sorted(skipped.items())),
         orphans=orphans,
         frames=frames,
         video_seconds=math.fsum(video),

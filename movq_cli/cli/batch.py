@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from ..errors import MovqUsageError, option, show_flags
+from ..errors import CHOSEN, MovqUsageError, option, show_flags
 from ..options import BatchOptions, EncodeOptions
 from ..targets import prepared_batch
 from ..values import format_bytes
@@ -156,8 +156,16 @@ def _merge(folder: str, alone: bool) -> None:
 
 
 def counts_of(whole: Summary) -> str:
-    """Return how many items have each status: `11 done, 1 short`."""
-    return ", ".join(f"{count:,} {status}" for status, count in whole.counts.items() if count)
+    """Return how many items have each status: `11 done, 1 skipped (short)`."""
+    counts = ((status, count) for status, count in whole.counts.items() if count)
+    return ", ".join(
+        f"{count:,} {status}{by_cause(whole.skipped) if status == 'skipped' else ''}" for status, count in counts
+    )
+
+
+def by_cause(counts: Mapping[str, int]) -> str:
+    """Return the causes for which items are skipped, with their counts if there are several: ` (3 short, 1 small)`."""
+    return f" ({', '.join(f'{count:,} {cause}' if len(counts) > 1 else cause for cause, count in counts.items())})"
 
 
 def _allowed(text: str) -> Callable[[int], float]:
@@ -307,15 +315,18 @@ def _print_plan(plan: BatchPlan, output: str, quiet: bool, verbose: bool) -> Non
         _say_crops([(item.source_path, item.kept) for item in good])
         if remark := odd_rows(plan.latent_sizes, plan.semantics):
             complain(remark)
-    short = sum(item.refusal is not None and item.refusal.cause == "short" for item in plan.planned)
+    skipped = Counter(item.refusal.cause for item in plan.planned if isinstance(item.refusal, CHOSEN))
+    left_out = skipped.total()
     again = sum(item.id in plan.reasons for item in good)
     print_pairs(
         {
             "items": f"{len(plan.kept) + len(plan.planned):,}",
             "up to date": f"{len(plan.kept) - failed:,}" if len(plan.kept) > failed else "",
             "failed before": f"{failed:,}; --retry-failed tries again what was refused" if failed else "",
-            "too short": f"{short:,}" if short else "",
-            "would fail": f"{len(plan.planned) - len(good) - short:,}" if len(good) + short < len(plan.planned) else "",
+            "skipped": f"{left_out:,}{by_cause(skipped)}" if skipped else "",
+            "would fail": f"{len(plan.planned) - len(good) - left_out:,}"
+            if len(good) + left_out < len(plan.planned)
+            else "",
             "to encode": f"{len(good):,}, of {plural(plan.frames, 'frame')}",
             "first frames": f"to add to {plural(len(plan.first_frames), 'finished item')}" if plan.first_frames else "",
             "again": f"{again:,} of these{'' if verbose else '; --verbose says why'}" if again else "",

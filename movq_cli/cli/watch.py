@@ -38,7 +38,7 @@ def watching(quiet: bool) -> Iterator[Watch]:
 
 
 class _Quiet:
-    """Prints a line for each item that fails or is too short, and nothing else."""
+    """Prints a line for each item that fails or is skipped, and nothing else."""
 
     def __init__(self) -> None:
         self.state: BatchState | None = None

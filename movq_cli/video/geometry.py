@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from ..errors import MovqError, option
+from ..errors import MovqTooSmallError, option
 from ..options import Picture
 
 
@@ -108,14 +108,14 @@ def plan_geometry(
     """Return the geometry for stored frames of width x height, padded to the next `multiple`.
 
     With fit "contain", the picture is in the upper left of its box, and the rest of the box is padding like any other.
-    Raises MovqError if the picture would have to be enlarged and `upscale` is not set.
+    Raises MovqTooSmallError if the picture would have to be enlarged and `upscale` is not set.
     """
     turn = orientation.transpose
     upright = max(1, round(width * pixel_aspect)), height
     shown = upright[::-1] if turn else upright
     size, box = _target(shown, picture)
     if not picture.upscale and (size[0] > shown[0] or size[1] > shown[1]):
-        raise MovqError(
+        raise MovqTooSmallError(
             f"shows {shown[0]}x{shown[1]}, which would be enlarged to {size[0]}x{size[1]}; {option('upscale', True)} allows it"
         )
     crop_width, crop_height = min(size[0], box[0]), min(size[1], box[1])
