@@ -49,13 +49,19 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     try:
         with safe_open(name, framework="np") as checked:  # checks every offset, shape and the header's size
             checked.keys()
-        with open(name, "rb") as file:
-            size = file.read(8)
-            return parse_header(size + file.read(int.from_bytes(size, "little")), name)
+        return parse_header(header_at(name), name)
     except SafetensorError as error:
         raise MovqError(f"is not a safetensors file ({error})", name) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise MovqError(f"is not a readable safetensors file ({error})", name) from None
+
+
+def header_at(path: str, offset: int = 0) -> bytes:
+    """Return the bytes of the header that begins at a byte of a file, with its length in front. Raises OSError."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        size = file.read(8)
+        return size + file.read(int.from_bytes(size, "little"))
 
 
 def parse_header(data: bytes | memoryview, file: str = "") -> Header:

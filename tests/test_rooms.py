@@ -18,8 +18,8 @@ INSIDE = {
     "cli": "__init__ info batch decode encode eval export weights options paths habits watch tables show",
     "batch": """
         __init__ run dry_run prepare state
-        discover folders captions lists parsing probe cut names replace resume choices settings
-        inline pool worker ray_engine engines pack merge card summary orphans tars locks manifest item paths
+        discover folders captions lists parsing probe cut names replace reuse orphans resume choices settings
+        inline pool worker ray_engine engines pack merge card summary tars locks manifest item paths
     """,
     "video": """
         __init__ reader child write pictures clock frames decoding counting keyframes integrity sidedata container stills

@@ -17,6 +17,7 @@ from .discover import Found
 from .item import Item
 from .manifest import Line
 from .prepare import cut_items, prepare
+from .reuse import Reuse
 from .state import ignore
 
 
@@ -27,7 +28,8 @@ class BatchPlan:
     `kept` are the lines of items that would not be touched; `planned` are the other items, cut out of their videos,
     each with a shape or with the reason why it would be refused. `frames` counts the frames to encode, without padding.
     `moments_bytes` and `mean_bytes` are the bytes of the latents to be made, for each of the two representations.
-    `first_frames` are the items that are kept and get first frames, each with their kinds. `latent_sizes` are the
+    `first_frames` are the items that are kept and get first frames, each with their kinds. `reuses` are items that get
+    latents that are there, and `twins` those that get the latents of a planned item, by its id. `latent_sizes` are the
     different (height, width) of these latents. The method `reason` reads `reasons`.
     """
 
@@ -42,6 +44,8 @@ class BatchPlan:
     latent_sizes: list[tuple[int, int]]
     reasons: dict[str, str]
     first_frames: list[tuple[Item, tuple[str, ...]]]
+    reuses: list[Reuse]
+    twins: dict[str, list[Item]]
 
     def reason(self, item: Item, *, flags: bool = False) -> str:
         """Return why an item would be made again; "" if the manifest does not know it.
@@ -63,7 +67,7 @@ def plan_batch(
     Raises the same errors as `encode_batch`.
     """
     with prepare(sources, output, options, batch, overrides, ignore, writing=False) as job:
-        options, config, planned = job.settings.options, job.checkpoint.config, job.resume.pending
+        options, config, planned = job.settings.options, job.checkpoint.config, job.reuse.pending
         if not is_cut(job.batch):  # `prepare` has not looked at the videos: encoding does that one by one
             planned = list(cut_items(planned, job.batch, options, config))
     shapes = [item.shape for item in planned if item.refusal is None and item.shape is not None]
@@ -83,4 +87,6 @@ def plan_batch(
         latent_sizes=[config.latent_shape(*shape)[3:] for shape in dict.fromkeys(shapes)],
         reasons=job.resume.reasons,
         first_frames=job.resume.first_frames,
+        reuses=job.reuse.reuses,
+        twins={id: twins.items for id, twins in job.reuse.twins.items()},
     )

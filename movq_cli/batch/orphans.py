@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ..errors import MovqError
+from ..files import text_of
 from ..first_frame import LATENTS, PNG, SUFFIXES, is_first_frame
 from ..latents import is_latents
 from .item import Item
@@ -64,18 +65,25 @@ def find_orphans(manifest: Manifest, folder: str) -> list[str]:
 def mark_orphans(manifest: Manifest, items: Sequence[Item], folder: str) -> None:
     """Mark as orphans the lines of items that were not named, if their videos are gone or are cut into other items now.
 
-    Such lines are deleted if they have no output. A line stays as it is if its video may still exist.
+    Such lines are deleted if they have no output. A line stays as it is if its video may still exist, unless it has no
+    output and its video is an item under another name now.
     """
     named, videos = {item.id for item in items}, {item.video for item in items}
+    whole = {text_of(item.source_path) for item in items if item.start is None and item.duration is None}
     for name in set(manifest.lines) - named:
         line = manifest.lines[name]
         there = video_is_there(line) or not os.path.isdir(os.path.dirname(line["path"]))  # its disk may not be mounted
-        if there and video_of(line) not in videos:
-            continue
-        if line["status"] == "done" and os.path.exists(os.path.join(folder, line["output"])):
+        has_output = line["status"] == "done" and os.path.exists(os.path.join(folder, line["output"]))
+        gone = not there or video_of(line) in videos
+        if has_output and gone:
             line["orphan"] = True
-        else:
+        elif not has_output and (gone or (_is_whole(line) and line["path"] in whole)):
             del manifest.lines[name]
+
+
+def _is_whole(line: Line) -> bool:
+    """Return True if a line is that of a whole video."""
+    return "of" not in line and not line.get("options", {}).keys() & {"start", "duration"}
 
 
 def video_is_there(line: Line) -> bool:

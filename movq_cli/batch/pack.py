@@ -22,7 +22,7 @@ from ..first_frame import LATENT, first_frame_path, is_first_frame
 from ..values import Shard
 from .item import Item
 from .manifest import DESCRIBED, FirstFrameLine, Line, Manifest, first_frames_of
-from .paths import refuse_links
+from .paths import refuse_links, remove_empty_folders
 from .tars import (
     TAR,
     CutError,
@@ -93,11 +93,7 @@ class Packer:
                 self._update(tar)
         if self._alone:  # with shards, other workers may be about to use these folders
             for folder in sorted({os.path.dirname(item.output) for item in self._items}, reverse=True):
-                while folder:
-                    with suppress(OSError, MovqError):  # it is gone, not empty, or behind a link
-                        refuse_links(self._folder, folder)
-                        os.rmdir(os.path.join(self._folder, folder))
-                    folder = os.path.dirname(folder)
+                remove_empty_folders(self._folder, folder)
 
     def _names(self) -> list[str]:
         return list(filter(self._own.fullmatch, self._tars.names()))

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
+from contextlib import suppress
 from itertools import pairwise
 
 from ..errors import MovqError, MovqOutputError
+from ..first_frame import is_first_frame
 
 _REPOSITORY = re.compile(r"(models|datasets|spaces)--.+")
 """The folder of a repository in the Hugging Face cache, which has `snapshots` and `blobs`."""
@@ -98,6 +101,25 @@ def refuse_links(folder: str, name: str) -> None:
         path = os.path.join(path, part)
         if os.path.islink(path):
             raise MovqOutputError("is a link, and movq writes through none; name another folder", path)
+
+
+def refuse_foreign(folder: str, name: str, kind: str, own: Collection[str]) -> None:
+    """Raise MovqOutputError if a file that movq did not write has the name of an output, unless it is one of the item's `own`.
+
+    `kind` is that of the file, as in FIRST_FRAMES.
+    """
+    path = os.path.join(folder, name)
+    if os.path.isfile(path) and name not in own and not is_first_frame(path, kind):
+        raise MovqOutputError(f"{name} is there, and movq did not write it: move it away", path)
+
+
+def remove_empty_folders(folder: str, name: str) -> None:
+    """Delete a folder below the output folder, and those above it, as far as they are empty and no links."""
+    while name:
+        with suppress(OSError, MovqError):
+            refuse_links(folder, name)
+            os.rmdir(os.path.join(folder, name))
+        name = os.path.dirname(name)
 
 
 def leads_into(link: str, *folders: str | None) -> bool:

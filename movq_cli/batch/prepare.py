@@ -28,7 +28,8 @@ from .locks import only_one
 from .manifest import Line, Manifest, refuse_other_shards, video_of
 from .probe import Known, probe_items
 from .replace import refuse_to_replace
-from .resume import ResumePlan, plan_resume
+from .resume import Digests, ResumePlan, plan_resume
+from .reuse import ReusePlan, plan_reuse
 from .settings import Settings
 from .state import BatchState, Watch
 from .tars import Tars
@@ -41,8 +42,8 @@ THREADS = 1
 class Job:
     """A batch that is ready to begin.
 
-    `found` has its videos, `items` the items cut out of them, in the order of encoding, and `resume` those of them that
-    are left to do.
+    `found` has its videos, `items` the items cut out of them, in the order of encoding, `resume` those of them that are
+    left to do, and `reuse` which of these need not be encoded.
     """
 
     folder: str
@@ -55,6 +56,7 @@ class Job:
     tars: Tars
     items: list[Item]
     resume: ResumePlan
+    reuse: ReusePlan
 
 
 @contextmanager
@@ -91,9 +93,11 @@ def prepare(
         settings = _settle(options, checkpoint, manifest, found, batch)
         items = _cut(found, manifest, settings, batch, checkpoint, state)
         tars = Tars(folder)
-        resume = _compare(items, manifest, settings, tars, batch, state)
+        digests = Digests()
+        resume = _compare(items, manifest, settings, tars, digests, batch, state)
         refuse_to_replace(resume, manifest, settings, tars, batch.replace)
-        yield Job(folder, batch, checkpoint, found, state, manifest, settings, tars, items, resume)
+        reuse = plan_reuse(resume.pending, items, manifest, settings, tars, digests, verify=batch.verify)
+        yield Job(folder, batch, checkpoint, found, state, manifest, settings, tars, items, resume, reuse)
 
 
 def _find(sources: Sequence[str | os.PathLike[str]], batch: BatchOptions, folder: str) -> Found:
@@ -194,7 +198,13 @@ def cut_items(
 
 
 def _compare(
-    items: list[Item], manifest: Manifest, settings: Settings, tars: Tars, batch: BatchOptions, state: BatchState
+    items: list[Item],
+    manifest: Manifest,
+    settings: Settings,
+    tars: Tars,
+    digests: Digests,
+    batch: BatchOptions,
+    state: BatchState,
 ) -> ResumePlan:
     """Return the items that are left to do: all of them with the option `force`, or if the manifest is empty."""
     if settings.options.force:
@@ -208,6 +218,7 @@ def _compare(
         manifest,
         settings,
         tars,
+        digests,
         verify=batch.verify,
         retry_failed=batch.retry_failed,
         passed=state.item_checked,

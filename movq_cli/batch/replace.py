@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterable
 
-from ..errors import MovqError, MovqWarning, option
+from ..errors import MovqError, option
 from ..files import short
 from ..headers import parse_header
 from .choices import choices_of, describe_difference
 from .item import Item
-from .manifest import Line, Manifest, video_of
+from .manifest import Line, Manifest
 from .orphans import video_is_there
 from .resume import ResumePlan
 from .settings import Settings
@@ -22,10 +20,7 @@ from .tars import Tars
 
 
 def refuse_to_replace(plan: ResumePlan, manifest: Manifest, settings: Settings, tars: Tars, replace: bool) -> None:
-    """Raise MovqError if finished outputs would be replaced, unless `replace` or the option `force` asks for it.
-
-    Warns of videos that the manifest has under other ids.
-    """
+    """Raise MovqError if finished outputs would be replaced, unless `replace` or the option `force` asks for it."""
     if not manifest.lines:
         return
     allowed = replace or settings.options.force
@@ -36,17 +31,10 @@ def refuse_to_replace(plan: ResumePlan, manifest: Manifest, settings: Settings, 
 
 def _refuse_other_videos(todo: Iterable[Item], manifest: Manifest, settings: Settings, allowed: bool) -> None:
     others: list[tuple[Item, Line]] = []
-    renamed = 0
-    made: dict[tuple[str, str], set[str]] = {}  # ids of videos in the manifest, by path and options
-    for line in manifest.lines.values():
-        made.setdefault((line["path"], json.dumps(line.get("options"), sort_keys=True)), set()).add(video_of(line))
     for item in todo:
         line, wanted = manifest.lines.get(item.id, Line()), settings.line(item)
         if line.get("status") == "done" and line["path"] != wanted["path"] and video_is_there(line):
             others.append((item, line))
-        elif not line and item.refusal is None:
-            names = made.get((wanted["path"], json.dumps(wanted["options"], sort_keys=True)), {item.video})
-            renamed += item.video not in names
     if others and not allowed:
         item, line = others[0]
         more = f", and {len(others) - 1:,} more like it" if len(others) > 1 else ""
@@ -55,12 +43,6 @@ def _refuse_other_videos(todo: Iterable[Item], manifest: Manifest, settings: Set
             f"folder, or use {option('replace', True)}",
             item.source_path,
         )
-    if renamed:
-        text = (
-            f"{renamed:,} videos are already here under other names, and are encoded again: were the sources named differently "
-            "last time?"
-        )
-        warnings.warn(MovqWarning(text), stacklevel=3)
 
 
 def _refuse_other_options(differing: list[tuple[Item, Line]], settings: Settings, tars: Tars) -> None:

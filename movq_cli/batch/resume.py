@@ -56,6 +56,7 @@ def plan_resume(
     manifest: Manifest,
     settings: Settings,
     tars: Tars,
+    digests: Digests,
     *,
     verify: bool,
     retry_failed: bool,
@@ -65,7 +66,6 @@ def plan_resume(
 
     `verify` reads all videos and outputs; `retry_failed` tries refused items again; `passed` is called after each item.
     """
-    digests = _Digests()
 
     def judge(part: Sequence[Item]) -> list[_Verdict]:
         lines = (manifest.lines.get(item.id) for item in part)
@@ -124,7 +124,7 @@ class _Case:
     line: Line
     settings: Settings
     tars: Tars
-    digests: _Digests
+    digests: Digests
     verify: bool
     retry_failed: bool
 
@@ -164,7 +164,7 @@ def _part_of_a_damaged_video(case: _Case) -> str:
 
 def _output_gone_or_changed(case: _Case) -> str:
     try:
-        return "" if _is_whole(case.tars, case.line, case.verify) else "its output is not what the manifest says"
+        return "" if is_whole(case.tars, case.line, case.verify) else "its output is not what the manifest says"
     except FileNotFoundError:
         return "its output is gone"
     except (OSError, KeyError, MovqError):
@@ -263,7 +263,7 @@ def _lacking(case: _Case) -> tuple[str, ...]:
 
     def there(kind: str) -> bool:
         with suppress(OSError, KeyError, MovqError):
-            return _first_frame_is_whole(case.tars, case.line, kind, case.verify)
+            return _first_frameis_whole(case.tars, case.line, kind, case.verify)
         return False
 
     return tuple(kind for kind in case.settings.options.first_frames if not there(kind))
@@ -287,7 +287,7 @@ def _refusal(item: Item) -> str:
     return ""
 
 
-def _is_whole(tars: Tars, line: Line, verify: bool) -> bool:
+def is_whole(tars: Tars, line: Line, verify: bool) -> bool:
     """Return True if the output of a line agrees with it; `verify` reads it whole.
 
     Raises OSError, KeyError or MovqError if the output is missing or cannot be read.
@@ -308,7 +308,7 @@ def _is_whole(tars: Tars, line: Line, verify: bool) -> bool:
     )
 
 
-def _first_frame_is_whole(tars: Tars, line: Line, kind: str, verify: bool) -> bool:
+def _first_frameis_whole(tars: Tars, line: Line, kind: str, verify: bool) -> bool:
     """Return True if a first frame agrees with the line; `verify` reads it. Raises OSError, KeyError or MovqError."""
     said = line["first_frame"][kind]
     path = os.path.join(tars.folder, said["output"])
@@ -318,7 +318,7 @@ def _first_frame_is_whole(tars: Tars, line: Line, kind: str, verify: bool) -> bo
     return os.path.getsize(path) == said["bytes"] and (not verify or sha256_file(path) == said["sha256"])
 
 
-class _Digests:
+class Digests:
     """The digests of videos, each computed once for all threads, because many spans may come from one video."""
 
     def __init__(self) -> None:

@@ -9,17 +9,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..budget import least_memory
-from ..errors import MovqDiskError, MovqError
+from ..errors import MovqDiskError, MovqError, MovqOutputError
 from ..options import FIRST_FRAMES, TAR_BYTES, BatchOptions, EncodeOptions
 from .card import write_card
 from .discover import Found
 from .item import Item
 from .locks import finish_shard
-from .manifest import DESCRIBED, Line, files_of, unmade
+from .manifest import DESCRIBED, Line, files_of, first_frames_of, unmade
 from .orphans import find_orphans, mark_orphans
 from .pack import Packer
 from .pool import Pool, Task
 from .prepare import Job, prepare
+from .reuse import ReusePlan, Twins, drop_files, take_over
 from .state import Watch, ignore, size_of
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ class BatchResult:
     `orphans` are outputs that no item has any more, relative to the folder. `stopped` is why the batch ended early,
     with `left` items not tried. `described` is how many items that were kept have another caption or other columns now,
     `added` how many of them got first frames. Those that could not get theirs are failed in `lines`, and stay done in the
-    manifest. `tars` is how many tars were written.
+    manifest. `moved` are lines of renamed videos, and `copied` those of videos equal to others: nothing was encoded for
+    them. `tars` is how many tars were written.
     """
 
     lines: list[Line]
@@ -49,6 +51,8 @@ class BatchResult:
     left: int = 0
     described: int = 0
     added: int = 0
+    moved: Sequence[Line] = ()
+    copied: Sequence[Line] = ()
     tars: int = 0
 
     @property
@@ -77,7 +81,7 @@ def encode_batch(
     with prepare(sources, output, options, batch, overrides, watch, writing=True) as job:
         run = _Run(job)
         described = run.keep(job.resume.kept)
-        run.encode(job.resume.pending, job.resume.first_frames)
+        run.encode(job.reuse, job.resume.first_frames)
         run.finish()
         # A shard does not know the outputs of the others, and would take them for orphans.
         orphans = find_orphans(job.manifest, job.folder) if job.batch.shard is None else []
@@ -94,6 +98,8 @@ def encode_batch(
         left=job.state.left,
         described=described,
         added=job.state.added,
+        moved=run.moved,
+        copied=run.copied,
         tars=run.packer.written if run.packer else 0,
     )
 
@@ -109,6 +115,8 @@ class _Run:
         self._job, self._settings = job, job.settings
         self.workers, self.stopped = 0, ""
         self.without_first_frame: dict[str, Line] = {}
+        self.moved, self.copied = list[Line](), list[Line]()
+        self._twins: dict[str, Twins] = {}
         packed = job.tars.names() or any("member" in line for line in job.manifest.lines.values())
         layout = job.batch.layout or ("tar" if packed else "files")
         size = job.batch.tar_size or TAR_BYTES
@@ -125,9 +133,28 @@ class _Run:
             self.packer.end(line["id"] for line in lines if line["id"] not in unready)
         return described
 
-    def encode(self, pending: Sequence[Item], first_frames: Sequence[tuple[Item, tuple[str, ...]]]) -> None:
-        """Encode these items, and then the first frames of others, each to its end, unless something stops the batch."""
-        self._job.state.begin_encoding([*pending, *(item for item, _ in first_frames)])
+    def encode(self, plan: ReusePlan, first_frames: Sequence[tuple[Item, tuple[str, ...]]]) -> None:
+        """Reuse what can be reused, and encode the other items, and then the first frames of others that are done.
+
+        Each comes to its end, unless something stops the batch.
+        """
+        twins = (twin for twins in plan.twins.values() for twin in twins.items)
+        reused = [reuse.item for reuse in plan.reuses]
+        self._job.state.begin_encoding([*reused, *plan.pending, *twins, *(item for item, _ in first_frames)])
+        self._twins = plan.twins
+        moved: dict[str, Line] = {}
+        pending, first_frames = list(plan.pending), list(first_frames)
+        for reuse in plan.reuses:
+            line = moved.get(reuse.line["id"], reuse.line)
+            if (new := self._reuse(reuse.item, line, reuse.moves)) is None:
+                pending.append(reuse.item)
+                continue
+            if reuse.moves:
+                moved[line["id"]] = new
+            if lacking := tuple(
+                kind for kind in self._settings.options.first_frames if kind not in first_frames_of(new)
+            ):
+                first_frames.append((reuse.item, lacking))
         refused = [item for item in pending if item.refusal is not None]
         tasks = self._tasks(item for item in pending if item.refusal is None)
         for item, kinds in first_frames:
@@ -144,6 +171,24 @@ class _Run:
             if not (state.made or state.added or isinstance(error, MovqDiskError)):
                 raise
             self.stopped = error.with_flags
+
+    def _reuse(self, item: Item, line: Line, moves: bool = False) -> Line | None:
+        """Give an item the latents of a line, and return its own line; None if a file cannot be taken over."""
+        job = self._job
+        try:
+            new = take_over(item, line, job.manifest.lines.get(item.id), self._settings, job.tars, moves=moves)
+        except (MovqError, OSError):
+            return None
+        job.manifest.append(new)
+        (self.moved if moves else self.copied).append(new)
+        if moves:
+            drop_files(job.folder, line, new)
+            if line["id"] != item.id:
+                del job.manifest.lines[line["id"]]
+        job.state.item_reused(new)
+        if self.packer is not None:
+            self.packer.end([item.id])
+        return new
 
     def finish(self) -> None:
         """Mark orphans, put the manifest in order and, unless the batch was stopped, finish the tars and the shard."""
@@ -212,9 +257,25 @@ class _Run:
                 "changed after it was looked at: the same command does that again",
             ]
         self._job.manifest.append(line)
+        self._job.state.item_ended(line)
+        if (twins := self._twins.pop(item.id, None)) is not None:
+            for twin in twins.items:
+                self._end_twin(twin, twins.sha256, line)
         if self.packer is not None:
             self.packer.end([item.id])
-        self._job.state.item_ended(line)
+
+    def _end_twin(self, twin: Item, sha256: str, line: Line) -> None:
+        """Bring an item to its end whose video, of this digest, is equal to that of another item, which has this line."""
+        assert twin.identity is not None
+        same = line["status"] == "done" and line["source_sha256"] == sha256
+        if same and self._reuse(twin, line) is not None:
+            return
+        outcome = Line(source=twin.identity)
+        if line["status"] == "done":
+            outcome |= unmade(MovqOutputError("could not be copied from an equal video: the same command encodes it"))
+        else:
+            outcome |= Line(status=line["status"], reason=line["reason"], cause=line["cause"])
+        self._end(twin, outcome)
 
     def _add_first_frame(self, item: Item, outcome: Line) -> None:
         """Add the first frame to the line of an item that is done already."""

@@ -20,10 +20,11 @@ class BatchState:
     """The progress of a batch. `watch` is called with it, often, as the batch advances.
 
     The `phase` is "looking" while videos are probed (`looked` so far), "checking" while `items` are compared with the
-    manifest (`checked` so far), then "encoding" and "over". `todo` is the number of items to encode, from `started` on.
-    `made` are the lines of those that have ended, `ended` counts them by status, and `frames` and `video_seconds` add
-    up those that are done; `added` is how many that were done before got their first frames. `source_bytes` are the sizes
-    of the videos of all these items, `source_bytes_done` of those that have ended. `workers` are the workers at present.
+    manifest (`checked` so far), then "encoding" and "over". `todo` is the number of items that are not up to date, from
+    `started` on. `made` are the lines of those that have ended, `ended` counts them by status, and `frames` and
+    `video_seconds` add up those that are done; `added` is how many that were done before got their first frames, and
+    `reused` how many got latents of others. `source_bytes` are the sizes of the videos of all these items,
+    `source_bytes_done` of those that have ended. `workers` are the workers at present.
     """
 
     found: Found
@@ -41,12 +42,13 @@ class BatchState:
     frames: int = 0
     video_seconds: float = 0.0
     added: int = 0
+    reused: int = 0
     workers: Sequence[WorkerState] = ()
 
     @property
     def left(self) -> int:
         """The number of items that are still to be encoded."""
-        return self.todo - len(self.made) - self.added
+        return self.todo - len(self.made) - self.added - self.reused
 
     def video_looked_at(self) -> None:
         """Count a video that has been probed."""
@@ -81,6 +83,12 @@ class BatchState:
     def first_frame_added(self, line: Line) -> None:
         """Count an item that was done before and has its first frames now."""
         self.added += 1
+        self.source_bytes_done += line["source"].size
+        self.tell()
+
+    def item_reused(self, line: Line) -> None:
+        """Count an item that got latents that were there, by its line."""
+        self.reused += 1
         self.source_bytes_done += line["source"].size
         self.tell()
 

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .manifest import STATUSES, Line
 
@@ -68,8 +68,8 @@ class Summary:
 
 def summarise(lines: Iterable[Line]) -> Summary:
     """Sum up the lines of a manifest in one pass. Their order does not matter."""
-    counts, skipped, first_frames, reasons, warned = (Counter[str]() for _ in range(5))
-    firsts, examples = dict[str, tuple[str, str]](), dict[str, str]()
+    counts, skipped, first_frames = (Counter[str]() for _ in range(3))
+    reasons, warned = _Kinds(), _Kinds()
     items = orphans = frames = size = raw = source = padded = dropped = captions = 0
     shapes = Counter[tuple[int, ...]]()
     video, work = [], []
@@ -97,16 +97,11 @@ def summarise(lines: Iterable[Line]) -> Summary:
             weights.add(line["weights_digest"])
             precisions.add(line["precision"])
             for text in line["warnings"]:
-                kind = _NUMBER.sub("N", text)
-                warned[kind] += 1
-                examples[kind] = min(text, examples.get(kind, text))
+                warned.add(text, text)
         elif line["status"] == "skipped":
             skipped[line.get("cause", "")] += 1
         else:
-            kind = _NUMBER.sub("N", line["reason"])
-            reasons[kind] += 1
-            example = line["path"], line["reason"]
-            firsts[kind] = min(example, firsts.get(kind, example))
+            reasons.add(line["reason"], (line["path"], line["reason"]))
     return Summary(
         items=items,
         counts={status: counts[status] for status in STATUSES},
@@ -126,9 +121,26 @@ def summarise(lines: Iterable[Line]) -> Summary:
         weights=sorted(weights),
         precisions=sorted(precisions),
         shapes=[(list(shape), count) for shape, count in _by_count(shapes)],
-        warnings=[(examples[kind], count) for kind, count in _by_count(warned)],
-        failures=[Failure(firsts[kind][1], count, firsts[kind][0]) for kind, count in _by_count(reasons)],
+        warnings=warned.most(),
+        failures=[Failure(reason, count, path) for (path, reason), count in reasons.most()],
     )
+
+
+class _Kinds:
+    """Counts texts by kind: those that differ only in numbers are of one. Of each, the first example in order is kept."""
+
+    def __init__(self) -> None:
+        self._counts, self._examples = Counter[str](), dict[str, Any]()
+
+    def add(self, text: str, example: Any) -> None:
+        """Count a text."""
+        kind = _NUMBER.sub("N", text)
+        self._counts[kind] += 1
+        self._examples[kind] = min(example, self._examples.get(kind, example))
+
+    def most(self) -> list[tuple[Any, int]]:
+        """Return an example of each kind with its count, the most frequent first."""
+        return [(self._examples[kind], count) for kind, count in _by_count(self._counts)]
 
 
 def _by_count(counter: Counter[K]) -> list[tuple[K, int]]:

@@ -21,10 +21,10 @@ from ..codec import Progress
 from ..device import available_memory, memory_errors, spare_page_faults, usable_cores
 from ..encode import VideoEncoder
 from ..encoding import EncodeResult, Encoding
-from ..errors import MovqCrashError, MovqError, MovqOutputError, printable
+from ..errors import MovqCrashError, MovqError, printable
 from ..fields import changed
 from ..files import FileIdentity, require_file, write_error
-from ..first_frame import LATENT, FirstFrameFile, first_frame_path, is_first_frame
+from ..first_frame import LATENT, FirstFrameFile, first_frame_path
 from ..options import EncodeOptions
 from ..processes import Talk
 from ..records import from_values, to_values
@@ -32,7 +32,7 @@ from ..video import warm_decoders
 from .engines import Ready
 from .item import Item
 from .manifest import FirstFrameLine, Line, unmade
-from .paths import refuse_links
+from .paths import refuse_foreign, refuse_links
 
 _OPEN_AT_ONCE = 2
 """Videos that are open at a time: the one being encoded, and the next."""
@@ -78,9 +78,7 @@ class Work:
         """Raise MovqOutputError if a file that movq did not write is at the place of one of the item's."""
         places = {first_frame_path(self._item.output, kind): kind for kind in options.first_frames}
         for name, kind in (places | ({self._item.output: LATENT} if self._latents else {})).items():
-            path = os.path.join(folder, name)
-            if os.path.isfile(path) and name not in own and not is_first_frame(path, kind):
-                raise MovqOutputError(f"{name} is there, and movq did not write it: move it away", path)
+            refuse_foreign(folder, name, kind, own)
 
     def compute(self, progress: Progress) -> None:
         """Encode the frames, unless the item was refused."""

@@ -1,0 +1,290 @@
+"""Reuse of latents: of a video that was renamed, and of one that is equal to another. Nothing is encoded for these.
+
+A video is recognized by its content, and the latents must have been made as they would be made now. They get a header with
+the new name of their source. What is copied is checked against its digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ..errors import MovqError
+from ..files import FileIdentity, WholeFile, file_name, require_file, sync, text_of
+from ..first_frame import LATENT, PNG, first_frame_path
+from ..headers import header_at, header_bytes, parse_header
+from ..metadata import FORMAT_VERSIONS
+from ..threads import in_threads
+from .choices import MADE_BY, options_of
+from .item import Item
+from .manifest import FirstFrameLine, Line, Manifest, files_of, first_frames_of
+from .orphans import video_is_there
+from .paths import refuse_foreign, refuse_links, remove_empty_folders
+from .resume import Digests, is_whole
+from .settings import Settings
+from .tars import Tars, blocks
+
+_THREADS = 6
+
+
+class _Key(NamedTuple):
+    """What must be the same: the content, the suffix, by which FFmpeg may choose how to read it, and the options."""
+
+    sha256: str
+    suffix: str
+    options: str
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """An item that gets the latents of a finished `line`. With `moves`, that line and its files are no longer needed."""
+
+    item: Item
+    line: Line
+    moves: bool
+
+
+class Twins(NamedTuple):
+    """Items whose videos are equal to that of an item that is still to be encoded: its content has this digest."""
+
+    sha256: str
+    items: list[Item]
+
+
+@dataclass(frozen=True)
+class ReusePlan:
+    """What is left to encode, `pending`, and what is not. `reuses` must be done in their order, before anything is encoded.
+
+    `twins` get the latents of a pending item, by its id.
+    """
+
+    pending: list[Item] = field(default_factory=list)
+    reuses: list[Reuse] = field(default_factory=list)
+    twins: dict[str, Twins] = field(default_factory=dict)
+
+
+def plan_reuse(
+    pending: Sequence[Item],
+    items: Sequence[Item],
+    manifest: Manifest,
+    settings: Settings,
+    tars: Tars,
+    digests: Digests,
+    *,
+    verify: bool,
+) -> ReusePlan:
+    """Find, for the `pending` of all `items` of a batch, latents that are there or will be.
+
+    Only videos that have the size of another are read; with `verify`, also those whose file was only moved.
+    """
+    finished = _finished(manifest, settings)
+    known = [item if item.refusal is not None else _identified(item) for item in pending]
+    shas = _contents(known, () if verify else finished, finished, digests)
+    keys = [_key(sha256, item.source_path, settings.line(item)) for item, sha256 in zip(known, shas, strict=True)]
+    wanted = {key for key in keys if key.sha256}
+    donors: dict[_Key, list[Line]] = {}
+    for line in finished:
+        if (key := _key(line["source_sha256"], line["path"], line)) in wanted:
+            donors.setdefault(key, []).append(line)
+    names, taken = {item.id for item in items}, set[str]()
+    reuses, left = list[Reuse](), list[Item]()
+    leaders: dict[_Key, str] = {}
+    twins: dict[str, Twins] = {}
+    for item, key in zip(known, keys, strict=True):
+        usable = (line for line in donors.get(key, ()) if _is_usable(line, tars, verify))
+        if (found := next(usable, None)) is not None:
+            moves = found["id"] not in taken and _is_free(found, item, names)
+            taken |= {found["id"]} if moves else set()
+            reuses.append(Reuse(item, found, moves))
+        elif key.sha256 and key in leaders:
+            twins.setdefault(leaders[key], Twins(key.sha256, [])).items.append(item)
+        else:
+            leaders[key] = item.id
+            left.append(item)
+    ordered, circular = _in_order(reuses)
+    return ReusePlan([*left, *circular], ordered, twins)
+
+
+def _finished(manifest: Manifest, settings: Settings) -> list[Line]:
+    """Return the lines of outputs that were made as this batch makes them, but for options."""
+    if settings.options.force:
+        return []
+    made = {name: getattr(settings, name) for name in MADE_BY}
+    partial = settings.options.selection.allow_partial
+    return [
+        line
+        for line in manifest.lines.values()
+        if line["status"] == "done"
+        and all(line.get(name) == made[name] for name in MADE_BY)
+        and line.get("format_version") in FORMAT_VERSIONS
+        and (partial or not line.get("partial"))
+    ]
+
+
+def _identified(item: Item) -> Item:
+    if item.identity is not None:
+        return item
+    try:
+        return item.updated(identity=FileIdentity.of(require_file(item.source_path)))
+    except MovqError:  # it is refused when its turn comes
+        return item
+
+
+def _contents(items: Sequence[Item], unread: Iterable[Line], finished: Sequence[Line], digests: Digests) -> list[str]:
+    """Return the digest of each item's video, or "" if no other can be equal to it.
+
+    A file that was only moved, from where one of the `unread` lines has it, is not read.
+    """
+    sizes = {line["source"].size for line in finished}
+    moved = {line["source"]: line["source_sha256"] for line in unread}
+    paths: dict[int, set[str]] = {}
+    for item in items:
+        if item.identity is not None:
+            paths.setdefault(item.identity.size, set()).add(item.source_path)
+
+    def content(item: Item) -> str:
+        identity = item.identity
+        if identity is None or item.refusal is not None:
+            return ""
+        if identity in moved:
+            return moved[identity]
+        if identity.size not in sizes and len(paths[identity.size]) == 1:
+            return ""
+        try:
+            return digests.of(item.source_path, identity)
+        except MovqError:
+            return ""
+
+    return list(in_threads(lambda part: [content(item) for item in part], items, _THREADS))
+
+
+def _key(sha256: str, path: str, line: Line) -> _Key:
+    return _Key(sha256, os.path.splitext(path)[1].lower(), json.dumps(options_of(line), sort_keys=True))
+
+
+def _is_usable(line: Line, tars: Tars, verify: bool) -> bool:
+    try:
+        return is_whole(tars, line, verify)
+    except (OSError, KeyError, MovqError):
+        return False
+
+
+def _is_free(line: Line, item: Item, names: set[str]) -> bool:
+    """Return True if nothing but this item needs the files of a line: its video is gone, or is the item's own."""
+    if "member" in line:
+        return False
+    if line["id"] in names:
+        return line["id"] == item.id
+    gone = not video_is_there(line) and os.path.isdir(os.path.dirname(line["path"]))  # or its disk may not be mounted
+    return gone or line["path"] == text_of(item.source_path)
+
+
+def _in_order(reuses: list[Reuse]) -> tuple[list[Reuse], list[Item]]:
+    """Return reuses so that no output is replaced before others took it over, and the items of circles, to be encoded.
+
+    Two videos that have exchanged their names are such a circle.
+    """
+    needed = Counter(reuse.line["id"] for reuse in reuses if reuse.line["id"] != reuse.item.id)
+    waiting = {reuse.item.id: reuse for reuse in reuses if needed[reuse.item.id]}
+    ready = deque(reuse for reuse in reuses if not needed[reuse.item.id])
+    ordered, circular = list[Reuse](), list[Item]()
+    while ready or waiting:
+        if ready:
+            reuse = ready.popleft()
+            ordered.append(reuse)
+        else:
+            _, reuse = waiting.popitem()
+            circular.append(reuse.item)
+        source = reuse.line["id"]
+        needed[source] -= 1
+        if not needed[source] and source in waiting:
+            ready.append(waiting.pop(source))
+    return ordered, circular
+
+
+def take_over(
+    item: Item, line: Line, before: Line | None, settings: Settings, tars: Tars, *, moves: bool = False
+) -> Line:
+    """Give an item the latents and first frames of a finished `line`, and return its own line.
+
+    `before` is the line that the item has: files that it names may be replaced. With `moves`, files that stay as they are
+    are renamed; `drop_files` deletes the others. Raises MovqError or OSError if a file cannot be taken over.
+    """
+    assert item.identity is not None
+    own = _files(line) if moves else set()
+    if before is not None and before["status"] == "done":
+        own |= _files(before)
+    new = settings.refreshed(item, line) | Line(source=item.identity)
+    if not moves:
+        new["seconds"] = 0.0
+    new.pop("member", None)
+    new |= _take(item, line, "", own, tars, moves)  # type: ignore[typeddict-item]
+    if first := first_frames_of(line):
+        new["first_frame"] = {kind: _take(item, line, kind, own, tars, moves) for kind in first}
+    return new
+
+
+def drop_files(folder: str, line: Line, keep: Line) -> None:
+    """Delete the files of a line that was moved, but for those that the new line has, and folders that are then empty."""
+    for name in _files(line) - _files(keep):
+        refuse_links(folder, name)
+        with suppress(FileNotFoundError):  # it was renamed
+            os.unlink(os.path.join(folder, name))
+        remove_empty_folders(folder, os.path.dirname(name))
+
+
+def _files(line: Line) -> set[str]:
+    """Return the files of a line's latents and first frames that are not in tars, relative to the folder."""
+    return {said["output"] for said in files_of(line) if "member" not in said}
+
+
+def _take(item: Item, line: Line, kind: str, own: set[str], tars: Tars, moves: bool) -> FirstFrameLine:
+    """Put the latents of a line, or with a `kind` a first frame, where the item needs them. Return where, size and digest."""
+    folder, said = tars.folder, line["first_frame"][kind] if kind else line
+    output = first_frame_path(item.output, kind) if kind else item.output
+    source, path = os.path.join(folder, said["output"]), os.path.join(folder, output)
+    refuse_links(folder, output)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    refuse_foreign(folder, output, kind or LATENT, own)
+    at, size = 0, said["bytes"]
+    if "member" in said:
+        at = (tars.find_first_frame(line, kind) if kind else tars.find(line)).offset
+    head, new = (b"", b"") if kind == PNG else _headers(source, at, file_name(item.source_path))
+    if moves and head == new:
+        os.rename(source, path)
+        for changed in {os.path.dirname(path), os.path.dirname(source)}:
+            sync(changed)
+        return FirstFrameLine(output=output, bytes=size, sha256=said["sha256"])
+    whole, made = hashlib.sha256(head), hashlib.sha256(new)
+    with WholeFile(path, force=True) as file:
+        file.write(new)
+        for block in blocks(source, at + len(head), size - len(head)):
+            file.write(block)
+            whole.update(block)
+            made.update(block)
+        if whole.hexdigest() != said["sha256"]:
+            raise MovqError("is damaged: its bytes are not those that the manifest says", source)
+        size = file.size
+        file.commit()
+    return FirstFrameLine(output=output, bytes=size, sha256=made.hexdigest())
+
+
+def _headers(path: str, at: int, name: str) -> tuple[bytes, bytes]:
+    """Return the header of latents that begin at a byte of a file, and the same with another name of their source."""
+    before = header_at(path, at)
+    try:
+        header = parse_header(before)
+        if header.metadata["source_name"] == name:
+            return before, before
+        tensors = sorted(header.tensors.items(), key=lambda tensor: tensor[1].start)
+        return before, header_bytes(
+            {name: (entry.dtype, entry.shape) for name, entry in tensors}, header.metadata | {"source_name": name}
+        )
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise MovqError(f"is not a latents file ({error})", path) from None

@@ -1,0 +1,210 @@
+"""Latents that are taken over: of renamed videos, of equal ones, and of outputs under other names."""
+
+import os
+import shutil
+
+import pytest
+
+from movq_cli import LatentDataset, encode_batch, open_latents, plan_batch
+
+from .helpers import clips
+from .helpers.batches import manifest, tree
+
+
+@pytest.fixture
+def batch(finished, tmp_path):
+    """Return a function that resumes a copy of a batch of a.mp4, b.mp4, c.mp4 and bad.mp4, and returns (made, moved, copied)."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+
+    def run(*sources, **options):
+        result = encode_batch(sources or [tmp_path / "in"], tmp_path / "out", **{"workers": 0} | options)
+        run.result = result
+        return tuple({line["id"] for line in lines} for lines in (result.made, result.moved, result.copied))
+
+    run.folder = tmp_path
+    run()
+    return run
+
+
+def rename(batch, before, after, folder="in"):
+    (batch.folder / folder / after).parent.mkdir(exist_ok=True)
+    os.rename(batch.folder / folder / before, batch.folder / folder / after)
+
+
+def fresh(batch, *sources, **options):
+    """Return what a new batch of the same videos would be."""
+    encode_batch(sources or [batch.folder / "in"], batch.folder / "fresh", **{"workers": 0} | options)
+    found = tree(batch.folder / "fresh")
+    shutil.rmtree(batch.folder / "fresh")
+    return found
+
+
+def same(one, other):
+    """Compare folders by their files, and manifests without what tells of copies: which computer, how many strips."""
+    assert {name: data for name, data in one.items() if name not in ("manifest", "README.md")} == {
+        name: data for name, data in other.items() if name not in ("manifest", "README.md")
+    }
+    for line, wanted in zip(one["manifest"], other["manifest"], strict=True):
+        assert line == wanted
+
+
+NOTHING = set(), set(), set()
+
+
+@pytest.mark.parametrize("name", ["new.mp4", "sub/a.mp4"])
+def test_the_latents_of_a_renamed_video_are_moved(batch, name):
+    rename(batch, "a.mp4", name)
+    assert batch() == (set(), {name}, set())
+    assert batch.result.orphans == []
+    assert open_latents(batch.folder / "out" / f"{name}.safetensors").metadata.source_name == os.path.basename(name)
+    same(tree(batch.folder / "out"), fresh(batch))
+    assert batch(verify=True)[1:] == (set(), set())
+
+
+def test_videos_that_are_numbered_anew(batch):
+    """Each new name was that of another video before."""
+    for before, after in (("c.mp4", "d.mp4"), ("b.mp4", "c.mp4"), ("a.mp4", "b.mp4")):
+        rename(batch, before, after)
+    clips.write(batch.folder / "in" / "a.mp4", clips.pictures(9))
+    made, moved, copied = batch()
+    assert (made, moved | copied) == ({"a.mp4"}, {"b.mp4", "c.mp4", "d.mp4"})
+    same(tree(batch.folder / "out"), fresh(batch))
+    assert batch() == NOTHING
+
+
+def test_videos_that_exchange_their_names(batch):
+    for before, after in (("a.mp4", "x"), ("b.mp4", "a.mp4"), ("x", "b.mp4")):
+        rename(batch, before, after)
+    made, moved, copied = batch()
+    assert made | moved | copied == {"a.mp4", "b.mp4"}
+    assert len(made) == 1
+    same(tree(batch.folder / "out"), fresh(batch))
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_equal_videos_are_encoded_once(batch, workers):
+    for number in range(3):
+        clips.write(batch.folder / "in" / f"twin{number}.mp4", clips.pictures(9))
+    shutil.copy(batch.folder / "in" / "b.mp4", batch.folder / "in" / "b again.mp4")
+    assert batch(workers=workers) == ({"twin0.mp4"}, set(), {"twin1.mp4", "twin2.mp4", "b again.mp4"})
+    found = tree(batch.folder / "out")
+    same(found, fresh(batch))
+    names = {
+        line["id"]: open_latents(batch.folder / "out" / line["output"]).metadata.source_name
+        for line in found["manifest"]
+        if "output" in line
+    }
+    assert all(id == name for id, name in names.items())
+    assert batch() == NOTHING
+    os.unlink(batch.folder / "out" / "twin0.mp4.safetensors")
+    assert batch() == (set(), set(), {"twin0.mp4"})
+
+
+def test_equal_videos_that_cannot_be_read_are_read_once(batch):
+    shutil.copy(batch.folder / "in" / "bad.mp4", batch.folder / "in" / "worse.mp4")
+    for name in ("x.mp4", "y.mp4"):
+        (batch.folder / "in" / name).write_text("also no video")
+    assert batch()[0] == {"worse.mp4", "x.mp4", "y.mp4"}
+    lines = manifest(batch.folder / "out")
+    assert lines["x.mp4"]["reason"] == lines["y.mp4"]["reason"]
+    assert lines["y.mp4"]["source"] == [*lines["x.mp4"]["source"][:1], *lines["y.mp4"]["source"][1:]]
+    assert batch() == NOTHING
+
+
+def test_other_options_and_other_suffixes_share_nothing(batch):
+    shutil.copy(batch.folder / "in" / "a.mp4", batch.folder / "in" / "a.mov")
+    assert batch() == ({"a.mov"}, set(), set())
+    (batch.folder / "list.csv").write_text("path,start,duration,id\nin/b.mp4,0,0.1,one\nin/b.mp4,0,0.12,two\n")
+    assert batch(lists=[str(batch.folder / "list.csv")])[0] == {"one", "two"}
+
+
+def test_latents_that_are_damaged_are_not_copied(batch):
+    path = batch.folder / "out" / "a.mp4.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    shutil.copy(batch.folder / "in" / "a.mp4", batch.folder / "in" / "twin.mp4")
+    assert batch() == ({"twin.mp4"}, set(), set())
+
+
+def test_a_file_of_somebody_else_is_not_replaced(batch):
+    rename(batch, "a.mp4", "new.mp4")
+    (batch.folder / "out" / "new.mp4.safetensors").write_text("precious")
+    assert batch()[0] == {"new.mp4"}
+    assert manifest(batch.folder / "out")["new.mp4"]["cause"] == "output"
+    assert (batch.folder / "out" / "new.mp4.safetensors").read_text() == "precious"
+
+
+def test_latents_are_copied_if_the_video_may_come_back(batch):
+    os.rename(batch.folder / "in", batch.folder / "other disk")
+    (batch.folder / "new").mkdir()
+    shutil.copy(batch.folder / "other disk" / "a.mp4", batch.folder / "new" / "z.mp4")
+    assert batch(batch.folder / "new") == (set(), set(), {"z.mp4"})
+    assert (batch.folder / "out" / "a.mp4.safetensors").exists()
+
+
+def test_outputs_with_the_names_of_earlier_movqs_are_moved(batch):
+    """Named below the folder that two sources share, as before: in/a.mp4 is a.mp4 now."""
+    (batch.folder / "more").mkdir()
+    clips.write(batch.folder / "more" / "z.mp4", clips.pictures(9))
+    (batch.folder / "list.txt").write_text(
+        "".join(f"{name}.mp4\n" for name in ("in/a", "in/b", "in/c", "in/bad", "more/z"))
+    )
+    shutil.rmtree(batch.folder / "out")
+    encode_batch([], batch.folder / "out", workers=0, lists=[str(batch.folder / "list.txt")])
+    assert batch(batch.folder / "in", batch.folder / "more")[1:] == ({"a.mp4", "b.mp4", "c.mp4", "z.mp4"}, set())
+    same(tree(batch.folder / "out"), fresh(batch, batch.folder / "in", batch.folder / "more"))
+    assert not (batch.folder / "out" / "in").exists()
+
+
+def test_first_frames_go_with_the_latents(batch):
+    batch(first_frame=("png", "latent"))
+    rename(batch, "a.mp4", "new.mp4")
+    shutil.copy(batch.folder / "in" / "b.mp4", batch.folder / "in" / "twin.mp4")
+    assert batch() == (set(), {"new.mp4"}, {"twin.mp4"})
+    same(tree(batch.folder / "out"), fresh(batch, first_frame=("png", "latent")))
+
+
+def test_tars(batch):
+    batch(layout="tar")
+    rename(batch, "a.mp4", "new.mp4")
+    shutil.copy(batch.folder / "in" / "b.mp4", batch.folder / "in" / "twin.mp4")
+    clips.write(batch.folder / "in" / "x.mp4", clips.pictures(9))
+    shutil.copy(batch.folder / "in" / "x.mp4", batch.folder / "in" / "y.mp4")
+    assert batch() == ({"x.mp4"}, set(), {"new.mp4", "twin.mp4", "y.mp4"})
+    assert batch() == NOTHING
+    dataset = LatentDataset(batch.folder / "out", scale=1.0, draw=False)
+    found = {dataset.row(i)["id"]: dataset[i]["latents"] for i in range(len(dataset))}
+    assert list(found) == ["b.mp4", "c.mp4", "new.mp4", "twin.mp4", "x.mp4", "y.mp4"]
+    assert found["twin.mp4"].equal(found["b.mp4"])
+    assert found["y.mp4"].equal(found["x.mp4"])
+
+
+def test_spans_of_equal_videos(batch):
+    (batch.folder / "spans").mkdir()
+    for name in ("p.mp4", "q.mp4"):
+        clips.write(batch.folder / "spans" / name, clips.pictures(12))
+    made, _, copied = batch(batch.folder / "spans", buckets=["5x32x48"], pick="slide:4", replace=True)
+    assert made == {"p.mp4_0-5", "p.mp4_4-5"}
+    assert copied == {"q.mp4_0-5", "q.mp4_4-5"}
+
+
+def test_an_output_in_another_place_is_moved(batch):
+    path = batch.folder / "out" / "manifest.jsonl"
+    path.write_text(path.read_text().replace('"a.mp4.safetensors"', '"z.safetensors"'))
+    os.rename(batch.folder / "out" / "a.mp4.safetensors", batch.folder / "out" / "z.safetensors")
+    assert batch() == (set(), {"a.mp4"}, set())
+    same(tree(batch.folder / "out"), fresh(batch))
+
+
+def test_a_dry_run_tells_what_would_be_taken_over(batch):
+    rename(batch, "a.mp4", "new.mp4")
+    shutil.copy(batch.folder / "in" / "b.mp4", batch.folder / "in" / "twin.mp4")
+    before = tree(batch.folder / "out")
+    plan = plan_batch([batch.folder / "in"], batch.folder / "out")
+    assert [(reuse.item.id, reuse.line["id"], reuse.moves) for reuse in plan.reuses] == [
+        ("new.mp4", "a.mp4", True),
+        ("twin.mp4", "b.mp4", False),
+    ]
+    assert plan.planned == []
+    assert tree(batch.folder / "out") == before
