@@ -89,7 +89,7 @@ def odd_rows(sizes: Iterable[tuple[int, int]], semantics: str) -> str:
     height, width = odd[0]
     return (
         f"latents of {height}x{width}: CogVideoX's transformer takes patches of 2x2 and would leave the odd row or column "
-        "out; --multiple 16 pads the picture, --height and --width choose another"
+        "out; --multiple 16 pads the picture, or crops it with --edge crop; --height and --width choose another"
     )
 
 
