@@ -154,10 +154,10 @@ class Bucket:
         return cls(*_sides(text, 3, "FRAMESxHEIGHTxWIDTH like 49x480x720"))
 
     def siblings(self, multiple: int) -> tuple[Bucket, ...]:
-        """Return buckets of about this area, of every aspect from _WIDEST to that turned, by height, with sides on a multiple.
+        """Return buckets of about this area, from _WIDEST to that turned, whose sides are multiples of `multiple`.
 
-        A short side goes with the longest side that keeps the area at or below this one's; the largest square is one of
-        them. This bucket and itself turned are always among them, even if they are wider or not on the multiple.
+        Each short side goes with the longest side that keeps the area at or below this bucket's, and the largest square is
+        one of them. This bucket and itself turned are always among them, even if they are wider or no such multiples.
         """
         area = self.height * self.width
         square = math.isqrt(area) // multiple * multiple
@@ -171,7 +171,8 @@ class Bucket:
             if all(max(aspect / other, other / aspect) >= _NEAREST for other in known):
                 found.append((short, long))
         sizes = {*found, *((long, short) for short, long in found)}
-        return tuple(Bucket(self.frames, height, width) for height, width in sorted(sizes))
+        wide_first = sorted(sizes, key=lambda size: Fraction(*size))
+        return tuple(Bucket(self.frames, height, width) for height, width in wide_first)
 
     def enlarges(self, width: int, height: int) -> bool:
         """Return True if a picture of this size must be enlarged to cover the bucket."""
