@@ -108,7 +108,7 @@ def start_reader(
     alive: Callable[[], None] = lambda: None,
     threads: int | None = None,
 ) -> FrameReader:
-    """Start to decode a video as these options ask, with frames padded to a size that the network takes.
+    """Start to decode a video as these options ask, with frames padded or cropped to a size that the network takes.
 
     Decoding may take `threads` CPU threads (None: those of the options).
     """

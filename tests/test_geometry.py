@@ -179,15 +179,15 @@ def test_a_bucket_is_covered_and_cropped(tmp_path, capsys):
 
 
 def test_what_a_crop_of_both_kinds_keeps_is_said(tmp_path, capsys):
-    """62x62 covers 30x62 whole in width; 16x48 of 62x62 are kept: 20 %."""
+    """62x62 covers 30x48 as 48x48, of which 16x48 are kept: a third."""
     clips.write(tmp_path / "a.mp4", clips.pictures(1, 62, 62))
     command = [str(tmp_path / "a.mp4"), "--multiple", "16", "--edge", "crop"]
-    assert run(["encode", *command, "-o", str(tmp_path / "b"), "--height", "30", "--width", "62"]) == 0
-    assert "the crop keeps 20% of the picture" in capsys.readouterr().err
+    assert run(["encode", *command, "-o", str(tmp_path / "b"), "--height", "30", "--width", "48"]) == 0
+    assert "the crop keeps 33% of the picture" in capsys.readouterr().err
     for dry_run in (["--dry-run"], []):
-        batch = ["batch-encode", *command, "-o", str(tmp_path / "out"), "--bucket", "1x30x62", "--workers", "0"]
+        batch = ["batch-encode", *command, "-o", str(tmp_path / "out"), "--bucket", "1x30x48", "--workers", "0"]
         assert run([*batch, *dry_run]) == 0
-        assert "keeps 20%)" in capsys.readouterr().err
+        assert "keeps 33%)" in capsys.readouterr().err
 
 
 def test_options_say_what_they_are():
