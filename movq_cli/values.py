@@ -19,7 +19,7 @@ _LEAST_BYTES = 10**5
 _WIDEST = Fraction(5, 2)
 """The widest of a bucket's siblings, and turned the tallest: films are up to 2.39 times as wide as high."""
 _NEAREST = Fraction(21, 20)
-"""Aspects of two siblings differ at least by this factor: nearer ones would share clips that should share a bucket."""
+"""Aspects of two siblings differ at least by this factor: nearer ones would divide clips that can share a bucket."""
 
 
 def parse_bytes(text: str) -> int:
@@ -157,7 +157,7 @@ class Bucket:
         """Return buckets of about this area, from _WIDEST to that turned, whose sides are multiples of `multiple`.
 
         Each short side goes with the longest side that keeps the area at or below this bucket's, and the largest square is
-        one of them. This bucket and itself turned are always among them, even if they are wider or no such multiples.
+        one of them. This bucket and itself turned are always among them, even if they are wider or not on the multiple.
         """
         area = self.height * self.width
         square = math.isqrt(area) // multiple * multiple

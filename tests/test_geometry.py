@@ -20,7 +20,8 @@ from movq_cli import (
     read_frames,
 )
 from movq_cli.cli import run
-from movq_cli.cli.show import odd_rows
+from movq_cli.cli.show import odd_rows, say_target
+from movq_cli.targets import prepared
 from movq_cli.video.geometry import Orientation, plan_geometry, smaller_pictures
 
 from .helpers import clips
@@ -190,6 +191,8 @@ def test_what_a_crop_of_both_kinds_keeps_is_said(tmp_path, capsys):
         assert "keeps 33%)" in capsys.readouterr().err
 
 
-def test_options_say_what_they_are():
+def test_options_say_what_they_are(capsys):
+    say_target(prepared(EncodeOptions(target="cogvideox-2b", picture=Picture(edge="crop"))))
+    assert "480x720 or 720x480, multiples of 16 by cropping, stored" in capsys.readouterr().err
     assert EncodeOptions(picture=CROP).choices == {"multiple": 16, "edge": "crop"}
     assert EncodeOptions(picture=Picture(edge="pad")).choices == {}
