@@ -18,7 +18,7 @@ from .model.config import WINDOW_FRAMES, AutoencoderConfig
 from .model.cost import MAX_ELEMENTS, ChunkCost, decode_cost, default_chunk_frames, encode_cost
 from .schedule import ChunkSchedule
 from .video import AHEAD_BYTES
-from .video.geometry import round_up, smaller_pictures
+from .video.geometry import round_up
 
 if TYPE_CHECKING:
     import torch
@@ -159,10 +159,13 @@ class NetworkMemory(ABC):
 
 @dataclass(frozen=True)
 class EncodeMemory(NetworkMemory):
-    """The memory of an encoding. `open_at_once` videos of this size are open; a `boxed` size was asked for."""
+    """The memory of an encoding. `open_at_once` videos of this size are open.
+
+    `smaller_sizes` are those that could be asked for, from large to small.
+    """
 
     open_at_once: int = 1
-    boxed: bool = False
+    smaller_sizes: tuple[tuple[int, int], ...] = ()
 
     @cached_property
     def parameters(self) -> int:
@@ -196,9 +199,8 @@ class EncodeMemory(NetworkMemory):
         return 2 * chunk + self.open_at_once * ahead_bytes(self.height * row, self.total)
 
     def smaller(self) -> Iterator[Self]:
-        """Yield the same for smaller pictures, from large to small; none if the size was asked for."""
-        sizes = () if self.boxed else smaller_pictures(self.size, self.multiple)
-        return (replace(self, size=size) for size in sizes)
+        """Yield the same for smaller pictures, from large to small."""
+        return (replace(self, size=size) for size in self.smaller_sizes)
 
     @property
     def advice(self) -> str:

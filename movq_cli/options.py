@@ -22,6 +22,8 @@ SEMANTICS = ("auto", "whole", "diffusers")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 TAILS = ("pad", "drop", "error")
 FITS = ("cover", "contain", "stretch")
+EDGES = PAD, CROP = ("pad", "crop")
+"""Ways to bring a side to a multiple: repeat the edge up to the next, or keep the centre down to the one before."""
 CODES = "codes"
 REPRESENTATIONS = ("moments", "mean", "sample", CODES)
 FLOATS = ("fp32", "fp16", "bf16")
@@ -99,8 +101,8 @@ class Picture:
     """The size that is asked for, in pixels.
 
     One of `height`, `width` and `short_side` keeps the aspect; height and width together go with `fit`. Of several
-    `sizes`, a picture gets the one nearest to its shape. Pictures are padded to a `multiple` in height and width (None:
-    the factor of the weights).
+    `sizes`, a picture gets the one nearest to its shape. Height and width become a `multiple` (None: the factor of the
+    weights) by padding, or with `edge` "crop" by cropping what was scaled.
     """
 
     height: int | None = None
@@ -110,6 +112,7 @@ class Picture:
     fit: str = "cover"
     upscale: bool = False
     multiple: int | None = None
+    edge: str = PAD
 
     def __post_init__(self) -> None:
         read_fields(self)
@@ -120,13 +123,14 @@ class Picture:
                 f"goes without {option('height')}, {option('width')} and {option('short_side')}", option="sizes"
             )
         one_of("fit", self.fit, FITS)
+        one_of("edge", self.edge, EDGES)
         for name in ("height", "width", "short_side", "multiple"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise MovqUsageError(f"must be above 0, got {value}", option=name)
 
     def padding(self, factor: int) -> int:
-        """Return the multiple that pictures are padded to, for weights of this factor. Raises MovqUsageError."""
+        """Return the multiple that sides become, for weights of this factor. Raises MovqUsageError."""
         if self.multiple is not None and self.multiple % factor:
             raise MovqUsageError(f"must be a multiple of {factor}, got {self.multiple}", option="multiple")
         return self.multiple or factor
@@ -134,7 +138,7 @@ class Picture:
     @property
     def allowing(self) -> dict[str, Any]:
         """The fields that go with any size."""
-        return {"upscale": self.upscale, "multiple": self.multiple}
+        return {"upscale": self.upscale, "multiple": self.multiple, "edge": self.edge}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,8 +268,8 @@ class BatchOptions:
     """Options of a batch, besides those of encoding each video.
 
     Items: `lists` are files that list them, and `columns` say which of their columns is taken for what; `captions` is a
-    file with one line for each; `buckets`, `pick` and `short` cut items out of videos (batch/cut.py); `shard` is the part of
-    the videos that is made here.
+    file with one line for each; `buckets`, `pick` and `short` cut items out of videos (batch/cut.py), and `aspects` adds the
+    buckets' siblings of other shapes; `shard` is the part of the videos that is made here.
     Running: `workers` is the number of processes (None: as many as suit; 0: only this process); `timeout` is in seconds
     without progress; `verify` reads all existing videos and outputs; `retry_failed` tries again what was refused;
     `replace` makes outputs again that were made with other options or from another video of the same name; `engine`
@@ -278,6 +282,7 @@ class BatchOptions:
     columns: tuple[Column, ...] = ()
     captions: str | None = None
     buckets: tuple[Bucket, ...] = ()
+    aspects: bool = False
     pick: Pick | None = None
     short: str = "skip"
     shard: Shard | None = None

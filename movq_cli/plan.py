@@ -26,6 +26,7 @@ from .options import CODES, INT8, EncodeOptions, Selection
 from .schedule import WHOLE_WINDOW, ChunkSchedule
 from .targets import prepared
 from .video import FrameReader, Geometry, VideoInfo, count_frames, read_frames
+from .video.geometry import smaller_pictures
 
 if TYPE_CHECKING:
     import torch
@@ -107,7 +108,7 @@ def start_reader(
     alive: Callable[[], None] = lambda: None,
     threads: int | None = None,
 ) -> FrameReader:
-    """Start to decode a video as these options ask, with frames padded to a size that the network takes.
+    """Start to decode a video as these options ask, with frames padded or cropped to a size that the network takes.
 
     Decoding may take `threads` CPU threads (None: those of the options).
     """
@@ -159,7 +160,8 @@ def make_plan(
     boxed = bool(picture.sizes) or picture.width is not None or picture.height is not None
     size = (geometry.padded_width, geometry.padded_height) if boxed else (geometry.width, geometry.height)
     multiple = picture.padding(config.spatial_factor)
-    memory = EncodeMemory(checkpoint, whole, size, multiple, device, precision, open_at_once, boxed)
+    smaller = () if boxed else tuple(smaller_pictures(geometry.whole, multiple, picture.edge))
+    memory = EncodeMemory(checkpoint, whole, size, multiple, device, precision, open_at_once, smaller)
     budget = make_budget(memory, options)
     schedule = ChunkSchedule.of_frames(semantics, total, budget.chunk_frames, config)
     shape = None

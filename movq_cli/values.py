@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -14,6 +15,11 @@ from .files import text_of
 
 _LEAST_BYTES = 10**5
 """A size below this without a unit is taken for a slip."""
+
+_WIDEST = Fraction(5, 2)
+"""The widest of a bucket's siblings, and turned the tallest: films are up to 2.39 times as wide as high."""
+_NEAREST = Fraction(21, 20)
+"""Aspects of two siblings differ at least by this factor: nearer ones would divide clips that can share a bucket."""
 
 
 def parse_bytes(text: str) -> int:
@@ -146,6 +152,27 @@ class Bucket:
     def parse(cls, text: str) -> Bucket:
         """Read FxHxW. Raises MovqUsageError."""
         return cls(*_sides(text, 3, "FRAMESxHEIGHTxWIDTH like 49x480x720"))
+
+    def siblings(self, multiple: int) -> tuple[Bucket, ...]:
+        """Return buckets of about this area, from _WIDEST to that turned, whose sides are multiples of `multiple`.
+
+        Each short side goes with the longest side that keeps the area at or below this bucket's, and the largest square is
+        one of them. This bucket and itself turned are always among them, even if they are wider or not on the multiple.
+        """
+        area = self.height * self.width
+        square = math.isqrt(area) // multiple * multiple
+        found = [(min(self.height, self.width), max(self.height, self.width))]
+        for short in range(square, 0, -multiple):
+            long = short if short == square else area // (short * multiple) * multiple
+            aspect = Fraction(long, short)
+            if aspect > _WIDEST:
+                break
+            known = [Fraction(other[1], other[0]) for other in found]
+            if all(max(aspect / other, other / aspect) >= _NEAREST for other in known):
+                found.append((short, long))
+        sizes = {*found, *((long, short) for short, long in found)}
+        wide_first = sorted(sizes, key=lambda size: Fraction(*size))
+        return tuple(Bucket(self.frames, height, width) for height, width in wide_first)
 
     def enlarges(self, width: int, height: int) -> bool:
         """Return True if a picture of this size must be enlarged to cover the bucket."""

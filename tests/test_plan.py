@@ -106,6 +106,13 @@ def test_a_picture_is_planned_as_one_frame_and_a_huge_one_in_strips(tmp_path):
     assert plan_encode(clip, fits).budget.strips == 1
     with pytest.raises(MovqError, match="1,073,741,824 numbers"):
         plan_encode(clip, dataclasses.replace(fits, picture=Picture(short_side=height + 8)))
+    cropped = dataclasses.replace(one_piece, picture=Picture(multiple=64, edge="crop"))
+    with pytest.raises(MovqError, match="the largest that fits is ") as caught:
+        plan_encode(clip, cropped)
+    width, height = map(int, caught.value.reason.rpartition(" ")[2].split("x"))
+    fits = dataclasses.replace(cropped, picture=Picture(multiple=64, edge="crop", short_side=height))
+    geometry = plan_encode(clip, fits).geometry
+    assert (geometry.width, geometry.height) == (width, height)
 
 
 @pytest.mark.slow

@@ -383,6 +383,11 @@ def test_a_dry_run_says_what_would_be_cut(folder, movq):
         (["--pick", "slide:8"], "--pick: needs --frames or --bucket"),
         (["--bucket", "17x48x64", "--short-side", "48"], "--bucket: goes without --height"),
         (["--short", "pad"], "--short: pad needs --frames or --bucket"),
+        (["--aspects"], "--aspects: needs --bucket, whose siblings it adds"),
+        (
+            ["--aspects", "--bucket", "17x48x72", "--multiple", "16"],
+            "--bucket: 17x48x72 is not a multiple of 16 in height and width; the nearest is 17x48x64",
+        ),
         (["--shard", "3/2"], "--shard: must be I/N"),
         (["--layout", "zip"], "--layout: must be one of files, tar"),
         (["--layout", "tar", "--tar-size", "big"], "--tar-size: is not a size like 64MB or 2GiB: 'big'"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -15,11 +16,11 @@ from ..codec import fit_tail
 from ..errors import MovqError, MovqTooShortError, MovqTooSmallError, MovqUsageError, MovqWarning, option
 from ..files import mark_of
 from ..model.config import AutoencoderConfig
-from ..options import BatchOptions, EncodeOptions, Picture
+from ..options import PAD, BatchOptions, EncodeOptions, Picture
 from ..plan import too_short
 from ..values import Bucket
 from ..video import VideoFacts, plan_geometry
-from ..video.geometry import Orientation, round_up
+from ..video.geometry import Orientation, on_multiple
 from .item import Item
 from .names import span_output
 
@@ -45,23 +46,41 @@ def cut_to_dict(batch: BatchOptions, options: EncodeOptions) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if value}
 
 
+def spread_buckets(batch: BatchOptions, options: EncodeOptions, config: AutoencoderConfig) -> BatchOptions:
+    """Return the options with the siblings that `aspects` asks for among the buckets, as if each had been named.
+
+    Raises MovqUsageError if no bucket is named, by the user or the target.
+    """
+    if not batch.aspects:
+        return batch
+    if not batch.buckets:
+        raise MovqUsageError(f"needs {option('buckets')}, whose siblings it adds", option="aspects")
+    multiple = options.picture.padding(config.spatial_factor)
+    every = dict.fromkeys(sibling for bucket in batch.buckets for sibling in bucket.siblings(multiple))
+    return replace(batch, buckets=tuple(every), aspects=False)
+
+
 def check_cut(batch: BatchOptions, options: EncodeOptions, config: AutoencoderConfig) -> None:
-    """Raise MovqUsageError if options do not go together; warn of buckets whose sizes need padding."""
-    frames = options.selection.frames
+    """Raise MovqUsageError if options do not go together; warn of buckets whose sizes are padded or cropped."""
+    frames, picture = options.selection.frames, options.picture
     if batch.pick is not None and not batch.buckets and frames is None:
         raise MovqUsageError(f"needs {_LENGTH}, which say how long a span is", option="pick")
     if batch.short == "pad" and not batch.buckets and frames is None:
         raise MovqUsageError(f"pad needs {_LENGTH}, which say how long a clip must be", option="short")
-    if batch.buckets and options.picture != Picture(**options.picture.allowing):
+    if batch.buckets and picture != Picture(**picture.allowing):
         raise MovqUsageError(f"goes without {_SIZE}: it says the size", option="buckets")
     if frames is not None and batch.buckets and frames < (shortest := min(b.frames for b in batch.buckets)):
         raise MovqUsageError(f"{frames} is less than the shortest bucket needs, {shortest}", option="frames")
     for bucket in batch.buckets:
-        if options.picture.multiple is not None:
-            _refuse_other_sizes(bucket, options.picture.multiple)
-        padded = [round_up(side, config.spatial_factor) for side in (bucket.height, bucket.width)]
-        if padded != [bucket.height, bucket.width]:
-            text = f"--bucket {bucket}: its edge is repeated up to {padded[0]}x{padded[1]}, which latents fill"
+        if picture.multiple is not None and picture.edge == PAD:
+            _refuse_other_sizes(bucket, picture.multiple)
+        multiple = picture.padding(config.spatial_factor)
+        full = on_multiple((bucket.height, bucket.width), multiple, picture.edge)
+        if not all(full):
+            raise MovqUsageError(f"{bucket} is too small to be cropped to multiples of {multiple}", option="buckets")
+        if full != (bucket.height, bucket.width):
+            how = "its edge is repeated up to" if picture.edge == PAD else "it is cropped to"
+            text = f"--bucket {bucket}: {how} {full[0]}x{full[1]}, which latents fill"
             warnings.warn(MovqWarning(text), stacklevel=3)
 
 

@@ -62,9 +62,10 @@ class Item(Struct, frozen=True, gc=False):
     @property
     def kept(self) -> float:
         """The fraction of the picture that remains after cropping."""
-        if self.facts is None or self.size is None:
+        if self.facts is None or self.size is None or self.shape is None:
             return 1.0
-        return part_kept(self.facts.width, self.facts.height, self.size[1], self.size[0])
+        (height, width), (_, *encoded) = self.size, self.shape
+        return part_kept((self.facts.width, self.facts.height), (width, height), (encoded[1], encoded[0]))
 
     @property
     def key(self) -> tuple[Any, ...]:

@@ -20,7 +20,7 @@ from ..model.config import AutoencoderConfig
 from ..options import CODES, FIRST_FRAMES, INT8, NO_FIRST_FRAME, PRECISIONS, BatchOptions, EncodeOptions, batch_options
 from ..plan import open_weights, representation
 from ..targets import prepared_batch
-from .cut import check_cut, cut_item, cut_to_dict, in_order, is_cut
+from .cut import check_cut, cut_item, cut_to_dict, in_order, is_cut, spread_buckets
 from .discover import Found, find_items
 from .engines import require_ray
 from .item import Item
@@ -79,6 +79,7 @@ def prepare(
     if batch.engine == "ray":
         require_ray()
     checkpoint = open_weights(options)
+    batch = spread_buckets(batch, options, checkpoint.config)
     check_cut(batch, options, checkpoint.config)
     found = _find(sources, batch, folder)
     state = BatchState(found, watch)

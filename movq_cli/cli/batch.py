@@ -114,7 +114,7 @@ def batch_encode(
     folder = _checked(sources, output, batch, verbose and not dry_run)
     options, batch = prepared_batch(options, batch)
     if not quiet:
-        say_target(options, batch.buckets)
+        _say_what_is_set(options, batch)
     allowed = _allowed(max_failures)
     if dry_run:
         _print_plan(plan_batch(sources or [], folder, options, batch), folder, quiet, verbose)
@@ -144,6 +144,17 @@ def _checked(sources: list[str] | None, output: str | None, batch: BatchOptions,
         if batch.engine != "ray" and getattr(batch, name) != default:
             raise MovqUsageError(f"goes with {option('engine', 'ray')}", option=name)
     return output
+
+
+def _say_what_is_set(options: EncodeOptions, batch: BatchOptions) -> None:
+    """Print what --for sets, and the buckets that --aspects makes of those that are named."""
+    say_target(options, batch.buckets)
+    if batch.aspects:
+        from ..batch.cut import spread_buckets
+        from ..plan import open_weights
+
+        every = spread_buckets(batch, options, open_weights(options).config).buckets
+        complain(f"buckets: {', '.join(map(str, every))}")
 
 
 def _merge(folder: str, alone: bool) -> None:
@@ -281,7 +292,8 @@ def _kept(line: Line) -> float:
     """Return the fraction of a video's picture that its crop keeps."""
     from ..video import part_kept
 
-    return part_kept(line["seen"].width, line["seen"].height, line["width"], line["height"])
+    seen, bucket = line["seen"], line["options"]
+    return part_kept((seen.width, seen.height), (bucket["width"], bucket["height"]), (line["width"], line["height"]))
 
 
 def _say_crops(parts: list[tuple[str, float]]) -> None:

@@ -94,13 +94,11 @@ def _check_writable(source: str, output: str, options: EncodeOptions) -> None:
 
 def _remark(result: EncodeResult, source: str) -> None:
     """Say what is easily overlooked: strips, a crop of more than half, and an odd size of latents."""
-    from ..video import part_kept
-
     for remark in result.remarks:
         complain(remark, source)
     m = result.metadata
-    width, height = m.preprocessing["shown"]
-    kept = part_kept(width, height, m.width, m.height)
+    width, height = m.preprocessing["scaled"] or m.preprocessing["stored"]
+    kept = m.width * m.height / (width * height)
     if m.crop is not None and kept < LEAST_PART:
         complain(f"the crop keeps {kept:.0%} of the picture; --fit contain keeps all of it, with padding", source)
     if remark := odd_rows([(result.shape[3], result.shape[4])], m.semantics):

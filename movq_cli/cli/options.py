@@ -14,6 +14,7 @@ from ..checkpoints.checkpoint import EMBEDDED
 from ..errors import flag
 from ..fields import changed, declared
 from ..options import (
+    EDGES,
     ENGINES,
     EXPORTS,
     FIRST_FRAMES,
@@ -141,9 +142,14 @@ WORDS: Mapping[str, Words] = {
     "fit": Words(PICTURE, "With --height and --width: crop the middle, fit inside, or distort.", _choices(FITS)),
     "multiple": Words(
         PICTURE,
-        "Pad heights and widths to a multiple of N: 16 for CogVideoX, whose transformer takes latents in patches of 2x2. "
+        "Make heights and widths multiples of N, by --edge: 16 for CogVideoX, whose transformer takes latents in patches of 2x2. "
         "(default: the factor of the weights, 8)",
         "N",
+    ),
+    "edge": Words(
+        PICTURE,
+        "How sides become multiples: pad repeats the right and bottom edge; crop keeps the centre, without made-up pixels.",
+        _choices(EDGES),
     ),
     "upscale": Words(PICTURE, "Allow enlarging the picture."),
     "save": Words(
@@ -197,6 +203,11 @@ WORDS: Mapping[str, Words] = {
         ITEMS,
         "Cut each video to the longest bucket that fits, then the nearest in shape, and crop it to its size. Repeatable.",
         "FxHxW",
+    ),
+    "aspects": Words(
+        ITEMS,
+        "Add to each --bucket its siblings: the same frames and about the same area, portrait, square and wide, in steps of "
+        "--multiple.",
     ),
     "pick": Words(
         ITEMS,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..checkpoints.checkpoint import EMBEDDED
 from ..errors import MovqError, printable
 from ..model.config import AutoencoderConfig
-from ..options import CODES
+from ..options import CODES, CROP
 
 LEAST_PART = 0.5
 """The part of a picture that a crop should keep; less is remarked on."""
@@ -52,7 +52,7 @@ def say_target(options: EncodeOptions, buckets: Iterable[Bucket] = ()) -> None:
     parts = [
         f"{' or '.join(map(str, lengths))} frames at {float(selection.fps):g} per second",
         " or ".join(sizes),
-        f"multiples of {picture.multiple}",
+        f"multiples of {picture.multiple}{' by cropping' if picture.edge == CROP else ''}",
         f"stored in {options.store_dtype}",
         f"scaling factor {options.scaling_factor:.10g}",
         f"first frames ({', '.join(options.first_frames)})" if options.first_frames else "",
@@ -89,7 +89,7 @@ def odd_rows(sizes: Iterable[tuple[int, int]], semantics: str) -> str:
     height, width = odd[0]
     return (
         f"latents of {height}x{width}: CogVideoX's transformer takes patches of 2x2 and would leave the odd row or column "
-        "out; --multiple 16 pads the picture, --height and --width choose another"
+        "out; --multiple 16 pads the picture, or crops it with --edge crop; --height and --width choose another"
     )
 
 

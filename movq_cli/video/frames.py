@@ -111,7 +111,7 @@ class Decoder:
         )
 
     def geometry(self, picture: Picture, multiple: int) -> Geometry:
-        """Return how stored frames become the requested picture, padded to `multiple`."""
+        """Return how stored frames become the requested picture, with sides on `multiple`."""
         aspect = self.source.stream.sample_aspect_ratio or Fraction(1)
         return plan_geometry(*self._size, aspect, self.orientation, picture, multiple)
 

@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 
 from ..errors import MovqTooSmallError, option
-from ..options import Picture
+from ..options import CROP, PAD, Picture
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,14 @@ class Geometry:
         return self.scaled != self.stored
 
     @property
+    def whole(self) -> tuple[int, int]:
+        """The size of the scaled and turned picture, before it is cropped."""
+        return self.scaled[::-1] if self.orientation.transpose else self.scaled
+
+    @property
     def crops(self) -> bool:
         """True if a part of the scaled picture is cut away."""
-        turned = self.scaled[::-1] if self.orientation.transpose else self.scaled
-        return (self.width, self.height) != turned
+        return (self.width, self.height) != self.whole
 
     def place(self, image: np.ndarray, out: np.ndarray) -> None:
         """Turn and crop a scaled frame (H, W, 3) into `out` (padded_height, padded_width, 3), and pad it."""
@@ -105,32 +109,40 @@ class Geometry:
 def plan_geometry(
     width: int, height: int, pixel_aspect: Fraction, orientation: Orientation, picture: Picture, multiple: int
 ) -> Geometry:
-    """Return the geometry for stored frames of width x height, padded to the next `multiple`.
+    """Return the geometry for stored frames of width x height, whose sides become multiples of `multiple`.
 
-    With fit "contain", the picture is in the upper left of its box, and the rest of the box is padding like any other.
-    Raises MovqTooSmallError if the picture would have to be enlarged and `upscale` is not set.
+    The edge is repeated up to the next multiple, or with edge "crop" the picture is cropped to the one before. With fit
+    "contain", the picture is in the upper left of its box, and the rest of the box is padding like any other: "crop" makes
+    the box smaller, and the picture stays whole. Raises MovqTooSmallError if the picture is too small to be cropped, or would have
+    to be enlarged and `upscale` is not set.
     """
     turn = orientation.transpose
     upright = max(1, round(width * pixel_aspect)), height
     shown = upright[::-1] if turn else upright
-    size, box = _target(shown, picture)
+    size, box = _target(shown, picture, multiple)
     if not picture.upscale and (size[0] > shown[0] or size[1] > shown[1]):
         raise MovqTooSmallError(
             f"shows {shown[0]}x{shown[1]}, which would be enlarged to {size[0]}x{size[1]}; {option('upscale', True)} allows it"
         )
-    crop_width, crop_height = min(size[0], box[0]), min(size[1], box[1])
+    full = on_multiple(box, multiple, picture.edge)
+    if not all(full):
+        raise MovqTooSmallError(
+            f"shows {shown[0]}x{shown[1]}: {box[0]}x{box[1]} is too small to be cropped to multiples of {multiple}; "
+            f"{option('edge', PAD)} repeats its edge instead"
+        )
+    crop_width, crop_height = (min(sides) for sides in zip(size, box, full, strict=True))
     return Geometry(
         stored=(width, height),
         shown=shown,
         orientation=orientation,
         scaled=size[::-1] if turn else size,
         crop=((size[0] - crop_width) // 2, (size[1] - crop_height) // 2, crop_width, crop_height),
-        pad_right=round_up(box[0], multiple) - crop_width,
-        pad_bottom=round_up(box[1], multiple) - crop_height,
+        pad_right=full[0] - crop_width,
+        pad_bottom=full[1] - crop_height,
     )
 
 
-def _target(shown: tuple[int, int], picture: Picture) -> tuple[tuple[int, int], tuple[int, int]]:
+def _target(shown: tuple[int, int], picture: Picture, multiple: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the size to scale to and the box that it has to fill, both (width, height)."""
     w, h = shown
     if picture.sizes:
@@ -140,8 +152,10 @@ def _target(shown: tuple[int, int], picture: Picture) -> tuple[tuple[int, int], 
         box = picture.width, picture.height
         if picture.fit == "stretch":
             return box, box
+        # To contain the whole picture, what is kept of the box has to hold it.
+        room = on_multiple(box, multiple, CROP) if picture.fit == "contain" and picture.edge == CROP else box
         choose = max if picture.fit == "cover" else min
-        scale = choose(Fraction(box[0], w), Fraction(box[1], h))
+        scale = choose(Fraction(room[0], w), Fraction(room[1], h))
         return (max(1, round(w * scale)), max(1, round(h * scale))), box
     if picture.width is not None:
         scale = Fraction(picture.width, w)
@@ -155,17 +169,32 @@ def _target(shown: tuple[int, int], picture: Picture) -> tuple[tuple[int, int], 
     return size, size
 
 
-def part_kept(width: int, height: int, to_width: int, to_height: int) -> float:
-    """Return the fraction of a picture that remains when it is scaled to cover another size and cropped to it."""
-    ratio = to_width * height / (to_height * width)
-    return min(ratio, 1 / ratio)
+def part_kept(shown: tuple[int, int], box: tuple[int, int], encoded: tuple[int, int]) -> float:
+    """Return the fraction of a picture that remains when it is scaled to cover a box, and cropped to it and its `encoded` part.
+
+    Sizes are (width, height). What is encoded may be larger than the box, by padding.
+    """
+    ratio = box[0] * shown[1] / (box[1] * shown[0])
+    inside = min(encoded[0] / box[0], 1) * min(encoded[1] / box[1], 1)
+    return min(ratio, 1 / ratio) * inside
 
 
-def smaller_pictures(size: tuple[int, int], multiple: int) -> Iterator[tuple[int, int]]:
-    """Yield smaller sizes (width, height) of the same aspect, from large to small, whose short side is a multiple."""
+def smaller_pictures(size: tuple[int, int], multiple: int, edge: str) -> Iterator[tuple[int, int]]:
+    """Yield smaller sizes (width, height) of the same aspect, from large to small, whose short side is a multiple.
+
+    With `edge` "crop", the long side is cropped to a multiple too.
+    """
     short = min(size)
     for side in range(round_up(short, multiple) - multiple, 0, -multiple):
-        yield round(size[0] * side / short), round(size[1] * side / short)
+        smaller = round(size[0] * side / short), round(size[1] * side / short)
+        yield smaller if edge == PAD else on_multiple(smaller, multiple, edge)
+
+
+def on_multiple(size: tuple[int, int], multiple: int, edge: str) -> tuple[int, int]:
+    """Return a size whose sides are multiples: padded to the next, or cropped to the one before, which may be 0."""
+    if edge == PAD:
+        return round_up(size[0], multiple), round_up(size[1], multiple)
+    return size[0] // multiple * multiple, size[1] // multiple * multiple
 
 
 def round_up(value: int, multiple: int) -> int:

@@ -17,7 +17,7 @@ class Request:
     """A request about the video at `path`, which may be relative to `folder`.
 
     Mode "probe" opens it, "count" counts the frames of the selection, "survey" does both. "frames" decodes the frames
-    with `threads` threads and pads height and width to a `multiple`; up to `ahead` frames wait in `ahead_bytes` of
+    with `threads` threads and makes height and width multiples of `multiple`; up to `ahead` frames wait in `ahead_bytes` of
     shared memory. Decoding itself may take `memory_limit` bytes.
     """
 

@@ -165,10 +165,10 @@ def read_frames(
 ) -> FrameReader:
     """Return the frames of a video as a viewer shows them: turned, with square pixels, in RGB by their colour tags.
 
-    `multiple`: height and width are padded to multiples of it by repeating the right and bottom edge. `ahead`: how many
-    frames decoding may be in front, at most 128 MB of them, but at least two. `threads`: threads of the decoder.
-    `alive` is called now and then while the decoder works and has no frame to give. Raises MovqError, when frames are
-    taken, for a file that is missing, not a video, damaged or cut off in the range read.
+    `multiple`: height and width become multiples of it, by the picture's `edge`. `ahead`: how many frames decoding may be
+    in front, at most 128 MB of them, but at least two. `threads`: threads of the decoder. `alive` is called now and then
+    while the decoder works and has no frame to give. Raises MovqError, when frames are taken, for a file that is missing,
+    not a video, damaged or cut off in the range read.
     """
     return FrameReader(path, selection or Selection(), picture or Picture(), multiple, ahead, threads, alive)
 
