@@ -12,13 +12,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
 from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from movq_cli import BucketBatchSampler, MovqUsageError, MovqWarning
+from movq_cli import BucketBatchSampler, MovqUsageError, MovqWarning, encode_batch
+
+from .helpers import clips
 
 # Most tests have items that cannot be shared out evenly; the test of this warning catches it itself.
 pytestmark = pytest.mark.filterwarnings("ignore:each pass:movq_cli.errors.MovqWarning")
@@ -194,8 +195,10 @@ def joined(parts):
     return [[batch for part in parts for batch in part.get(epoch, ())] for epoch in range(EPOCHS)]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("stops", [(3, 2, 9), (10, 10), (1,)])  # twice in an epoch, into the next, and after whole ones
+STOPS = [(3, 2, 9), (10, 10)]  # twice in an epoch and in the next one; after the last batch
+
+
+@pytest.mark.parametrize(("workers", "stops"), [(0, STOPS[0]), (0, STOPS[1]), (2, STOPS[0])])
 def test_a_loader_goes_on_with_what_was_not_taken(workers, stops):
     parts, state = [], None
     for until in (*stops, None):
@@ -209,9 +212,8 @@ def test_a_loader_goes_on_with_what_was_not_taken(workers, stops):
     assert joined(parts) == uninterrupted()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("stops", [(3, 2, 9), (10, 10)])
-@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("stops", STOPS)
+@pytest.mark.parametrize(("workers", "every"), [(0, 1), (2, 1), pytest.param(2, 3, marks=pytest.mark.slow)])
 def test_a_stateful_loader_goes_on_with_what_was_not_taken(workers, stops, every):
     parts, state = [], None
     for until in (*stops, None):
@@ -223,3 +225,183 @@ def test_a_stateful_loader_goes_on_with_what_was_not_taken(workers, stops, every
         part, state = train(loader, sampler, until, lambda step, a=loader, b=sampler: (a.state_dict(), b.epoch - 1))
         parts.append(part)
     assert joined(parts) == uninterrupted()
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_stateful_loader_after_a_whole_epoch_begins_the_next(workers):
+    sampler = BucketBatchSampler(RESUMED, 2)
+    loader = StatefulDataLoader(RESUMED, batch_sampler=sampler, num_workers=workers)
+    first = batches(loader)
+    state = loader.state_dict()
+    sampler = BucketBatchSampler(RESUMED, 2)
+    loader = StatefulDataLoader(RESUMED, batch_sampler=sampler, num_workers=workers)
+    loader.load_state_dict(state)
+    assert [first, batches(loader), batches(loader)] == uninterrupted()
+
+
+def by_state(loader, sampler, stop):
+    """Return what follows `stop` batches of an epoch: resumed by the state of the sampler."""
+    if stop is None:
+        return lambda step: sampler.state_dict(step)
+    sampler.load_state_dict(stop)
+    loader.set_epoch(sampler.epoch)
+    return loader
+
+
+def by_skipping(loader, sampler, stop):
+    """The same, by accelerate's skip_first_batches."""
+    if stop is None:
+        return lambda step: step
+    loader.set_epoch(1)
+    return skip_first_batches(loader, stop)
+
+
+def by_stateful_loader(loader, sampler, stop):
+    """The same, by a DataLoader of accelerate's that torchdata counts for."""
+    if stop is None:
+        return lambda step: loader.state_dict()
+    loader.load_state_dict(stop)
+    loader.set_epoch(1)
+    return loader
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("way", [by_state, by_skipping, by_stateful_loader])
+def test_a_prepared_loader_goes_on_with_what_was_not_taken(way, world):
+    wanted = [uninterrupted(rank=rank, world=world) for rank in range(world)]
+    options = {"use_stateful_dataloader": way is by_stateful_loader}
+    for rank in range(world):
+        loader, sampler = (made[rank] for made in prepared(RESUMED, world, **options))
+        assert batches(loader) == wanted[rank][0]
+        seen, save = [], way(loader, sampler, None)
+        for step, batch in enumerate(loader, 1):
+            seen.append(batch.tolist())
+            if step == 3:
+                state = save(step)
+                break
+        loader, sampler = (made[rank] for made in prepared(RESUMED, world, **options))
+        assert seen + batches(way(loader, sampler, state)) == wanted[rank][1]
+        if way is not by_skipping:
+            assert batches(loader) == wanted[rank][2]
+
+
+def test_a_state_is_not_guessed_and_not_lost():
+    sampler = BucketBatchSampler(RESUMED, 2)
+    loader = DataLoader(RESUMED, batch_sampler=sampler, num_workers=2)
+    untouched = sampler.state_dict()
+    with pytest.raises(MovqUsageError, match="no pass has begun"):
+        sampler.state_dict(1)
+    ahead = iter(loader)
+    next(ahead)
+    with pytest.raises(MovqUsageError, match="taken: must be the number of batches that the loop took"):
+        sampler.state_dict()
+    with pytest.raises(MovqUsageError, match="taken: is 9, but this pass has given 5 batches"):
+        sampler.state_dict(9)
+    state = sampler.state_dict(1)
+    steps = 1 + sum(1 for _ in ahead)
+    assert sampler.state_dict(steps) == untouched | {"epoch": 1}
+
+    other = BucketBatchSampler(RESUMED, 2)
+    other.load_state_dict(state)
+    assert other.state_dict() == state
+    with pytest.raises(MovqUsageError, match="epoch: is 1, but the state that was loaded is of epoch 0"):
+        other.set_epoch(1)
+    assert list(other) == uninterrupted()[0][1:]
+    other.set_epoch(7)  # what was loaded has been used
+    other.load_state_dict(untouched)
+    assert list(other) == uninterrupted()[0]
+    with pytest.raises(MovqUsageError, match="is not from state_dict of a BucketBatchSampler"):
+        other.load_state_dict({"epoch": 1})
+    dealt = prepare_data_loader(loader, num_processes=2, process_index=0)
+    sampler.load_state_dict(untouched | {"epoch": 1})
+    with pytest.raises(MovqUsageError, match=r"under accelerate by set_epoch\(1\) of the prepared DataLoader"):
+        next(iter(dealt))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"batch_size": 3}, "batch_size=2 then, 3 now"),
+        ({"world": 2}, "world=1 then, 2 now"),
+        ({"seed": 1}, "seed=0 then, 1 now"),
+        ({"shuffle": False}, "shuffle=True then, False now"),
+        ({"drop_last": True}, "drop_last=False then, True now"),
+        ({"dataset": Buckets(9, 6, 5)}, r"items=\[9, 6, 4\] then, \[9, 6, 5\] now"),
+    ],
+)
+def test_another_order_is_not_resumed_in_mid_epoch(change, text):
+    sampler = BucketBatchSampler(RESUMED, 2)
+    next(iter(sampler))
+    state = sampler.state_dict(1)
+    other = BucketBatchSampler(**{"dataset": RESUMED, "batch_size": 2} | change)
+    other.load_state_dict(state)
+    with pytest.raises(MovqUsageError, match=text):
+        next(iter(other))
+    other.load_state_dict(state | {"batches": 0})  # nothing was taken: any order will do
+    list(other)
+
+
+RANK = """
+import json, sys
+from accelerate import Accelerator, DataLoaderConfiguration
+from torch.utils.data import DataLoader
+from movq_cli import BucketBatchSampler, LatentDataset, MovqUsageError, collate
+
+def loader_of(accelerator, **options):
+    dataset = LatentDataset("latents", scale=1.0)
+    batches = DataLoader(dataset, batch_sampler=BucketBatchSampler(dataset, 2, **options), num_workers=2, collate_fn=collate)
+    return accelerator.prepare(batches)
+
+accelerator = Accelerator(cpu=True)
+rank, world = accelerator.process_index, accelerator.num_processes
+epochs = []
+for loader in loader_of(accelerator), loader_of(accelerator, rank=rank, world=world):
+    for _ in range(2):
+        taken = []
+        for batch in loader:
+            everyone = accelerator.gather(batch["latents"])  # fails or hangs if the ranks have several shapes
+            assert len(everyone) == world * len(batch["latents"])
+            assert batch["caption"] == [f"about {row['id']}" for row in batch["row"]]
+            taken.append([row["id"] for row in batch["row"]])
+        assert len(taken) == len(loader)
+        epochs.append(taken)
+dispatching = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(dispatch_batches=True))
+try:
+    next(iter(loader_of(dispatching)))
+except MovqUsageError as error:
+    refusal = str(error)
+json.dump([epochs, refusal], open(f"{rank}.json", "w"))
+accelerator.end_training()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_of_accelerate_see_every_item_once(tmp_path):
+    (tmp_path / "in").mkdir()
+    for i in range(8):
+        clips.write(tmp_path / "in" / f"{i}.mp4", clips.pictures(5, *((32, 48) if i < 5 else (48, 32))))
+        (tmp_path / "in" / f"{i}.txt").write_text(f"about {i}.mp4")
+    encode_batch([tmp_path / "in"], tmp_path / "latents", workers=0)
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = []
+    for rank in range(2):
+        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        own |= {"ACCELERATE_USE_CPU": "true"}  # what `accelerate launch --cpu --num_processes 2` sets
+        env = os.environ | {name: str(value) for name, value in own.items()}
+        ranks.append(subprocess.Popen([sys.executable, "-c", RANK], cwd=tmp_path, env=env, stderr=subprocess.PIPE))
+    try:
+        for process in ranks:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors.decode()
+    finally:
+        for process in ranks:
+            process.kill()
+    (first, refusal), (second, other) = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert "dispatch_batches: does not go with BucketBatchSampler" in refusal == other
+    assert first[:2] == first[2:]  # rank and world make no difference
+    for ours, theirs in zip(first, second, strict=True):
+        seen = Counter(name for batch in ours + theirs for name in batch)
+        assert len(seen) == 8
+        assert sum(seen.values()) == 6 + 4  # of 5 and of 3
