@@ -1,6 +1,5 @@
 """Reading a batch back: shapes, draws, scales, both layouts, loaders with several workers, and batches of one shape."""
 
-import itertools
 import json
 import pickle
 import re
@@ -8,7 +7,6 @@ import shutil
 import warnings
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -298,49 +296,6 @@ def test_a_loader_with_workers_and_batches_of_one_shape(out, folder, context):
         assert abs(first.mean()) < 0.1
         assert abs(first.std() - 1) < 0.1
         assert abs((first * second).mean()) < 0.1  # independent draws
-
-
-class Buckets:
-    """Stands in for a dataset of which only the buckets matter."""
-
-    def __init__(self, *sizes):
-        ends = np.cumsum([0, *sizes]).tolist()
-        self.made = [list(range(a, b)) for a, b in itertools.pairwise(ends)]
-
-    def buckets(self):
-        return self.made
-
-
-@pytest.mark.parametrize("drop_last", [False, True])
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_ranks_get_the_same_shapes_at_each_step_and_all_items_once(world, drop_last):
-    dataset = Buckets(7, 1, 12, 20)
-    of = {i: number for number, items in enumerate(dataset.buckets()) for i in items}
-    samplers = [BucketBatchSampler(dataset, 2, rank=r, world=world, drop_last=drop_last) for r in range(world)]
-    epochs = []
-    for _ in range(2):
-        ranks = [list(sampler) for sampler in samplers]
-        assert {len(rank) for rank in ranks} == {len(samplers[0])}
-        for step in zip(*ranks, strict=True):
-            assert len({of[i] for batch in step for i in batch}) == 1
-            assert len(set(map(len, step))) == 1
-        seen = [i for rank in ranks for batch in rank for i in batch]
-        if drop_last:
-            assert len(seen) == len(set(seen))
-            assert all(len(batch) == 2 for rank in ranks for batch in rank)
-            assert len(seen) == sum(n // (2 * world) * 2 * world for n in (7, 1, 12, 20))
-        else:
-            assert set(seen) == set(of)
-            assert len(seen) - len(of) <= 4 * (world - 1)
-        epochs.append(ranks)
-    assert epochs[0] != epochs[1]
-    for sampler in samplers:
-        sampler.set_epoch(0)
-    assert [list(sampler) for sampler in samplers] == epochs[0]
-    plain = BucketBatchSampler(Buckets(3, 2), 2, shuffle=False)
-    assert list(plain) == list(plain) == [[0, 1], [2], [3, 4]]
-    with pytest.raises(MovqUsageError, match="rank"):
-        BucketBatchSampler(dataset, 2, rank=2, world=2)
 
 
 def test_samples_of_several_shapes_are_no_batch(out):
