@@ -114,12 +114,12 @@ class BucketBatchSampler(Sampler[list[int]]):
 
     @property
     def epoch(self) -> int:
-        """Return the epoch of the next pass."""
+        """The epoch of the next pass."""
         return self._epoch
 
     @property
     def sampler(self) -> BucketBatchSampler:
-        """Return the sampler itself: accelerate looks for `set_epoch` under this name."""
+        """The sampler itself: accelerate looks for `set_epoch` under this name."""
         return self
 
     def set_epoch(self, epoch: int) -> None:

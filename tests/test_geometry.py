@@ -158,7 +158,7 @@ def test_a_batch_remembers_it_and_goes_on_without_what_is_too_small(tmp_path):
     lines = manifest(tmp_path / "out")
     assert lines["a.mp4"]["options"] == {"multiple": 16, "edge": "crop"}
     assert (lines["a.mp4"]["width"], lines["a.mp4"]["shape"][3:]) == (64, [4, 8])
-    assert (lines["low.mp4"]["status"], lines["low.mp4"]["cause"]) == ("failed", "refused")
+    assert (lines["low.mp4"]["status"], lines["low.mp4"]["cause"]) == ("skipped", "small")
     assert "72x14 is too small to be cropped to multiples of 16" in lines["low.mp4"]["reason"]
     assert encode_batch(**batch, multiple=16, edge="crop").made == []
 

@@ -235,11 +235,13 @@ def _say_made(made: list[Line], new: Summary) -> None:
 def _result_line(result: BatchResult, whole: Summary, new: Summary) -> str:
     counts, items, took = counts_of(whole), plural(whole.items, "item"), duration(result.seconds)
     added = f"; first frames added to {plural(result.added, 'item')}" if result.added else ""
+    if taken := say_taken(len(result.moved), len(result.copied)):
+        added = f"; {taken}{added}"
     if not result.made:
         again = "; --retry-failed tries the failed ones again" if whole.counts["failed"] else ""
         news = f"; {plural(result.described, 'item')} described differently" if result.described else ""
         news += f"; {plural(result.tars, 'tar')} written" if result.tars else ""
-        if result.added:
+        if added:
             return f"{items}: {counts}{added}{news}; in {took}{again}"
         return f"{items}, nothing new: {counts}{news}; checked in {took}{again}"
     if not new.counts["done"]:
@@ -251,6 +253,13 @@ def _result_line(result: BatchResult, whole: Summary, new: Summary) -> str:
         f"({compared(new.bytes, new.raw_bytes, 'raw RGB')}, {compared(new.bytes, new.source_bytes, 'the sources')}) "
         f"in {took} by {workers}, {new.frames / result.seconds:.1f} frames/s{added}"
     )
+
+
+def say_taken(moved: int, copied: int) -> str:
+    """Return how many items got latents that were there: `1 moved with its video, 2 copied from equal videos`."""
+    words = [f"{moved:,} moved with {'its video' if moved == 1 else 'their videos'}"] if moved else []
+    words += [f"{copied:,} copied from {'an equal video' if copied == 1 else 'equal videos'}"] if copied else []
+    return ", ".join(words)
 
 
 def show_failures(summary: Summary, file: TextIO | None = None) -> None:

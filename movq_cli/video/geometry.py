@@ -113,8 +113,8 @@ def plan_geometry(
 
     The edge is repeated up to the next multiple, or with edge "crop" the picture is cropped to the one before. With fit
     "contain", the picture is in the upper left of its box, and the rest of the box is padding like any other: "crop" makes
-    the box smaller, and the picture stays whole. Raises MovqTooSmallError if the picture is too small to be cropped, or would have
-    to be enlarged and `upscale` is not set.
+    the box smaller, and the picture stays whole. Raises MovqTooSmallError if the picture is too small to be cropped, or
+    would have to be enlarged and `upscale` is not set.
     """
     turn = orientation.transpose
     upright = max(1, round(width * pixel_aspect)), height
