@@ -228,7 +228,7 @@ class EncodeOptions(ModelOptions):
 
     @cached_property
     def choices(self) -> dict[str, Any]:
-        """Options other than the default that change latents by more than rounding, without those in `_KNOBS`."""
+        """Options other than the default that change latents by more than rounding, without those in KNOBS."""
         usual, chosen = EncodeOptions().flat(), self.flat()
         if self.save != "sample":
             del chosen["seed"]
@@ -236,10 +236,10 @@ class EncodeOptions(ModelOptions):
             del chosen["save"]
         if self.short != "pad":  # "encode" does not change latents, and "refuse" gives none
             del chosen["short"]
-        return {name: value for name, value in chosen.items() if name not in _KNOBS and value != usual[name]}
+        return {name: value for name, value in chosen.items() if name not in KNOBS and value != usual[name]}
 
 
-_KNOBS = {field.name for field in fields(ModelOptions)} | {"force", "first_frame"}
+KNOBS = {field.name for field in fields(ModelOptions)} | {"force", "first_frame"}
 """Options that change latents by no more than rounding; and weights, semantics and precision, recorded separately."""
 
 

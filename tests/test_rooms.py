@@ -19,7 +19,7 @@ INSIDE = {
     "batch": """
         __init__ run dry_run prepare state
         discover folders captions lists parsing probe cut names replace reuse orphans resume choices settings
-        inline pool worker ray_engine engines pack merge card summary tars locks manifest item paths
+        inline pool worker ray_engine engines pack merge record card summary tars locks manifest item paths
     """,
     "video": """
         __init__ reader child write pictures clock frames decoding counting keyframes integrity sidedata container stills

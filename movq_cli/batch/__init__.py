@@ -6,6 +6,7 @@ from .item import Item
 from .manifest import NAME, Line, read_batch, read_folder, read_lines
 from .merge import merge_shards
 from .orphans import compare_outputs, note_places
+from .record import Record, read_record
 from .run import BatchResult, encode_batch
 from .state import BatchState, Watch
 from .summary import Summary, summarise
@@ -18,6 +19,7 @@ __all__ = [
     "Found",
     "Item",
     "Line",
+    "Record",
     "Summary",
     "Watch",
     "compare_outputs",
@@ -29,5 +31,6 @@ __all__ = [
     "read_batch",
     "read_folder",
     "read_lines",
+    "read_record",
     "summarise",
 ]

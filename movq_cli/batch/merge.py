@@ -11,6 +11,7 @@ from ..files import os_reason, sweep
 from .card import write_card
 from .locks import only_one
 from .manifest import NAME, Line, lines_by_id, shard_manifests, unfinished_shards, write_lines
+from .record import merge_records
 
 _ALIKE = ("weights_digest", "semantics", "precision", "format_version")
 _OF_ITEMS = ("start", "duration", "skip", "allow_partial", "max_pixels", "upscale")
@@ -47,6 +48,7 @@ def merge_shards(folder: str | os.PathLike[str]) -> list[Line]:
             except OSError as error:
                 raise MovqError(os_reason(error), of) from None
         write_card(folder, before.values())
+        merge_records(folder)
     return [before[name] for name in sorted(before)]
 
 

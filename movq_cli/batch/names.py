@@ -13,7 +13,7 @@ from .manifest import NAME
 
 _FIRST_FRAMES = "|".join(re.escape(suffix) for suffix in SUFFIXES.values())
 _RESERVED = re.compile(
-    rf"(latents-(\d+-of-\d+-)?\d+\.(tar|index\.json)|manifest\.\d+-of-\d+\.jsonl|.*({_FIRST_FRAMES}))",
+    rf"(latents-(\d+-of-\d+-)?\d+\.(tar|index\.json)|manifest\.\d+-of-\d+\.jsonl|run(\.\d+-of-\d+)?\.json|.*({_FIRST_FRAMES}))",
     re.IGNORECASE | re.DOTALL,
 )
 """Names that a batch needs for its own files in the output folder, and for the first frames of items."""

@@ -27,6 +27,7 @@ from .item import Item
 from .locks import only_one
 from .manifest import Line, Manifest, refuse_other_shards, video_of
 from .probe import Known, probe_items
+from .record import Record, known_record, record_of
 from .replace import refuse_to_replace
 from .resume import Digests, ResumePlan, plan_resume
 from .reuse import ReusePlan, plan_reuse
@@ -43,7 +44,7 @@ class Job:
     """A batch that is ready to begin.
 
     `found` has its videos, `items` the items cut out of them, in the order of encoding, `resume` those of them that are
-    left to do, and `reuse` which of these need not be encoded.
+    left to do, `reuse` which of these need not be encoded, and `record` what the command was.
     """
 
     folder: str
@@ -57,6 +58,7 @@ class Job:
     items: list[Item]
     resume: ResumePlan
     reuse: ReusePlan
+    record: Record
 
 
 @contextmanager
@@ -74,14 +76,16 @@ def prepare(
 
     Raises MovqError if sources, weights or the output folder are refused, and MovqUsageError if options are not valid.
     """
-    options, batch = prepared_batch(*batch_options(options, batch, overrides))
+    typed = batch_options(options, batch, overrides)
+    options, batch = prepared_batch(*typed)
+    names = [os.fspath(source) for source in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
     folder = os.fspath(output)
     if batch.engine == "ray":
         require_ray()
     checkpoint = open_weights(options)
     batch = spread_buckets(batch, options, checkpoint.config)
     check_cut(batch, options, checkpoint.config)
-    found = _find(sources, batch, folder)
+    found = _find(names, batch, folder)
     state = BatchState(found, watch)
     with ExitStack() as stack:
         if writing:
@@ -98,12 +102,12 @@ def prepare(
         resume = _compare(items, manifest, settings, tars, digests, batch, state)
         refuse_to_replace(resume, manifest, settings, tars, batch.replace)
         reuse = plan_reuse(resume.pending, items, manifest, settings, tars, digests, verify=batch.verify)
-        yield Job(folder, batch, checkpoint, found, state, manifest, settings, tars, items, resume, reuse)
+        record = record_of(names, *typed, checkpoint, known_record(folder))
+        yield Job(folder, batch, checkpoint, found, state, manifest, settings, tars, items, resume, reuse, record)
 
 
-def _find(sources: Sequence[str | os.PathLike[str]], batch: BatchOptions, folder: str) -> Found:
+def _find(names: Sequence[str], batch: BatchOptions, folder: str) -> Found:
     """Return the items of all videos, or those of the shard. Raises MovqError if the sources have no items."""
-    names = [os.fspath(source) for source in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise MovqError("is a file; name a folder", folder)
     if batch.shard is not None:

@@ -20,6 +20,7 @@ from .orphans import find_orphans, mark_orphans
 from .pack import Packer
 from .pool import Pool, Task
 from .prepare import Job, prepare
+from .record import with_speed, write_record
 from .reuse import ReusePlan, Twins, drop_files, take_over
 from .state import Watch, ignore, size_of
 
@@ -80,6 +81,7 @@ def encode_batch(
     started = time.monotonic()
     with prepare(sources, output, options, batch, overrides, watch, writing=True) as job:
         run = _Run(job)
+        write_record(job.folder, job.record, job.batch.shard)
         described = run.keep(job.resume.kept)
         run.encode(job.reuse, job.resume.first_frames)
         run.finish()
@@ -194,7 +196,11 @@ class _Run:
         """Mark orphans, put the manifest in order and, unless the batch was stopped, finish the tars and the shard."""
         job = self._job
         mark_orphans(job.manifest, job.items, job.folder)
+        seconds = time.monotonic() - job.state.started
+        record = with_speed(job.record, job.state.made, seconds, max(1, self.workers), self._settings.device)
         try:
+            if record != job.record:
+                write_record(job.folder, record, job.batch.shard)
             if self.packer and not self.stopped:
                 self.packer.finish()
             job.manifest.put_in_order()

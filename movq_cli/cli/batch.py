@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -43,7 +44,7 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="DIR",
-        help="Folder for the latents; created if missing. Required, except with --merge.",
+        help="Folder for the latents; created if missing. Required, except with --merge and --again.",
     ),
 ]
 Sources = Annotated[
@@ -67,6 +68,15 @@ Merge = Annotated[
         rich_help_panel=o.SHARDS,
         metavar="DIR",
         help="Only merge the manifests of all shards in this folder.",
+    ),
+]
+Again = Annotated[
+    str | None,
+    typer.Option(
+        "--again",
+        rich_help_panel=o.RUN,
+        metavar="DIR",
+        help="Go on with the batch in this folder, by the sources and options of its own record.",
     ),
 ]
 Verbose = Annotated[
@@ -98,6 +108,7 @@ def batch_encode(
     batch: BatchOptions,
     max_failures: MaxFailures = "0",
     merge: Merge = None,
+    again: Again = None,
     dry_run: o.DryRun = False,
     verbose: Verbose = False,
     quiet: o.Quiet = False,
@@ -111,23 +122,34 @@ def batch_encode(
             merge, alone=not (sources or output or dry_run) and (options, batch) == (EncodeOptions(), BatchOptions())
         )
         return
+    if again is not None:
+        sources, output, options, batch = _recorded(again, bool(sources or output), options, batch)
     folder = _checked(sources, output, batch, verbose and not dry_run)
-    options, batch = prepared_batch(options, batch)
     if not quiet:
-        _say_what_is_set(options, batch)
+        _say_what_is_set(*prepared_batch(options, batch))
     allowed = _allowed(max_failures)
     if dry_run:
         _print_plan(plan_batch(sources or [], folder, options, batch), folder, quiet, verbose)
         return
     with watching(quiet) as watch, redirect_stdout(sys.stderr):  # Ray's messages go to stderr
         result = encode_batch(sources or [], folder, options, batch, watch=watch)
-    _report(result, folder, quiet, batch.shard is not None)
-    if not quiet and result.made:
-        say_whose_weights(options)
-        say_shapes(options, [line for line in result.lines if line["status"] == "done"])
+    _report(result, folder, quiet, *prepared_batch(options, batch))
     failed = sum(line["status"] == "failed" for line in result.lines)
     if result.stopped or failed > allowed(len(result.lines)):
         raise typer.Exit(1)
+
+
+def _recorded(
+    folder: str, named: bool, options: EncodeOptions, batch: BatchOptions
+) -> tuple[list[str], str, EncodeOptions, BatchOptions]:
+    """Return the sources, folder and options of a batch's own record, with those given that may differ, and print it."""
+    from ..batch import read_record
+
+    if named:
+        raise MovqUsageError("takes the folder alone: sources and folder are those of its record", option="again")
+    record = read_record(folder)
+    complain(f"goes on with: {shlex.join([*record.command, '-o', os.path.relpath(folder)])}", folder)
+    return [*record.sources], folder, *record.again(options, batch)
 
 
 def _checked(sources: list[str] | None, output: str | None, batch: BatchOptions, verbose: bool) -> str:
@@ -193,7 +215,7 @@ def _allowed(text: str) -> Callable[[int], float]:
     return lambda count: most * count / 100 if percent else most
 
 
-def _report(result: BatchResult, output: str, quiet: bool, is_shard: bool) -> None:
+def _report(result: BatchResult, output: str, quiet: bool, options: EncodeOptions, batch: BatchOptions) -> None:
     from ..batch import summarise
 
     whole, new = summarise(result.lines), summarise(result.made)
@@ -208,8 +230,13 @@ def _report(result: BatchResult, output: str, quiet: bool, is_shard: bool) -> No
             f"stopped: {result.stopped}; {plural(result.left, 'item')} left: the same command goes on with them", output
         )
     print(f"{name_of(output)}: {_result_line(result, whole, new)}")
-    if is_shard and not quiet and not result.stopped:
+    if quiet:
+        return
+    if batch.shard is not None and not result.stopped:
         complain("when all shards are done, batch-encode --merge makes one manifest of theirs", output)
+    if result.made:
+        say_whose_weights(options)
+        say_shapes(options, [line for line in result.lines if line["status"] == "done"])
 
 
 def _say_made(made: list[Line], new: Summary) -> None:

@@ -8,7 +8,7 @@ from .info import SUFFIXES, VideoFacts, VideoInfo
 from .pictures import write_png
 from .reader import AHEAD_BYTES, Frame, FrameReader, count_frames, probe, read_frames, survey, warm_decoders
 from .selection import is_same_rate
-from .write import FrameWriter, open_writer
+from .write import FrameWriter, library_versions, open_writer
 
 __all__ = [
     "AHEAD_BYTES",
@@ -21,6 +21,7 @@ __all__ = [
     "VideoInfo",
     "count_frames",
     "is_same_rate",
+    "library_versions",
     "open_writer",
     "part_kept",
     "plan_geometry",

@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     from av.container import OutputContainer
     from av.video.stream import VideoStream
 
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of PyAV, and of the FFmpeg that it brings or was built with."""
+    import av
+
+    return {"PyAV": av.__version__, "FFmpeg": str(getattr(av, "ffmpeg_version_info", ""))}
+
+
 Encode = Callable[[np.ndarray], bytes]
 """A function that returns the file of a picture, RGB uint8 (H, W, 3)."""
 

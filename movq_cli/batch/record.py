@@ -1,0 +1,285 @@
+"""`run.json`, the record of a batch: its sources, options and weights, and what ran it, so that it can go on without them.
+
+Each batch writes it, and each shard its own until they are merged. Nothing in it is part of the promise that the same
+command makes the same bytes, and nothing reads it unasked. It is read only where the folder and the file are the user's own,
+because it says which files to open.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, is_dataclass
+from importlib import metadata
+from typing import Any, TypeVar
+
+import msgspec
+
+from .._version import __version__
+from ..checkpoints.checkpoint import Checkpoint
+from ..errors import MovqError, MovqUsageError, flag
+from ..fields import changed
+from ..files import WholeFile, os_reason, short
+from ..options import KNOBS, BatchOptions, EncodeOptions, batch_options
+from ..plan import open_weights
+from ..targets import prepared
+from ..values import Shard
+from ..video import library_versions
+from .manifest import Line
+
+_FORMAT, _FORMAT_VERSION = "movq-run", "1"
+_NAME = "run.json"
+_OF_SHARDS = re.compile(r"run\.(\d+)-of-(\d+)\.json")
+_ONCE = {"force", "replace", "retry_failed", "verify", "shard", "skip", "sizes"}
+"""Options of one run, and fields that no command sets."""
+_FREE = {
+    *(KNOBS - {"weights", "semantics", "precision"}),
+    *("workers", "timeout", "retry_failed", "replace", "verify", "force", "shard", "engine", "ray_address", "ray_gpus"),
+    *("layout", "tar_size"),
+}
+"""Options that may differ from one run to the next: none of them changes what is encoded, or how."""
+_PATHS = {"lists", "captions", "spill_dir", "weights"}
+_INPUT = "-"
+_SHORT_RUN = 30.0  # seconds
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a run encoded in a second, in pixels of frames, with this many workers on this kind of device."""
+
+    pixels_per_second: float
+    workers: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """The record of a batch. Paths are absolute here, and relative to the folder in the file.
+
+    `options` and `batch` are those of the command, but for options of one run. `made_by` are the versions of movq, torch,
+    PyAV and FFmpeg, `weights` the name and digest of the model. `speed` is None until a run has encoded something.
+    """
+
+    sources: tuple[str, ...]
+    options: EncodeOptions
+    batch: BatchOptions
+    weights: Mapping[str, str]
+    made_by: Mapping[str, str] = field(default_factory=dict)
+    speed: Speed | None = None
+
+    @property
+    def command(self) -> list[str]:
+        """The command that this record stands for, without its -o, by paths relative to the current folder."""
+        words = ["movq", "batch-encode", *map(_but_input(os.path.relpath), self.sources)]
+        for name, value in _turned(_values(self.options) | _values(self.batch), os.path.relpath).items():
+            for one in value if isinstance(value, list) else [value]:
+                words += [flag(name)] if one is True else [flag(name), str(one)]
+        return words
+
+    def again(self, options: EncodeOptions, batch: BatchOptions) -> tuple[EncodeOptions, BatchOptions]:
+        """Return the options of this record, with those given instead that may differ from run to run.
+
+        Raises MovqUsageError for any other that is given and differs, and MovqError if the weights are no longer the same.
+        """
+        given = _values(_located(options), once=True) | _values(_located(batch), once=True)
+        recorded = _values(self.options) | _values(self.batch)
+        for name, value in given.items():
+            if name not in _FREE and value != recorded.get(name):
+                was = f"has {_text(recorded[name])}" if name in recorded else "is without it"
+                raise MovqUsageError(f"{_text(value)} is not what the record says, which {was}", option=name)
+        found = open_weights(prepared(self.options))
+        if found.digest != self.weights["digest"]:
+            raise MovqError(
+                f"are not those of the record: {self.weights['name']}, {short(self.weights['digest'])}", found.path
+            )
+        return batch_options(self.options, self.batch, {name: value for name, value in given.items() if name in _FREE})
+
+
+def record_of(
+    sources: Sequence[str], options: EncodeOptions, batch: BatchOptions, checkpoint: Checkpoint, before: Record | None
+) -> Record:
+    """Return the record of a batch that is about to begin, with the speed of the one `before`, if its weights are the same."""
+    weights = {"name": checkpoint.name, "digest": checkpoint.digest}
+    speed = before.speed if before is not None and before.weights == weights else None
+    named = tuple(map(_but_input(os.path.abspath), sources))
+    return Record(named, _located(options), _located(batch), weights, _versions(), speed)
+
+
+def write_record(folder: str, record: Record, shard: Shard | None) -> None:
+    """Write the record of a batch or of a shard. Raises MovqError if it cannot be written."""
+    place = os.path.realpath(folder)
+
+    def relative(path: str) -> str:
+        return _relative(path, place)
+
+    values = {
+        "format": _FORMAT,
+        "format_version": _FORMAT_VERSION,
+        "sources": list(map(_but_input(relative), record.sources)),
+        "options": _turned(_values(record.options), relative),
+        "batch": _turned(_values(record.batch), relative),
+        "weights": dict(record.weights),
+        "made_by": dict(record.made_by),
+        "speed": record.speed and dataclasses.asdict(record.speed),
+    }
+    name = _NAME if shard is None else f"run.{shard}.json"
+    with WholeFile(os.path.join(folder, name), force=True) as file:
+        file.write(json.dumps(values, indent=1).encode() + b"\n")
+        file.commit()
+    if shard is None:
+        _remove_shards(folder)
+
+
+def with_speed(record: Record, lines: Iterable[Line], seconds: float, workers: int, device: str) -> Record:
+    """Return the record with the speed at which a run made these lines.
+
+    A short run, which mostly loads weights, does not replace a speed that is known.
+    """
+    pixels = sum(line["frames"] * line["width"] * line["height"] for line in lines if line["status"] == "done")
+    if not pixels or (record.speed is not None and seconds < _SHORT_RUN):
+        return record
+    return dataclasses.replace(record, speed=Speed(round(pixels / seconds, 1), workers, device))
+
+
+def merge_records(folder: str) -> None:
+    """Make one record of those of the shards of a batch, which are alike, and delete theirs."""
+    paths = _records(folder)
+    if paths and (record := _read(paths[0])) is not None:
+        write_record(folder, record, None)
+
+
+def read_record(folder: str | os.PathLike[str]) -> Record:
+    """Return the record of the batch in a folder.
+
+    Raises MovqError if there is none, if the folder is another user's, or if the batch read its list from standard input.
+    """
+    folder = os.fspath(folder)
+    paths = _records(folder)
+    try:
+        for path in (folder, *paths[:1]):
+            if os.lstat(path).st_uid != os.geteuid():
+                raise MovqError(
+                    "belongs to another user, and its record says which files to open: run the command itself", path
+                )
+    except OSError as error:
+        raise MovqError(os_reason(error), folder) from None
+    if not paths:
+        raise MovqError(
+            f"has no {_NAME}: it is not a folder that batch-encode made, or an earlier movq made it", folder
+        )
+    record = _read(paths[0])
+    if record is None:
+        raise MovqError("is not the record of a batch that this movq can read", paths[0])
+    if _INPUT in (*record.sources, *record.batch.lists):
+        raise MovqError(
+            "is of a batch that read a list from standard input, which is not kept: run the command itself", paths[0]
+        )
+    return record
+
+
+def known_record(folder: str) -> Record | None:
+    """Return the record in a folder, or None if there is none that can be read: only for what it knows of speed."""
+    with suppress(MovqError):
+        return read_record(folder)
+    return None
+
+
+def _records(folder: str) -> list[str]:
+    """Return the paths of the record of a batch, or else of those of its shards."""
+    whole = os.path.join(folder, _NAME)
+    if os.path.lexists(whole):
+        return [whole]
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    return [os.path.join(folder, name) for name in names if _OF_SHARDS.fullmatch(name)]
+
+
+def _remove_shards(folder: str) -> None:
+    for name in filter(_OF_SHARDS.fullmatch, os.listdir(folder)):
+        with suppress(OSError):
+            os.unlink(os.path.join(folder, name))
+
+
+def _read(path: str) -> Record | None:
+    folder = os.path.realpath(os.path.dirname(path) or ".")
+
+    def absolute(path: str) -> str:
+        return os.path.normpath(os.path.join(folder, path))
+
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            values = json.loads(file.read())
+        if (values["format"], values["format_version"]) != (_FORMAT, _FORMAT_VERSION):
+            return None
+        return Record(
+            tuple(map(_but_input(absolute), values["sources"])),
+            changed(EncodeOptions(), _turned(values["options"], absolute)),
+            changed(BatchOptions(), _turned(values["batch"], absolute)),
+            {name: str(values["weights"][name]) for name in ("name", "digest")},
+            {str(name): str(value) for name, value in values["made_by"].items()},
+            values["speed"] and msgspec.convert(values["speed"], Speed),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MovqError):
+        return None
+
+
+def _versions() -> dict[str, str]:
+    return {"movq": __version__, "torch": metadata.version("torch"), **library_versions()}
+
+
+def _values(options: Any, once: bool = False) -> dict[str, Any]:
+    """Return options other than the default, by name, as texts and numbers; with `once`, also those of one run."""
+    return dict(_changed(options, once))
+
+
+def _changed(options: Any, once: bool) -> Iterator[tuple[str, Any]]:
+    usual = type(options)()
+    for one in fields(options):
+        value = getattr(options, one.name)
+        if is_dataclass(one.default):
+            yield from _changed(value, once)
+        elif value != getattr(usual, one.name) and (once or one.name not in _ONCE):
+            if not isinstance(options, BatchOptions) and one.name == "short":
+                continue  # a batch sets it
+            yield one.name, [_plain(each) for each in value] if isinstance(value, tuple) else _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, bool | int | float | str) else str(value)
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+T = TypeVar("T", EncodeOptions, BatchOptions)
+
+
+def _located(options: T) -> T:
+    """Return options with absolute paths. Weights are a path if they exist as one, or else the name of a model."""
+    values = {name: value for name, value in _values(options).items() if name in _PATHS}
+    if "weights" in values and os.path.exists(values["weights"]):
+        values["weights"] = os.path.abspath(values["weights"])
+    return changed(options, _turned(values, os.path.abspath))
+
+
+def _turned(values: Mapping[str, Any], turn: Callable[[str], str]) -> dict[str, Any]:
+    """Return options by name with other paths. Weights are a path if they begin with `/`, `./` or `../`."""
+    turned = dict(values)
+    for name in _PATHS & values.keys():
+        value = values[name]
+        if name != "weights" or value.startswith(("/", "./", "../")):
+            turned[name] = list(map(_but_input(turn), value)) if isinstance(value, list) else turn(value)
+    return turned
+
+
+def _but_input(turn: Callable[[str], str]) -> Callable[[str], str]:
+    return lambda path: path if path == _INPUT else turn(path)
+
+
+def _relative(path: str, folder: str) -> str:
+    text = os.path.relpath(path, folder)
+    return text if text == ".." or text.startswith("../") else f"./{text}"
