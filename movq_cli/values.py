@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -215,3 +216,8 @@ class Pick:
             drawn.add(int.from_bytes(digest, "big") % (last + 1))
             tries += 1
         return sorted(drawn)
+
+
+def is_numbers(value: object) -> bool:
+    """Return True for a list of finite numbers."""
+    return isinstance(value, list) and all(type(n) in (int, float) and -math.inf < n < math.inf for n in value)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.checkpoint import EMBEDDED
+from ..checkpoints.configs import LISTS
 from ..errors import MovqError, printable
 from ..model.config import AutoencoderConfig
 from ..options import CODES
@@ -154,3 +155,9 @@ def progress_bar(quiet: bool, unit: str = "frames") -> Iterator[Progress]:
             bar.update(done - bar.n)
 
         yield progress
+
+
+def per_channel(values: Mapping[str, Any]) -> str:
+    """Return which lists of a number for each channel are recorded, as text."""
+    recorded = ", ".join(key for key in LISTS if values.get(key))
+    return recorded and f"{recorded} (not applied)"
