@@ -333,7 +333,7 @@ def test_a_config_of_another_model_is_passed_over(vae, other):
     (vae / "config.json").write_text(json.dumps(other))
     for path in (vae, vae / SINGLE):
         with pytest.warns(
-            MovqWarning, match=r"^config.json is of another model, \"\w+\": it is passed over, and shapes"
+            MovqWarning, match=r"^the weights' config.json is another model's, \"\w+\": it is passed over, and shapes"
         ):
             checkpoint = open_checkpoint(path)
         assert (checkpoint.digest, checkpoint.config) == (before.digest, before.config)
@@ -367,7 +367,7 @@ def test_an_all_in_one_file(tmp_path):
     }
     save_file({f"vae.{name}": tensor for name, tensor in sat_state().items()} | others, tmp_path / "all.safetensors")
     save_file(sat_state(), tmp_path / "plain.safetensors")
-    told = r"holds other networks too \(conditioner, model, scale\): only the tensors under vae. are taken"
+    told = r"come with other networks \(conditioner, model, scale\): only the tensors under vae. are taken"
     with pytest.warns(MovqWarning, match=told):
         checkpoint = open_checkpoint(tmp_path / "all.safetensors")
     assert checkpoint.digest == open_checkpoint(tmp_path / "plain.safetensors").digest

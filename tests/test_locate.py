@@ -74,9 +74,15 @@ def test_the_only_variant_is_used_and_named(saved, tmp_path, digest, kind, varia
     for path in (vae, vae.parent):
         checkpoint, told = opened(path)
         assert checkpoint.digest == digest
-        assert told == [f"has only the variant {variant} of its weights, {name}, which is used"]
+        assert told == [f"the only weights are of the variant {variant}, {name}: they are used"]
     checkpoint, told = opened(vae / name)  # who names the file knows
     assert (checkpoint.digest, told) == (digest, [])
+
+
+def test_eval_names_the_variant_once(saved, tmp_path, movq):
+    clips.write(tmp_path / "a.mp4", clips.pictures(5))
+    told = movq("eval", "a.mp4", "--weights", saved / "fp16").stderr.splitlines()
+    assert [line.split(": warning:")[0] for line in told if "variant fp16" in line] == ["movq", "movq: a.mp4"]
 
 
 def test_plain_weights_come_before_variants(saved, tmp_path, digest):
@@ -121,7 +127,7 @@ def test_a_folder_of_pytorch_files_is_converted(saved, tmp_path, digest, movq, k
 def test_a_pytorch_file_of_transformers_name_and_a_variant(saved, tmp_path, digest):
     vae = shutil.copytree(saved / "bin" / "vae", tmp_path / "vae")
     (vae / "diffusion_pytorch_model.bin").rename(vae / "pytorch_model.fp16.bin")
-    with pytest.warns(MovqWarning, match=r"variant fp16 of its weights, pytorch_model.fp16.bin"):
+    with pytest.warns(MovqWarning, match=r"of the variant fp16, pytorch_model.fp16.bin: they"):
         assert convert_checkpoint(vae, tmp_path / "out.safetensors").digest == digest
 
 

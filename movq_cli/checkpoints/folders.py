@@ -98,7 +98,7 @@ def choose_weights(folder: str, pytorch: bool = False) -> WeightsFile | None:
     of_variant = [file for file in kept if file.variant == variants[0]]
     chosen = next((file for file in of_variant if file.is_index), of_variant[0])
     if chosen.variant:
-        text = f"has only the variant {chosen.variant} of its weights, {chosen.name}, which is used"
+        text = f"the only weights are of the variant {chosen.variant}, {chosen.name}: they are used"
         warnings.warn(MovqWarning(text), stacklevel=2)
     return chosen
 

@@ -132,7 +132,7 @@ def describe(shapes: Mapping[str, tuple[int, ...]], config_file: str | None) -> 
         with about(config_file):
             if not other:
                 return Description(layout, names, config_of(values), scaling_in(values), True)
-        text = f"config.json is of another model, {other}: it is passed over, and shapes of tensors give the config"
+        text = f"the weights' config.json is another model's, {other}: it is passed over, and shapes of tensors give the config"
         warnings.warn(MovqWarning(text), stacklevel=2)
     config = inferred_config({name: shapes[stored] for name, stored in names.items()})
     return Description(layout, names, config, {}, False)
@@ -154,7 +154,7 @@ def without_prefix(stored: Iterable[str]) -> dict[str, str]:
     plain = {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
     if others := sorted(set(names) - set(plain.values())):
         networks = sorted({name.split(".", 1)[0] for name in others})
-        text = f"holds other networks too ({some(networks)}): only the tensors under {prefix} are taken"
+        text = f"the weights come with other networks ({some(networks)}): only the tensors under {prefix} are taken"
         warnings.warn(MovqWarning(text), stacklevel=2)
     return plain
 

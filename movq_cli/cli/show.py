@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -155,6 +156,22 @@ def progress_bar(quiet: bool, unit: str = "frames") -> Iterator[Progress]:
             bar.update(done - bar.n)
 
         yield progress
+
+
+@contextmanager
+def warned_once() -> Iterator[None]:
+    """Show each warning only once inside the `with`, as a command may open the same weights several times."""
+    shown: set[str] = set()
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_new(message: Warning | str, *rest: Any, **more: Any) -> None:
+            if str(message) not in shown:
+                shown.add(str(message))
+                show(message, *rest, **more)
+
+        warnings.showwarning = show_new
+        yield
 
 
 def per_channel(values: Mapping[str, Any]) -> str:
