@@ -8,7 +8,7 @@ import shlex
 import warnings
 from dataclasses import dataclass
 
-from ..errors import MovqError, MovqWarning, option
+from ..errors import MovqError, MovqWarning
 from ..files import os_reason
 from .configs import some
 
@@ -46,7 +46,7 @@ class WeightsFile:
 
 
 def weights_file(folder: str, name: str) -> WeightsFile | None:
-    """Return what a name says of a weights file; None if it is no name of one, as that of a shard."""
+    """Return what a name says of a weights file; None for any other name, such as that of a shard."""
     found = _NAME.fullmatch(name)
     if found is None or (found["stem"], found["kind"]) == ("pytorch_model", "safetensors"):
         return None
@@ -75,7 +75,7 @@ def choose_weights(folder: str, pytorch: bool = False) -> WeightsFile | None:
     """Return the weights file of a folder or of its folder `vae`; None if it has none. An index comes before a file.
 
     Plain weights are chosen before a variant, and a variant only if it is the only one, with a warning. `pytorch` allows
-    for PyTorch files, if a folder has no others. Raises MovqError for several variants, and for PyTorch files alone.
+    for PyTorch files, if a folder has no others. Raises MovqError for several variants, and if all are PyTorch files.
     """
     files = weights_files(folder)
     kept = [file for file in files if not file.is_pytorch] or (files if pytorch else [])
@@ -89,10 +89,8 @@ def choose_weights(folder: str, pytorch: bool = False) -> WeightsFile | None:
         return None
     variants = sorted({file.variant for file in kept})
     if variants[0] and len(variants) > 1:
-        names = [file.path for file in kept]
         raise MovqError(
-            f"has no plain weights, but the variants {', '.join(variants)}: name the file of one, as in "
-            f"{option('weights', names[0])}",
+            f"has no plain weights, but the variants {', '.join(variants)}: name the file of one, as {kept[0].path}",
             kept[0].folder,
         )
     of_variant = [file for file in kept if file.variant == variants[0]]

@@ -47,7 +47,7 @@ class Located:
 def locate(path_or_id: str | os.PathLike[str], pytorch: bool = False) -> Located:
     """Find the files of a path or model id. Raises MovqError if it has none; for an id it says how to fetch it.
 
-    With `pytorch`, a folder may have PyTorch files alone.
+    With `pytorch`, a folder may have only PyTorch files.
     """
     text = os.fspath(path_or_id)
     if os.path.isdir(text):
@@ -84,13 +84,13 @@ def fetching(text: str) -> str:
 
 
 def is_model_id(text: str) -> bool:
-    """Return True if a text looks like ORG/NAME or ORG/NAME@REVISION, without the suffix of a file, and is no path."""
+    """Return True if a text looks like ORG/NAME or ORG/NAME@REVISION, without a file's suffix, and no such path exists."""
     suffix = os.path.splitext(text)[1].lower()
     return parse_id(text) is not None and suffix not in _FILE_SUFFIXES and not os.path.lexists(text)
 
 
 def holds_weights(folder: str | os.PathLike[str]) -> bool:
-    """Return True if a folder is a diffusers autoencoder or a whole model with one, also of PyTorch files alone."""
+    """Return True if a folder is a diffusers autoencoder or a whole model with one, also one of PyTorch files."""
     return bool(weights_files(os.fspath(folder)))
 
 
