@@ -65,7 +65,7 @@ def weights_files(folder: str) -> list[WeightsFile]:
 
 def _weights_in(folder: str) -> list[WeightsFile]:
     try:
-        files = [weights_file(folder, name) for name in sorted(os.listdir(folder))]
+        files = [weights_file(folder, name) for name in sorted(os.listdir(folder))] if os.path.isdir(folder) else []
     except OSError:
         return []
     return [file for file in files if file is not None and os.path.isfile(file.path)]
