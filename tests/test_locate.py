@@ -79,6 +79,7 @@ def test_the_only_variant_is_used_and_named(saved, tmp_path, digest, kind, varia
     assert (checkpoint.digest, told) == (digest, [])
 
 
+@pytest.mark.slow
 def test_eval_names_the_variant_once(saved, tmp_path, movq):
     clips.write(tmp_path / "a.mp4", clips.pictures(5))
     told = movq("eval", "a.mp4", "--weights", saved / "fp16").stderr.splitlines()
@@ -230,8 +231,9 @@ def test_a_ref_leads_to_no_other_place(hub, saved):
         open_checkpoint(f"{MODEL}@v1")
 
 
-def test_decoding_finds_the_revision_that_a_header_names(hub, saved, tmp_path):
-    cached(hub, saved / "plain", commit=COMMITS[0], ref="v1")
+def test_decoding_finds_the_revision_that_a_header_names(saved, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    cached(tmp_path / "hub", saved / "plain", commit=COMMITS[0], ref="v1")
     clips.write(tmp_path / "a.mp4", clips.pictures(5))
     made = encode_video(tmp_path / "a.mp4", tmp_path / "a.safetensors", EncodeOptions(weights=f"{MODEL}@v1"))
     assert made.metadata.model == f"{MODEL}@v1"
