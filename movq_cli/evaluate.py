@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .checkpoints.checkpoint import Checkpoint, open_checkpoint
-from .checkpoints.layouts import diffusers_config, to_diffusers
+from .checkpoints.configs import diffusers_config
+from .checkpoints.layouts import to_diffusers
 from .codec import RGB, Chunker, Progress, silent, to_input, to_planes
 from .decode import decode_budget, decoding, find_weights
 from .device import choose_device, choose_precision, computing, dtype_of, memory_errors

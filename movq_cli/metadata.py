@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from .options import REPRESENTATIONS
+from .values import is_numbers
 
 FORMAT = "movq-latents"
 FORMAT_VERSION, CODED_VERSION = "1", "2"
@@ -25,7 +26,8 @@ class Metadata:
 
     `width` and `height` are those of the encoded picture, without `pad_right` and `pad_bottom`. `frames` does not
     include `frames_padded`; `frames_dropped` counts only what `--tail drop` dropped. Scaling factors are text, as in
-    their source, "" if unknown. `seed` is set only if latents were drawn, `windows` (frames of each) only if semantics
+    their source, "" if unknown. `latents_mean` and `latents_std` are lists of the model's config, which movq does not
+    apply. `seed` is set only if latents were drawn, `windows` (frames of each) only if semantics
     is "diffusers".
     """
 
@@ -40,6 +42,8 @@ class Metadata:
     scaling_factor: str
     shift_factor: str
     invert_scale_latents: str
+    latents_mean: list[float] | None = None
+    latents_std: list[float] | None = None
     temporal_factor: int
     spatial_factor: int
     precision: str
@@ -106,6 +110,13 @@ class Metadata:
         return cls(**values)
 
 
+def _numbers(text: str) -> list[float]:
+    numbers = json.loads(text)
+    if not is_numbers(numbers):
+        raise ValueError(f"numbers {text[:40]!r}")
+    return numbers  # type: ignore[no-any-return]
+
+
 _FPS = re.compile(r"\d{1,10}(/\d{1,10})?|\d{1,10}\.\d{1,10}")
 
 
@@ -133,6 +144,7 @@ _TEXTS = {
     "Fraction | None": _Text(lambda value: "" if value is None else str(value), _fps),
     "dict[str, Any]": _PLAIN_JSON,
     "list[int] | None": _PLAIN_JSON,
+    "list[float] | None": _Text(_PLAIN_JSON.write, _numbers),
 }
 """The text form of each type that a field of Metadata is declared with."""
 

@@ -44,6 +44,8 @@ def metadata_of(
         scaling_factor=factor,
         shift_factor=said.get("shift_factor", ""),
         invert_scale_latents=said.get("invert_scale_latents", ""),
+        latents_mean=checkpoint.numbers("latents_mean"),
+        latents_std=checkpoint.numbers("latents_std"),
         temporal_factor=config.temporal_factor,
         spatial_factor=config.spatial_factor,
         precision=plan.precision,

@@ -261,3 +261,8 @@ class Pick:
             drawn.add(int.from_bytes(digest, "big") % (last + 1))
             tries += 1
         return sorted(drawn)
+
+
+def is_numbers(value: object) -> bool:
+    """Return True for a list of finite numbers."""
+    return isinstance(value, list) and all(type(n) in (int, float) and -math.inf < n < math.inf for n in value)

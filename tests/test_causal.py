@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from movq_cli.codec import to_frames, to_input, to_pixels, to_planes
-from movq_cli.model import CausalConv3d, DownSample3D, Encoder3D, ResnetBlock3D, StreamCache, Upsample3D
+from movq_cli.model import CausalConv3d, Decoder3D, DownSample3D, Encoder3D, ResnetBlock3D, StreamCache, Upsample3D
 from movq_cli.model.causal import fold_frames, unfold_frames
 
+from .helpers import published
 from .helpers.models import GOOD
 from .helpers.tolerance import AGREE, SAME, off
 
@@ -187,8 +188,8 @@ def test_any_length_is_floored_and_ends_the_stream(frames):
 def test_an_exception_spoils_the_stream():
     encoder, cache = tiny(), StreamCache()
     encoder(torch.randn(1, 3, 5, 16, 16, dtype=torch.float64), cache)
-    with pytest.raises(ValueError, match="multiples of 4"):
-        encoder(torch.randn(1, 3, 4, 30, 32, dtype=torch.float64), cache)
+    with pytest.raises(ValueError, match="at least 4, got 3x32"):
+        encoder(torch.randn(1, 3, 4, 3, 32, dtype=torch.float64), cache)
     with pytest.raises(ValueError, match="spoiled"):
         encoder(torch.randn(1, 3, 4, 16, 16, dtype=torch.float64), cache)
 
@@ -221,9 +222,32 @@ def test_documented_example():
     assert encoder(torch.zeros(1, 3, 16, 256, 256)).shape == (1, 8, 4, 32, 32)
 
 
-def test_gradients_are_those_of_the_published_operations():
-    from .helpers import published
+@pytest.mark.parametrize(("scope", "with_conv"), [("whole", True), ("frame", True), ("whole", False)])
+def test_odd_heights_and_widths_are_floored_as_published(scope, with_conv):
+    """As in the published module, whatever is odd at each of its levels; in one piece, in chunks, and for training."""
+    encoder = tiny(norm_scope=scope, ch_mult=(1, 1, 2, 2), resamp_with_conv=with_conv)
+    for height, width in ((37, 43), (15, 8), (8, 23)):
+        x = torch.randn(1, 3, 5, height, width, dtype=torch.float64)
+        theirs = published.encode(encoder, x)
+        assert theirs.shape == (1, 8, 2, height // 8, width // 8)
+        assert off(encoder(x), theirs) < SAME
+        chunks = list(encoder.encode_window(x.split([1, 4], dim=2), StreamCache()))
+        assert off(torch.cat(chunks, 2), theirs) < SAME
+        with torch.enable_grad():
+            assert off(encoder(x).detach(), theirs) < SAME
 
+
+def test_the_networks_are_called_as_published():
+    """CogVideo's first stage passes its flag of context parallelism to both networks, which ignore it."""
+    encoder = tiny(norm_scope="whole")
+    decoder = Decoder3D(**GOOD).double().eval()
+    x, z = torch.randn(1, 3, 5, 16, 16, dtype=torch.float64), torch.randn(1, 4, 2, 4, 4, dtype=torch.float64)
+    for flag in (True, False):
+        assert torch.equal(encoder(x, use_cp=flag), encoder(x))
+        assert torch.equal(decoder(z, use_cp=flag), decoder(z))
+
+
+def test_gradients_are_those_of_the_published_operations():
     encoder = tiny(norm_scope="whole", attn_resolutions=[16])
     x = torch.randn(1, 3, 5, 16, 16, dtype=torch.float64)
     grads = []

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from movq_cli import MovqError, MovqUsageError
+from movq_cli import MovqError, MovqUsageError, MovqWarning
 from movq_cli.checkpoints.checkpoint import open_checkpoint
 from movq_cli.checkpoints.convert import convert_checkpoint
 
@@ -43,6 +43,10 @@ def losses():
 def save_pt(path, change=lambda state: state, wrap=lambda state: {"state_dict": state}, **how):
     torch.save(wrap(change(dict(sat_state()))), path, **how)
     return path
+
+
+def prefixed(state, prefix="module._orig_mod."):
+    return {prefix + name: tensor for name, tensor in state.items()}
 
 
 def training_checkpoint(state):
@@ -128,6 +132,22 @@ def test_averaged_weights(tmp_path):
     assert made.name == "averaged"
     assert tensors.keys() == sat_state().keys()
     assert all(torch.equal(tensors[name], tensor + 1) for name, tensor in sat_state().items())
+
+
+def test_a_prefix_of_a_pytorch_file_is_taken_off(tmp_path):
+    """Averaged weights are found under the prefix too, and what belongs to other networks need not be tensors."""
+    path = save_pt(tmp_path / "3d-vae.pt", lambda state: prefixed(training_checkpoint(state)))
+    save_pt(tmp_path / "plain.pt")
+    digest = convert_checkpoint(tmp_path / "plain.pt", tmp_path / "plain.safetensors").digest
+    assert convert_checkpoint(path, tmp_path / "a.safetensors").digest == digest
+    averaged = load_file(convert_checkpoint(path, tmp_path / "b.safetensors", ema=True).path)
+    assert all(torch.equal(averaged[name], tensor + 1) for name, tensor in sat_state().items())
+    everything = {"model.diffusion_model.step": 3, "model.ids": torch.arange(4)}
+    save_pt(path, lambda state: prefixed(state, "first_stage_model.") | everything)
+    with pytest.warns(
+        MovqWarning, match=r"with other networks \(model\): only the tensors under first_stage_model. are taken"
+    ):
+        assert convert_checkpoint(path, tmp_path / "c.safetensors").digest == digest
 
 
 def lacking(state):

@@ -10,13 +10,17 @@ import sys
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from movq_cli import MovqError
+from movq_cli import MovqError, MovqWarning, encode_video, open_latents
 from movq_cli.checkpoints.checkpoint import open_checkpoint
-from movq_cli.checkpoints.layouts import describe, diffusers_config, to_diffusers
-from movq_cli.checkpoints.locate import INDEX, SINGLE
+from movq_cli.checkpoints.configs import diffusers_config
+from movq_cli.checkpoints.convert import convert_checkpoint
+from movq_cli.checkpoints.folders import INDEX, SINGLE
+from movq_cli.checkpoints.layouts import describe, to_diffusers
 
+from .helpers import clips
 from .helpers.latents import LATENTS, write_latents
 from .helpers.models import MODEL, VAE, cached, of_diffusers, published_name, sat_state, shapes_of, small_vae
 from .helpers.tolerance import AGREE, off
@@ -209,7 +213,6 @@ def test_what_is_no_id(text, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"_class_name": "AutoencoderKLWan"}, '_class_name "AutoencoderKLWan"'),
         ({"act_fn": "gelu"}, 'act_fn "gelu"'),
         ({"norm_num_groups": 16}, "norm_num_groups 16; movq's network has 32"),
         ({"norm_eps": 1e-5}, "norm_eps 1e-05; movq's network has 1e-06"),
@@ -222,8 +225,8 @@ def test_what_is_no_id(text, tmp_path, monkeypatch):
         ({"down_block_types": ["CogVideoXDownBlock3D"] * 3}, "at each of 4 levels"),
         ({"down_block_types": ["DownEncoderBlock2D"] * 4}, "DownEncoderBlock2D"),
         ({"up_block_types": None}, "up_block_types null"),
-        ({"latents_mean": [0.0]}, r"latents_mean \[0.0\]"),
-        ({"latents_std": [1.0]}, "latents_std"),
+        ({"latents_mean": 0.0}, "latents_mean 0.0, which is not a list of numbers"),
+        ({"latents_std": ["1"]}, r'latents_std \["1"\], which is not a list of numbers'),
         ({"temporal_compression_ratio": 3}, "power of two"),
         ({"temporal_compression_ratio": "4"}, "power of two"),
         ({"layers_per_block": 1.5}, "num_res_blocks must be a whole number"),
@@ -279,6 +282,114 @@ def test_scaling_is_carried_as_the_config_says(vae):
     rewrite(vae / "config.json", scaling_factor=..., shift_factor=None, invert_scale_latents=...)
     said = open_checkpoint(vae).metadata
     assert (said["scaling_factor"], said["shift_factor"], said["invert_scale_latents"]) == ("", "", "")
+
+
+LISTS = {"latents_mean": [0, -0.25, 1e-3, 2.5], "latents_std": [1.5, 1.25, 1.0, 0.1]}
+
+
+def test_lists_of_means_and_deviations_are_recorded_and_not_applied(vae, tmp_path, movq):
+    """As MfM-Pipeline-8B's config has them. diffusers does not apply them for this class; here neither numbers move."""
+    clips.write(tmp_path / "a.mp4", clips.pictures(5))
+    plain = encode_video(tmp_path / "a.mp4", tmp_path / "plain.safetensors", weights=vae)
+    digest = open_checkpoint(vae).digest
+    rewrite(vae / "config.json", **LISTS)
+    folder = open_checkpoint(vae)
+    made = convert_checkpoint(vae, tmp_path / "converted.safetensors")
+    for checkpoint in (folder, made, convert_checkpoint(made.path, tmp_path / "twice.safetensors")):
+        assert checkpoint.digest == digest
+        assert {key: json.loads(checkpoint.metadata[key]) for key in LISTS} == LISTS
+    for weights in (vae, made.path):
+        result = encode_video(tmp_path / "a.mp4", tmp_path / "a.safetensors", weights=weights, force=True)
+        latents = open_latents(result.output_path)
+        assert (latents.metadata.latents_mean, latents.metadata.latents_std) == tuple(LISTS.values())
+        numbers, before = load_file(result.output_path), load_file(plain.output_path)
+        assert all(torch.equal(numbers[name], tensor) for name, tensor in before.items())
+    for path in (vae, made.path, result.output_path):
+        said = json.loads(movq("info", "--json", path).stdout)
+        assert {key: said[key] for key in LISTS} == LISTS
+        assert "latents_mean, latents_std (not applied)" in movq("info", path).stdout
+    with safe_open(plain.output_path, "pt") as file:
+        assert not file.metadata().keys() & LISTS.keys()  # headers without lists are as they were
+
+
+@pytest.mark.parametrize("text", ["", "[", "3", '["a"]', "[NaN]", "[" * 100_000])
+def test_lists_of_movq_weights_that_are_none(make_weights, text):
+    with pytest.raises(MovqError, match=r"has latents_mean .*, which is not a list of numbers"):
+        open_checkpoint(make_weights(metadata={"latents_mean": text}))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"_class_name": "AutoencoderKLWan", "z_dim": 16},
+        {"architectures": ["T5EncoderModel"], "model_type": "t5", "layers_per_block": "many"},
+        {"model_type": "llama"},
+    ],
+    ids=str,
+)
+def test_a_config_of_another_model_is_passed_over(vae, other):
+    """A flat folder where the files of several models lie together, of which one wrote config.json last."""
+    before = open_checkpoint(vae)
+    (vae / "config.json").write_text(json.dumps(other))
+    for path in (vae, vae / SINGLE):
+        with pytest.warns(
+            MovqWarning, match=r"^the weights' config.json is another model's, \"\w+\": it is passed over, and shapes"
+        ):
+            checkpoint = open_checkpoint(path)
+        assert (checkpoint.digest, checkpoint.config) == (before.digest, before.config)
+        assert checkpoint.metadata["scaling_factor"] == ""
+        assert str(vae / "config.json") not in checkpoint.files
+    edit(vae / SINGLE, lambda tensors: tensors.pop("encoder.conv_out.conv.weight"))
+    with pytest.warns(MovqWarning), pytest.raises(MovqError, match=r"lacks encoder.conv_out.conv.weight"):
+        open_checkpoint(vae)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "vae.", "first_stage_model.", "module._orig_mod.", "model.first_stage_model."]
+)
+@pytest.mark.parametrize("kind", ["diffusers", "sat"])
+def test_a_common_prefix_is_taken_off(tmp_path, prefix, kind):
+    """As DDP, torch.compile, pipelines and their wrappers in one another save; the digest is the plain model's."""
+    state = small_vae().state_dict() if kind == "diffusers" else sat_state()
+    save_file(state, tmp_path / "plain.safetensors")
+    save_file({prefix + name: tensor for name, tensor in state.items()}, tmp_path / "wrapped.safetensors")
+    plain, wrapped = (open_checkpoint(tmp_path / f"{name}.safetensors") for name in ("plain", "wrapped"))
+    assert (wrapped.digest, wrapped.layout, wrapped.config) == (plain.digest, kind, plain.config)
+    assert all(map(torch.equal, wrapped.load_encoder().parameters(), plain.load_encoder().parameters()))
+
+
+def test_an_all_in_one_file(tmp_path):
+    """The tensors of other networks are left out, whatever their dtype, and the user is told."""
+    others = {
+        "model.diffusion_model.x.weight": torch.zeros(2),
+        "conditioner.embedders.0.position_ids": torch.arange(3),
+        "scale": torch.zeros(1, dtype=torch.float8_e4m3fn),
+    }
+    save_file({f"vae.{name}": tensor for name, tensor in sat_state().items()} | others, tmp_path / "all.safetensors")
+    save_file(sat_state(), tmp_path / "plain.safetensors")
+    told = r"come with other networks \(conditioner, model, scale\): only the tensors under vae. are taken"
+    with pytest.warns(MovqWarning, match=told):
+        checkpoint = open_checkpoint(tmp_path / "all.safetensors")
+    assert checkpoint.digest == open_checkpoint(tmp_path / "plain.safetensors").digest
+
+
+def test_prefixes_that_do_not_help(tmp_path):
+    """Unknown names are given as the file has them; of two autoencoders none is taken."""
+    state = {f"vae.{name}": tensor for name, tensor in sat_state().items()}
+    for more, reason in (
+        ({"vae.encoder.mid.attn_1.q.weight": torch.zeros(1)}, "has vae.encoder.mid.attn_1.q.weight, which CogVideo's"),
+        (
+            {name.replace("vae.", "ema."): tensor + 1 for name, tensor in state.items()},
+            r"holds several autoencoders, under ema\., vae\.: ",
+        ),
+        ({name: tensor + 1 for name, tensor in sat_state().items()}, "has vae.decoder"),
+    ):
+        save_file(state | more, tmp_path / "vae.safetensors")
+        with pytest.raises(MovqError, match=reason):
+            open_checkpoint(tmp_path / "vae.safetensors")
+    save_file(dict(zip("edcba", torch.zeros(5, 1), strict=True)), tmp_path / "odd.safetensors")
+    with pytest.raises(MovqError, match=r"or CogVideo's names; its tensors are a, b, c and 2 more$"):
+        open_checkpoint(tmp_path / "odd.safetensors")
 
 
 def test_a_config_that_lies(vae):

@@ -25,7 +25,7 @@ INSIDE = {
         __init__ reader child write pictures clock frames decoding counting keyframes integrity sidedata container stills
         transport raw exif messages selection colour geometry info
     """,
-    "checkpoints": "__init__ convert checkpoint locate layouts",
+    "checkpoints": "__init__ convert checkpoint locate cache folders layouts configs",
     "model": "__init__ encoder decoder quantizers blocks stages norms causal strips store convolution cost config",
 }
 

@@ -136,6 +136,10 @@ def test_strips_that_a_network_cannot_take_are_refused():
             encoder("frame")(x, StreamCache(strip_rows=20))
         with pytest.raises(ValueError, match="32 rows for a network that takes whole pictures"):
             encoder("frame", attn_resolutions=(32,))(x, StreamCache(strip_rows=32))
+        with pytest.raises(ValueError, match="height is a multiple of 8 are cut into strips, got 61x32"):
+            encoder("frame")(x[:, :, :, :61], StreamCache(strip_rows=32))
+        odd = encoder("frame")(x[:, :, :, :61, :29], StreamCache(strip_rows=64))
+        assert odd.shape[3:] == (7, 3)  # it is not cut
 
 
 def test_gradients_need_one_piece():

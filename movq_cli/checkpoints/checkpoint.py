@@ -2,7 +2,8 @@
 
 A movq weights file is a safetensors file with tensors `encoder.*` and usually `decoder.*`. Its metadata are `format` =
 "movq-weights", `format_version` = "1", `name`, `config` (JSON), `scaling_factor`, `shift_factor`,
-`invert_scale_latents`, `semantics`, `licence` and `source`. Files of diffusers and CogVideo are read as they are:
+`invert_scale_latents`, `semantics`, `licence` and `source`, and `latents_mean` and `latents_std` (JSON) if its origin
+had them. Files of diffusers and CogVideo are read as they are:
 locate.py finds them, layouts.py knows their tensor names.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -23,7 +25,9 @@ from ..errors import MovqError, about
 from ..files import BLOCK, os_reason
 from ..headers import Header, TensorEntry, read_header
 from ..model.config import AutoencoderConfig
-from .layouts import LAYOUTS, describe, parse_object, some
+from ..values import is_numbers
+from .configs import LISTS, parse_object, some
+from .layouts import LAYOUTS, describe
 from .locate import Located, locate, refuse_pytorch
 
 if TYPE_CHECKING:
@@ -81,7 +85,7 @@ class Checkpoint:
     """Weights whose headers have been read and checked. Make one with `open_checkpoint`.
 
     `path` is the file, or the folder of several files; `files` are all files read. `layout` is "movq", "diffusers" or
-    "sat" (CogVideo's own). `metadata` has the keys SAID. `tensors` has movq's names in every layout.
+    "sat" (CogVideo's own). `metadata` has the keys SAID, and LISTS if they are known. `tensors` has movq's names in every layout.
     """
 
     path: str
@@ -102,6 +106,18 @@ class Checkpoint:
         if self.config.norm_scope == "frame":
             return "frame"
         return self.metadata["semantics"] or LAYOUTS[self.layout][1]
+
+    def numbers(self, key: str) -> list[float] | None:
+        """Return one of LISTS; None if the weights do not have it. Raises MovqError if it is not a list of numbers."""
+        if (text := self.metadata.get(key)) is None:
+            return None
+        try:
+            numbers = json.loads(text)
+        except (ValueError, RecursionError):
+            numbers = None
+        if not is_numbers(numbers):
+            raise MovqError(f"has {key} {text[:40]!r}, which is not a list of numbers", self.path)
+        return numbers  # type: ignore[no-any-return]
 
     @property
     def parameters(self) -> dict[str, int]:
@@ -329,6 +345,7 @@ def _open_movq(located: Located, header: Header) -> Checkpoint:
         raise MovqError(f"its config cannot be used: {error}") from None
     said = {key: metadata.get(key, "") for key in SAID}
     said["name"] = said["name"] or located.name
+    said |= {key: metadata[key] for key in LISTS if key in metadata}
     file = located.weights[0]
     # LFQ's mask is a constant of its class, whether a file has it or not.
     tensors = {name: entry for name, entry in header.tensors.items() if not (config.codes and name == _MASK)}
@@ -371,6 +388,8 @@ def _check(checkpoint: Checkpoint) -> None:
         raise MovqError(
             f"its config asks for {config.levels * config.num_res_blocks} blocks, it has {len(tensors)} tensors"
         )
+    for key in LISTS:
+        checkpoint.numbers(key)
     said = checkpoint.metadata["semantics"]
     if config.norm_scope == "whole" and said not in ("", "whole", "diffusers"):
         raise MovqError(f"has semantics {said!r}; weights with whole-clip norms have whole or diffusers")

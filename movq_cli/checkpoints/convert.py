@@ -29,7 +29,8 @@ from .checkpoint import (
     require_fit,
     torch_dtypes,
 )
-from .layouts import describe, some
+from .configs import some
+from .layouts import describe, without_prefix
 from .locate import Located, is_pytorch, locate
 
 _WRAPPERS = ("state_dict", "model", "module")
@@ -57,10 +58,10 @@ def convert_checkpoint(
     """
     given = {"name": name, "licence": licence, "scaling_factor": scaling_factor}
     _check_given(given)
-    located = locate(source)
+    located = locate(source, pytorch=True)
     refuse_inputs(output, *located.weights, *(file for file in (located.index, located.config) if file is not None))
     with WholeFile(output, force=force) as file:
-        if len(located.weights) == 1 and is_pytorch(located.weights[0]):
+        if all(map(is_pytorch, located.weights)):
             model: Checkpoint = _open_pytorch(located, ema)
         elif ema:
             raise MovqError(f"has no averaged weights ({option('ema')}): only PyTorch files do", located.path)
@@ -118,19 +119,23 @@ _SHARED = 2
 
 
 def _open_pytorch(located: Located, ema: bool) -> Checkpoint:
-    (path,) = located.weights
-    with about(path):
-        state = _choose(_state(load_pytorch(path)), ema)
+    with about(located.path):
+        held: dict[str, Any] = {}
+        for path in located.weights:
+            with about(path):
+                held |= _held(load_pytorch(path))
+        state = _choose(_state(held), ema)
         for key, tensor in state.items():
             if tensor.dtype not in _DTYPE_NAMES or tensor.layout is not torch.strided or tensor.device.type != "cpu":
                 raise MovqError(f"tensor {key} is {tensor.dtype} on {tensor.device}, not one of {', '.join(DTYPES)}")
-        if sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > os.path.getsize(path) * _SHARED:
+        size = sum(map(os.path.getsize, located.weights))
+        if sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > size * _SHARED:
             raise MovqError("has tensors that are far larger than the file")
         described = describe({key: tuple(tensor.shape) for key, tensor in state.items()}, located.config)
     named = {ours: state[key] for ours, key in described.names.items()}
     said = {"name": located.name, "source": located.source}
     return _PyTorchFile(
-        path,
+        located.path,
         located.weights,
         described.layout,
         described.config,
@@ -157,13 +162,18 @@ def load_pytorch(path: str) -> Any:
         raise MovqError(f"is not a whole PyTorch file ({reason})") from None
 
 
-def _state(held: Any) -> dict[str, Tensor]:
-    """Return the state dict, which may be saved under one of the names in _WRAPPERS, without the tensors of losses."""
-    if isinstance(held, dict):
-        held = next((held[key] for key in _WRAPPERS if key in held), held)
-    if not isinstance(held, dict):
-        raise MovqError(f"holds a {type(held).__name__}, not tensors by name")
-    state = {str(key): value for key, value in held.items() if "loss" not in str(key)}
+def _held(contents: Any) -> dict[str, Any]:
+    """Return what a file holds by name; the state dict may be saved under one of the names in _WRAPPERS."""
+    if isinstance(contents, dict):
+        contents = next((contents[key] for key in _WRAPPERS if key in contents), contents)
+    if not isinstance(contents, dict):
+        raise MovqError(f"holds a {type(contents).__name__}, not tensors by name")
+    return {str(key): value for key, value in contents.items()}
+
+
+def _state(held: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the autoencoder's tensors without the prefix of their names, and without the tensors of losses."""
+    state = {key: held[stored] for key, stored in without_prefix(held).items() if "loss" not in key}
     if others := sorted(key for key, value in state.items() if not isinstance(value, Tensor)):
         raise MovqError(f"has {some(others)}, which are no tensors")
     return state

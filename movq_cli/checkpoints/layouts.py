@@ -1,21 +1,19 @@
-"""Checkpoints of diffusers and CogVideo: which layout a file has, movq's name of each tensor, and the config.
+"""Checkpoints of diffusers and CogVideo: which layout a file has, and movq's name of each tensor.
 
 CogVideo's own files ("sat") name tensors as movq's modules do. diffusers renames them, and counts the decoder's levels
-from the other end. A diffusers config.json is read; without one the config is inferred from shapes. No torch here.
+from the other end. Wrappers (`module.`) and files of several networks (`vae.`) put a prefix in front. No torch here.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import re
+import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from ..errors import MovqError, about
-from ..files import os_reason
-from ..model.config import NORM_EPS, NORM_GROUPS, AutoencoderConfig
+from ..errors import MovqError, MovqWarning, about
+from ..model.config import AutoencoderConfig
+from .configs import CODEBOOK, config_of, inferred_config, other_model, read_object, scaling_in, some
 
 LAYOUTS = {
     "movq": ("movq weights", "whole"),
@@ -23,12 +21,6 @@ LAYOUTS = {
     "sat": ("CogVideo names", "whole"),
 }
 """By layout: what it is called, and how weights with whole-clip norms are run if their file does not say."""
-
-JSON_BYTES = 1 << 20
-"""The most bytes of a config or index file that is read."""
-
-_RESOLUTION = 256
-"""The `resolution` of the published models. It matters only if there is attention."""
 
 _FIELDS = {
     "net": "encoder|decoder",
@@ -77,10 +69,9 @@ def _pattern(template: str) -> re.Pattern[str]:
 _TO_DIFFUSERS = [(_pattern(ours), theirs) for ours, theirs in _PAIRS]
 _FROM_DIFFUSERS = [(_pattern(theirs), ours) for ours, theirs in _PAIRS]
 _OURS = [_pattern(ours) for ours, _ in _PAIRS] + [_pattern(ours) for ours in _OURS_ALONE]
-_CODEBOOK = "quantize.embedding.weight"
-"""The codebook of MoVQ's and VQGAN's checkpoints, whose other arguments change nothing of what is encoded."""
 _BETWEEN = ("quant_conv.", "post_quant_conv.")
-_BETA = 0.25
+_ANY = "encoder.conv_in.conv.weight"
+"""A name that the encoder has in every layout."""
 
 
 def to_diffusers(name: str, config: AutoencoderConfig) -> str:
@@ -113,7 +104,7 @@ class Description:
 
     `layout` is "diffusers" or "sat". `names` maps movq's name of each tensor to the stored one. If a config.json was
     read, `read_config` is True and `scaling` has scaling_factor, shift_factor and invert_scale_latents as text ("" if
-    unknown); otherwise `scaling` is empty.
+    unknown), and latents_mean and latents_std if the config has them; otherwise `scaling` is empty.
     """
 
     layout: str
@@ -126,253 +117,73 @@ class Description:
 def describe(shapes: Mapping[str, tuple[int, ...]], config_file: str | None) -> Description:
     """Describe tensors by the shapes of their stored names, and by the config.json next to them, if any.
 
-    A config.json is read only for diffusers' layout. Raises MovqError for a name that is not known, naming it, and for
-    a config or shapes that make no network of movq's.
+    A config.json is read only for diffusers' layout, and passed over with a warning if it is another model's. Raises
+    MovqError for a name that is not known, naming it, and for a config or shapes that make no network of movq's.
     """
+    plain = without_prefix(shapes)
     layout = (
-        "diffusers" if any(re.match(r"\w+\.(down_blocks|up_blocks|mid_block)\.", name) for name in shapes) else "sat"
+        "diffusers" if any(re.match(r"\w+\.(down_blocks|up_blocks|mid_block)\.", name) for name in plain) else "sat"
     )
-    names = _from_diffusers(shapes) if layout == "diffusers" else _as_ours(shapes)
+    ours = _from_diffusers(plain) if layout == "diffusers" else _as_ours(plain)
+    names = {name: plain[stored] for name, stored in ours.items()}
     if layout == "diffusers" and config_file is not None:
         values = read_object(config_file)
+        other = other_model(values)
         with about(config_file):
-            return Description(layout, names, _read_config(values), _scaling(values), True)
-    config = _inferred_config({ours: shapes[stored] for ours, stored in names.items()})
+            if not other:
+                return Description(layout, names, config_of(values), scaling_in(values), True)
+        text = f"the weights' config.json is another model's, {other}: it is passed over, and shapes of tensors give the config"
+        warnings.warn(MovqWarning(text), stacklevel=2)
+    config = inferred_config({name: shapes[stored] for name, stored in names.items()})
     return Description(layout, names, config, {}, False)
 
 
-def _from_diffusers(stored: Iterable[str]) -> dict[str, str]:
+def without_prefix(stored: Iterable[str]) -> dict[str, str]:
+    """Map the names of an autoencoder's tensors without their common prefix, if they have one, to the stored names.
+
+    Tensors without the prefix are other networks'; they are left out with a warning. Raises MovqError for several
+    autoencoders.
+    """
+    names = list(stored)
+    prefixes = {name.removesuffix(_ANY) for name in names if name.endswith(f".{_ANY}")}
+    if not prefixes or _ANY in names:
+        return {name: name for name in names}
+    if len(prefixes) > 1:
+        raise MovqError(f"holds several autoencoders, under {some(sorted(prefixes))}: movq needs a file of one")
+    (prefix,) = prefixes
+    plain = {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
+    if others := sorted(set(names) - set(plain.values())):
+        networks = sorted({name.split(".", 1)[0] for name in others})
+        text = f"the weights come with other networks ({some(networks)}): only the tensors under {prefix} are taken"
+        warnings.warn(MovqWarning(text), stacklevel=2)
+    return plain
+
+
+def _from_diffusers(plain: Mapping[str, str]) -> dict[str, str]:
     levels = {network: set[str]() for network in ("down_blocks", "up_blocks")}
-    for name in stored:
+    for name in plain:
         if found := re.fullmatch(r"(?:encoder|decoder)\.(down_blocks|up_blocks)\.([0-9]+)\..*", name):
             levels[found[1]].add(found[2])
     count = len(levels["down_blocks"] or levels["up_blocks"])
-    renamed = {name: _rename(name, _FROM_DIFFUSERS, count) for name in stored}
-    _refuse_unknown([name for name, ours in renamed.items() if ours is None], "diffusers'")
+    renamed = {name: _rename(name, _FROM_DIFFUSERS, count) for name in plain}
+    _refuse_unknown([plain[name] for name, ours in renamed.items() if ours is None], "diffusers'")
     return {ours: name for name, ours in renamed.items() if ours is not None}
 
 
-def _as_ours(stored: Iterable[str]) -> dict[str, str]:
-    names = {name: name for name in stored if name == _CODEBOOK or any(one.fullmatch(name) for one in _OURS)}
-    unknown = [name for name in stored if name not in names]
+def _as_ours(plain: Mapping[str, str]) -> dict[str, str]:
+    names = {name: name for name in plain if name == CODEBOOK or any(one.fullmatch(name) for one in _OURS)}
+    unknown = [name for name in plain if name not in names]
     if not names:
-        raise MovqError("holds neither movq weights nor a CogVideoX autoencoder in diffusers' or CogVideo's names")
-    if between := [name for name in unknown if name.startswith(_BETWEEN)]:
+        raise MovqError(
+            "holds neither movq weights nor a CogVideoX autoencoder in diffusers' or CogVideo's names; "
+            f"its tensors are {some(sorted(plain.values())) or 'none'}"
+        )
+    if between := [plain[name] for name in unknown if name.startswith(_BETWEEN)]:
         raise MovqError(f"has {some(sorted(between))}: movq runs no layers between the networks and a quantiser")
-    _refuse_unknown(unknown, "CogVideo's")
+    _refuse_unknown([plain[name] for name in unknown], "CogVideo's")
     return names
 
 
 def _refuse_unknown(names: list[str], whose: str) -> None:
     if names:
         raise MovqError(f"has {some(sorted(names))}, which {whose} CogVideoX autoencoder has not")
-
-
-def some(names: list[str]) -> str:
-    """Return the first three names, and how many more there are, as text."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def read_object(path: str) -> dict[str, Any]:
-    """Return the JSON object in a file. Raises MovqError if it cannot be read or is not a valid one."""
-    try:
-        with open(path, "rb") as file:
-            return parse_object(file.read(JSON_BYTES + 1))
-    except OSError as error:
-        raise MovqError(os_reason(error), path) from None
-    except ValueError as error:
-        raise MovqError(f"cannot be used: {error}", path) from None
-
-
-def parse_object(text: str | bytes) -> dict[str, Any]:
-    """Parse a JSON object. Raises ValueError with the reason if it is not valid, as when a name occurs twice."""
-    if len(text) > JSON_BYTES:
-        raise ValueError(f"is more than {JSON_BYTES} bytes long")
-    try:
-        values = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    except RecursionError:
-        raise ValueError("is nested too deeply") from None
-    if not isinstance(values, dict):
-        raise ValueError("is not a JSON object")
-    return values
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"names {twice!r} twice")
-    return values
-
-
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"has the number {text}")
-
-
-_PUBLISHED: dict[str, Any] = {  # diffusers' defaults, for what config.json leaves out
-    "in_channels": 3,
-    "out_channels": 3,
-    "block_out_channels": [128, 256, 256, 512],
-    "latent_channels": 16,
-    "layers_per_block": 3,
-    "temporal_compression_ratio": 4,
-}
-_ONLY: dict[str, Any] = {  # fixed in movq's network; config.json may leave it out, but not differ
-    "_class_name": "AutoencoderKLCogVideoX",
-    "act_fn": "silu",
-    "norm_num_groups": NORM_GROUPS,
-    "norm_eps": NORM_EPS,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-    "latents_mean": None,
-    "latents_std": None,
-}
-_BLOCK_TYPES = {"down_block_types": "CogVideoXDownBlock3D", "up_block_types": "CogVideoXUpBlock3D"}
-
-
-def _read_config(values: Mapping[str, Any]) -> AutoencoderConfig:
-    for name, only in _ONLY.items():
-        if values.get(name, only) != only:
-            raise MovqError(f"has {name} {_json(values[name])}; movq's network has {_json(only)}")
-    said = {name: values.get(name, default) for name, default in _PUBLISHED.items()}
-    channels = said["block_out_channels"]
-    if not isinstance(channels, list) or not channels or not all(type(n) is int and n > 0 for n in channels):
-        raise MovqError(f"has block_out_channels {_json(channels)}, not a list of whole numbers above 0")
-    if any(n % channels[0] for n in channels):
-        raise MovqError(f"has block_out_channels {_json(channels)}, which are not multiples of the first")
-    for name, only in _BLOCK_TYPES.items():
-        if values.get(name, [only] * len(channels)) != [only] * len(channels):
-            raise MovqError(
-                f"has {name} {_json(values[name])}; movq's network has {only} at each of {len(channels)} levels"
-            )
-    ratio = said["temporal_compression_ratio"]
-    return _config(
-        ch=channels[0],
-        ch_mult=tuple(n // channels[0] for n in channels),
-        num_res_blocks=said["layers_per_block"],
-        in_channels=said["in_channels"],
-        out_ch=said["out_channels"],
-        z_channels=said["latent_channels"],
-        temporal_compress_times=int(ratio) if isinstance(ratio, float) and ratio.is_integer() else ratio,
-        attn_resolutions=(),
-        zq_ch=None,
-    )
-
-
-def diffusers_config(config: AutoencoderConfig) -> dict[str, Any]:
-    """Return the config from which diffusers builds the same network. Raises MovqError if it cannot build it."""
-    theirs = {
-        "in_channels": config.in_channels,
-        "out_channels": config.out_ch,
-        "block_out_channels": [config.level_channels(i) for i in range(config.levels)],
-        "latent_channels": config.z_channels,
-        "layers_per_block": config.num_res_blocks,
-        "temporal_compression_ratio": config.temporal_factor,
-        **{name: [kind] * config.levels for name, kind in _BLOCK_TYPES.items()},
-    }
-    ours = asdict(config) | {"dropout": 0.0, "resolution": _RESOLUTION}
-    different = sorted(name for name, value in asdict(_read_config(theirs)).items() if ours[name] != value)
-    if different:
-        raise MovqError(f"diffusers' AutoencoderKLCogVideoX cannot have {some([f'{n} {ours[n]}' for n in different])}")
-    return theirs
-
-
-def _config(**values: Any) -> AutoencoderConfig:
-    try:
-        return AutoencoderConfig(resolution=_RESOLUTION, **values)
-    except (ValueError, TypeError) as error:
-        raise MovqError(f"makes no network: {error}") from None
-
-
-def _scaling(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return as text how a diffusion model scales latents. Raises MovqError for values of the wrong type."""
-    invert = values.get("invert_scale_latents")
-    if invert is not None and type(invert) is not bool:
-        raise MovqError(f"has invert_scale_latents {_json(invert)}, neither true nor false")
-    said = {"invert_scale_latents": "" if invert is None else _json(invert)}
-    for name in ("scaling_factor", "shift_factor"):
-        value = values.get(name)
-        if value is not None and (type(value) not in (int, float) or value in (math.inf, -math.inf)):
-            raise MovqError(f"has {name} {_json(value)}, which is not a number")
-        said[name] = "" if value is None else str(value)
-    return said
-
-
-def _json(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def _inferred_config(shapes: Mapping[str, tuple[int, ...]]) -> AutoencoderConfig:
-    """Infer the config from shapes by movq's names. Raises MovqError for shapes that make no network.
-
-    Time is compressed by 4 and padded with the first frame, as in every published model.
-    """
-    ch, in_channels = _conv_channels(shapes, "encoder.conv_in.conv.weight")
-    moments, _ = _conv_channels(shapes, "encoder.conv_out.conv.weight")
-    z_channels, quantizer = _latent_channels(moments, shapes.get(_CODEBOOK))
-    levels, blocks = _levels(shapes, "encoder.down")
-    widths = [_conv_channels(shapes, f"encoder.down.{i}.block.0.conv1.conv.weight")[0] for i in range(levels)]
-    if any(width % ch for width in widths):
-        raise MovqError(f"has levels of {', '.join(map(str, widths))} channels, which are not multiples of {ch}")
-    out_ch, zq_ch = in_channels, None
-    if any(name.startswith("decoder.") for name in shapes):
-        out_ch, _ = _conv_channels(shapes, "decoder.conv_out.conv.weight")
-        _, zq_ch = _conv_channels(shapes, "decoder.norm_out.conv_y.conv.weight")
-        if _levels(shapes, "decoder.up") != (levels, blocks + 1):
-            raise MovqError(
-                f"has an encoder of {levels} levels of {blocks} blocks, and a decoder not of {levels} levels of {blocks + 1}"
-            )
-    attention = (i for i in range(levels) if any(name.startswith(f"encoder.down.{i}.attn.") for name in shapes))
-    return _config(
-        ch=ch,
-        ch_mult=tuple(width // ch for width in widths),
-        num_res_blocks=blocks,
-        in_channels=in_channels,
-        out_ch=out_ch,
-        z_channels=z_channels,
-        double_z=moments == 2 * z_channels,
-        quantizer=quantizer,
-        attn_resolutions=tuple(_RESOLUTION // 2**i for i in attention),
-        zq_ch=zq_ch,
-    )
-
-
-def _latent_channels(moments: int, codebook: tuple[int, ...] | None) -> tuple[int, dict[str, Any] | None]:
-    """Return how many channels latents have, and the quantiser of a codebook of this shape, if there is one.
-
-    Raises MovqError if the encoder gives neither such latents nor their mean and log variance.
-    """
-    if codebook is None:
-        if moments % 2:
-            raise MovqError(f"gives {moments} channels, which are not mean and log variance")
-        return moments // 2, None
-    if len(codebook) != len(("entries", "channels")) or moments not in (codebook[1], 2 * codebook[1]):
-        raise MovqError(f"gives {moments} channels, which its codebook {_CODEBOOK} of {list(codebook)} does not take")
-    entries, channels = codebook
-    return channels, {"kind": "VectorQuantizer2", "n_e": entries, "e_dim": channels, "beta": _BETA}
-
-
-def _conv_channels(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, int]:
-    """Return the output and input channels of a 3-D convolution's weight."""
-    if name not in shapes:
-        raise MovqError(f"lacks {name}")
-    if len(shapes[name]) != 5 or 0 in shapes[name]:
-        raise MovqError(f"tensor {name} has shape {list(shapes[name])}, which is no 3-D convolution's")
-    return shapes[name][0], shapes[name][1]
-
-
-def _levels(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> tuple[int, int]:
-    """Return the number of levels, and the number of blocks in each. Raises MovqError if blocks are missing."""
-    blocks: dict[int, set[int]] = {}
-    for name in shapes:
-        if found := re.match(rf"{re.escape(prefix)}\.([0-9]+)\.block\.([0-9]+)\.", name):
-            blocks.setdefault(int(found[1]), set()).add(int(found[2]))
-    each = [len(blocks[i]) for i in sorted(blocks)]
-    if sorted(blocks) != list(range(len(blocks))) or any(blocks[i] != set(range(each[0])) for i in blocks):
-        listed = "; ".join(f"{i}: {', '.join(map(str, sorted(blocks[i])))}" for i in sorted(blocks))
-        raise MovqError(f"lacks blocks: every level of {prefix} has as many, here are {listed}")
-    if not blocks:
-        raise MovqError(f"lacks {prefix}.0.block.0")
-    return len(blocks), each[0]

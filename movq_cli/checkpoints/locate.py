@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import MovqError
+from ..errors import MovqError, MovqWarning
 from ..files import file_name, os_reason, require_file
-from .layouts import read_object
+from .cache import MAIN, hub_cache, names_of, parse_id, revisions, snapshot
+from .configs import read_object, some
+from .folders import SINGLE, VAE, WeightsFile, choose_weights, contents, weights_file, weights_files
 
-SINGLE = "diffusion_pytorch_model.safetensors"
-INDEX = f"{SINGLE}.index.json"
-_VAE = "vae"
 _CONFIG = "config.json"
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _FILE_SUFFIXES = {
     *(".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".json"),
     *(".tar", ".zip", ".npy", ".npz", ".txt", ".csv", ".jsonl"),
@@ -45,47 +44,54 @@ class Located:
     config: str | None = None
 
 
-def locate(path_or_id: str | os.PathLike[str]) -> Located:
-    """Find the files of a path or model id. Raises MovqError if there are none; for an id it says how to fetch it."""
+def locate(path_or_id: str | os.PathLike[str], pytorch: bool = False) -> Located:
+    """Find the files of a path or model id. Raises MovqError if it has none; for an id it says how to fetch it.
+
+    With `pytorch`, a folder may have only PyTorch files.
+    """
     text = os.fspath(path_or_id)
     if os.path.isdir(text):
-        folder = _folder_of_weights(text)
-        if folder is None:
-            raise MovqError(f"has no {SINGLE}, nor its index, nor a {_VAE} folder with one", text)
-        return _in_folder(folder, _folder_name(folder))
-    if is_model_id(text):
-        folder = _in_cache(text)
-        if folder is None:
+        file = choose_weights(text, pytorch)
+        if file is None:
             raise MovqError(
-                f"no such file or folder, and no model of that id in the Hugging Face cache {hub_cache()}; "
-                f"to fetch it: {fetching(text)}",
-                text,
+                f"has no {SINGLE}, nor its index, nor a {VAE} folder with one; it has {contents(text)}", text
             )
-        return _in_folder(folder, text)
+        return _of_file(file, _folder_name(file.folder))
+    if is_model_id(text):
+        located = _in_cache(text, pytorch)
+        if located is None:
+            raise _not_cached(text)
+        return located
     require_file(text)
+    index = weights_file(os.path.dirname(text) or ".", os.path.basename(text))
+    if index is not None and index.is_index:
+        return _of_file(index, _folder_name(index.folder))
     return Located(text, Path(file_name(text)).stem, file_name(text), (text,), config=_config_in(os.path.dirname(text)))
 
 
 def locate_cached(model: str) -> Located | None:
     """Find a model in the Hugging Face cache and in no other place. Returns None if it is not there, or is no model id."""
-    folder = _in_cache(model) if _ID.fullmatch(model) else None
-    return None if folder is None else _in_folder(folder, model)
+    return _in_cache(model) if parse_id(model) else None
 
 
-def fetching(model: str) -> str:
+def fetching(text: str) -> str:
     """Return the command that downloads a model's autoencoder to the Hugging Face cache; "" if its id is not valid."""
-    return "" if _ID.fullmatch(model) is None else f'hf download {model} --include "{_VAE}/*"'
+    parsed = parse_id(text)
+    if parsed is None:
+        return ""
+    revision = "" if parsed[1] == MAIN else f"--revision {parsed[1]} "
+    return f'hf download {parsed[0]} {revision}--include "{VAE}/*"'
 
 
 def is_model_id(text: str) -> bool:
-    """Return True if a text looks like ORG/NAME, without the suffix of a file, and is not an existing path."""
+    """Return True if a text looks like ORG/NAME or ORG/NAME@REVISION, without a file's suffix, and no such path exists."""
     suffix = os.path.splitext(text)[1].lower()
-    return _ID.fullmatch(text) is not None and suffix not in _FILE_SUFFIXES and not os.path.lexists(text)
+    return parse_id(text) is not None and suffix not in _FILE_SUFFIXES and not os.path.lexists(text)
 
 
 def holds_weights(folder: str | os.PathLike[str]) -> bool:
-    """Return True if a folder is a diffusers autoencoder or a whole model with one."""
-    return _folder_of_weights(os.fspath(folder)) is not None
+    """Return True if a folder is a diffusers autoencoder or a whole model with one, also one of PyTorch files."""
+    return bool(weights_files(os.fspath(folder)))
 
 
 def is_pytorch(path: str) -> bool:
@@ -108,63 +114,51 @@ def refuse_pytorch(path: str) -> None:
         )
 
 
-def hub_cache() -> str:
-    """Return the folder of the Hugging Face cache, found in the same way as huggingface_hub does."""
-    environment = os.environ
-    home = environment.get("HF_HOME") or os.path.join(environment.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    cache = environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
-    return os.path.expanduser(os.path.expandvars(cache))
-
-
-def _in_cache(model: str) -> str | None:
-    """Return the folder of the autoencoder's weights in the cached main revision of a model, or None."""
-    for name in (INDEX, SINGLE, f"{_VAE}/{INDEX}", f"{_VAE}/{SINGLE}"):
-        path = _cached_file(model, name)
-        if path is not None:
-            return os.path.dirname(path)
+def _in_cache(text: str, pytorch: bool = False) -> Located | None:
+    """Return the files of a model id in the cache, also under its organisation's other name, with a warning."""
+    parsed = parse_id(text)
+    assert parsed is not None
+    model, revision = parsed
+    for name in names_of(model):
+        folder = snapshot(name, revision)
+        file = None if folder is None else choose_weights(folder, pytorch)
+        if file is not None:
+            if name != model:
+                warnings.warn(MovqWarning(f"the Hugging Face cache has {model} as {name}, which is used"), stacklevel=2)
+            return replace(_of_file(file, text), source=text.replace(model, name, 1))
     return None
 
 
-def _cached_file(model: str, name: str) -> str | None:
-    """Return the path of a model's file in the cache, or None. Uses huggingface_hub, or without it the same rules."""
-    try:
-        from huggingface_hub import try_to_load_from_cache
-    except ImportError:
-        stored = Path(hub_cache(), f"models--{model.replace('/', '--')}")
-        try:
-            commit = (stored / "refs" / "main").read_text(encoding="ascii").strip()
-        except (OSError, ValueError):
-            return None
-        path = stored / "snapshots" / commit / name
-        return str(path) if _is_base_name(commit) and path.is_file() else None
-    try:
-        found = try_to_load_from_cache(model, name, cache_dir=hub_cache())
-    except ValueError:  # not a valid model id
-        return None
-    return found if isinstance(found, str) else None
-
-
-def _folder_of_weights(folder: str) -> str | None:
-    for candidate in (folder, os.path.join(folder, _VAE)):
-        if any(os.path.isfile(os.path.join(candidate, name)) for name in (INDEX, SINGLE)):
-            return candidate
-    return None
+def _not_cached(text: str) -> MovqError:
+    """Return the error of an id that the cache does not have, which names the revisions that it has."""
+    parsed = parse_id(text)
+    assert parsed is not None
+    model, revision = parsed
+    found = [f"{name}@{each}" for name in names_of(model) for each in revisions(name)]
+    has = f"no revision {revision} of it" if found else "no model of that id"
+    others = f", but {some(found)}: name one of these" if found else ""
+    return MovqError(
+        f"no such file or folder, and {has} in the Hugging Face cache {hub_cache()}{others}; "
+        f"to fetch it: {fetching(text)}",
+        text,
+    )
 
 
 def _folder_name(folder: str) -> str:
     """Return a folder's name, or its parent's if the folder is called vae, as in every whole model."""
     path = Path(os.path.abspath(folder))
-    return file_name(path.parent if path.name == _VAE and path.parent.name else path)
+    return file_name(path.parent if path.name == VAE and path.parent.name else path)
 
 
-def _in_folder(folder: str, name: str) -> Located:
-    """Return the files of a folder. An index takes precedence over a single file, as in diffusers.
+def _of_file(file: WeightsFile, name: str) -> Located:
+    """Return the files of a folder by its weights file, or by the index of several.
 
     Raises MovqError for an index that is invalid or names files that do not exist.
     """
-    config, index = _config_in(folder), os.path.join(folder, INDEX)
-    if not os.path.isfile(index):
-        return Located(folder, name, name, (os.path.join(folder, SINGLE),), config=config)
+    folder, config = file.folder, _config_in(file.folder)
+    if not file.is_index:
+        return Located(folder, name, name, (file.path,), config=config)
+    index = file.path
     placed = read_object(index).get("weight_map")
     if not isinstance(placed, dict) or not placed:
         raise MovqError("has no weight_map", index)

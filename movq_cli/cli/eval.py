@@ -15,7 +15,7 @@ from ..options import EncodeOptions, ModelOptions
 from . import options as o
 from .habits import slip
 from .paths import picture_output, video_inputs
-from .show import complain, name_of, progress_bar
+from .show import complain, name_of, progress_bar, warned_once
 
 if TYPE_CHECKING:
     from ..evaluate import Evaluation
@@ -119,7 +119,7 @@ def _evaluate_all(
     failed: list[dict[str, str]] = []
     for source in sources:
         try:
-            with progress_bar(quiet) as progress:
+            with progress_bar(quiet) as progress, warned_once():
                 made.append(evaluate_video(source, options, against=against, pairs=frames, progress=progress))
         except MovqUsageError:
             raise

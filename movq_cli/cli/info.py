@@ -21,7 +21,7 @@ from ..options import Selection
 from ..targets import CHANNELS
 from ..values import format_bytes
 from . import options as o
-from .show import codes_of, compared, complain, duration, name_of, odd_rows, plural, shape, tail
+from .show import codes_of, compared, complain, duration, name_of, odd_rows, per_channel, plural, shape, tail
 
 if TYPE_CHECKING:
     from ..checkpoints.checkpoint import Checkpoint
@@ -135,6 +135,7 @@ def _show_latents(latents: Latents, values: dict[str, Any]) -> None:
             "model": f"{m.model}, weights {short(m.weights_digest)}…, {m.weights_licence or 'licence unknown'}",
             "computed": f"in {m.precision}, semantics {m.semantics}, movq {m.movq_version}",
             "scaling": scaling,
+            "per channel": per_channel(values),
             "colour": " / ".join(str(m.preprocessing.get(k, "?")) for k in ("matrix", "range", "transfer")),
             "warnings": m.warnings,
         },
@@ -349,6 +350,7 @@ def _show_exported(path: str, export: ExportDescription) -> None:
 
 def _weights(path: str) -> _Described:
     from ..checkpoints.checkpoint import SAID, open_checkpoint
+    from ..checkpoints.configs import LISTS
 
     checkpoint = open_checkpoint(path)
     values = {
@@ -362,6 +364,7 @@ def _weights(path: str) -> _Described:
         "dtypes": checkpoint.dtypes,
         "config": asdict(checkpoint.config),
         **{key: checkpoint.metadata[key] for key in SAID},
+        **{key: numbers for key in LISTS if (numbers := checkpoint.numbers(key)) is not None},
         "semantics": checkpoint.semantics,
     }
     return values, lambda: _show_weights(checkpoint, values)
@@ -388,6 +391,7 @@ def _show_weights(checkpoint: Checkpoint, values: dict[str, Any]) -> None:
             "licence": said["licence"] or "unknown",
             "scaling": scaling(checkpoint),
             "shift": said["shift_factor"],
+            "per channel": per_channel(values),
             "invert scale": said["invert_scale_latents"],
             "source": said["source"],
         },

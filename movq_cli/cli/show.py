@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.checkpoint import EMBEDDED
+from ..checkpoints.configs import LISTS
 from ..errors import MovqError, printable
 from ..model.config import AutoencoderConfig
 from ..options import CODES, CROP
@@ -154,3 +156,25 @@ def progress_bar(quiet: bool, unit: str = "frames") -> Iterator[Progress]:
             bar.update(done - bar.n)
 
         yield progress
+
+
+@contextmanager
+def warned_once() -> Iterator[None]:
+    """Show each warning only once inside the `with`, as a command may open the same weights several times."""
+    shown: set[str] = set()
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_new(message: Warning | str, *rest: Any, **more: Any) -> None:
+            if str(message) not in shown:
+                shown.add(str(message))
+                show(message, *rest, **more)
+
+        warnings.showwarning = show_new
+        yield
+
+
+def per_channel(values: Mapping[str, Any]) -> str:
+    """Return which lists of a number for each channel are recorded, as text."""
+    recorded = ", ".join(key for key in LISTS if values.get(key))
+    return recorded and f"{recorded} (not applied)"

@@ -33,8 +33,8 @@ def convert(
         str,
         typer.Argument(
             metavar="IN",
-            help="A checkpoint of movq, diffusers or CogVideo: a file (.safetensors, .pt), a folder, or the id of a model "
-            "in the Hugging Face cache.",
+            help="A checkpoint of movq, diffusers or CogVideo: a file (.safetensors, .pt), a folder (also of .bin files), or "
+            "the id of a model in the Hugging Face cache.",
         ),
     ],
     output: Annotated[str, typer.Option("--output", "-o", metavar="OUT", help="The weights file, .safetensors.")],

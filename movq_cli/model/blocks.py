@@ -22,7 +22,7 @@ Norm = GroupNorm | SpatialNorm3D
 class DownSample3D(nn.Module):
     """Halves height and width; with `compress_time` also time, except for the stream's first frame, which is kept.
 
-    (B, C, T, H, W) to (B, C, T', H / 2, W / 2). With `compress_time`, T' is 1 + (T - 1) // 2 for the first chunk of a
+    (B, C, T, H, W) to (B, C, T', H // 2, W // 2). With `compress_time`, T' is 1 + (T - 1) // 2 for the first chunk of a
     stream and T // 2 for later ones. Frames are averaged in pairs. Height and width are halved by a 3x3 convolution of
     stride 2, padded on the right and below, or without `with_conv` by an average.
     """

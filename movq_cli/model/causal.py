@@ -94,6 +94,10 @@ class StreamCache:
         b, c, t, h, w = shape
         return rearrange(self._room[:size].view(b, t, h, w, c), "b t h w c -> b c t h w")
 
+    def cuts(self, height: int) -> bool:
+        """Return True if pictures of so many rows would be cut into strips."""
+        return 0 < self._strip_rows < height
+
     def cut(self, x: Tensor, step: int | None, scale: int = 1) -> list[Tensor]:
         """Cut a chunk (B, C, T, H, W) of the stream's input into strips, from top to bottom.
 
@@ -144,7 +148,8 @@ class StreamCache:
         """Return the picture that an activation (B, C, T, rows, W) is a strip of, in its own rows; None if it is not cut."""
         if self._step is None:
             return None
-        return Picture(self._scaled(self.spans[-1].stop, strip), self._scaled(self._step, strip))
+        step = max(1, self._scaled(self._step, strip))  # an odd picture may have fewer rows than its share
+        return Picture(self._scaled(self.spans[-1].stop, strip), step)
 
     def _scaled(self, rows: int, strip: Tensor) -> int:
         """Return how many rows of an activation, of which `strip` is a strip, stand for `rows` of the stream's input."""

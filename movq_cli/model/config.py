@@ -175,7 +175,7 @@ class AutoencoderConfig:
 
     @property
     def spatial_factor(self) -> int:
-        """Pixels per latent position along height and width. A picture's height and width must be multiples of it."""
+        """Pixels per latent position along height and width. Videos are padded to multiples of it."""
         return int(2 ** (self.levels - 1))
 
     @property

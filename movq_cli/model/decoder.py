@@ -76,12 +76,14 @@ class Decoder3D(nn.Module):
         self.norm_out = SpatialNorm3D(channels, config.zq_ch, norm_scope)
         self.conv_out = CausalConv3d(channels, out_ch, 3, pad_mode)
 
-    def forward(self, z: Tensor, zq: Tensor | None = None, cache: StreamCache | None = None) -> Tensor:
+    def forward(
+        self, z: Tensor, zq: Tensor | None = None, cache: StreamCache | None = None, *, use_cp: bool = False
+    ) -> Tensor:
         """Decode z (B, z_channels, L, H, W). The norms read zq (B, zq_ch, L, H, W), which is z by default.
 
         Without a cache, z is a whole clip. With one, it is the stream's next chunk, of any length. The stream's first
         latent gives 1 frame, later ones give `temporal_factor`. With norm_scope "frame" the outputs of the chunks,
-        joined, equal that of the whole clip.
+        joined, equal that of the whole clip. `use_cp` is ignored, as in the published MOVQDecoder3D.
         """
         (x,) = self.decode_window([(z, z if zq is None else zq)], StreamCache(ends=True) if cache is None else cache)
         return x

@@ -74,12 +74,14 @@ class Encoder3D(nn.Module):
         self.norm_out = GroupNorm(channels, norm_scope)
         self.conv_out = CausalConv3d(channels, config.moment_channels, 3, pad_mode)
 
-    def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
-        """Encode x (B, in_channels, T, H, W) to moments (B, moment_channels, T', H / s, W / s), s the spatial factor.
+    def forward(self, x: Tensor, cache: StreamCache | None = None, *, use_cp: bool = False) -> Tensor:
+        """Encode x (B, in_channels, T, H, W) to moments (B, moment_channels, T', H // s, W // s), s the spatial factor.
 
-        H and W must be multiples of s. Without a cache, x is a whole clip. With one, it is the stream's next chunk:
+        H and W are at least s; what is left over at the right and bottom moves only the latents next to it and the
+        norms, as in the published module. Without a cache, x is a whole clip. With one, it is the stream's next chunk:
         1 + n * factor frames, then n * factor (see `StreamCache.take`). With norm_scope "frame" the outputs of the
-        chunks, joined, equal that of the whole clip.
+        chunks, joined, equal that of the whole clip. `use_cp` is the published flag of context parallelism, which the
+        published module ignores too.
         """
         (z,) = self.encode_window([x], StreamCache(ends=True) if cache is None else cache)
         return z
@@ -105,8 +107,12 @@ class Encoder3D(nn.Module):
         def admitted() -> Iterator[Chunk]:
             for x in chunks:
                 b, _, t, h, w = x.shape
-                if h % s or w % s:
-                    raise ValueError(f"height and width must be multiples of {s}, got {h}x{w}")
+                if h < s or w < s:
+                    raise ValueError(f"height and width must be at least {s}, got {h}x{w}")
+                if h % s and cache.cuts(h):
+                    raise ValueError(
+                        f"only pictures whose height is a multiple of {s} are cut into strips, got {h}x{w}"
+                    )
                 before = cache.frames
                 if cache.take(t, factor=config.temporal_factor, first_chunk_frames=config.first_chunk_frames):
                     yield Chunk(x, ChunkPosition(before, t, cache.ends))

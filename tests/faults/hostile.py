@@ -328,7 +328,8 @@ def config(**changes):
 def folder_of_weights(config_json=None, index=None):
     """Return a maker of a diffusers folder: the embedded weights under diffusers' names."""
     from movq_cli.checkpoints.checkpoint import embedded_weights
-    from movq_cli.checkpoints.layouts import diffusers_config, to_diffusers
+    from movq_cli.checkpoints.configs import diffusers_config
+    from movq_cli.checkpoints.layouts import to_diffusers
     from movq_cli.model import AutoencoderConfig
 
     def make(path):

@@ -94,15 +94,20 @@ def sat_state():
     return {name: theirs[published_name(name)] for name in shapes_of(VAE)}
 
 
-def cached(folder, source, model=MODEL, commit="0123abc"):
-    """Store `source`, a whole model, as `hf download` leaves it in the cache: blobs, and links to them."""
+def cached(folder, source, model=MODEL, commit="0123abc", ref="main"):
+    """Store `source`, a whole model, as `hf download` leaves it in the cache: blobs, and links to them.
+
+    `ref` is the branch or tag that was asked for, None for a commit.
+    """
     stored = folder / f"models--{model.replace('/', '--')}"
-    (stored / "refs").mkdir(parents=True)
-    (stored / "refs" / "main").write_text(commit)
-    (stored / "blobs").mkdir()
+    (stored / "refs").mkdir(parents=True, exist_ok=True)
+    if ref is not None:
+        (stored / "refs" / ref).parent.mkdir(parents=True, exist_ok=True)
+        (stored / "refs" / ref).write_text(commit)
+    (stored / "blobs").mkdir(exist_ok=True)
     snapshot = stored / "snapshots" / commit / "vae"
     snapshot.mkdir(parents=True)
-    for number, file in enumerate(sorted((source / "vae").iterdir())):
+    for number, file in enumerate(sorted((source / "vae").iterdir()), len(list((stored / "blobs").iterdir()))):
         shutil.copy(file, stored / "blobs" / str(number))
         (snapshot / file.name).symlink_to(f"../../../blobs/{number}")
     return snapshot

@@ -60,8 +60,8 @@ def downsample(m, x):
         if rest.shape[-1] > 0:
             rest = F.avg_pool1d(rest, kernel_size=2, stride=2)
         x = rearrange(torch.cat([first, rest], dim=-1), "(b h w) c t -> b c t h w", b=b, h=height, w=width)
-    x = rearrange(F.pad(x, (0, 1, 0, 1)), "b c t h w -> (b t) c h w")
-    return rearrange(plain(m.conv, x), "(b t) c h w -> b c t h w", b=b)
+    x = rearrange(x if m.conv is None else F.pad(x, (0, 1, 0, 1)), "b c t h w -> (b t) c h w")
+    return rearrange(F.avg_pool2d(x, 2) if m.conv is None else plain(m.conv, x), "(b t) c h w -> b c t h w", b=b)
 
 
 def attention(m, x):
