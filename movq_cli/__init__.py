@@ -16,7 +16,7 @@ from ._lazy import lazily
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .batch import BatchPlan, BatchResult, encode_batch, merge_shards, plan_batch
+    from .batch import BatchPlan, BatchResult, encode_batch, merge_shards, plan_batch, prune_batch
     from .dataset import LatentDataset
     from .decode import DecodeResult, decode_video
     from .describe import VideoDescription, describe_video
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = lazily(
     __name__,
     {
-        "batch": "BatchPlan BatchResult encode_batch merge_shards plan_batch",
+        "batch": "BatchPlan BatchResult encode_batch merge_shards plan_batch prune_batch",
         "dataset": "LatentDataset",
         "decode": "DecodeResult decode_video",
         "describe": "VideoDescription describe_video",
@@ -84,5 +84,6 @@ __all__ = [
     "plan_batch",
     "plan_encode",
     "probe",
+    "prune_batch",
     "read_frames",
 ]

@@ -15,9 +15,9 @@ ROOMS = _ROOMS.split()
 
 INSIDE = {
     "export": "__init__ run manifest back formats format embeds",
-    "cli": "__init__ info batch decode encode eval export weights options paths habits watch tables show",
+    "cli": "__init__ info batch decode encode eval export weights options planned items paths habits watch tables show",
     "batch": """
-        __init__ run dry_run prepare state
+        __init__ prune run dry_run prepare state
         discover folders captions lists parsing probe cut names replace reuse orphans resume choices settings
         inline pool worker ray_engine engines pack merge record card summary tars locks manifest item paths
     """,

@@ -6,6 +6,7 @@ from .item import Item
 from .manifest import NAME, Line, read_batch, read_folder, read_lines
 from .merge import merge_shards
 from .orphans import compare_outputs, note_places
+from .prune import prune_batch
 from .record import Record, read_record
 from .run import BatchResult, encode_batch
 from .state import BatchState, Watch
@@ -28,6 +29,7 @@ __all__ = [
     "merge_shards",
     "note_places",
     "plan_batch",
+    "prune_batch",
     "read_batch",
     "read_folder",
     "read_lines",

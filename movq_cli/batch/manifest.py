@@ -188,6 +188,12 @@ def refuse_other_shards(folder: str, shard: Shard) -> None:
         )
 
 
+def count_described(manifest: Manifest, lines: Iterable[Line]) -> int:
+    """Return how many of these lines of items have another caption or other columns than the manifest."""
+    pairs = ((manifest.lines[line["id"]], line) for line in lines)
+    return sum(any(before.get(name) != line.get(name) for name in DESCRIBED) for before, line in pairs)
+
+
 def read_folder(folder: str) -> dict[str, Line]:
     """Return the lines of a batch by id, including those of its shards, merged or not."""
     lines: dict[str, Line] = {}

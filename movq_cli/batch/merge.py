@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ..errors import MovqError, option
 from ..files import os_reason, sweep
@@ -18,38 +18,44 @@ _OF_ITEMS = ("start", "duration", "skip", "allow_partial", "max_pixels", "upscal
 _OF_CUT_ITEMS = ("frames", "short", "height", "width")
 
 
-def merge_shards(folder: str | os.PathLike[str]) -> list[Line]:
+def merge_shards(folder: str | os.PathLike[str], *, dry_run: bool = False) -> list[Line]:
     """Merge the manifests of shards into one, delete them, and return its lines, sorted by id.
 
-    Lines that are merged already stay as they are. Raises MovqError if no manifest is found, if a shard is missing or
-    not finished, or if shards were made with different weights, semantics, precision, options or format versions.
+    Lines that are merged already stay as they are. With `dry_run`, nothing is written or deleted. Raises MovqError if no
+    manifest is found, if a shard is missing or not finished, or if shards were made with different weights, semantics,
+    precision, options or format versions.
     """
     folder = os.fspath(folder)
     with only_one(folder):
-        sweep(folder)
-        path = os.path.join(folder, NAME)
-        before = lines_by_id(path)
         paths = shard_manifests(folder)
-        shards = {key: lines_by_id(of) for key, of in paths.items()}
-        if not shards and not before:
-            raise MovqError("has no manifests of shards", folder)
-        merged_before = all(before.get(name) == line for lines in shards.values() for name, line in lines.items())
-        if not (before and merged_before):
-            _refuse_incomplete(folder, list(shards))
-            _refuse_unlike(
-                (paths[key], [line for name, line in lines.items() if before.get(name) != line])
-                for key, lines in shards.items()
-            )
-            before = {name: line for lines in shards.values() for name, line in lines.items()}
-            write_lines(path, before.values())
-        for of in paths.values():
-            try:
-                os.unlink(of)
-            except OSError as error:
-                raise MovqError(os_reason(error), of) from None
-        write_card(folder, before.values())
-        merge_records(folder)
-    return [before[name] for name in sorted(before)]
+        lines = _merged(folder, paths)
+        if not dry_run:
+            sweep(folder)
+            write_lines(os.path.join(folder, NAME), lines.values())
+            for path in paths.values():
+                try:
+                    os.unlink(path)
+                except OSError as error:
+                    raise MovqError(os_reason(error), path) from None
+            write_card(folder, lines.values())
+            merge_records(folder)
+    return [lines[name] for name in sorted(lines)]
+
+
+def _merged(folder: str, paths: Mapping[tuple[int, int], str]) -> dict[str, Line]:
+    """Return the lines of all shards by id; those of the manifest if they are merged already."""
+    before = lines_by_id(os.path.join(folder, NAME))
+    shards = {key: lines_by_id(path) for key, path in paths.items()}
+    if not shards and not before:
+        raise MovqError("has no manifests of shards", folder)
+    if before and all(before.get(name) == line for lines in shards.values() for name, line in lines.items()):
+        return before
+    _refuse_incomplete(folder, list(shards))
+    _refuse_unlike(
+        (paths[key], [line for name, line in lines.items() if before.get(name) != line])
+        for key, lines in shards.items()
+    )
+    return {name: line for lines in shards.values() for name, line in lines.items()}
 
 
 def _refuse_incomplete(folder: str, shards: list[tuple[int, int]]) -> None:

@@ -10,7 +10,7 @@ from ..files import text_of
 from ..first_frame import LATENTS, PNG, SUFFIXES, is_first_frame
 from ..latents import is_latents
 from .item import Item
-from .manifest import FirstFrameLine, Line, Manifest, files_of, video_of
+from .manifest import NAME, FirstFrameLine, Line, Manifest, files_of, video_of
 from .paths import Reach
 from .tars import Tars
 
@@ -22,7 +22,7 @@ def note_places(lines: Iterable[Line], places: dict[str, bool]) -> Iterator[Line
     """
     for line in lines:
         if line["status"] == "done":
-            places.update(dict.fromkeys(map(_place, files_of(line)), line.get("orphan", False)))
+            places.update(dict.fromkeys(map(place_of, files_of(line)), line.get("orphan", False)))
         yield line
 
 
@@ -33,7 +33,9 @@ def compare_outputs(places: Mapping[str, bool], folder: str) -> tuple[list[str],
     that cannot be read is an orphan itself.
     """
     there = set[str]()
-    for below, _, names in os.walk(folder):
+    for below, folders, names in os.walk(folder):
+        # Another batch may lie below this one, and its outputs are its own.
+        folders[:] = [name for name in folders if not os.path.lexists(os.path.join(below, name, NAME))]
         inside = os.path.relpath(below, folder)
         there |= {
             os.path.normpath(os.path.join(inside, name)) for name in names if name.endswith((LATENTS, SUFFIXES[PNG]))
@@ -96,5 +98,6 @@ def _is_ours(path: str) -> bool:
     return is_first_frame(path, PNG) if path.endswith(SUFFIXES[PNG]) else is_latents(path)
 
 
-def _place(said: Line | FirstFrameLine) -> str:
+def place_of(said: Line | FirstFrameLine) -> str:
+    """Return the place of an output: its path in the folder, or TAR:NAME in a tar."""
     return f"{said['output']}:{said['member']}" if "member" in said else said["output"]

@@ -11,7 +11,7 @@ import os
 import re
 import tarfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -94,6 +94,16 @@ class Packer:
         if self._alone:  # with shards, other workers may be about to use these folders
             for folder in sorted({os.path.dirname(item.output) for item in self._items}, reverse=True):
                 remove_empty_folders(self._folder, folder)
+
+    def drop(self, tar: str, ids: Collection[str]) -> None:
+        """Rewrite a tar without these items, which have no line any more, or delete it if it has no others."""
+        members = self._tars.members(tar).values()
+        self._write(tar, [self._kept(member, tar) for member in members if member.id not in ids], new=False)
+
+    def _kept(self, member: Member, tar: str) -> _Entry:
+        """Return the entry of a member that stays in its tar."""
+        line = self._manifest.lines.get(member.id)
+        return _Entry(line if line is not None and line.get("output") == tar else None, member)
 
     def _names(self) -> list[str]:
         return list(filter(self._own.fullmatch, self._tars.names()))

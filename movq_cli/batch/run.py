@@ -15,7 +15,7 @@ from .card import write_card
 from .discover import Found
 from .item import Item
 from .locks import finish_shard
-from .manifest import DESCRIBED, Line, files_of, first_frames_of, unmade
+from .manifest import Line, count_described, files_of, first_frames_of, unmade
 from .orphans import find_orphans, mark_orphans
 from .pack import Packer
 from .pool import Pool, Task
@@ -128,7 +128,7 @@ class _Run:
         """Take over the lines of items that are up to date. Return how many have a new caption or new columns now."""
         manifest = self._job.manifest
         manifest.put_in_order()
-        described = sum(_description(manifest.lines[line["id"]]) != _description(line) for line in lines)
+        described = count_described(manifest, lines)
         manifest.lines |= {line["id"]: line for line in lines}
         if self.packer:
             unready = {item.id for item, _ in self._job.resume.first_frames}
@@ -301,7 +301,3 @@ class _Run:
             job.state.item_ended(failed)
         if self.packer is not None:
             self.packer.end([item.id])
-
-
-def _description(line: Line) -> tuple[Any, ...]:
-    return tuple(line.get(name) for name in DESCRIBED)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import redirect_stdout
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import CHOSEN, MovqUsageError, option, show_flags
+from ..errors import MovqUsageError, option
 from ..options import BatchOptions, EncodeOptions
 from ..targets import prepared_batch
 from ..values import format_bytes
 from . import options as o
+from .items import counts_of, say_crops, say_found, say_orphans, show_failures, taken_over
+from .planned import print_plan
 from .show import (
-    LEAST_PART,
     compared,
     complain,
     duration,
@@ -28,14 +28,12 @@ from .show import (
     say_shapes,
     say_target,
     say_whose_weights,
-    tail,
 )
 
 if TYPE_CHECKING:
-    from ..batch import BatchPlan, BatchResult, Found, Item, Line, Summary
+    from ..batch import BatchResult, Line, Summary
 
-_NAMES, _REASONS = 5, 20
-_CAPTION = 60  # characters of a caption that a dry run shows
+_WARNINGS = 5
 
 
 Output = Annotated[
@@ -79,6 +77,13 @@ Again = Annotated[
         help="Go on with the batch in this folder, by the sources and options of its own record.",
     ),
 ]
+Prune = Annotated[
+    bool,
+    typer.Option(
+        "--prune", rich_help_panel=o.RUN, help="At the end, remove leftover outputs and their lines; asks first."
+    ),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", rich_help_panel=o.RUN, help="With --prune: do not ask.")]
 Verbose = Annotated[
     bool,
     typer.Option(
@@ -109,6 +114,8 @@ def batch_encode(
     max_failures: MaxFailures = "0",
     merge: Merge = None,
     again: Again = None,
+    prune: Prune = False,
+    yes: Yes = False,
     dry_run: o.DryRun = False,
     verbose: Verbose = False,
     quiet: o.Quiet = False,
@@ -118,22 +125,23 @@ def batch_encode(
     from .watch import watching
 
     if merge is not None:
-        _merge(
-            merge, alone=not (sources or output or dry_run) and (options, batch) == (EncodeOptions(), BatchOptions())
-        )
+        _merge(merge, dry_run, alone=not (sources or output) and (options, batch) == (EncodeOptions(), BatchOptions()))
         return
     if again is not None:
         sources, output, options, batch = _recorded(again, bool(sources or output), options, batch)
-    folder = _checked(sources, output, batch, verbose and not dry_run)
+    folder = _checked(sources, output, batch, verbose and not dry_run, prune and not (yes or dry_run))
     if not quiet:
         _say_what_is_set(*prepared_batch(options, batch))
     allowed = _allowed(max_failures)
     if dry_run:
-        _print_plan(plan_batch(sources or [], folder, options, batch), folder, quiet, verbose)
+        plan = plan_batch(sources or [], folder, options, batch)
+        print_plan(plan, folder, allowed, quiet=quiet, verbose=verbose, prune=prune)
         return
     with watching(quiet) as watch, redirect_stdout(sys.stderr):  # Ray's messages go to stderr
         result = encode_batch(sources or [], folder, options, batch, watch=watch)
     _report(result, folder, quiet, *prepared_batch(options, batch))
+    if prune and not result.stopped:
+        _prune(folder, result.orphans, yes)
     failed = sum(line["status"] == "failed" for line in result.lines)
     if result.stopped or failed > allowed(len(result.lines)):
         raise typer.Exit(1)
@@ -152,7 +160,7 @@ def _recorded(
     return [*record.sources], folder, *record.again(options, batch)
 
 
-def _checked(sources: list[str] | None, output: str | None, batch: BatchOptions, verbose: bool) -> str:
+def _checked(sources: list[str] | None, output: str | None, batch: BatchOptions, verbose: bool, asks: bool) -> str:
     """Return the output folder. Raises MovqUsageError if an option is missing, or has no effect with the others."""
     if not sources and not batch.lists:
         raise MovqUsageError("name a folder, files, a glob or a --list", "SRC")
@@ -160,6 +168,8 @@ def _checked(sources: list[str] | None, output: str | None, batch: BatchOptions,
         raise MovqUsageError("name a folder for the latents", option="output")
     if verbose:
         raise MovqUsageError(f"goes with {option('dry_run')}", option="verbose")
+    if asks and not sys.stdin.isatty():
+        raise MovqUsageError(f"needs {option('yes', True)} where nobody can be asked", option="prune")
     if batch.tar_size is not None and batch.layout != "tar":
         raise MovqUsageError(f"goes with {option('layout', 'tar')}", option="tar_size")
     for name, default in (("ray_address", None), ("ray_gpus", 1.0)):
@@ -179,26 +189,22 @@ def _say_what_is_set(options: EncodeOptions, batch: BatchOptions) -> None:
         complain(f"buckets: {', '.join(map(str, every))}")
 
 
-def _merge(folder: str, alone: bool) -> None:
+def _merge(folder: str, dry_run: bool, alone: bool) -> None:
     from ..batch import merge_shards, summarise
 
     if not alone:
         raise MovqUsageError("takes the folder alone: nothing is encoded", option="merge")
-    whole = summarise(merge_shards(folder))
+    whole = summarise(merge_shards(folder, dry_run=dry_run))
     print(f"{name_of(folder)}: {counts_of(whole)} of {plural(whole.items, 'item')} in one manifest")
 
 
-def counts_of(whole: Summary) -> str:
-    """Return how many items have each status: `11 done, 1 skipped (short)`."""
-    counts = ((status, count) for status, count in whole.counts.items() if count)
-    return ", ".join(
-        f"{count:,} {status}{by_cause(whole.skipped) if status == 'skipped' else ''}" for status, count in counts
-    )
+def _prune(folder: str, orphans: list[str], yes: bool) -> None:
+    """Remove orphans, after a question at a terminal."""
+    from ..batch import prune_batch
 
-
-def by_cause(counts: Mapping[str, int]) -> str:
-    """Return the causes for which items are skipped, with their counts if there are several: ` (3 short, 1 small)`."""
-    return f" ({', '.join(f'{count:,} {cause}' if len(counts) > 1 else cause for cause, count in counts.items())})"
+    if orphans and (yes or typer.confirm(f"Remove {plural(len(orphans), 'leftover output')}?", err=True)):
+        removed = prune_batch(folder, orphans)
+        print(f"{name_of(folder)}: {plural(len(removed), 'leftover output')} removed")
 
 
 def _allowed(text: str) -> Callable[[int], float]:
@@ -220,7 +226,7 @@ def _report(result: BatchResult, output: str, quiet: bool, options: EncodeOption
 
     whole, new = summarise(result.lines), summarise(result.made)
     if not quiet:
-        _say_found(result.found)
+        say_found(result.found)
         show_failures(whole, sys.stderr)
         _say_made(result.made, new)
         if result.orphans:
@@ -241,7 +247,7 @@ def _report(result: BatchResult, output: str, quiet: bool, options: EncodeOption
 
 def _say_made(made: list[Line], new: Summary) -> None:
     """Report changes to clips that users may not expect: crops, repeated and dropped frames; and warnings."""
-    _say_crops([(line["path"], _kept(line)) for line in made if _is_cropped(line)])
+    say_crops([(line["path"], _kept(line)) for line in made if _is_cropped(line)])
     done = [line for line in made if line["status"] == "done"]
     if done and (remark := odd_rows([(line["shape"][3], line["shape"][4]) for line in done], done[0]["semantics"])):
         complain(remark)
@@ -255,14 +261,14 @@ def _say_made(made: list[Line], new: Summary) -> None:
         complain(f"{new.dropped:,} of {clips} had frames at their end left out (--tail drop)")
     if new.warnings:
         warned = plural(sum(bool(line.get("warnings")) for line in made), "clip")
-        most = ", ".join(f"{text} ({count:,})" for text, count in new.warnings[:_NAMES])
+        most = ", ".join(f"{text} ({count:,})" for text, count in new.warnings[:_WARNINGS])
         complain(f"{warned} with warnings, which the manifest and the headers have; most often: {most}")
 
 
 def _result_line(result: BatchResult, whole: Summary, new: Summary) -> str:
     counts, items, took = counts_of(whole), plural(whole.items, "item"), duration(result.seconds)
     added = f"; first frames added to {plural(result.added, 'item')}" if result.added else ""
-    if taken := say_taken(len(result.moved), len(result.copied)):
+    if taken := taken_over(len(result.moved), len(result.copied)):
         added = f"; {taken}{added}"
     if not result.made:
         again = "; --retry-failed tries the failed ones again" if whole.counts["failed"] else ""
@@ -282,44 +288,6 @@ def _result_line(result: BatchResult, whole: Summary, new: Summary) -> str:
     )
 
 
-def say_taken(moved: int, copied: int) -> str:
-    """Return how many items got latents that were there: `1 moved with its video, 2 copied from equal videos`."""
-    words = [f"{moved:,} moved with {'its video' if moved == 1 else 'their videos'}"] if moved else []
-    words += [f"{copied:,} copied from {'an equal video' if copied == 1 else 'equal videos'}"] if copied else []
-    return ", ".join(words)
-
-
-def show_failures(summary: Summary, file: TextIO | None = None) -> None:
-    """Print a table of the reasons for failures, the most frequent first."""
-    from .tables import print_rows
-
-    if summary.failures:
-        rows = [[failure.reason, f"{failure.count:,}", failure.example] for failure in summary.failures[:_REASONS]]
-        if len(summary.failures) > _REASONS:
-            rest = summary.failures[_REASONS:]
-            rows.append([f"{len(rest)} other reasons", f"{sum(failure.count for failure in rest):,}", ""])
-        print_rows(["why items failed", "items", "for example"], rows, file)
-
-
-def say_orphans(orphans: list[str], output: str) -> None:
-    """Report the outputs that belong to no item."""
-    complain(
-        f"{plural(len(orphans), 'leftover output')}, whose video is gone, changed or cut differently: {_some(orphans)}",
-        output,
-    )
-
-
-def _say_found(found: Found) -> None:
-    """Report the files that were skipped, by reason and with some names, and columns that movq does not use."""
-    for reason, count in sorted(Counter(reason for _, reason in found.ignored).items()):
-        names = _some([os.path.basename(path) for path, why in found.ignored if why == reason])
-        complain(f"skipped {count:,}, {reason}: {names}")
-    for name, remark in found.remarks:
-        complain(show_flags(remark), name)
-    if found.extra:
-        complain(f"columns that are kept as they are, in the manifest's extra: {', '.join(found.extra)}")
-
-
 def _is_cropped(line: Line) -> bool:
     return line["status"] == "done" and "seen" in line and "buckets" in line.get("cut", {})
 
@@ -330,64 +298,3 @@ def _kept(line: Line) -> float:
 
     seen, bucket = line["seen"], line["options"]
     return part_kept((seen.width, seen.height), (bucket["width"], bucket["height"]), (line["width"], line["height"]))
-
-
-def _say_crops(parts: list[tuple[str, float]]) -> None:
-    """Report, of (path, fraction of the picture that is kept), those that keep less than LEAST_PART."""
-    bad = sorted((part, path) for path, part in parts if part < LEAST_PART)
-    if bad:
-        part, path = bad[0]
-        complain(
-            f"{plural(len(bad), 'item')} {'loses' if len(bad) == 1 else 'lose'} more than half of the picture to cropping "
-            f"({path} keeps {part:.0%}): add a "
-            "--bucket closer to that shape, with as many frames"
-        )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_NAMES]) + (", ..." if len(names) > _NAMES else "")
-
-
-def _print_plan(plan: BatchPlan, output: str, quiet: bool, verbose: bool) -> None:
-    from .tables import print_pairs
-
-    failed = sum(line["status"] == "failed" for line in plan.kept)
-    good = [item for item in plan.planned if item.refusal is None]
-    for item in good:
-        print(_planned_line(item, plan.reason(item, flags=True) if verbose else ""))
-    for item in plan.planned:
-        if item.refusal is not None:
-            complain(item.refusal.reason_with_flags, item.source_path)
-    if not quiet:
-        _say_found(plan.found)
-        _say_crops([(item.source_path, item.kept) for item in good])
-        if remark := odd_rows(plan.latent_sizes, plan.semantics):
-            complain(remark)
-    skipped = Counter(item.refusal.cause for item in plan.planned if isinstance(item.refusal, CHOSEN))
-    left_out = skipped.total()
-    again = sum(item.id in plan.reasons for item in good)
-    print_pairs(
-        {
-            "items": f"{len(plan.kept) + len(plan.planned):,}",
-            "up to date": f"{len(plan.kept) - failed:,}" if len(plan.kept) > failed else "",
-            "failed before": f"{failed:,}; --retry-failed tries again what was refused" if failed else "",
-            "skipped": f"{left_out:,}{by_cause(skipped)}" if skipped else "",
-            "would fail": f"{len(plan.planned) - len(good) - left_out:,}"
-            if len(good) + left_out < len(plan.planned)
-            else "",
-            "to encode": f"{len(good):,}, of {plural(plan.frames, 'frame')}",
-            "first frames": f"to add to {plural(len(plan.first_frames), 'finished item')}" if plan.first_frames else "",
-            "again": f"{again:,} of these{'' if verbose else '; --verbose says why'}" if again else "",
-            "output size": f"{format_bytes(plan.moments_bytes)} for moments, {format_bytes(plan.mean_bytes)} for mean, "
-            f"in {plan.store_dtype}",
-        },
-        title=output,
-    )
-
-
-def _planned_line(item: Item, reason: str) -> str:
-    _, height, width = item.shape or (0, 0, 0)
-    caption = f"; {name_of(item.caption[:_CAPTION])}" if item.caption else ""
-    again = f"; again: {name_of(reason)}" if reason else ""
-    frames = plural(item.encoded_frames, "frame")
-    return f"{name_of(item.output)}: {frames}{tail(item.padded, 0)}, {width}x{height}{caption}{again}"

@@ -158,7 +158,7 @@ def _batch(path: str) -> _Described:
 
 
 def _show_batch(path: str, batch: BatchDescription) -> None:
-    from .batch import counts_of, show_failures
+    from .items import counts_of, show_failures
     from .tables import print_pairs
 
     whole = batch.summary

@@ -10,7 +10,10 @@ def manifest(folder):
 
 
 def tree(folder):
-    """Map each file's relative path to its bytes, and "manifest" to its lines without `seconds`, with absolute paths."""
+    """Map each file's relative path to its bytes, and "manifest" to its lines without `seconds`, with absolute paths.
+
+    The record of the batch, which is no part of the promise of same bytes, is left out.
+    """
     found = {}
     for path in sorted(Path(folder).rglob("*")):
         if path.name == "manifest.jsonl":
@@ -19,6 +22,6 @@ def tree(folder):
                 line.pop("seconds", None)
                 line["path"] = os.path.normpath(os.path.join(os.path.realpath(folder), line["path"]))
             found["manifest"] = lines
-        elif path.is_file():
+        elif path.is_file() and path.name != "run.json":
             found[os.path.relpath(path, folder)] = path.read_bytes()
     return found
