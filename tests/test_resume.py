@@ -234,7 +234,7 @@ def test_options_that_change_the_latents_make_all_again_and_knobs_do_not(small, 
 def test_precision_and_threads_of_a_batch_stay_as_they_were(small):
     folder, run = small
     run(precision="fp32", threads=2, force=True, workers=1)  # not in pytest: two threads would start OpenMP
-    clips.write(folder / "in" / "d.mp4", clips.pictures(5))
+    clips.write(folder / "in" / "d.mp4", clips.pictures(8))
     assert run(workers=1) == {"d.mp4"}
     line = manifest(folder / "out")["d.mp4"]
     assert (line["precision"], line["threads"]) == ("fp32", 2)

@@ -176,7 +176,13 @@ def _video_changed(case: _Case) -> str:
 
 
 def _made_differently(case: _Case) -> str:
-    """Compare the options of commands, not of rows: a row may change without anybody meaning to replace the rest."""
+    """Compare the options of commands, not of rows: a row may change without anybody meaning to replace the rest.
+
+    What differs must matter to the item: another bucket may be offered that it does not fit.
+    """
+    same = all(case.line.get(name) == case.wanted.get(name) for name in MADE_BY)
+    if same and case.item.refusal is None and options_of(case.line) == options_of(case.wanted, case.line):
+        return ""
     made = choices_of(case.line, case.item)
     wanted = choices_of(case.wanted, case.item, case.line)
     return _difference(made, wanted, "this command says")
