@@ -1,14 +1,15 @@
 """Batches: a tree of hostile clips, kills, the time to resume, and throughput against a shell loop.
 
     python benchmarks/batch.py tree [--good 270] [--bad 30] [--kills 5]
-    python benchmarks/batch.py scan [--clips 10000] [--lines 100000] [--rows 1000000]
+    python benchmarks/batch.py scan [--clips 10000] [--lines 100000] [--rows 1000000] [--against CHECKOUT]
     python benchmarks/batch.py throughput [--clips 16] [--frames 49] [--size 256x256] [--runs 3]
     python benchmarks/batch.py tiny [--clips 2000] [--against CHECKOUT]
 
 `tree` encodes a tree of tests/faults/nasty.py, runs again, then encodes it into another folder, killing the whole
-process group --kills times on the way, and compares the results byte for byte. `tiny` measures the cost of clips of 10
-frames of 64x48, with one worker of one thread, and with --against also for another checkout of movq. It counts the CPU
-time of the whole machine, so run nothing else. Prints Markdown.
+process group --kills times on the way, and compares the results byte for byte. `scan` times what encodes nothing, with
+--against also by another checkout of movq; at the end half of the videos are deleted, and their outputs are removed. `tiny`
+measures the cost of clips of 10 frames of 64x48, with one worker of one thread, and with --against also for another
+checkout of movq. It counts the CPU time of the whole machine, so run nothing else. Prints Markdown.
 """
 
 import json
@@ -122,29 +123,43 @@ def scan(folder, options):
     manifest(folder / "many" / "manifest.jsonl", options.lines, False)
     with open(folder / "list.txt", "w") as file:  # files are missing, so that only the list is measured
         file.writelines(f"clips/{i % 1000:03d}/clip-{i:07d}.mp4\n" for i in range(options.rows))
-    print("| command | s | peak MB | says |\n|---|---|---|---|")
+    print("| command | s | peak MB | before: s | peak MB | says |\n|---|---|---|---|---|---|")
     for arguments in (
         ["batch-encode", "in", "-o", "out", "-q"],
+        ["batch-encode", "in", "-o", "out", "-q", "--dry-run"],
         ["batch-encode", "in", "-o", "out", "-q", "--verify"],
         ["info", "out"],
         ["info", "many"],
         ["batch-encode", "--list", "list.txt", "-o", "none", "--dry-run"],
+        ["batch-encode", "in", "-o", "out", "-q", "--prune", "--yes"],
     ):
+        before = []
+        if "--prune" in arguments:
+            for name in sorted(os.listdir(folder / "in"))[::2]:
+                os.unlink(folder / "in" / name)
+        elif options.against:
+            seconds, _, peak, _ = measured(arguments, folder, options.against)
+            before = [f"{seconds:.2f}", f"{peak:.0f}"]
         seconds, _, peak, result = measured(arguments, folder)
         says = [
-            line for line in result.stdout.splitlines() if "nothing new" in line or "kind" in line or "items" in line
+            line
+            for line in result.stdout.splitlines()
+            if any(word in line for word in ("nothing new", "kind", "items", "removed"))
         ]
-        print(f"| `movq {' '.join(arguments)}` | {seconds:.2f} | {peak:.0f} | {' '.join(says)} |", flush=True)
+        row = [f"{seconds:.2f}", f"{peak:.0f}", *(before or ["", ""]), " ".join(says)]
+        print(f"| `movq {' '.join(arguments)}` | {' | '.join(row)} |", flush=True)
 
 
-def measured(arguments, folder):
-    """Call `run` in a process without other children, so that the peak is that of this command."""
+def measured(arguments, folder, checkout=ROOT):
+    """Call `run` in a process without other children, so that the peak is that of this command, of a checkout of movq."""
     code = (
         "import json, sys; sys.path.insert(0, sys.argv[1]); from benchmarks.batch import run; "
         "s, c, p, r = run(*sys.argv[3:], cwd=sys.argv[2]); print(json.dumps([s, c, p, r.returncode, r.stdout, r.stderr]))"
     )
     command = [sys.executable, "-c", code, str(ROOT), str(folder), *map(str, arguments)]
-    seconds, cpu, peak, *rest = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    environment = os.environ | {"PYTHONPATH": str(Path(checkout).resolve())}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    seconds, cpu, peak, *rest = json.loads(done.stdout)
     return seconds, cpu, peak, subprocess.CompletedProcess(arguments, *rest)
 
 

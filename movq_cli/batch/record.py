@@ -102,11 +102,15 @@ class Record:
 def record_of(
     sources: Sequence[str], options: EncodeOptions, batch: BatchOptions, checkpoint: Checkpoint, before: Record | None
 ) -> Record:
-    """Return the record of a batch that is about to begin, with the speed of the one `before`, if its weights are the same."""
+    """Return the record of a batch that is about to begin.
+
+    It has the versions and speed of the one `before`, if its weights are the same, until something is encoded.
+    """
     weights = {"name": checkpoint.name, "digest": checkpoint.digest}
-    speed = before.speed if before is not None and before.weights == weights else None
+    known = before if before is not None and before.weights == weights else None
     named = tuple(map(_but_input(os.path.abspath), sources))
-    return Record(named, _located(options), _located(batch), weights, _versions(), speed)
+    made_by, speed = (known.made_by, known.speed) if known is not None else ({}, None)
+    return Record(named, _located(options), _located(batch), weights, made_by, speed)
 
 
 def write_record(folder: str, record: Record, shard: Shard | None) -> None:
@@ -134,15 +138,18 @@ def write_record(folder: str, record: Record, shard: Shard | None) -> None:
         _remove_shards(folder)
 
 
-def with_speed(record: Record, lines: Iterable[Line], seconds: float, workers: int, device: str) -> Record:
-    """Return the record with the speed at which a run made these lines.
+def record_run(record: Record, lines: Iterable[Line], seconds: float, workers: int, device: str) -> Record:
+    """Return the record with the versions that made these lines and the speed, or as it is if none of them is done.
 
     A short run, which mostly loads weights, does not replace a speed that is known.
     """
     pixels = sum(line["frames"] * line["width"] * line["height"] for line in lines if line["status"] == "done")
-    if not pixels or (record.speed is not None and seconds < _SHORT_RUN):
+    if not pixels:
         return record
-    return dataclasses.replace(record, speed=Speed(round(pixels / seconds, 1), workers, device))
+    speed = record.speed
+    if speed is None or seconds >= _SHORT_RUN:
+        speed = Speed(round(pixels / seconds, 1), workers, device)
+    return dataclasses.replace(record, made_by=_versions(), speed=speed)
 
 
 def merge_records(folder: str) -> None:

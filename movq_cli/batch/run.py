@@ -20,7 +20,7 @@ from .orphans import find_orphans, mark_orphans
 from .pack import Packer
 from .pool import Pool, Task
 from .prepare import Job, prepare
-from .record import with_speed, write_record
+from .record import record_run, write_record
 from .reuse import ReusePlan, Twins, drop_files, take_over
 from .state import Watch, ignore, size_of
 
@@ -197,7 +197,7 @@ class _Run:
         job = self._job
         mark_orphans(job.manifest, job.items, job.folder)
         seconds = time.monotonic() - job.state.started
-        record = with_speed(job.record, job.state.made, seconds, max(1, self.workers), self._settings.device)
+        record = record_run(job.record, job.state.made, seconds, max(1, self.workers), self._settings.device)
         try:
             if record != job.record:
                 write_record(job.folder, record, job.batch.shard)
