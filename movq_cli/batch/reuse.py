@@ -84,25 +84,33 @@ def plan_reuse(
     Only videos that have the size of another are read; with `verify`, also those whose file was only moved.
     """
     finished = _finished(manifest, settings)
-    known = [item if item.refusal is not None else _identified(item) for item in pending]
+    known = _identified(pending)
     shas = _contents(known, () if verify else finished, finished, digests)
-    keys = [_key(sha256, item.source_path, settings.line(item)) for item, sha256 in zip(known, shas, strict=True)]
-    wanted = {key for key in keys if key.sha256}
+    keys = [
+        _key(sha256, item.source_path, settings.line(item)) if sha256 else None
+        for item, sha256 in zip(known, shas, strict=True)
+    ]
+    wanted, contents = set(keys), set(shas)
     donors: dict[_Key, list[Line]] = {}
     for line in finished:
-        if (key := _key(line["source_sha256"], line["path"], line)) in wanted:
-            donors.setdefault(key, []).append(line)
+        if line["source_sha256"] in contents:
+            offered = _key(line["source_sha256"], line["path"], line)
+            if offered in wanted:
+                donors.setdefault(offered, []).append(line)
     names, taken = {item.id for item in items}, set[str]()
     reuses, left = list[Reuse](), list[Item]()
     leaders: dict[_Key, str] = {}
     twins: dict[str, Twins] = {}
     for item, key in zip(known, keys, strict=True):
+        if key is None:
+            left.append(item)
+            continue
         usable = (line for line in donors.get(key, ()) if _is_usable(line, tars, verify))
         if (found := next(usable, None)) is not None:
             moves = found["id"] not in taken and _is_free(found, item, names)
             taken |= {found["id"]} if moves else set()
             reuses.append(Reuse(item, found, moves))
-        elif key.sha256 and key in leaders:
+        elif key in leaders:
             twins.setdefault(leaders[key], Twins(key.sha256, [])).items.append(item)
         else:
             leaders[key] = item.id
@@ -127,13 +135,21 @@ def _finished(manifest: Manifest, settings: Settings) -> list[Line]:
     ]
 
 
-def _identified(item: Item) -> Item:
-    if item.identity is not None:
-        return item
-    try:
-        return item.updated(identity=FileIdentity.of(require_file(item.source_path)))
-    except MovqError:  # it is refused when its turn comes
-        return item
+def _identified(items: Sequence[Item]) -> list[Item]:
+    """Return items with the identity of their video, which is looked up once for all items of a video."""
+    found: dict[str, FileIdentity | None] = {item.source_path: item.identity for item in items}
+
+    def identified(item: Item) -> Item:
+        if item.identity is not None or item.refusal is not None:
+            return item
+        if found[item.source_path] is None:
+            try:
+                found[item.source_path] = FileIdentity.of(require_file(item.source_path))
+            except MovqError:  # it is refused when its turn comes
+                return item
+        return item.updated(identity=found[item.source_path])
+
+    return list(map(identified, items))
 
 
 def _contents(items: Sequence[Item], unread: Iterable[Line], finished: Sequence[Line], digests: Digests) -> list[str]:
