@@ -228,6 +228,12 @@ def test_one_object_over_several_lines_is_a_row(tmp_path):
     assert [item.id for item in listed(tmp_path, '{\n  "path": "a.mp4"\n}', "l.json").items] == ["a.mp4"]
 
 
+def test_a_column_without_a_name_is_kept(tmp_path):
+    """An index that pandas has written."""
+    (item,) = listed(tmp_path, ",path\n0,a.mp4\n").items
+    assert (item.id, item.extra) == ("a.mp4", {"": "0"})
+
+
 def test_nulls_are_left_out(tmp_path):
     """A null in front of texts makes `datasets` fail on the tars of a batch."""
     rows = '{"path": "a.mp4", "note": null}\n{"path": "b.mp4", "note": "x"}\n'

@@ -203,9 +203,12 @@ class _Reader(NamedTuple):
     line: str
     name: str
 
+    def _value(self, field: str) -> Any:
+        return self.values.get(self.columns[field]) if field in self.columns else None
+
     def text(self, field: str) -> str | None:
         """Return the text of a field; None if it is missing or empty."""
-        value = self.values.get(self.columns.get(field, ""))
+        value = self._value(field)
         if value is None or isinstance(value, str):
             return value or None
         if not isinstance(value, int | float) or isinstance(value, bool):
@@ -214,10 +217,10 @@ class _Reader(NamedTuple):
 
     def caption(self) -> tuple[str | None, dict[str, Any]]:
         """Return the caption, the first if there are several, and the column of all of them if there are."""
-        column = self.columns.get("caption", "")
-        several = self.values.get(column)
+        several = self._value("caption")
         if not isinstance(several, list):
             return self.text("caption"), {}
+        column = self.columns["caption"]
         if not all(isinstance(text, str) for text in several):
             raise MovqError(f"{self.line}: {column} is no text, nor a list of texts", self.name)
         return (several[0] or None if several else None), ({column: several} if several[1:] else {})

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import random
+import shlex
 import shutil
 import sys
 import tempfile
@@ -29,12 +30,13 @@ from movq_cli import (
     probe,
     read_frames,
 )
-from movq_cli.batch import compare_outputs, note_places, read_batch, read_folder, summarise
-from movq_cli.batch.captions import read_captions
+from movq_cli.batch import compare_outputs, note_places, read_batch, read_folder, read_record, summarise
+from movq_cli.batch.captions import read_captions, read_metadata
 from movq_cli.batch.lists import RowList
 from movq_cli.batch.probe import Known
 from movq_cli.checkpoints.checkpoint import embedded_weights, open_checkpoint
 from movq_cli.cli.info import _describe
+from movq_cli.options import BatchOptions, EncodeOptions
 from movq_cli.video import count_frames
 
 from ..helpers import clips
@@ -183,7 +185,17 @@ def look_at_batch(path):
 def look_at_list(path):
     with contextlib.suppress(MovqError):
         read_captions(path)
-    list(RowList(path))
+    with contextlib.suppress(MovqError):
+        read_metadata(path, {os.path.join(os.path.dirname(path), "a.mp4")}, [os.path.dirname(path)])
+    rows = RowList(path)
+    rows.remark, rows.unused_captions  # noqa: B018  # properties that read it
+    list(rows)
+
+
+def look_at_record(path):
+    record = read_record(os.path.dirname(path))
+    shlex.join(record.command)
+    record.again(EncodeOptions(), BatchOptions(workers=2))
 
 
 class Fuzz:
@@ -206,6 +218,7 @@ class Fuzz:
             "decoded.safetensors": (edited_safetensors, decode),
             "weights.safetensors": (edited_safetensors, look_at_weights),
             "files/manifest.jsonl": (edited_text, look_at_batch),
+            "files/run.json": (edited_text, look_at_record),
             "tar/manifest.jsonl": (edited_text, look_at_batch),
             index: (edited_text, look_at_batch),
             tar: (damaged, look_at_batch),
