@@ -181,7 +181,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a list, and the field that it is taken for: path, caption, id, start or duration."""
+    """A column of a list, and the field that it is taken for. Without a name, the field is not taken from the list."""
 
     field: str
     name: str
@@ -193,8 +193,10 @@ class Column:
     def parse(cls, text: str) -> Column:
         """Read FIELD=NAME. Raises MovqUsageError."""
         field, equals, name = text.partition("=")
-        if field not in ("path", "caption", "id", "start", "duration") or not equals or not name:
-            raise MovqUsageError(f"must be path, caption, id, start or duration, = and a column's name, got {text!r}")
+        if field not in ("path", "caption", "id", "start", "duration", "end") or not equals or text == "path=":
+            raise MovqUsageError(
+                f"must be path, caption, id, start, duration or end, = and the name of a column, got {text!r}"
+            )
         return cls(field, name)
 
 

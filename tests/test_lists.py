@@ -151,7 +151,7 @@ def test_columns_that_are_named(tmp_path):
     assert item.extra == {"text": "other", "to": "9"}
     with pytest.raises(MovqError, match="has no column headline; it has clip, summary, text, from, to"):
         listed(tmp_path, data, columns={"path": "clip", "caption": "headline"})
-    with pytest.raises(MovqError, match=r"has no column path; it has clip, .*: columns=path=NAME says which it is"):
+    with pytest.raises(MovqError, match=r"has no column path; it has clip, .*: columns=path=NAME names another"):
         listed(tmp_path, data)
     with pytest.raises(MovqUsageError, match="columns: goes with lists"):
         find(make(tmp_path / "in", "a.mp4"), columns={"path": "clip"})
@@ -187,6 +187,55 @@ def test_a_duration_cuts_only_with_a_start(tmp_path, data, start, duration, extr
     assert any("cuts nothing" in text for _, text in found.remarks) == bool(extra)
     (named,) = listed(tmp_path, "path,seconds\na.mp4,2\n", columns={"duration": "seconds"}).items
     assert named.duration == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("l.csv", "path;caption\na.mp4;mine\n"),
+        ("l.csv", "path\tcaption\na.mp4\tmine\n"),
+        ("l.csv", "Path , Caption\r\na.mp4, mine\r\n"),
+        ("l.csv", ",Video,Prompt,\n0,a.mp4,mine,\n"),
+        ("l.csv", "path,caption\na.mp4,mine,,\n"),
+        ("l.tsv", "path,caption\na.mp4,mine\n"),
+        ("l.txt", "path,caption\na.mp4,mine\n"),
+        ("l", "FILE_NAME;TEXT\na.mp4;mine\n"),
+        ("l.json", '[{"Path": "a.mp4", "Text": "mine"}]'),
+    ],
+)
+def test_tables_as_programs_write_them(tmp_path, name, data):
+    (item,) = listed(tmp_path, data, name).items
+    assert (item.source_path, item.caption, item.start, item.duration) == (f"{tmp_path}/a.mp4", "mine", None, None)
+
+
+def test_an_array_of_paths(tmp_path):
+    assert [item.id for item in listed(tmp_path, '["a.mp4", "b/c.mp4"]', "l.json").items] == ["a.mp4", "b/c.mp4"]
+
+
+def test_spans_by_their_ends(tmp_path):
+    data = "path,start,end,duration\na.mp4,1.5,4,99\na.mp4,4,PT10S,99\n"
+    assert [(item.start, item.duration) for item in listed(tmp_path, data).items] == [
+        (Fraction(3, 2), Fraction(5, 2)),
+        (Fraction(4), Fraction(6)),
+    ]
+    with pytest.raises(MovqError, match="line 2: the end, 1, is not after the start"):
+        listed(tmp_path, "path,start,end\na.mp4,2,1\n")
+    found = listed(tmp_path, "path,end\na.mp4,2\n")
+    assert (found.items[0].duration, found.items[0].extra) == (None, {"end": "2"})
+    assert "its column end cuts nothing" in found.remarks[0][1]
+
+
+def test_ids_that_repeat_may_be_ignored(tmp_path):
+    data = "path,id,start\na.mp4,x,1\na.mp4,x,2\n"
+    with pytest.raises(MovqError, match="line 3 has the id 'x' of line 2; columns=id= ignores ids"):
+        listed(tmp_path, data)
+    found = listed(tmp_path, data, columns={"id": ""}).items
+    assert [(item.id, item.extra) for item in found] == [("a.mp4_1-", {"id": "x"}), ("a.mp4_2-", {"id": "x"})]
+
+
+def test_a_refusal_names_some_columns(tmp_path):
+    with pytest.raises(MovqError, match=r"has no column path; it has 0\.mp4, .*11\.mp4, \.\.\.: "):
+        listed(tmp_path, json.dumps({f"{n}.mp4": "x" for n in range(3000)}), "l.json")
 
 
 def test_a_field_of_any_length(tmp_path):

@@ -202,7 +202,7 @@ def test_a_dry_run_tells_what_would_be_taken_over(batch):
     shutil.copy(batch.folder / "in" / "b.mp4", batch.folder / "in" / "twin.mp4")
     before = tree(batch.folder / "out")
     plan = plan_batch([batch.folder / "in"], batch.folder / "out")
-    assert [(reuse.item.id, reuse.line["id"], reuse.moves) for reuse in plan.reuses] == [
+    assert [(reuse.item.id, reuse.line["id"], reuse.is_move) for reuse in plan.reuses] == [
         ("new.mp4", "a.mp4", True),
         ("twin.mp4", "b.mp4", False),
     ]

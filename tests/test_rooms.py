@@ -18,7 +18,7 @@ INSIDE = {
     "cli": "__init__ info batch decode encode eval export weights options planned items paths habits watch tables show",
     "batch": """
         __init__ prune run dry_run prepare state
-        discover folders captions lists parsing probe cut names replace reuse orphans resume choices settings
+        discover folders captions lists parsing probe cut names replace reuse orphans presence resume choices settings
         inline pool worker ray_engine engines pack merge record card summary tars locks manifest item paths
     """,
     "video": """

@@ -29,12 +29,14 @@ from .parsing import FORMATS
 class Found:
     """The items that were found, and the files that were ignored, as (path, reason).
 
-    `remarks` are (list, text) about lists: which columns were taken for which fields.
+    `remarks` are (list, text) about lists: which columns were taken for which fields. `folders` are those that were looked
+    into, and those that items are in.
     """
 
     items: list[Item]
     ignored: list[tuple[str, str]]
     remarks: list[tuple[str, str]] = field(default_factory=list)
+    folders: frozenset[str] = frozenset()
 
     @property
     def extra(self) -> list[str]:
@@ -83,7 +85,8 @@ def find_items(
     items = [item for _, item in sorted(placed, key=itemgetter(0))]
     if captions is not None and not lists:
         items = [item.updated(caption=caption) for item, caption in _with_captions(items, captions)]
-    return Found(items, sorted((path, why) for path, why in walk.ignored.items() if why), remarks)
+    folders = {os.path.dirname(item.source_path) for item in items} | set(map(absolute, filter(os.path.isdir, sources)))
+    return Found(items, sorted((path, why) for path, why in walk.ignored.items() if why), remarks, frozenset(folders))
 
 
 _key = attrgetter("key")

@@ -21,6 +21,7 @@ from .item import Item
 from .manifest import Line, count_described, files_of
 from .orphans import find_orphans, mark_orphans, place_of
 from .prepare import Job, cut_items, prepare
+from .presence import Presence
 from .record import Speed
 from .reuse import Reuse
 from .state import ignore
@@ -115,9 +116,12 @@ def plan_batch(
     Raises the same errors as `encode_batch`.
     """
     with prepare(sources, output, options, batch, overrides, ignore, writing=False) as job:
-        options, config, planned = job.settings.options, job.checkpoint.config, job.reuse.pending
+        options, config, planned = job.settings.options, job.checkpoint.config, [*job.reuse.pending]
         if not is_cut(job.batch):  # `prepare` has not looked at the videos: encoding does that one by one
             planned = list(cut_items(planned, job.batch, options, config))
+        twins = {id: twins.items for id, twins in job.reuse.twins.items()}
+        for leader in [item for item in planned if item.refusal is not None and item.id in twins]:
+            planned += [twin.updated(refusal=leader.refusal) for twin in twins.pop(leader.id)]
         described = count_described(job.manifest, job.resume.kept)
         orphans = _orphans(job, planned)
     good = [item for item in planned if item.refusal is None]
@@ -128,6 +132,7 @@ def plan_batch(
     halves = 2 if config.double_z else 1
     moments_bytes, mean_bytes = numbers * item_bytes, numbers // halves * item_bytes
     saved = moments_bytes if representation(options, config) == "moments" else mean_bytes
+    saved += sum(reuse.line["bytes"] for reuse in job.reuse.reuses if not reuse.is_move)
     return BatchPlan(
         found=job.found,
         kept=job.resume.kept,
@@ -142,7 +147,7 @@ def plan_batch(
         reasons=job.resume.reasons,
         first_frames=job.resume.first_frames,
         reuses=job.reuse.reuses,
-        twins={id: twins.items for id, twins in job.reuse.twins.items()},
+        twins=twins,
         orphans=orphans,
         room=_room(job, good, saved),
     )
@@ -154,10 +159,10 @@ def _orphans(job: Job, planned: Sequence[Item]) -> list[str]:
     if job.batch.shard is not None or not os.path.isdir(job.folder):
         return []
     manifest.lines |= {line["id"]: line for line in job.resume.kept}
-    moved = [reuse.line for reuse in job.reuse.reuses if reuse.moves]
+    moved = [reuse.line for reuse in job.reuse.reuses if reuse.is_move]
     for line in moved:
         manifest.lines.pop(line["id"], None)
-    mark_orphans(manifest, job.items, job.folder)
+    mark_orphans(manifest, job.items, job.folder, Presence(job.found.folders))
     replaced = {place_of(said) for line in moved for said in files_of(line)} | {item.output for item in planned}
     return [place for place in find_orphans(manifest, job.folder) if place not in replaced]
 

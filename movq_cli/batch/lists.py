@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from functools import cached_property
 from itertools import islice
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ..errors import MovqError, MovqUsageError, option
 from ..files import os_reason
 from ..values import parse_seconds
-from .parsing import FORMATS, Columns, guess_format, parse
+from .parsing import Columns, fold, format_of, parse
 from .paths import is_plain
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -23,12 +23,14 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "id": ("id",),
     "start": ("start",),
     "duration": ("duration",),
+    "end": ("end",),
 }
-"""The columns that movq uses, by the names that trainers' lists have for them. The first name that a list has counts."""
+"""The columns that movq uses, by the names that trainers' lists have for them, in any case. The first that a list has counts."""
 
 _VIDEOS = "videos"
 """The folder next to a list in which trainers look for its videos too."""
 
+_NAMES = 12
 _CAPTION_WORDS = 5
 _LOOKED_AT = 100
 """In a list without captions, a column with this many words, on average over this many rows, may have them."""
@@ -81,9 +83,8 @@ class RowList:
         self._named = named or {}
         self._fields = ("path", "caption") if describing else tuple(COLUMNS)
         self._beginning = os.getcwd() if name == "-" else os.path.dirname(os.path.abspath(name))
-        suffix = os.path.splitext(name)[1].lower()
-        names = [*COLUMNS["path"], *self._named.values()]
-        self._suffix = suffix if suffix in FORMATS else guess_format(self._data, names)
+        self._names = [*COLUMNS["path"], *filter(None, self._named.values())]
+        self._suffix = format_of(self._data, os.path.splitext(name)[1].lower(), self._names)
 
     def __iter__(self) -> Iterator[Row]:
         ids = set[str]()
@@ -92,7 +93,10 @@ class RowList:
             if row.id is not None:
                 if row.id in ids:
                     first = next(before.line for before in self if before.id == row.id)
-                    raise MovqError(f"line {number} has the id {row.id!r} of line {first}", self.name)
+                    ignored = option("columns", "id=")
+                    raise MovqError(
+                        f"line {number} has the id {row.id!r} of line {first}; {ignored} ignores ids", self.name
+                    )
                 ids.add(row.id)
             yield row
 
@@ -100,22 +104,30 @@ class RowList:
     def columns(self) -> dict[str, str]:
         """The fields of COLUMNS that the list has, with the column of each. Raises MovqError if it has no path.
 
-        Without a start, a duration describes the video, and does not cut it.
+        Without a start, a duration or an end describes the video, and does not cut it. An end counts before a duration.
         """
         have = dict.fromkeys(column for _, values in self._parsed() for column in values)
+        folded = {fold(column): column for column in reversed(have)}
         found = {}
         for field in self._fields:
-            names = (self._named[field],) if field in self._named else COLUMNS[field]
-            column = next((name for name in names if name in have), None)
+            named = self._named.get(field)
+            names = COLUMNS[field] if named is None else (named,)
+            column = next((folded[fold(name)] for name in names if fold(name) in folded), None)
             if column is not None:
                 found[field] = column
-            elif field in self._named:
-                raise MovqError(f"has no column {names[0]}; it has {', '.join(have) or 'none'}", self.name)
+            elif named:
+                raise MovqError(f"has no column {named}; it has {_some(have)}", self.name)
         if "path" not in found and have:
             wanted = option("columns", "path=NAME")
-            raise MovqError(f"has no column path; it has {', '.join(have)}: {wanted} says which it is", self.name)
-        if "start" not in found and "duration" not in self._named:
-            found.pop("duration", None)
+            raise MovqError(f"has no column path; it has {_some(have)}: {wanted} names another", self.name)
+        cutting = (
+            ["end", "duration"]
+            if "start" in found
+            else [field for field in ("end", "duration") if field in self._named]
+        )
+        for field in ("end", "duration"):
+            if field not in cutting or (field == "duration" and "end" in found):
+                found.pop(field, None)
         return found
 
     @property
@@ -125,8 +137,9 @@ class RowList:
         words = [f"takes {' and '.join(taken)}"] if taken else []
         if self._folder != self._beginning:
             words.append(f"finds its videos in {_VIDEOS}")
-        if "duration" not in self.columns and self._has("duration") and "duration" in self._fields:
-            words.append("has no column start, so that its column duration cuts nothing")
+        if "start" not in self.columns and "start" in self._fields:
+            ends = [field for field in ("end", "duration") if field not in self.columns and self._has(field)]
+            words += [f"has no column start, so that its column {' and '.join(ends)} cuts nothing"] if ends else []
         return "; ".join(words)
 
     @property
@@ -143,11 +156,11 @@ class RowList:
         return longest if means.get(longest, 0) >= _CAPTION_WORDS else ""
 
     def _has(self, column: str) -> bool:
-        return any(column in values for _, values in self._parsed())
+        return any(column in map(fold, values) for _, values in self._parsed())
 
     def _parsed(self) -> Iterator[tuple[int, Columns]]:
         """Yield (line, columns) of each row."""
-        return parse(self._data, self._suffix, self.name)
+        return parse(self._data, self._suffix, self.name, self._names)
 
     @cached_property
     def _folder(self) -> str:
@@ -168,7 +181,7 @@ class RowList:
         if set(written.split("/")) <= {"", ".", ".."}:
             raise MovqError(f"line {number} has a path that no file can have", self.name)
         if name is not None and not is_plain(name):
-            raise MovqError(f"line {number}: the id {name!r} is no name for a file of the output folder", self.name)
+            raise MovqError(f"line {number}: the id {name!r} cannot be a path below the output folder", self.name)
         caption, others = read.caption()
         used = self.columns.values()
         return Row(
@@ -177,11 +190,17 @@ class RowList:
             written=written,
             id=name,
             start=read.seconds("start"),
-            duration=read.seconds("duration"),
+            duration=read.duration(),
             caption=caption,
             # A null is left out: `datasets` takes a column that begins with nulls for one without texts.
             extra={key: value for key, value in values.items() if key not in used and value is not None} | others,
         )
+
+
+def _some(columns: Iterable[str]) -> str:
+    """Return the names of the first columns, as text."""
+    names = list(columns)
+    return ", ".join(names[:_NAMES]) + (", ..." if names[_NAMES:] else "") if names else "none"
 
 
 def _read(name: str) -> bytes:
@@ -212,7 +231,7 @@ class _Reader(NamedTuple):
         if value is None or isinstance(value, str):
             return value or None
         if not isinstance(value, int | float) or isinstance(value, bool):
-            raise MovqError(f"{self.line}: {self.columns[field]} is no text", self.name)
+            raise MovqError(f"{self.line}: {self.columns[field]} is not text", self.name)
         return str(value)
 
     def caption(self) -> tuple[str | None, dict[str, Any]]:
@@ -222,7 +241,7 @@ class _Reader(NamedTuple):
             return self.text("caption"), {}
         column = self.columns["caption"]
         if not all(isinstance(text, str) for text in several):
-            raise MovqError(f"{self.line}: {column} is no text, nor a list of texts", self.name)
+            raise MovqError(f"{self.line}: {column} is neither text nor a list of texts", self.name)
         return (several[0] or None if several else None), ({column: several} if several[1:] else {})
 
     def seconds(self, field: str) -> Fraction | None:
@@ -234,8 +253,17 @@ class _Reader(NamedTuple):
         if seconds is None:
             raise MovqError(f"{self.line}: {field} {value[:40]!r} is not a number of seconds", self.name)
         if seconds < 0 or (seconds == 0 and field == "duration"):
-            raise MovqError(f"{self.line}: {field} of {value} seconds cannot be", self.name)
+            raise MovqError(f"{self.line}: a {field} of {value} seconds is impossible", self.name)
         return seconds or None
+
+    def duration(self) -> Fraction | None:
+        """Return the seconds from start to end, or of the duration; None if the row has neither."""
+        end, start = self.seconds("end"), self.seconds("start") or Fraction(0)
+        if end is None:
+            return self.seconds("duration")
+        if end <= start:
+            raise MovqError(f"{self.line}: the end, {self.text('end')}, is not after the start", self.name)
+        return end - start
 
 
 def _seconds(text: str) -> Fraction | None:

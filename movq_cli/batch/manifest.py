@@ -164,6 +164,11 @@ def unfinished_shards(folder: str) -> dict[tuple[int, int], str]:
     return _of_shards(folder, _UNFINISHED_NAME)
 
 
+def is_of_a_batch(name: str) -> bool:
+    """Return True for the name of a manifest, or of the mark of an unfinished shard: its folder is that of a batch."""
+    return name == NAME or any(names.fullmatch(name) for names in (_SHARD_NAME, _UNFINISHED_NAME))
+
+
 def unfinished_name(folder: str, shard: Shard) -> str:
     """Return the path of the mark that a shard has until it is finished."""
     return os.path.join(folder, f".movq-shard-{shard}.unfinished")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from ..errors import MovqError
 from ..files import text_of
 from ..first_frame import LATENTS, PNG, SUFFIXES, is_first_frame
 from ..latents import is_latents
 from .item import Item
-from .manifest import NAME, FirstFrameLine, Line, Manifest, files_of, video_of
+from .manifest import FirstFrameLine, Line, Manifest, files_of, is_of_a_batch, video_of
 from .paths import Reach
+from .presence import Presence
 from .tars import Tars
 
 
@@ -30,19 +31,20 @@ def compare_outputs(places: Mapping[str, bool], folder: str) -> tuple[list[str],
     """Return the orphans in the folder of a manifest, and the outputs that are missing from it, both sorted.
 
     Orphans are latents that the manifest does not name, or names as orphans. `places` come from `note_places`. A tar
-    that cannot be read is an orphan itself.
+    that cannot be read is an orphan itself. What lies below the manifest of another batch is not looked at.
     """
-    there = set[str]()
+    present = set[str]()
     for below, folders, names in os.walk(folder):
-        # Another batch may lie below this one, and its outputs are its own.
-        folders[:] = [name for name in folders if not os.path.lexists(os.path.join(below, name, NAME))]
         inside = os.path.relpath(below, folder)
-        there |= {
+        if inside != "." and any(map(is_of_a_batch, names)):
+            folders.clear()
+            continue
+        present |= {
             os.path.normpath(os.path.join(inside, name)) for name in names if name.endswith((LATENTS, SUFFIXES[PNG]))
         }
     claimed = {place for place, orphan in places.items() if not orphan}
     reach = Reach(folder)
-    strays = {name for name in there - claimed if not reach.problem(name) and _is_ours(os.path.join(folder, name))}
+    strays = {name for name in present - claimed if not reach.problem(name) and _is_ours(os.path.join(folder, name))}
     tars = Tars(folder)
     for tar in tars.names():
         try:
@@ -51,9 +53,9 @@ def compare_outputs(places: Mapping[str, bool], folder: str) -> tuple[list[str],
         except MovqError:
             strays.add(tar)
             continue
-        there |= held
+        present |= held
         strays |= held - claimed
-    return sorted(strays), sorted(places.keys() - there)
+    return sorted(strays), sorted(places.keys() - present)
 
 
 def find_orphans(manifest: Manifest, folder: str) -> list[str]:
@@ -64,33 +66,36 @@ def find_orphans(manifest: Manifest, folder: str) -> list[str]:
     return compare_outputs(places, folder)[0]
 
 
-def mark_orphans(manifest: Manifest, items: Sequence[Item], folder: str) -> None:
+def mark_orphans(manifest: Manifest, items: Sequence[Item], folder: str, presence: Presence) -> None:
     """Mark as orphans the lines of items that were not named, if their videos are gone or are cut into other items now.
 
-    Such lines are deleted if they have no output. A line stays as it is if its video may still exist, unless it has no
-    output and its video is an item under another name now.
+    Such lines are deleted if they have no output, and so is the line of a whole video without output that is an item under
+    another name now. All other lines stay, and are no orphans.
     """
-    named, videos = {item.id for item in items}, {item.video for item in items}
+    refused = {item.id for item in items if item.refusal is not None}  # not cut, as it cannot be looked at
+    named, cut = {item.id for item in items}, {item.video for item in items} - refused
     whole = {text_of(item.source_path) for item in items if item.start is None and item.duration is None}
     for name in set(manifest.lines) - named:
         line = manifest.lines[name]
-        there = video_is_there(line) or not os.path.isdir(os.path.dirname(line["path"]))  # its disk may not be mounted
+        gone = video_of(line) in cut or (video_of(line) not in refused and presence.is_gone(line))
         has_output = line["status"] == "done" and os.path.exists(os.path.join(folder, line["output"]))
-        gone = not there or video_of(line) in videos
         if has_output and gone:
             line["orphan"] = True
-        elif not has_output and (gone or (_is_whole(line) and line["path"] in whole)):
+        elif has_output:
+            line.pop("orphan", None)
+        elif gone or (_is_whole(line) and line["path"] in whole):
             del manifest.lines[name]
+
+
+def removable(lines: Iterable[Line], orphans: Collection[str]) -> list[str]:
+    """Return those of the orphans that may be removed: outputs that lines name, and name as orphans."""
+    named = {place_of(part) for line in lines if line.get("orphan") for part in files_of(line)}
+    return sorted(named.intersection(orphans))
 
 
 def _is_whole(line: Line) -> bool:
     """Return True if a line is that of a whole video."""
     return "of" not in line and not line.get("options", {}).keys() & {"start", "duration"}
-
-
-def video_is_there(line: Line) -> bool:
-    """Return True if a line's video exists, or if its path has escaped bytes, not UTF-8, and cannot be looked up."""
-    return os.path.isfile(line["path"]) or "\\x" in line["path"]
 
 
 def _is_ours(path: str) -> bool:

@@ -17,32 +17,54 @@ Columns = dict[str, Any]
 
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 """The suffixes of lists."""
+_DELIMITERS = (",", "\t", ";")
 
 
-def parse(data: bytes, suffix: str, name: str) -> Iterator[tuple[int, Columns]]:
+def parse(data: bytes, suffix: str, name: str, columns: Collection[str]) -> Iterator[tuple[int, Columns]]:
     """Yield each row as its line number, or its number in an array, from 1, and its values by column.
 
-    `suffix` is one of FORMATS. Raises MovqError, which names the list `name` and the line, where it is not of that format.
+    `suffix` is one of FORMATS, and a table has one of these `columns`. Raises MovqError, which names the list `name` and the
+    line, where it is not of that format.
     """
     if suffix == ".json":
         return _json(data, name)
     if suffix in (".jsonl", ".ndjson"):
         return _json_lines(data, name)
     if suffix in (".csv", ".tsv"):
-        return _csv(data, "\t" if suffix == ".tsv" else ",", name)
+        return _csv(data, _delimiter(data, columns) or ("\t" if suffix == ".tsv" else ","), name)
     return _paths(data)
 
 
-def guess_format(data: bytes, columns: Collection[str]) -> str:
-    """Return the suffix that suits a list, by its beginning. A first line that names one of these columns is that of a table."""
-    start = b"".join(data[:200].split())
-    if start.startswith((b"{", b"[{")):
+def format_of(data: bytes, suffix: str, columns: Collection[str]) -> str:
+    """Return the suffix of FORMATS that suits a list: its own, or by its beginning.
+
+    A first line with one of these columns is that of a table, also in a .txt file if it has several.
+    """
+    if suffix in FORMATS and suffix != ".txt":
+        return suffix
+    if suffix != ".txt" and b"".join(data[:200].split()).startswith((b"{", b"[{", b'["')):
         return ".json"
-    head = data.split(b"\n", 1)[0].decode("utf-8", "replace")
-    for suffix, delimiter in ((".csv", ","), (".tsv", "\t")):
-        if not set(columns).isdisjoint(column.strip().strip('"') for column in head.split(delimiter)):
-            return suffix
-    return ".txt"
+    delimiter = _delimiter(data, columns)
+    is_table = delimiter and (suffix != ".txt" or delimiter.encode() in data.lstrip().split(b"\n", 1)[0])
+    return ".csv" if is_table else ".txt"
+
+
+def _delimiter(data: bytes, columns: Collection[str]) -> str:
+    """Return what separates the columns of a table whose first line has one of these; "" if it has none of them.
+
+    A comma, if there is only one column.
+    """
+    head = data.lstrip().split(b"\n", 1)[0].decode("utf-8", "replace")
+    wanted = set(map(fold, columns))
+    for delimiter in _DELIMITERS:
+        if not wanted.isdisjoint(fold(column.strip().strip('"')) for column in head.split(delimiter)):
+            return delimiter
+    return ""
+
+
+def fold(column: str) -> str:
+    """Return the same text for names of columns that differ only in case and in spaces around them."""
+    return column.strip().lower()
 
 
 def _paths(data: bytes) -> Iterator[tuple[int, Columns]]:
@@ -71,6 +93,8 @@ def _json(data: bytes, name: str) -> Iterator[tuple[int, Columns]]:
         if data.lstrip().startswith(b"["):
             raise _not_json(data, name) from None
         return _json_lines(data, name)
+    if isinstance(whole, list) and whole and all(isinstance(value, str) for value in whole):
+        return enumerate(({"path": path} for path in whole), 1)
     if not isinstance(whole, dict):
         return _objects(enumerate(whole if isinstance(whole, list) else [whole], 1), name)
     arrays = [value for value in whole.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
@@ -137,9 +161,9 @@ def _csv(data: bytes, delimiter: str, name: str) -> Iterator[tuple[int, Columns]
     reader = csv.reader(text, delimiter=delimiter, skipinitialspace=True, strict=True)
     line = 1
     try:
-        columns = next(filter(None, reader), [])
-        if len(set(columns)) < len(columns):
-            raise MovqError(f"has a column twice; it has {', '.join(columns)}", name)
+        columns = [column.strip() for column in next(filter(None, reader), [])]
+        if len(named := list(filter(None, columns))) > len(set(named)):
+            raise MovqError(f"has a column twice; it has {', '.join(named)}", name)
         while True:
             line = reader.line_num + 1
             values = next(reader, None)
@@ -147,9 +171,12 @@ def _csv(data: bytes, delimiter: str, name: str) -> Iterator[tuple[int, Columns]
                 return
             if not values:  # an empty line
                 continue
-            if len(values) > len(columns):
+            if any(values[len(columns) :]):
                 raise MovqError(f"line {line} has more columns than the first", name)
-            yield line, dict(zip_longest(columns, values))
+            row = dict(zip_longest(columns, values[: len(columns)]))
+            if row.get("") == "":  # a comma at the end of the first line
+                del row[""]
+            yield line, row
     except csv.Error as error:
         raise MovqError(f"line {line} is not CSV ({error})", name) from None
     except UnicodeDecodeError:

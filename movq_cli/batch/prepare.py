@@ -26,6 +26,7 @@ from .engines import require_ray
 from .item import Item
 from .locks import only_one
 from .manifest import Line, Manifest, refuse_other_shards, video_of
+from .presence import Presence
 from .probe import Known, probe_items
 from .record import Record, known_record, record_of
 from .replace import refuse_to_replace
@@ -100,8 +101,9 @@ def prepare(
         tars = Tars(folder)
         digests = Digests()
         resume = _compare(items, manifest, settings, tars, digests, batch, state)
-        refuse_to_replace(resume, manifest, settings, tars, batch.replace)
-        reuse = plan_reuse(resume.pending, items, manifest, settings, tars, digests, verify=batch.verify)
+        presence = Presence(found.folders)
+        refuse_to_replace(resume, items, manifest, settings, tars, presence, batch.replace)
+        reuse = plan_reuse(resume.pending, items, manifest, settings, tars, digests, presence, verify=batch.verify)
         record = record_of(names, *typed, checkpoint, known_record(folder))
         yield Job(folder, batch, checkpoint, found, state, manifest, settings, tars, items, resume, reuse, record)
 

@@ -10,8 +10,8 @@ from ..errors import MovqError, option
 from ..files import sync
 from .card import write_card
 from .locks import only_one
-from .manifest import Manifest, files_of, shard_manifests
-from .orphans import find_orphans, place_of
+from .manifest import Manifest, shard_manifests
+from .orphans import find_orphans, place_of, removable
 from .pack import Packer
 from .paths import refuse_links, remove_empty_folders
 from .tars import TAR, Tars
@@ -20,9 +20,10 @@ from .tars import TAR, Tars
 def prune_batch(folder: str | os.PathLike[str], orphans: Collection[str]) -> list[str]:
     """Remove these orphans from the folder of a batch, with the lines that name them, and return those that were removed.
 
-    `orphans` are named as in `BatchResult.orphans`. What is no longer an orphan stays, and so does a tar that cannot be
-    read. The lines go first: what is left behind by a process that is killed is an orphan still. Raises MovqError if another
-    batch is at work in the folder, or if it has shards that are not merged.
+    `orphans` are named as in `BatchResult.orphans`. Only those are removed that a line names, and names as an orphan still:
+    other latents in the folder may never have been of this batch. The lines go first: what a process leaves behind that is
+    killed is in nobody's way. Raises MovqError if another batch is at work in the folder, or if it has shards that are not
+    merged.
     """
     folder = os.fspath(folder)
     with only_one(folder):
@@ -30,14 +31,14 @@ def prune_batch(folder: str | os.PathLike[str], orphans: Collection[str]) -> lis
             raise MovqError(f"is of a batch in shards: put them together first, by {option('merge')}", folder)
         manifest = Manifest(folder)
         try:
-            gone = set(find_orphans(manifest, folder)) & set(orphans)
-            gone = {place for place in gone if not TAR.fullmatch(place)}
+            gone = set(removable(manifest.lines.values(), find_orphans(manifest, folder))) & set(orphans)
             for id, line in list(manifest.lines.items()):
-                if line.get("orphan") and gone.issuperset(map(place_of, files_of(line))):
+                if line.get("orphan") and place_of(line) in gone:
                     del manifest.lines[id]
             manifest.put_in_order()
-            _remove_files(folder, {place for place in gone if not _is_in_tar(place)})
-            _rewrite_tars(manifest, {place for place in gone if _is_in_tar(place)}, folder)
+            in_tars = {place for place in gone if _is_in_tar(place)}
+            _remove_files(folder, gone - in_tars)
+            _rewrite_tars(manifest, in_tars, folder)
             manifest.put_in_order()
         finally:
             manifest.close()

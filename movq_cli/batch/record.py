@@ -130,10 +130,12 @@ def write_record(folder: str, record: Record, shard: Shard | None) -> None:
         "made_by": dict(record.made_by),
         "speed": record.speed and dataclasses.asdict(record.speed),
     }
-    name = _NAME if shard is None else f"run.{shard}.json"
-    with WholeFile(os.path.join(folder, name), force=True) as file:
-        file.write(json.dumps(values, indent=1).encode() + b"\n")
-        file.commit()
+    path = os.path.join(folder, _NAME if shard is None else f"run.{shard}.json")
+    text = json.dumps(values, indent=1).encode() + b"\n"
+    if _bytes(path) != text:
+        with WholeFile(path, force=True) as file:
+            file.write(text)
+            file.commit()
     if shard is None:
         _remove_shards(folder)
 
@@ -210,6 +212,16 @@ def _remove_shards(folder: str) -> None:
             os.unlink(os.path.join(folder, name))
 
 
+def _bytes(path: str) -> bytes:
+    """Return the bytes of a record, or none if it is missing or not a plain file."""
+    with (
+        suppress(OSError),
+        open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file,
+    ):
+        return file.read()
+    return b""
+
+
 def _read(path: str) -> Record | None:
     folder = os.path.realpath(os.path.dirname(path) or ".")
 
@@ -217,8 +229,7 @@ def _read(path: str) -> Record | None:
         return os.path.normpath(os.path.join(folder, path))
 
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            values = json.loads(file.read())
+        values = json.loads(_bytes(path))
         if (values["format"], values["format_version"]) != (_FORMAT, _FORMAT_VERSION):
             return None
         return Record(

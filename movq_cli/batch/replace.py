@@ -5,37 +5,63 @@ from __future__ import annotations
 import mmap
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ..errors import MovqError, option
-from ..files import short
+from ..files import short, text_of
 from ..headers import parse_header
 from .choices import choices_of, describe_difference
 from .item import Item
 from .manifest import Line, Manifest
-from .orphans import video_is_there
-from .resume import ResumePlan
+from .presence import Presence
+from .resume import ResumePlan, is_usable
 from .settings import Settings
 from .tars import Tars
 
 
-def refuse_to_replace(plan: ResumePlan, manifest: Manifest, settings: Settings, tars: Tars, replace: bool) -> None:
-    """Raise MovqError if finished outputs would be replaced, unless `replace` or the option `force` asks for it."""
+def refuse_to_replace(
+    plan: ResumePlan,
+    items: Sequence[Item],
+    manifest: Manifest,
+    settings: Settings,
+    tars: Tars,
+    presence: Presence,
+    replace: bool,
+) -> None:
+    """Raise MovqError if finished outputs would be replaced, unless `replace` or the option `force` asks for it.
+
+    Outputs of videos that are items of this batch under another name are taken over before anything replaces them.
+    """
     if not manifest.lines:
         return
     allowed = replace or settings.options.force
-    _refuse_other_videos(plan.pending, manifest, settings, allowed)
+    if not allowed:
+        _refuse_other_videos(plan, items, manifest, tars, presence)
     if plan.differing and not allowed:
         _refuse_other_options(plan.differing, settings, tars)
 
 
-def _refuse_other_videos(todo: Iterable[Item], manifest: Manifest, settings: Settings, allowed: bool) -> None:
+def _refuse_other_videos(
+    plan: ResumePlan, items: Iterable[Item], manifest: Manifest, tars: Tars, presence: Presence
+) -> None:
+    """Raise MovqError if a whole output of one video would be replaced by that of another.
+
+    A video that may come back counts, unless others of its folder are recognized in the folder of the new one: then the
+    folder was moved, and this video has changed as well.
+    """
+    paths = {text_of(item.source_path) for item in items}
+    moves = {(_folder(manifest.lines[line["id"]]), _folder(line)) for line in plan.kept}
     others: list[tuple[Item, Line]] = []
-    for item in todo:
-        line, wanted = manifest.lines.get(item.id, Line()), settings.line(item)
-        if line.get("status") == "done" and line["path"] != wanted["path"] and video_is_there(line):
+    for item in plan.pending:
+        line = manifest.lines.get(item.id, Line(status="failed"))
+        if line["status"] != "done" or line["path"] in paths or presence.is_gone(line):
+            continue
+        moved = (_folder(line), os.path.dirname(text_of(item.source_path))) in moves and not os.path.lexists(
+            line["path"]
+        )
+        if not moved and is_usable(line, tars, verify=False):
             others.append((item, line))
-    if others and not allowed:
+    if others:
         item, line = others[0]
         more = f", and {len(others) - 1:,} more like it" if len(others) > 1 else ""
         raise MovqError(
@@ -43,6 +69,10 @@ def _refuse_other_videos(todo: Iterable[Item], manifest: Manifest, settings: Set
             f"folder, or use {option('replace', True)}",
             item.source_path,
         )
+
+
+def _folder(line: Line) -> str:
+    return os.path.dirname(line["path"])
 
 
 def _refuse_other_options(differing: list[tuple[Item, Line]], settings: Settings, tars: Tars) -> None:

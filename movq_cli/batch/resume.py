@@ -269,7 +269,7 @@ def _lacking(case: _Case) -> tuple[str, ...]:
 
     def there(kind: str) -> bool:
         with suppress(OSError, KeyError, MovqError):
-            return _first_frameis_whole(case.tars, case.line, kind, case.verify)
+            return _first_frame_is_whole(case.tars, case.line, kind, case.verify)
         return False
 
     return tuple(kind for kind in case.settings.options.first_frames if not there(kind))
@@ -314,7 +314,15 @@ def is_whole(tars: Tars, line: Line, verify: bool) -> bool:
     )
 
 
-def _first_frameis_whole(tars: Tars, line: Line, kind: str, verify: bool) -> bool:
+def is_usable(line: Line, tars: Tars, verify: bool) -> bool:
+    """Return True if the output of a line can be read, and agrees with it; `verify` reads it whole."""
+    try:
+        return is_whole(tars, line, verify)
+    except (OSError, KeyError, MovqError):
+        return False
+
+
+def _first_frame_is_whole(tars: Tars, line: Line, kind: str, verify: bool) -> bool:
     """Return True if a first frame agrees with the line; `verify` reads it. Raises OSError, KeyError or MovqError."""
     said = line["first_frame"][kind]
     path = os.path.join(tars.folder, said["output"])

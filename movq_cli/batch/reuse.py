@@ -10,23 +10,23 @@ import hashlib
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..errors import MovqError
 from ..files import FileIdentity, WholeFile, file_name, require_file, sync, text_of
-from ..first_frame import LATENT, PNG, first_frame_path
+from ..first_frame import LATENT, PNG, first_frame_path, is_first_frame
 from ..headers import header_at, header_bytes, parse_header
 from ..metadata import FORMAT_VERSIONS
 from ..threads import in_threads
 from .choices import MADE_BY, options_of
 from .item import Item
-from .manifest import FirstFrameLine, Line, Manifest, files_of, first_frames_of
-from .orphans import video_is_there
-from .paths import refuse_foreign, refuse_links, remove_empty_folders
-from .resume import Digests, is_whole
+from .manifest import FirstFrameLine, Line, Manifest, first_frames_of
+from .paths import refuse_foreign, refuse_links
+from .presence import Presence
+from .resume import Digests, is_usable
 from .settings import Settings
 from .tars import Tars, blocks
 
@@ -43,25 +43,26 @@ class _Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Reuse:
-    """An item that gets the latents of a finished `line`. With `moves`, that line and its files are no longer needed."""
+    """An item that gets the latents of a finished `line`. If `is_move`, that line and its files are no longer needed."""
 
     item: Item
     line: Line
-    moves: bool
+    is_move: bool
 
 
 class Twins(NamedTuple):
-    """Items whose videos are equal to that of an item that is still to be encoded: its content has this digest."""
+    """Items whose videos are equal to that of an item that is still to be encoded: its identity and digest."""
 
+    identity: FileIdentity | None
     sha256: str
     items: list[Item]
 
 
 @dataclass(frozen=True)
 class ReusePlan:
-    """What is left to encode, `pending`, and what is not. `reuses` must be done in their order, before anything is encoded.
+    """The items that are left to encode, `pending`, and those that are not.
 
-    `twins` get the latents of a pending item, by its id.
+    `reuses` must be done in their order, before anything is encoded. `twins` get the latents of a pending item, by its id.
     """
 
     pending: list[Item] = field(default_factory=list)
@@ -76,13 +77,17 @@ def plan_reuse(
     settings: Settings,
     tars: Tars,
     digests: Digests,
+    presence: Presence,
     *,
     verify: bool,
 ) -> ReusePlan:
-    """Find, for the `pending` of all `items` of a batch, latents that are there or will be.
+    """Find, for the `pending` of all `items` of a batch, latents that another item has, or will have.
 
-    Only videos that have the size of another are read; with `verify`, also those whose file was only moved.
+    With the option `force`, all of them are pending. Only videos that have the size of another are read, and not those whose
+    file is the same in another folder, except with `verify`.
     """
+    if settings.options.force:
+        return ReusePlan([*pending])
     finished = _finished(manifest, settings)
     known = _identified(pending)
     shas = _contents(known, () if verify else finished, finished, digests)
@@ -99,30 +104,27 @@ def plan_reuse(
                 donors.setdefault(offered, []).append(line)
     names, taken = {item.id for item in items}, set[str]()
     reuses, left = list[Reuse](), list[Item]()
-    leaders: dict[_Key, str] = {}
+    leaders: dict[_Key, Item] = {}
     twins: dict[str, Twins] = {}
     for item, key in zip(known, keys, strict=True):
         if key is None:
             left.append(item)
             continue
-        usable = (line for line in donors.get(key, ()) if _is_usable(line, tars, verify))
+        usable = (line for line in donors.get(key, ()) if is_usable(line, tars, verify))
         if (found := next(usable, None)) is not None:
-            moves = found["id"] not in taken and _is_free(found, item, names)
-            taken |= {found["id"]} if moves else set()
-            reuses.append(Reuse(item, found, moves))
-        elif key in leaders:
-            twins.setdefault(leaders[key], Twins(key.sha256, [])).items.append(item)
-        else:
-            leaders[key] = item.id
+            is_move = found["id"] not in taken and _is_free(found, item, names, presence)
+            taken |= {found["id"]} if is_move else set()
+            reuses.append(Reuse(item, found, is_move))
+        elif (leader := leaders.setdefault(key, item)) is item:
             left.append(item)
+        else:
+            twins.setdefault(leader.id, Twins(leader.identity, key.sha256, [])).items.append(item)
     ordered, circular = _in_order(reuses)
     return ReusePlan([*left, *circular], ordered, twins)
 
 
 def _finished(manifest: Manifest, settings: Settings) -> list[Line]:
     """Return the lines of outputs that were made as this batch makes them, but for options."""
-    if settings.options.force:
-        return []
     made = {name: getattr(settings, name) for name in MADE_BY}
     partial = settings.options.selection.allow_partial
     return [
@@ -155,10 +157,10 @@ def _identified(items: Sequence[Item]) -> list[Item]:
 def _contents(items: Sequence[Item], unread: Iterable[Line], finished: Sequence[Line], digests: Digests) -> list[str]:
     """Return the digest of each item's video, or "" if no other can be equal to it.
 
-    A file that was only moved, from where one of the `unread` lines has it, is not read.
+    A file is not read if one of the `unread` lines has it, of the same identity and name, in another folder.
     """
     sizes = {line["source"].size for line in finished}
-    moved = {line["source"]: line["source_sha256"] for line in unread}
+    moved = {(line["source"], os.path.basename(line["path"])): line["source_sha256"] for line in unread}
     paths: dict[int, set[str]] = {}
     for item in items:
         if item.identity is not None:
@@ -168,8 +170,9 @@ def _contents(items: Sequence[Item], unread: Iterable[Line], finished: Sequence[
         identity = item.identity
         if identity is None or item.refusal is not None:
             return ""
-        if identity in moved:
-            return moved[identity]
+        same = moved.get((identity, file_name(item.source_path)))
+        if same is not None:
+            return same
         if identity.size not in sizes and len(paths[identity.size]) == 1:
             return ""
         try:
@@ -184,21 +187,13 @@ def _key(sha256: str, path: str, line: Line) -> _Key:
     return _Key(sha256, os.path.splitext(path)[1].lower(), json.dumps(options_of(line), sort_keys=True))
 
 
-def _is_usable(line: Line, tars: Tars, verify: bool) -> bool:
-    try:
-        return is_whole(tars, line, verify)
-    except (OSError, KeyError, MovqError):
-        return False
-
-
-def _is_free(line: Line, item: Item, names: set[str]) -> bool:
+def _is_free(line: Line, item: Item, names: set[str], presence: Presence) -> bool:
     """Return True if nothing but this item needs the files of a line: its video is gone, or is the item's own."""
     if "member" in line:
         return False
     if line["id"] in names:
         return line["id"] == item.id
-    gone = not video_is_there(line) and os.path.isdir(os.path.dirname(line["path"]))  # or its disk may not be mounted
-    return gone or line["path"] == text_of(item.source_path)
+    return presence.is_gone(line) or line["path"] == text_of(item.source_path)
 
 
 def _in_order(reuses: list[Reuse]) -> tuple[list[Reuse], list[Item]]:
@@ -206,18 +201,19 @@ def _in_order(reuses: list[Reuse]) -> tuple[list[Reuse], list[Item]]:
 
     Two videos that have exchanged their names are such a circle.
     """
-    needed = Counter(reuse.line["id"] for reuse in reuses if reuse.line["id"] != reuse.item.id)
-    waiting = {reuse.item.id: reuse for reuse in reuses if needed[reuse.item.id]}
-    ready = deque(reuse for reuse in reuses if not needed[reuse.item.id])
+    sources = [reuse.line["output"] if reuse.line["output"] != reuse.item.output else "" for reuse in reuses]
+    needed = Counter(sources)
+    waiting = {reuse.item.output: number for number, reuse in enumerate(reuses) if needed[reuse.item.output]}
+    ready = deque(number for number, reuse in enumerate(reuses) if not needed[reuse.item.output])
     ordered, circular = list[Reuse](), list[Item]()
     while ready or waiting:
         if ready:
-            reuse = ready.popleft()
-            ordered.append(reuse)
+            number = ready.popleft()
+            ordered.append(reuses[number])
         else:
-            _, reuse = waiting.popitem()
-            circular.append(reuse.item)
-        source = reuse.line["id"]
+            _, number = waiting.popitem()
+            circular.append(reuses[number].item)
+        source = sources[number]
         needed[source] -= 1
         if not needed[source] and source in waiting:
             ready.append(waiting.pop(source))
@@ -225,58 +221,66 @@ def _in_order(reuses: list[Reuse]) -> tuple[list[Reuse], list[Item]]:
 
 
 def take_over(
-    item: Item, line: Line, before: Line | None, settings: Settings, tars: Tars, *, moves: bool = False
+    item: Item, line: Line, before: Line | None, settings: Settings, tars: Tars, *, is_move: bool = False
 ) -> Line:
     """Give an item the latents and first frames of a finished `line`, and return its own line.
 
-    `before` is the line that the item has: files that it names may be replaced. With `moves`, files that stay as they are
-    are renamed; `drop_files` deletes the others. Raises MovqError or OSError if a file cannot be taken over.
+    `before` is the line that the item has: files that it names may be replaced. In a move, files that stay as they are are
+    renamed, and `drop_files` deletes the others. A first frame that cannot be taken over is left out. Raises MovqError or
+    OSError if the latents cannot be.
     """
     assert item.identity is not None
-    own = _files(line) if moves else set()
+    own = _files(line) if is_move else {}
     if before is not None and before["status"] == "done":
         own |= _files(before)
     new = settings.refreshed(item, line) | Line(source=item.identity)
-    if not moves:
+    if not is_move:
         new["seconds"] = 0.0
     new.pop("member", None)
-    new |= _take(item, line, "", own, tars, moves)  # type: ignore[typeddict-item]
-    if first := first_frames_of(line):
-        new["first_frame"] = {kind: _take(item, line, kind, own, tars, moves) for kind in first}
-    return new
+    new.pop("first_frame", None)
+    first = {}
+    for kind in first_frames_of(line):
+        with suppress(MovqError, OSError):
+            first[kind] = _take(item, line, kind, own, tars, is_move)
+    new |= _take(item, line, "", own, tars, is_move)  # type: ignore[typeddict-item]
+    return new | Line(first_frame=first) if first else new
 
 
 def drop_files(folder: str, line: Line, keep: Line) -> None:
-    """Delete the files of a line that was moved, but for those that the new line has, and folders that are then empty."""
-    for name in _files(line) - _files(keep):
-        refuse_links(folder, name)
-        with suppress(FileNotFoundError):  # it was renamed
-            os.unlink(os.path.join(folder, name))
-        remove_empty_folders(folder, os.path.dirname(name))
+    """Delete the files of a line that was moved, if movq wrote them, but for those that the new line has."""
+    for name, kind in _files(line).items():
+        path = os.path.join(folder, name)
+        if name not in _files(keep) and is_first_frame(path, kind):
+            with suppress(MovqError, OSError):
+                refuse_links(folder, name)
+                os.unlink(path)
 
 
-def _files(line: Line) -> set[str]:
-    """Return the files of a line's latents and first frames that are not in tars, relative to the folder."""
-    return {said["output"] for said in files_of(line) if "member" not in said}
+def _files(line: Line) -> dict[str, str]:
+    """Return the files of a line that are not in tars, relative to the folder, and of which kind each is."""
+    files = {} if "member" in line else {line["output"]: LATENT}
+    return files | {part["output"]: kind for kind, part in first_frames_of(line).items() if "member" not in part}
 
 
-def _take(item: Item, line: Line, kind: str, own: set[str], tars: Tars, moves: bool) -> FirstFrameLine:
+def _take(item: Item, line: Line, kind: str, own: Collection[str], tars: Tars, is_move: bool) -> FirstFrameLine:
     """Put the latents of a line, or with a `kind` a first frame, where the item needs them. Return where, size and digest."""
-    folder, said = tars.folder, line["first_frame"][kind] if kind else line
+    folder, part = tars.folder, line["first_frame"][kind] if kind else line
     output = first_frame_path(item.output, kind) if kind else item.output
-    source, path = os.path.join(folder, said["output"]), os.path.join(folder, output)
+    source, path = os.path.join(folder, part["output"]), os.path.join(folder, output)
     refuse_links(folder, output)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     refuse_foreign(folder, output, kind or LATENT, own)
-    at, size = 0, said["bytes"]
-    if "member" in said:
+    at, size = 0, part["bytes"]
+    if "member" in part:
         at = (tars.find_first_frame(line, kind) if kind else tars.find(line)).offset
-    head, new = (b"", b"") if kind == PNG else _headers(source, at, file_name(item.source_path))
-    if moves and head == new:
+    elif not is_first_frame(source, kind or LATENT):
+        raise MovqError("is not what movq wrote", source)
+    head, new = (b"", b"") if kind == PNG else _headers(source, at, file_name(item.source_path), line)
+    if is_move and head == new and os.path.getsize(source) == size:
         os.rename(source, path)
         for changed in {os.path.dirname(path), os.path.dirname(source)}:
             sync(changed)
-        return FirstFrameLine(output=output, bytes=size, sha256=said["sha256"])
+        return FirstFrameLine(output=output, bytes=size, sha256=part["sha256"])
     whole, made = hashlib.sha256(head), hashlib.sha256(new)
     with WholeFile(path, force=True) as file:
         file.write(new)
@@ -284,18 +288,23 @@ def _take(item: Item, line: Line, kind: str, own: set[str], tars: Tars, moves: b
             file.write(block)
             whole.update(block)
             made.update(block)
-        if whole.hexdigest() != said["sha256"]:
+        if whole.hexdigest() != part["sha256"]:
             raise MovqError("is damaged: its bytes are not those that the manifest says", source)
         size = file.size
         file.commit()
     return FirstFrameLine(output=output, bytes=size, sha256=made.hexdigest())
 
 
-def _headers(path: str, at: int, name: str) -> tuple[bytes, bytes]:
-    """Return the header of latents that begin at a byte of a file, and the same with another name of their source."""
+def _headers(path: str, at: int, name: str, line: Line) -> tuple[bytes, bytes]:
+    """Return the header of a line's latents, at a byte of a file, and the same with another name of their source.
+
+    Raises MovqError if they are of another video than the line says.
+    """
     before = header_at(path, at)
     try:
         header = parse_header(before)
+        if header.metadata["source_sha256"] != line["source_sha256"]:
+            raise ValueError("of another video")
         if header.metadata["source_name"] == name:
             return before, before
         tensors = sorted(header.tensors.items(), key=lambda tensor: tensor[1].start)
@@ -303,4 +312,4 @@ def _headers(path: str, at: int, name: str) -> tuple[bytes, bytes]:
             {name: (entry.dtype, entry.shape) for name, entry in tensors}, header.metadata | {"source_name": name}
         )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise MovqError(f"is not a latents file ({error})", path) from None
+        raise MovqError(f"is not what the manifest says ({error})", path) from None

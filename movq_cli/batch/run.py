@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..budget import least_memory
-from ..errors import MovqDiskError, MovqError, MovqOutputError
+from ..errors import CHOSEN, MovqDiskError, MovqError
 from ..options import FIRST_FRAMES, TAR_BYTES, BatchOptions, EncodeOptions
 from .card import write_card
 from .discover import Found
@@ -18,10 +18,12 @@ from .locks import finish_shard
 from .manifest import Line, count_described, files_of, first_frames_of, unmade
 from .orphans import find_orphans, mark_orphans
 from .pack import Packer
+from .paths import remove_empty_folders
 from .pool import Pool, Task
 from .prepare import Job, prepare
+from .presence import Presence
 from .record import record_run, write_record
-from .reuse import ReusePlan, Twins, drop_files, take_over
+from .reuse import Reuse, ReusePlan, Twins, drop_files, take_over
 from .state import Watch, ignore, size_of
 
 if TYPE_CHECKING:
@@ -119,6 +121,10 @@ class _Run:
         self.without_first_frame: dict[str, Line] = {}
         self.moved, self.copied = list[Line](), list[Line]()
         self._twins: dict[str, Twins] = {}
+        self._emptied = set[str]()
+        """Folders that outputs were moved from."""
+        self._stranded = list[Item]()
+        """Twins of items that could not be encoded, for reasons that may not be theirs."""
         packed = job.tars.names() or any("member" in line for line in job.manifest.lines.values())
         layout = job.batch.layout or ("tar" if packed else "files")
         size = job.batch.tar_size or TAR_BYTES
@@ -141,61 +147,82 @@ class _Run:
         Each comes to its end, unless something stops the batch.
         """
         twins = (twin for twins in plan.twins.values() for twin in twins.items)
-        reused = [reuse.item for reuse in plan.reuses]
+        reused = (reuse.item for reuse in plan.reuses)
         self._job.state.begin_encoding([*reused, *plan.pending, *twins, *(item for item, _ in first_frames)])
         self._twins = plan.twins
-        moved: dict[str, Line] = {}
-        pending, first_frames = list(plan.pending), list(first_frames)
-        for reuse in plan.reuses:
-            line = moved.get(reuse.line["id"], reuse.line)
-            if (new := self._reuse(reuse.item, line, reuse.moves)) is None:
-                pending.append(reuse.item)
-                continue
-            if reuse.moves:
-                moved[line["id"]] = new
-            if lacking := tuple(
-                kind for kind in self._settings.options.first_frames if kind not in first_frames_of(new)
-            ):
-                first_frames.append((reuse.item, lacking))
-        refused = [item for item in pending if item.refusal is not None]
-        tasks = self._tasks(item for item in pending if item.refusal is None)
-        for item, kinds in first_frames:
-            task = self._task(item)
-            task.latents, task.overrides["first_frame"] = False, kinds
-            tasks.append(task)
         try:
-            if tasks:
-                self._encode(tasks, refused)
-            else:
-                self._refuse(refused)
+            left, lacking = self._reuse_all(plan.reuses)
+            pending = [*plan.pending, *left]
+            tasks = self._tasks(item for item in pending if item.refusal is None)
+            for item, kinds in (*first_frames, *lacking):
+                task = self._task(item)
+                task.latents, task.overrides["first_frame"] = False, kinds
+                tasks.append(task)
+            self._work(tasks, [item for item in pending if item.refusal is not None])
+            stranded, self._stranded = self._stranded, []
+            if stranded and not self.stopped:
+                self._work(self._tasks(stranded), [])
         except MovqError as error:  # no worker is left, or the manifest cannot be written
             state = self._job.state
-            if not (state.made or state.added or isinstance(error, MovqDiskError)):
+            if not (state.made or state.added or state.reused or isinstance(error, MovqDiskError)):
                 raise
             self.stopped = error.with_flags
 
-    def _reuse(self, item: Item, line: Line, moves: bool = False) -> Line | None:
-        """Give an item the latents of a line, and return its own line; None if a file cannot be taken over."""
+    def _work(self, tasks: list[Task], refused: Sequence[Item]) -> None:
+        """Bring tasks to their end on workers, and the refused items without any."""
+        if tasks:
+            self._encode(tasks, refused)
+        else:
+            self._refuse(refused)
+
+    def _reuse_all(self, reuses: Iterable[Reuse]) -> tuple[list[Item], list[tuple[Item, tuple[str, ...]]]]:
+        """Do these reuses. Return the items that must be encoded after all, and those that lack first frames, with the kinds."""
+        lines, moved = self._job.manifest.lines, dict[str, Line]()
+        left, lacking = list[Item](), list[tuple[Item, tuple[str, ...]]]()
+        for reuse in reuses:
+            id = reuse.line["id"]
+            line = moved.get(id) or lines[id]  # it may have been packed since
+            new = self._reuse(reuse.item, line, reuse.is_move and "member" not in line)
+            if new is None:
+                left.append(reuse.item)
+                continue
+            if id not in lines:
+                moved[id] = new
+            kinds = tuple(kind for kind in self._settings.options.first_frames if kind not in first_frames_of(new))
+            if kinds:
+                lacking.append((reuse.item, kinds))
+            else:
+                self._end_reused(new)
+        return left, lacking
+
+    def _reuse(self, item: Item, line: Line, is_move: bool = False) -> Line | None:
+        """Give an item the latents of a line, and return its own line; None if they cannot be taken over."""
         job = self._job
         try:
-            new = take_over(item, line, job.manifest.lines.get(item.id), self._settings, job.tars, moves=moves)
+            new = take_over(item, line, job.manifest.lines.get(item.id), self._settings, job.tars, is_move=is_move)
         except (MovqError, OSError):
             return None
         job.manifest.append(new)
-        (self.moved if moves else self.copied).append(new)
-        if moves:
+        (self.moved if is_move else self.copied).append(new)
+        if is_move:
             drop_files(job.folder, line, new)
+            self._emptied.add(os.path.dirname(line["output"]))
             if line["id"] != item.id:
                 del job.manifest.lines[line["id"]]
-        job.state.item_reused(new)
-        if self.packer is not None:
-            self.packer.end([item.id])
         return new
+
+    def _end_reused(self, line: Line) -> None:
+        self._job.state.item_reused(line)
+        if self.packer is not None:
+            self.packer.end([line["id"]])
 
     def finish(self) -> None:
         """Mark orphans, put the manifest in order and, unless the batch was stopped, finish the tars and the shard."""
         job = self._job
-        mark_orphans(job.manifest, job.items, job.folder)
+        mark_orphans(job.manifest, job.items, job.folder, Presence(job.found.folders))
+        if job.batch.shard is None:  # with shards, others may be about to use these folders
+            for folder in sorted(self._emptied, reverse=True):
+                remove_empty_folders(job.folder, folder)
         seconds = time.monotonic() - job.state.started
         record = record_run(job.record, job.state.made, seconds, max(1, self.workers), self._settings.device)
         try:
@@ -266,22 +293,27 @@ class _Run:
         self._job.state.item_ended(line)
         if (twins := self._twins.pop(item.id, None)) is not None:
             for twin in twins.items:
-                self._end_twin(twin, twins.sha256, line)
+                self._end_twin(twin, twins, line)
         if self.packer is not None:
             self.packer.end([item.id])
 
-    def _end_twin(self, twin: Item, sha256: str, line: Line) -> None:
-        """Bring an item to its end whose video, of this digest, is equal to that of another item, which has this line."""
+    def _end_twin(self, twin: Item, twins: Twins, line: Line) -> None:
+        """Bring an item to its end whose video was equal to that of another item, which has this line now.
+
+        What was refused of a video is refused of its twin. Anything else may have been about the other item alone.
+        """
         assert twin.identity is not None
-        same = line["status"] == "done" and line["source_sha256"] == sha256
-        if same and self._reuse(twin, line) is not None:
-            return
-        outcome = Line(source=twin.identity)
-        if line["status"] == "done":
-            outcome |= unmade(MovqOutputError("could not be copied from an equal video: the same command encodes it"))
+        if line["status"] == "done" and line["source_sha256"] == twins.sha256:
+            new = self._reuse(twin, line)
+            if new is not None:
+                self._end_reused(new)
+                return
+        lasting = line.get("cause") in (MovqError.cause, *(kind.cause for kind in CHOSEN))
+        if line["status"] != "done" and lasting and line.get("source") == twins.identity:
+            refused = Line(source=twin.identity, status=line["status"], reason=line["reason"], cause=line["cause"])
+            self._end(twin, refused)
         else:
-            outcome |= Line(status=line["status"], reason=line["reason"], cause=line["cause"])
-        self._end(twin, outcome)
+            self._stranded.append(twin)
 
     def _add_first_frame(self, item: Item, outcome: Line) -> None:
         """Add the first frame to the line of an item that is done already."""

@@ -191,7 +191,7 @@ WORDS: Mapping[str, Words] = {
     ),
     "columns": Words(
         ITEMS,
-        "Take this column of a list as path, caption, id, start or duration: caption=summary. Repeatable.",
+        "Take this column of a list as path, caption, id, start, duration or end: caption=summary. id= takes none. Repeatable.",
         "FIELD=NAME",
     ),
     "captions": Words(

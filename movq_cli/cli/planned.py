@@ -55,7 +55,7 @@ def _lines(plan: BatchPlan, verbose: bool) -> Iterator[str]:
     for item in plan.encoded:
         yield _planned_line(item, plan.reason(item, flags=True) if verbose else "")
     for reuse in plan.reuses:
-        how = "moved from" if reuse.moves else "copied from"
+        how = "moved from" if reuse.is_move else "copied from"
         yield f"{name_of(reuse.item.output)}: {how} {name_of(reuse.line['output'])}"
     outputs = {item.id: item.output for item in plan.planned}
     for id, twins in plan.twins.items():
@@ -106,7 +106,9 @@ def _rows(plan: BatchPlan) -> Iterator[tuple[str, str]]:
     yield "would fail", f"{fails:,}" if fails else ""
     yield (
         "reused",
-        taken_over(sum(reuse.moves for reuse in plan.reuses), sum(not reuse.moves for reuse in plan.reuses) + twins),
+        taken_over(
+            sum(reuse.is_move for reuse in plan.reuses), sum(not reuse.is_move for reuse in plan.reuses) + twins
+        ),
     )
     yield "described anew", f"{plan.described:,} finished, with other captions or columns" if plan.described else ""
     yield "to encode", f"{len(good):,}, of {plural(plan.frames, 'frame')}"
