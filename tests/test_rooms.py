@@ -17,9 +17,9 @@ INSIDE = {
     "export": "__init__ run manifest back formats format embeds",
     "cli": "__init__ info batch decode encode eval export weights options planned items paths habits watch tables show",
     "batch": """
-        __init__ prune run dry_run prepare state
+        __init__ prune run dry_run merge prepare record state
         discover folders captions lists parsing probe cut names replace reuse orphans presence resume choices settings
-        inline pool worker ray_engine engines pack merge record card summary tars locks manifest item paths
+        inline pool worker ray_engine engines pack card summary tars locks manifest item paths
     """,
     "video": """
         __init__ reader child write pictures clock frames decoding counting keyframes integrity sidedata container stills

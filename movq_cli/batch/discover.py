@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -151,6 +152,22 @@ def _walked(sources: Sequence[str], walk: Walk, captions: bool) -> Iterator[_Wal
     walk.ignored |= used
 
 
+def split_glob(source: str) -> tuple[str, str]:
+    """Return the folder in front of a glob, which may be "", and the glob; the source and "" if it is none, or exists.
+
+    What `glob.escape` has escaped in the folder, as each `[` by `[[]`, is given back plain.
+    """
+    parts = source.split(os.sep)
+    fixed = next((i for i, part in enumerate(parts) if glob.has_magic(_ESCAPED.sub("", part))), len(parts))
+    if os.path.lexists(source) or fixed == len(parts):
+        return source, ""
+    folder = os.sep.join(parts[:fixed]) + os.sep if fixed else ""
+    return _ESCAPED.sub(r"\1", folder), os.sep.join(parts[fixed:])
+
+
+_ESCAPED = re.compile(r"\[([*?[])\]")
+
+
 class _Walked(NamedTuple):
     """An item of the source that was named as number `place`. `apart` is its id if another item has its own."""
 
@@ -180,9 +197,7 @@ def _bases(sources: Sequence[str]) -> dict[str, _Base]:
             matches = sorted(glob.glob(source, recursive=True))
             if not matches:
                 raise MovqError("matches no file", source)
-            parts = source.split(os.sep)
-            fixed = next(i for i, part in enumerate(parts) if glob.escape(part) != part)
-            folder = absolute(os.sep.join(parts[:fixed]) + os.sep if fixed else ".")
+            folder = absolute(split_glob(source)[0] or ".")
             for path in map(absolute, matches):
                 bases.setdefault(path, _Base(place, folder, matched=True))
     return bases

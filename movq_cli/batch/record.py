@@ -8,6 +8,7 @@ because it says which files to open.
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -26,9 +27,12 @@ from ..fields import changed
 from ..files import WholeFile, os_reason, short
 from ..options import KNOBS, BatchOptions, EncodeOptions, batch_options
 from ..plan import open_weights
+from ..records import MOST, Count, from_values, to_values
 from ..targets import prepared
 from ..values import Shard
 from ..video import library_versions
+from .discover import split_glob
+from .lists import absolute
 from .manifest import Line
 
 _FORMAT, _FORMAT_VERSION = "movq-run", "1"
@@ -49,16 +53,16 @@ _SHORT_RUN = 30.0  # seconds
 
 @dataclass(frozen=True)
 class Speed:
-    """What a run encoded in a second, in pixels of frames, with this many workers on this kind of device."""
+    """The pixels of frames that a run encoded in a second, with this many workers on this kind of device."""
 
-    pixels_per_second: float
-    workers: int
+    pixels_per_second: Annotated[float, msgspec.Meta(ge=1, lt=MOST)]
+    workers: Count
     device: str
 
 
 @dataclass(frozen=True)
 class Record:
-    """The record of a batch. Paths are absolute here, and relative to the folder in the file.
+    """The record of a batch. Paths are absolute here, and relative to the folder in the file; globs have their folder escaped.
 
     `options` and `batch` are those of the command, but for options of one run. `made_by` are the versions of movq, torch,
     PyAV and FFmpeg, `weights` the name and digest of the model. `speed` is None until a run has encoded something.
@@ -108,7 +112,7 @@ def record_of(
     """
     weights = {"name": checkpoint.name, "digest": checkpoint.digest}
     known = before if before is not None and before.weights == weights else None
-    named = tuple(map(_but_input(os.path.abspath), sources))
+    named = tuple(map(_but_input(_source), sources))
     made_by, speed = (known.made_by, known.speed) if known is not None else ({}, None)
     return Record(named, _located(options), _located(batch), weights, made_by, speed)
 
@@ -123,12 +127,12 @@ def write_record(folder: str, record: Record, shard: Shard | None) -> None:
     values = {
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,
-        "sources": list(map(_but_input(relative), record.sources)),
+        "sources": [_written(source, relative) for source in record.sources],
         "options": _turned(_values(record.options), relative),
         "batch": _turned(_values(record.batch), relative),
         "weights": dict(record.weights),
         "made_by": dict(record.made_by),
-        "speed": record.speed and dataclasses.asdict(record.speed),
+        "speed": None if record.speed is None else to_values(record.speed),
     }
     path = os.path.join(folder, _NAME if shard is None else f"run.{shard}.json")
     text = json.dumps(values, indent=1).encode() + b"\n"
@@ -225,20 +229,22 @@ def _bytes(path: str) -> bytes:
 def _read(path: str) -> Record | None:
     folder = os.path.realpath(os.path.dirname(path) or ".")
 
-    def absolute(path: str) -> str:
+    def located(path: str) -> str:
         return os.path.normpath(os.path.join(folder, path))
 
     try:
         values = json.loads(_bytes(path))
         if (values["format"], values["format_version"]) != (_FORMAT, _FORMAT_VERSION):
             return None
+        if not isinstance(values["sources"], list):
+            return None
         return Record(
-            tuple(map(_but_input(absolute), values["sources"])),
-            changed(EncodeOptions(), _turned(values["options"], absolute)),
-            changed(BatchOptions(), _turned(values["batch"], absolute)),
+            tuple(_from_written(source, located) for source in values["sources"]),
+            changed(EncodeOptions(), _turned(values["options"], located)),
+            changed(BatchOptions(), _turned(values["batch"], located)),
             {name: str(values["weights"][name]) for name in ("name", "digest")},
             {str(name): str(value) for name, value in values["made_by"].items()},
-            values["speed"] and msgspec.convert(values["speed"], Speed),
+            None if values["speed"] is None else from_values(Speed, values["speed"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MovqError):
         return None
@@ -280,8 +286,8 @@ def _located(options: T) -> T:
     """Return options with absolute paths. Weights are a path if they exist as one, or else the name of a model."""
     values = {name: value for name, value in _values(options).items() if name in _PATHS}
     if "weights" in values and os.path.exists(values["weights"]):
-        values["weights"] = os.path.abspath(values["weights"])
-    return changed(options, _turned(values, os.path.abspath))
+        values["weights"] = absolute(values["weights"])
+    return changed(options, _turned(values, absolute))
 
 
 def _turned(values: Mapping[str, Any], turn: Callable[[str], str]) -> dict[str, Any]:
@@ -292,6 +298,27 @@ def _turned(values: Mapping[str, Any], turn: Callable[[str], str]) -> dict[str, 
         if name != "weights" or value.startswith(("/", "./", "../")):
             turned[name] = list(map(_but_input(turn), value)) if isinstance(value, list) else turn(value)
     return turned
+
+
+def _source(path: str) -> str:
+    """Return a source with an absolute path. Of a glob, the folder in front of it is escaped."""
+    folder, pattern = split_glob(path)
+    return os.path.join(glob.escape(absolute(folder or ".")), pattern) if pattern else absolute(path)
+
+
+def _written(source: str, relative: Callable[[str], str]) -> Any:
+    """Return a source as the file has it: a path, or the folder and the pattern of a glob."""
+    folder, pattern = split_glob(source)
+    if pattern and source != _INPUT:
+        return {"folder": relative(folder), "glob": pattern}
+    return _but_input(relative)(source)
+
+
+def _from_written(source: Any, absolute: Callable[[str], str]) -> str:
+    """Return a source that a file has. Raises TypeError or KeyError if it is none."""
+    if isinstance(source, str):
+        return _but_input(absolute)(source)
+    return os.path.join(glob.escape(absolute(source["folder"])), source["glob"])
 
 
 def _but_input(turn: Callable[[str], str]) -> Callable[[str], str]:
