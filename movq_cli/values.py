@@ -65,6 +65,12 @@ def format_time(seconds: float) -> str:
     return f"{sign}{hours}:{minutes:02d}:{text}" if hours else f"{sign}{minutes}:{text}"
 
 
+def format_fraction(value: Fraction) -> str:
+    """Return a number exactly: as a decimal if it is one, like 0.2, or else as 30000/1001."""
+    decimal = f"{float(value):.9f}".rstrip("0").rstrip(".")
+    return decimal if Fraction(decimal) == value else str(value)
+
+
 def format_bytes(count: float) -> str:
     """Return a number of bytes as people read it: 912 kB, 7.1 MB."""
     *units, largest = "B", "kB", "MB", "GB", "TB"

@@ -452,7 +452,7 @@ NO_IDS = ("../x", "a/../x", "..", "/x", "x/", "a//x", ".")
         ("l.jsonl", A + '{"path": "b.mp4", "note": [-1e999]}', "line 2.*note.*too large"),
         *(("l.jsonl", HALF % column, f"line 2.*{column}") for column in ("path", "id", "caption", "note")),
         ("l.jsonl", r'{"path": "a.mp4", "caption": "\udcff"}', "line 1.*caption"),
-        ("l.csv", "path,caption\na.mp4,x\nb.mp4,x\na.mp4,y\n", "line 4 .*twice"),
+        ("l.csv", "path,caption\na.mp4,x\nb.mp4,x\na.mp4,y\n", "line 4 .*line 2 again"),
     ],
     ids=brief,
 )

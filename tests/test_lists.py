@@ -153,7 +153,7 @@ def test_columns_that_are_named(tmp_path):
         listed(tmp_path, data, columns={"path": "clip", "caption": "headline"})
     with pytest.raises(MovqError, match=r"has no column path; it has clip, .*: columns=path=NAME names another"):
         listed(tmp_path, data)
-    with pytest.raises(MovqUsageError, match="columns: goes with lists"):
+    with pytest.raises(MovqUsageError, match="columns: goes with lists, or with metadata in a folder"):
         find(make(tmp_path / "in", "a.mp4"), columns={"path": "clip"})
 
 
@@ -162,6 +162,10 @@ def test_texts_that_are_not_taken_for_captions_are_told(tmp_path):
         MovqWarning, match=r"list.csv: has no captions, but texts in summary: --column caption=summary takes"
     ):
         listed(tmp_path, f'path,title,summary\na.mp4,one two,"{CAPTION}"\n')
+    with pytest.warns(MovqWarning, match=r"texts in words"):
+        listed(tmp_path, f'path,title,words\na.mp4,one two,"{CAPTION}"\n')
+    with pytest.warns(MovqWarning, match=r"texts in long_caption"):
+        listed(tmp_path, "path,long_caption\na.mp4,cat\n")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         listed(tmp_path, f'path,summary,caption\na.mp4,"{CAPTION}",mine\n')
@@ -311,10 +315,19 @@ def test_metadata_in_a_folder_describes_its_videos(tmp_path):
     assert all(item.start is None for item in found.items)
     takes = "takes file_name as path and text as caption"
     assert found.remarks == [
-        (f"{tmp_path}/metadata.jsonl", takes),
+        (f"{tmp_path}/metadata.jsonl", f"{takes}; cuts no spans: named as a list it would"),
         (f"{tmp_path}/sub/metadata.csv", f"{takes}; has 1 rows, of 2, for videos that are not among the sources"),
     ]
     assert found.ignored == []
+
+
+def test_columns_of_metadata_that_are_named(tmp_path):
+    make(tmp_path, "a.mp4")
+    (tmp_path / "metadata.csv").write_text("file_name,summary\na.mp4,mine\n")
+    found = find(tmp_path)
+    assert found.items[0].caption is None
+    assert "has no captions, but texts in summary" in found.remarks[0][1]
+    assert find(tmp_path, columns={"caption": "summary"}).items[0].caption == "mine"
 
 
 def test_metadata_with_spans_describes_no_video(tmp_path):
@@ -334,5 +347,5 @@ def test_metadata_that_cannot_be_read_is_told_and_the_batch_goes_on(tmp_path):
     found = find(tmp_path / "in")
     assert [(item.id, item.caption) for item in found.items] == [("a.mp4", None), ("sub/b.mp4", None)]
     (_, first), (_, second) = found.ignored
-    assert first.startswith("metadata that has no column path; it has name, age")
-    assert second == "metadata that is a link to a file outside the source folders, so that it describes nothing"
+    assert first.startswith("metadata that describes nothing: has no column path; it has name, age")
+    assert second == "metadata that describes nothing: is a link to a file outside the source folders"

@@ -153,7 +153,7 @@ def test_a_dry_run_of_merging_writes_nothing(batch, capsys):
         encode_batch(["in"], "shards", workers=0, shard=shard)
     before = tree("shards")
     assert run(["batch-encode", "--merge", "shards", "--dry-run"]) == 0
-    assert "3 done of 3 items in one manifest" in capsys.readouterr().out
+    assert "3 done of 3 items would be in one manifest" in capsys.readouterr().out
     assert tree("shards") == before
     os.unlink("shards/manifest.1-of-2.jsonl")
     assert run(["batch-encode", "--merge", "shards", "--dry-run"]) == 1

@@ -15,7 +15,7 @@ ROOMS = _ROOMS.split()
 
 INSIDE = {
     "export": "__init__ run manifest back formats format embeds",
-    "cli": "__init__ info batch decode encode eval export weights options planned items paths habits watch tables show",
+    "cli": "__init__ info batch decode encode eval export weights options planned watch items paths habits tables show",
     "batch": """
         __init__ prune run dry_run merge prepare record state
         discover folders captions lists parsing probe cut names replace reuse orphans presence resume choices settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from ..errors import MovqError, option
 from ..files import os_reason
@@ -36,19 +36,23 @@ def read_caption(video: str, sources: Sequence[str]) -> str:
     return _text(path, _MOST_BYTES).strip()
 
 
-def read_metadata(path: str, videos: Collection[str], sources: Sequence[str]) -> tuple[dict[str, Row], str]:
+def read_metadata(
+    path: str, videos: Collection[str], sources: Sequence[str], columns: Mapping[str, str] | None = None
+) -> tuple[dict[str, Row], str]:
     """Return the rows of a metadata file by the path of their video, for those of `videos`, and a remark, which may be "".
 
     A video with several rows gets none, as they may be of spans. Raises MovqError if the file is not a list, or is a link
     that `read_caption` would not follow.
     """
     _refuse_link(path, sources)
-    table = RowList(path, describing=True)
+    table = RowList(path, columns, describing=True)
     rows = list(table)
     times = Counter(row.path for row in rows)
     several = sum(count > 1 for path, count in times.items() if path in videos)
     unknown = sum(count for path, count in times.items() if path not in videos)
     remarks = [table.remark] if table.remark else []
+    if column := table.unused_captions:
+        remarks.append(f"has no captions, but texts in {column}: {option('columns', f'caption={column}')} takes them")
     if several:
         remarks.append(
             f"has several rows for {several:,} videos, and describes none of these: {option('lists')} takes spans"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 from ..errors import option
 from ..files import short
 from ..options import SHORT_IN_BATCH, EncodeOptions
+from ..values import format_fraction
 from .item import Item
 from .manifest import Line
 
@@ -75,6 +77,8 @@ def _say(name: str, value: Any, models: Mapping[str, str]) -> str:
         return "all frames"
     if isinstance(value, list):
         return " ".join(option(name, one) for one in value)
+    if name in ("start", "duration", "fps") and isinstance(value, str):
+        value = format_fraction(Fraction(value))
     if value is None or value is False:
         return f"no {option(name)}"
     return option(name, value)

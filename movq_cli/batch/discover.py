@@ -63,8 +63,6 @@ def find_items(
     sources = [source for source in sources if source != "-"]
     if captions is not None and lists and (sources or len(lists) > 1):
         raise MovqUsageError("goes with one list, or with no list at all", option="captions")
-    if columns and not lists:
-        raise MovqUsageError(f"goes with {option('lists')}", option="columns")
     walk = Walk(output)
     tables = [RowList(name, columns) for name in lists]
     items = _listed(tables, captions, walk.ignored)
@@ -81,8 +79,10 @@ def find_items(
         known = {item.key for item in items}
         walked = sorted(_walked(sources, walk, captions is None), key=lambda found: (found.place, found.item.key))
         if captions is None:
-            walked = _described(walked, sources, walk, remarks)
+            walked = _described(walked, sources, walk, columns, remarks)
         placed += (_placed(one.item, places, one.apart) for one in walked if one.item.key not in known)
+    if columns and not lists and not walk.metadata:
+        raise MovqUsageError(f"goes with {option('lists')}, or with metadata in a folder", option="columns")
     items = [item for _, item in sorted(placed, key=itemgetter(0))]
     if captions is not None and not lists:
         items = [item.updated(caption=caption) for item, caption in _with_captions(items, captions)]
@@ -119,11 +119,10 @@ def _listed(lists: Sequence[RowList], captions: str | None, ignored: dict[str, s
         elif items[-1] == item:
             ignored[item.source_path] = "named twice"
         else:
-            (_, first, _), *others = (row for row in rows() if row[2].key == item.key)
+            (before, first, _), *others = (row for row in rows() if row[2].key == item.key)
             name, line = next((name, line) for name, line, other in others if other != items[-1])
-            raise MovqError(
-                f"line {line} names the clip of line {first} twice, with other columns: give each an id", name
-            )
+            where = f"line {first}" if name == before else f"line {first} of {before}"
+            raise MovqError(f"line {line} names the clip of {where} again, with other columns: give each an id", name)
     return items
 
 
@@ -215,7 +214,11 @@ def _base_of(path: str, bases: Mapping[str, _Base]) -> _Base:
 
 
 def _described(
-    walked: list[_Walked], sources: Sequence[str], walk: Walk, remarks: list[tuple[str, str]]
+    walked: list[_Walked],
+    sources: Sequence[str],
+    walk: Walk,
+    columns: Mapping[str, str] | None,
+    remarks: list[tuple[str, str]],
 ) -> list[_Walked]:
     """Return the items with what metadata files in their folders say; the nearest counts, and a caption file before it.
 
@@ -225,9 +228,9 @@ def _described(
     videos = {one.item.source_path for one in walked}
     for path in sorted(walk.metadata, key=lambda path: (path.count(os.sep), path)):
         try:
-            rows, remark = read_metadata(path, videos, list(map(absolute, sources)))
+            rows, remark = read_metadata(path, videos, list(map(absolute, sources)), columns)
         except MovqError as error:
-            walk.ignored[path] = f"metadata that {error.reason_with_flags}, so that it describes nothing"
+            walk.ignored[path] = f"metadata that describes nothing: {error.reason_with_flags}"
             continue
         found |= rows
         remarks += [(path, remark)] if remark else []

@@ -19,7 +19,7 @@ from .discover import Found
 from .engines import LocalEngine, Ready
 from .item import Item
 from .manifest import Line, count_described, files_of
-from .orphans import find_orphans, mark_orphans, place_of
+from .orphans import count_unnamed, find_orphans, mark_orphans, place_of, removable
 from .prepare import Job, cut_items, prepare
 from .presence import Presence
 from .record import Speed
@@ -31,9 +31,9 @@ from .state import ignore
 class Room:
     """The memory and disk that a batch takes, and how long.
 
-    `workers` is how many would run, `largest` the plan of the item with the most pixels in one of them, or `problem` why it
-    has none. `output_bytes` are those of the latents to be made, `free_bytes` those of the disk. `seconds` is None if no run
-    in the folder has measured a speed, which `speed` is.
+    `workers` is how many would run, 0 if nothing is to be encoded. `largest` is the plan of the item with the most pixels in
+    one of them, or `problem` why it has none. `output_bytes` are those of the latents to be made, `free_bytes` those of the
+    disk. `seconds` is None if no run in the folder has measured a speed, which `speed` is.
     """
 
     workers: int
@@ -55,7 +55,8 @@ class BatchPlan:
     latents to be made, for each of the two representations. `first_frames` are the items that are kept and get first
     frames, each with their kinds. `reuses` are items that get latents that are there, and `twins` those that get the
     latents of a planned item, by its id. `latent_sizes` are the different (height, width) of these latents. `orphans` are
-    outputs that no item would have any more. The method `reason` reads `reasons`.
+    outputs that no item would have any more, and `removable` those that `--prune` would remove. `unnamed` counts finished
+    items that this batch does not name, `to_pack` those that would go into tars. The method `reason` reads `reasons`.
     """
 
     found: Found
@@ -73,6 +74,9 @@ class BatchPlan:
     reuses: list[Reuse]
     twins: dict[str, list[Item]]
     orphans: list[str]
+    removable: list[str]
+    unnamed: int
+    to_pack: int
     room: Room
 
     @property
@@ -124,10 +128,11 @@ def plan_batch(
             planned += [twin.updated(refusal=leader.refusal) for twin in twins.pop(leader.id)]
         described = count_described(job.manifest, job.resume.kept)
         orphans = _orphans(job, planned)
+        lines = job.manifest.lines.values()
     good = [item for item in planned if item.refusal is None]
     shapes = [item.shape for item in good if item.shape is not None]
     numbers = sum(math.prod(config.latent_shape(*shape)) for shape in shapes)
-    precision = choose_precision(options.precision, choose_device(options.device))
+    precision = job.settings.precision or choose_precision(options.precision, choose_device(options.device))
     store_dtype, item_bytes = stored_bytes(options, precision, config)
     halves = 2 if config.double_z else 1
     moments_bytes, mean_bytes = numbers * item_bytes, numbers // halves * item_bytes
@@ -149,6 +154,9 @@ def plan_batch(
         reuses=job.reuse.reuses,
         twins=twins,
         orphans=orphans,
+        removable=removable(lines, orphans),
+        unnamed=count_unnamed(job.manifest, job.items) if job.batch.shard is None else 0,
+        to_pack=_to_pack(job, planned),
         room=_room(job, good, saved),
     )
 
@@ -167,15 +175,25 @@ def _orphans(job: Job, planned: Sequence[Item]) -> list[str]:
     return [place for place in find_orphans(manifest, job.folder) if place not in replaced]
 
 
+def _to_pack(job: Job, planned: Sequence[Item]) -> int:
+    """Return how many items would go from files, or from encoding, into tars."""
+    packed = any("member" in line for line in job.manifest.lines.values())
+    if (job.batch.layout or ("tar" if packed else "files")) != "tar":
+        return 0
+    new = sum(item.refusal is None for item in planned) + len(job.reuse.reuses)
+    return new + sum(line["status"] == "done" and "member" not in line for line in job.resume.kept)
+
+
 def _room(job: Job, good: Sequence[Item], output_bytes: int) -> Room:
     """Return what a batch takes that encodes these items."""
     options, batch = job.settings.options, job.batch
-    device = choose_device(options.device)
-    cuda, memory = device.type == "cuda", options.memory_budget or available_memory(device)
-    ready = Ready("", str(device), int(cuda), memory, usable_cores(), "")
-    workers = max(1, min(len(good), LocalEngine(options).suitable(ready) if batch.workers is None else batch.workers))
-    largest = problem = None
-    if good:
+    workers = largest = problem = None
+    if good:  # torch is imported only then
+        device = choose_device(options.device)
+        cuda, memory = device.type == "cuda", options.memory_budget or available_memory(device)
+        ready = Ready("", str(device), int(cuda), memory, usable_cores(), "")
+        workers = LocalEngine(options).suitable(ready) if batch.workers is None else batch.workers
+        workers = max(1, min(len(good), workers))
         item = max(good, key=lambda item: math.prod(item.shape[1:] if item.shape else ()))
         own = replace(item.encode_options(options), memory_budget=memory if cuda else memory // workers)
         try:
@@ -188,7 +206,7 @@ def _room(job: Job, good: Sequence[Item], output_bytes: int) -> Room:
     while not os.path.isdir(place):
         place = os.path.dirname(os.path.abspath(place))
     return Room(
-        workers=workers,
+        workers=workers or 0,
         largest=largest,
         problem=problem,
         output_bytes=output_bytes,

@@ -32,6 +32,7 @@ _VIDEOS = "videos"
 
 _NAMES = 12
 _CAPTION_WORDS = 5
+_CAPTION_NAMES = ("caption", "prompt", "descri", "summary", "text")
 _LOOKED_AT = 100
 """In a list without captions, a column with this many words, on average over this many rows, may have them."""
 
@@ -66,7 +67,8 @@ class RowList:
 
     "-" is standard input. Paths are relative to the list's folder, or to the current folder for "-"; or to `videos` in that
     folder, if the first row's video is there and not here. `named` maps fields of COLUMNS to the columns that have them,
-    where the user has named one. With `describing`, only paths and captions are used, and all other columns are extra.
+    where the user has named one. With `describing`, only paths and captions are used, all other columns are extra, and a
+    column that is named need not be there.
 
     Raises MovqError if the list cannot be read. Iterating raises MovqError, naming the line, if a row is not valid, so
     iterate once before any work.
@@ -81,6 +83,7 @@ class RowList:
             raise MovqError(os_reason(error), name) from None
         self.name = "standard input" if name == "-" else name
         self._named = named or {}
+        self._is_describing = describing
         self._fields = ("path", "caption") if describing else tuple(COLUMNS)
         self._beginning = os.getcwd() if name == "-" else os.path.dirname(os.path.abspath(name))
         self._names = [*COLUMNS["path"], *filter(None, self._named.values())]
@@ -111,11 +114,11 @@ class RowList:
         found = {}
         for field in self._fields:
             named = self._named.get(field)
-            names = COLUMNS[field] if named is None else (named,)
+            names = COLUMNS[field] if named is None else (named, *(COLUMNS[field] if self._is_describing else ()))
             column = next((folded[fold(name)] for name in names if fold(name) in folded), None)
             if column is not None:
                 found[field] = column
-            elif named:
+            elif named and not self._is_describing:
                 raise MovqError(f"has no column {named}; it has {_some(have)}", self.name)
         if "path" not in found and have:
             wanted = option("columns", "path=NAME")
@@ -137,23 +140,26 @@ class RowList:
         words = [f"takes {' and '.join(taken)}"] if taken else []
         if self._folder != self._beginning:
             words.append(f"finds its videos in {_VIDEOS}")
-        if "start" not in self.columns and "start" in self._fields:
+        if self._is_describing:
+            words += ["cuts no spans: named as a list it would"] if self._has("start") else []
+        elif "start" not in self.columns:
             ends = [field for field in ("end", "duration") if field not in self.columns and self._has(field)]
             words += [f"has no column start, so that its column {' and '.join(ends)} cuts nothing"] if ends else []
         return "; ".join(words)
 
     @property
     def unused_captions(self) -> str:
-        """The name of a column of texts in a list without captions; "" if it has none, or has captions."""
+        """The name of a column that may have captions, by its name or its texts; "" if there is none, or if some are taken."""
         if "caption" in self.columns:
             return ""
         texts: dict[str, list[int]] = {}
         for row in islice(self, _LOOKED_AT):
             for column, value in row.extra.items():
                 texts.setdefault(column, []).append(len(value.split()) if isinstance(value, str) else 0)
-        means = {column: sum(counts) / len(counts) for column, counts in texts.items()}
-        longest = max(means, key=means.__getitem__, default="")
-        return longest if means.get(longest, 0) >= _CAPTION_WORDS else ""
+        means = {column: sum(counts) / len(counts) for column, counts in texts.items() if any(counts)}
+        called = [column for column in means if any(word in fold(column) for word in _CAPTION_NAMES)]
+        longest = max(called or means, key=means.__getitem__, default="")
+        return longest if called or means.get(longest, 0) >= _CAPTION_WORDS else ""
 
     def _has(self, column: str) -> bool:
         return any(column in map(fold, values) for _, values in self._parsed())

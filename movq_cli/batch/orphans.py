@@ -87,6 +87,14 @@ def mark_orphans(manifest: Manifest, items: Sequence[Item], folder: str, presenc
             del manifest.lines[name]
 
 
+def count_unnamed(manifest: Manifest, items: Iterable[Item]) -> int:
+    """Return how many finished items of a batch are not among these, and are no orphans: they stay as they are."""
+    named = {item.id for item in items}
+    return sum(
+        line["status"] == "done" and not line.get("orphan") and id not in named for id, line in manifest.lines.items()
+    )
+
+
 def removable(lines: Iterable[Line], orphans: Collection[str]) -> list[str]:
     """Return those of the orphans that may be removed: outputs that lines name, and name as orphans."""
     named = {place_of(part) for line in lines if line.get("orphan") for part in files_of(line)}

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..device import choose_device, choose_precision
-from ..errors import MovqError
+from ..errors import MovqError, option
 from ..files import os_reason, sweep
 from ..model.config import AutoencoderConfig
 from ..options import CODES, FIRST_FRAMES, INT8, NO_FIRST_FRAME, PRECISIONS, BatchOptions, EncodeOptions, batch_options
@@ -215,7 +215,9 @@ def _compare(
 ) -> ResumePlan:
     """Return the items that are left to do: all of them with the option `force`, or if the manifest is empty."""
     if settings.options.force:
-        return ResumePlan(pending=items.copy())
+        done = {id for id, line in manifest.lines.items() if line["status"] == "done"}
+        forced = f"{option('force', True)} makes everything again"
+        return ResumePlan(pending=items.copy(), reasons={item.id: forced for item in items if item.id in done})
     state.begin_checking(len(items))
     if not manifest.lines:
         state.item_checked(len(items))

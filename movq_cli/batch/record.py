@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
+from fractions import Fraction
 from importlib import metadata
 from typing import Annotated, Any, TypeVar
 
@@ -25,11 +26,11 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..errors import MovqError, MovqUsageError, flag
 from ..fields import changed
 from ..files import WholeFile, os_reason, short
-from ..options import KNOBS, BatchOptions, EncodeOptions, batch_options
+from ..options import KNOBS, NO_FIRST_FRAME, BatchOptions, EncodeOptions, batch_options
 from ..plan import open_weights
 from ..records import MOST, Count, from_values, to_values
 from ..targets import prepared
-from ..values import Shard
+from ..values import Shard, format_fraction
 from ..video import library_versions
 from .discover import split_glob
 from .lists import absolute
@@ -38,12 +39,13 @@ from .manifest import Line
 _FORMAT, _FORMAT_VERSION = "movq-run", "1"
 _NAME = "run.json"
 _OF_SHARDS = re.compile(r"run\.(\d+)-of-(\d+)\.json")
-_ONCE = {"force", "replace", "retry_failed", "verify", "shard", "skip", "sizes"}
-"""Options of one run, and fields that no command sets."""
+_RUN = {"workers", "timeout", "engine", "ray_address", "ray_gpus"}
+_ONCE = {"force", "replace", "retry_failed", "verify", "shard", "skip", "sizes", *_RUN}
+"""Options of one run, and fields that no command sets: they are not recorded."""
 _FREE = {
     *(KNOBS - {"weights", "semantics", "precision"}),
-    *("workers", "timeout", "retry_failed", "replace", "verify", "force", "shard", "engine", "ray_address", "ray_gpus"),
-    *("layout", "tar_size"),
+    *("retry_failed", "replace", "verify", "force", "shard", "layout", "tar_size"),
+    *_RUN,
 }
 """Options that may differ from one run to the next: none of them changes what is encoded, or how."""
 _PATHS = {"lists", "captions", "spill_dir", "weights"}
@@ -89,18 +91,20 @@ class Record:
 
         Raises MovqUsageError for any other that is given and differs, and MovqError if the weights are no longer the same.
         """
-        given = _values(_located(options), once=True) | _values(_located(batch), once=True)
+        options, batch = _located(options), _located(batch)
+        given = _values(options, once=True) | _values(batch, once=True)
         recorded = _values(self.options) | _values(self.batch)
         for name, value in given.items():
             if name not in _FREE and value != recorded.get(name):
-                was = f"has {_text(recorded[name])}" if name in recorded else "is without it"
-                raise MovqUsageError(f"{_text(value)} is not what the record says, which {was}", option=name)
+                was = f"is {_text(recorded[name])} in the record" if name in recorded else "is not in the record"
+                raise MovqUsageError(f"{was}: to change it, run the whole command", option=name)
         found = open_weights(prepared(self.options))
         if found.digest != self.weights["digest"]:
             raise MovqError(
                 f"are not those of the record: {self.weights['name']}, {short(self.weights['digest'])}", found.path
             )
-        return batch_options(self.options, self.batch, {name: value for name, value in given.items() if name in _FREE})
+        free = {name: getattr(options, name, getattr(batch, name, None)) for name in given.keys() & _FREE}
+        return batch_options(self.options, self.batch, free)
 
 
 def record_of(
@@ -268,10 +272,14 @@ def _changed(options: Any, once: bool) -> Iterator[tuple[str, Any]]:
         elif value != getattr(usual, one.name) and (once or one.name not in _ONCE):
             if not isinstance(options, BatchOptions) and one.name == "short":
                 continue  # a batch sets it
+            if value == (NO_FIRST_FRAME,) and not once:
+                continue  # for one run only
             yield one.name, [_plain(each) for each in value] if isinstance(value, tuple) else _plain(value)
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Fraction):
+        return format_fraction(value)
     return value if isinstance(value, bool | int | float | str) else str(value)
 
 

@@ -87,8 +87,8 @@ def _refuse_other_options(differing: list[tuple[Item, Line]], settings: Settings
     outputs = "1 finished output here was" if count == 1 else f"{count:,} finished outputs here were"
     more = f", and {len(differing) - count:,} with others" if len(differing) > count else ""
     raise MovqError(
-        f"{outputs} made with {before}{more}; this command says {now}. Use {option('replace', True)} to make them again, or "
-        "another folder",
+        f"{outputs} made with {before}{more}; this command says {now}. Use {option('replace', True)} to make them again, "
+        f"another folder, or {option('again')} to go on as before",
         tars.folder,
     )
 

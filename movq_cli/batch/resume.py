@@ -21,7 +21,7 @@ from threading import Lock
 from typing import Literal, NamedTuple
 
 from ..errors import CHOSEN, MovqError, MovqWarning, option, printable
-from ..files import FileIdentity, require_file, sha256_file
+from ..files import FileIdentity, require_file, sha256_file, text_of
 from ..latents import open_latents
 from ..metadata import FORMAT_VERSIONS
 from ..threads import in_threads
@@ -172,7 +172,10 @@ def _output_gone_or_changed(case: _Case) -> str:
 
 
 def _video_changed(case: _Case) -> str:
-    return "its video has changed" if case.video == "changed" else ""
+    if case.video != "changed":
+        return ""
+    other = case.line["path"] != text_of(case.item.source_path) and os.path.lexists(case.line["path"])
+    return f"it is of another video, {case.line['path']}" if other else "its video has changed"
 
 
 def _made_differently(case: _Case) -> str:

@@ -193,7 +193,8 @@ def _is_free(line: Line, item: Item, names: set[str], presence: Presence) -> boo
         return False
     if line["id"] in names:
         return line["id"] == item.id
-    return presence.is_gone(line) or line["path"] == text_of(item.source_path)
+    renamed = item.identity == line["source"] and not os.path.lexists(line["path"])
+    return renamed or presence.is_gone(line) or line["path"] == text_of(item.source_path)
 
 
 def _in_order(reuses: list[Reuse]) -> tuple[list[Reuse], list[Item]]:

@@ -16,7 +16,7 @@ from .discover import Found
 from .item import Item
 from .locks import finish_shard
 from .manifest import Line, count_described, files_of, first_frames_of, unmade
-from .orphans import find_orphans, mark_orphans
+from .orphans import count_unnamed, find_orphans, mark_orphans, removable
 from .pack import Packer
 from .paths import remove_empty_folders
 from .pool import Pool, Task
@@ -37,7 +37,9 @@ _FULL = 3
 class BatchResult:
     """The result of a batch. `lines` are those of its items, `made` those that this run wrote.
 
-    `orphans` are outputs that no item has any more, relative to the folder. `stopped` is why the batch ended early,
+    `orphans` are outputs that no item has any more, relative to the folder, and `removable` those that `prune_batch`
+    removes, as a line of the manifest names them. `unnamed` counts the finished items that
+    this batch did not name. `stopped` is why the batch ended early,
     with `left` items not tried. `described` is how many items that were kept have another caption or other columns now,
     `added` how many of them got first frames. Those that could not get theirs are failed in `lines`, and stay done in the
     manifest. `moved` are lines of renamed videos, and `copied` those of videos equal to others: nothing was encoded for
@@ -52,11 +54,18 @@ class BatchResult:
     seconds: float
     stopped: str = ""
     left: int = 0
+    removable: Sequence[str] = ()
+    unnamed: int = 0
     described: int = 0
     added: int = 0
     moved: Sequence[Line] = ()
     copied: Sequence[Line] = ()
     tars: int = 0
+
+    @property
+    def failed(self) -> int:
+        """The number of items that failed."""
+        return sum(line["status"] == "failed" for line in self.lines)
 
     @property
     def ignored(self) -> list[tuple[str, str]]:
@@ -88,7 +97,9 @@ def encode_batch(
         run.encode(job.reuse, job.resume.first_frames)
         run.finish()
         # A shard does not know the outputs of the others, and would take them for orphans.
-        orphans = find_orphans(job.manifest, job.folder) if job.batch.shard is None else []
+        whole = job.batch.shard is None
+        orphans = find_orphans(job.manifest, job.folder) if whole else []
+        unnamed = count_unnamed(job.manifest, job.items) if whole else 0
     job.state.end()
     lines = job.manifest.lines | run.without_first_frame
     return BatchResult(
@@ -100,6 +111,8 @@ def encode_batch(
         seconds=time.monotonic() - started,
         stopped=run.stopped,
         left=job.state.left,
+        removable=removable(job.manifest.lines.values(), orphans),
+        unnamed=unnamed,
         described=described,
         added=job.state.added,
         moved=run.moved,

@@ -16,7 +16,7 @@ from ..options import BatchOptions, EncodeOptions
 from ..targets import prepared_batch
 from ..values import format_bytes
 from . import options as o
-from .items import counts_of, say_crops, say_found, say_orphans, show_failures, taken_over
+from .items import counts_of, say_crops, say_found, say_orphans, say_unnamed, show_failures, taken_over
 from .planned import print_plan
 from .show import (
     compared,
@@ -125,11 +125,13 @@ def batch_encode(
     from .watch import watching
 
     if merge is not None:
-        _merge(merge, dry_run, alone=not (sources or output) and (options, batch) == (EncodeOptions(), BatchOptions()))
+        others = sources or output or prune or again or (options, batch) != (EncodeOptions(), BatchOptions())
+        _merge(merge, dry_run, alone=not others)
         return
     if again is not None:
         sources, output, options, batch = _recorded(again, bool(sources or output), options, batch)
-    folder = _checked(sources, output, batch, verbose and not dry_run, prune and not (yes or dry_run))
+    folder = _checked(sources, output, batch)
+    _check_switches(batch, dry_run, verbose, prune, yes)
     if not quiet:
         _say_what_is_set(*prepared_batch(options, batch))
     allowed = _allowed(max_failures)
@@ -140,10 +142,9 @@ def batch_encode(
     with watching(quiet) as watch, redirect_stdout(sys.stderr):  # Ray's messages go to stderr
         result = encode_batch(sources or [], folder, options, batch, watch=watch)
     _report(result, folder, quiet, *prepared_batch(options, batch))
-    if prune and not result.stopped:
-        _prune(folder, result.orphans, yes)
-    failed = sum(line["status"] == "failed" for line in result.lines)
-    if result.stopped or failed > allowed(len(result.lines)):
+    if prune:
+        _prune(folder, result, yes)
+    if result.stopped or result.failed > allowed(len(result.lines)):
         raise typer.Exit(1)
 
 
@@ -160,22 +161,30 @@ def _recorded(
     return [*record.sources], folder, *record.again(options, batch)
 
 
-def _checked(sources: list[str] | None, output: str | None, batch: BatchOptions, verbose: bool, asks: bool) -> str:
+def _checked(sources: list[str] | None, output: str | None, batch: BatchOptions) -> str:
     """Return the output folder. Raises MovqUsageError if an option is missing, or has no effect with the others."""
     if not sources and not batch.lists:
         raise MovqUsageError("name a folder, files, a glob or a --list", "SRC")
     if output is None:
         raise MovqUsageError("name a folder for the latents", option="output")
-    if verbose:
-        raise MovqUsageError(f"goes with {option('dry_run')}", option="verbose")
-    if asks and not sys.stdin.isatty():
-        raise MovqUsageError(f"needs {option('yes', True)} where nobody can be asked", option="prune")
     if batch.tar_size is not None and batch.layout != "tar":
         raise MovqUsageError(f"goes with {option('layout', 'tar')}", option="tar_size")
     for name, default in (("ray_address", None), ("ray_gpus", 1.0)):
         if batch.engine != "ray" and getattr(batch, name) != default:
             raise MovqUsageError(f"goes with {option('engine', 'ray')}", option=name)
     return output
+
+
+def _check_switches(batch: BatchOptions, dry_run: bool, verbose: bool, prune: bool, yes: bool) -> None:
+    """Raise MovqUsageError if a switch of the command has no effect with the others, or needs another."""
+    if verbose and not dry_run:
+        raise MovqUsageError(f"goes with {option('dry_run')}", option="verbose")
+    if yes and not prune:
+        raise MovqUsageError(f"goes with {option('prune')}", option="yes")
+    if prune and batch.shard is not None:
+        raise MovqUsageError(f"goes without {option('shard')}, as a shard does not know the others", option="prune")
+    if prune and not (yes or dry_run or (sys.stdin and sys.stdin.isatty())):
+        raise MovqUsageError(f"needs {option('yes')} where nobody can be asked", option="prune")
 
 
 def _say_what_is_set(options: EncodeOptions, batch: BatchOptions) -> None:
@@ -195,15 +204,17 @@ def _merge(folder: str, dry_run: bool, alone: bool) -> None:
     if not alone:
         raise MovqUsageError("takes the folder alone: nothing is encoded", option="merge")
     whole = summarise(merge_shards(folder, dry_run=dry_run))
-    print(f"{name_of(folder)}: {counts_of(whole)} of {plural(whole.items, 'item')} in one manifest")
+    would = " would be" if dry_run else ""
+    print(f"{name_of(folder)}: {counts_of(whole)} of {plural(whole.items, 'item')}{would} in one manifest")
 
 
-def _prune(folder: str, orphans: list[str], yes: bool) -> None:
-    """Remove orphans, after a question at a terminal."""
+def _prune(folder: str, result: BatchResult, yes: bool) -> None:
+    """Remove leftover outputs, after a question at a terminal, unless the batch was stopped."""
     from ..batch import prune_batch
 
-    if orphans and (yes or typer.confirm(f"Remove {plural(len(orphans), 'leftover output')}?", err=True)):
-        removed = prune_batch(folder, orphans)
+    count = 0 if result.stopped else len(result.removable)
+    if count and (yes or typer.confirm(f"Remove {plural(count, 'leftover output')}?", err=True)):
+        removed = prune_batch(folder, result.removable)
         print(f"{name_of(folder)}: {plural(len(removed), 'leftover output')} removed")
 
 
@@ -229,8 +240,10 @@ def _report(result: BatchResult, output: str, quiet: bool, options: EncodeOption
         say_found(result.found)
         show_failures(whole, sys.stderr)
         _say_made(result.made, new)
+        if result.unnamed:
+            say_unnamed(result.unnamed, output)
         if result.orphans:
-            say_orphans(result.orphans, output)
+            say_orphans(result.orphans, len(result.removable), output)
     if result.stopped:
         complain(
             f"stopped: {result.stopped}; {plural(result.left, 'item')} left: the same command goes on with them", output
@@ -279,7 +292,8 @@ def _result_line(result: BatchResult, whole: Summary, new: Summary) -> str:
         return f"{items}, nothing new: {counts}{news}; checked in {took}{again}"
     if not new.counts["done"]:
         return f"{counts} of {items}{added or '; nothing was made'} in {took}"
-    before = f", {whole.items - new.items:,} of them before" if whole.items > new.items else ""
+    earlier = whole.items - new.items - len(result.moved) - len(result.copied)
+    before = f", {earlier:,} of them before" if earlier else ""
     workers = plural(result.workers, "worker") if result.workers else "this process"
     return (
         f"{counts} of {items}{before}; {duration(new.video_seconds)} of video to {format_bytes(new.bytes)} "

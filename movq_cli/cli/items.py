@@ -48,12 +48,21 @@ def show_failures(summary: Summary, file: TextIO | None = None) -> None:
         print_rows(["why items failed", "items", "for example"], rows, file)
 
 
-def say_orphans(orphans: list[str], output: str) -> None:
-    """Report the outputs that belong to no item."""
-    complain(
-        f"{plural(len(orphans), 'leftover output')}, whose video is gone, changed or cut differently: {some(orphans)}",
-        output,
-    )
+def say_orphans(orphans: list[str], removable: int, output: str) -> None:
+    """Report outputs that belong to no item, and how many of them --prune removes."""
+    some_of = "them" if removable == len(orphans) else f"{removable:,} of them"
+    how = f"; --prune removes {some_of}" if removable else ""
+    complain(f"{plural(len(orphans), 'leftover output')} of no item: {some(orphans)}{how}", output)
+
+
+def say_unnamed(count: int, output: str) -> None:
+    """Report finished items that a command did not name."""
+    complain(f"{plural(count, 'finished item')} not named by this command, which stay as they are", output)
+
+
+def about_item(path: str, id: str) -> str:
+    """Return what a message is about: a video, or an item that is not called as its file is."""
+    return path if path.endswith(id) else f"{path} ({id})"
 
 
 def say_found(found: Found) -> None:
@@ -75,7 +84,7 @@ def say_crops(parts: list[tuple[str, float]]) -> None:
         complain(
             f"{plural(len(bad), 'item')} {'loses' if len(bad) == 1 else 'lose'} more than half of the picture to cropping "
             f"({path} keeps {part:.0%}): add a "
-            "--bucket closer to that shape, with as many frames"
+            "--bucket closer to that shape, with as many frames, or --aspects"
         )
 
 

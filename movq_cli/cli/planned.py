@@ -10,7 +10,7 @@ import typer
 
 from ..errors import CHOSEN
 from ..values import format_bytes
-from .items import by_cause, say_crops, say_found, some, taken_over
+from .items import about_item, by_cause, say_crops, say_found, say_orphans, say_unnamed, taken_over
 from .show import complain, duration, name_of, odd_rows, plural, tail
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ def print_plan(
         print(line)
     for item in plan.planned:
         if item.refusal is not None:
-            complain(item.refusal.reason_with_flags, item.source_path)
+            complain(item.refusal.reason_with_flags, about_item(item.source_path, item.id))
     if not quiet:
-        _remark(plan, output)
+        _remark(plan, output, prune)
     if prune:
-        for orphan in plan.orphans:
+        for orphan in plan.removable:
             print(f"{name_of(orphan)}: would be removed")
     print_pairs(dict(_rows(plan)), title=output)
     room = plan.room
@@ -71,7 +71,7 @@ def _planned_line(item: Item, reason: str) -> str:
     return f"{name_of(item.output)}: {frames}{tail(item.padded, 0)}, {width}x{height}{caption}{again}"
 
 
-def _remark(plan: BatchPlan, output: str) -> None:
+def _remark(plan: BatchPlan, output: str, prune: bool) -> None:
     say_found(plan.found)
     say_crops([(item.source_path, item.kept) for item in plan.encoded])
     if remark := odd_rows(plan.latent_sizes, plan.semantics):
@@ -79,11 +79,10 @@ def _remark(plan: BatchPlan, output: str) -> None:
     if plan.room.largest is not None:
         for text in (*plan.room.largest.budget.warnings, *plan.room.largest.budget.remarks):
             complain(f"the largest item: {text}", output)
-    if plan.orphans:
-        complain(
-            f"{plural(len(plan.orphans), 'leftover output')} of no item: {some(plan.orphans)}; --prune removes them",
-            output,
-        )
+    if plan.unnamed:
+        say_unnamed(plan.unnamed, output)
+    if plan.orphans and not prune:
+        say_orphans(plan.orphans, len(plan.removable), output)
 
 
 def _rows(plan: BatchPlan) -> Iterator[tuple[str, str]]:
@@ -114,6 +113,7 @@ def _rows(plan: BatchPlan) -> Iterator[tuple[str, str]]:
     yield "to encode", f"{len(good):,}, of {plural(plan.frames, 'frame')}"
     yield "shapes", ", ".join(shapes[:_SHAPES]) + (f", and {len(shapes) - _SHAPES:,} more" if shapes[_SHAPES:] else "")
     yield "first frames", f"to add to {plural(len(plan.first_frames), 'finished item')}" if plan.first_frames else ""
+    yield "to pack", f"{plan.to_pack:,} into tars" if plan.to_pack else ""
     yield "again", "; ".join(f"{count:,}: {name_of(reason)}" for reason, count in again.most_common())
     yield (
         "output size",

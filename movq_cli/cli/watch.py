@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from .items import about_item
 from .show import complain, duration, name_of, plural
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class _Quiet:
 
     def failures(self, lines: list[Any]) -> None:
         for line in lines:
-            complain(line["reason"], line["path"])
+            complain(line["reason"], about_item(line["path"], line["id"]))
 
     def show(self, state: BatchState) -> float:
         """Show the state. Return the seconds until it may be shown again."""
@@ -95,7 +96,7 @@ class _Terminal(_Quiet):
     def failures(self, lines: list[Any]) -> None:
         for line in lines:
             with self._tqdm.external_write_mode(file=sys.stderr):
-                complain(line["reason"], line["path"])
+                complain(line["reason"], about_item(line["path"], line["id"]))
 
     def show(self, state: BatchState) -> float:
         bar = self._bar
