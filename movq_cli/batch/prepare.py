@@ -187,7 +187,7 @@ def cut_items(
     passed: Callable[[], None] = lambda: None,
 ) -> Iterator[Item]:
     """Probe the videos and yield the items cut out of each, in order. `passed` is called after each video."""
-    for item in probe_items(items, options, known):
+    for item in probe_items(items, options, known, spans=batch.pick is not None):
         yield from cut_item(item, batch, options, config)
         passed()
 

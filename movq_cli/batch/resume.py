@@ -24,6 +24,7 @@ from ..errors import MovqError, MovqWarning, option, printable
 from ..files import FileIdentity, require_file, sha256_file
 from ..latents import open_latents
 from ..metadata import FORMAT_VERSIONS
+from ..shared import KnownSource
 from ..threads import in_threads
 from .choices import MADE_BY, choices_of, describe_difference, options_of
 from .item import Item
@@ -39,6 +40,7 @@ class ResumePlan:
     """The work that is left. `kept` are the lines of items that are not made again, `pending` are the other items.
 
     `first_frames` are the items that are kept but lack first frames, each with the kinds that it lacks.
+    `videos` is what is known of videos that were read.
     `differing` are the pending items whose outputs are finished and whole, and whose videos are not known to have
     changed, but which were made with other weights or options. `reasons` say, by id, why an item that the manifest
     knows is made again.
@@ -49,6 +51,7 @@ class ResumePlan:
     differing: list[tuple[Item, Line]] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)
     first_frames: list[tuple[Item, tuple[str, ...]]] = field(default_factory=list)
+    videos: dict[str, KnownSource] = field(default_factory=dict)
 
 
 def plan_resume(
@@ -91,6 +94,7 @@ def plan_resume(
             unread.append(item.source_path)
             without = without or bool(verdict.lacking)
         passed()
+    plan.videos.update(digests.known())
     if unread:
         text = f"{unread[0]}: cannot be read now; its finished output is kept"
         text += ", without the first frame that is asked for" if without else ""
@@ -322,13 +326,13 @@ class _Digests:
     """The digests of videos, each computed once for all threads, because many spans may come from one video."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, ...], Future[str]] = {}
+        self._known: dict[tuple[str, FileIdentity], Future[str]] = {}
         self._lock = Lock()
 
     def of(self, path: str, identity: FileIdentity) -> str:
         """Return the sha256 of a file in hex. The file is read once for each identity."""
         with self._lock:
-            key = path, *map(str, identity)
+            key = path, identity
             known = self._known.get(key)
             digest = self._known.setdefault(key, Future())
         if known is None:
@@ -337,3 +341,8 @@ class _Digests:
             except BaseException as error:
                 digest.set_exception(error)
         return digest.result()
+
+    def known(self) -> dict[str, KnownSource]:
+        """Return the digests that could be computed, by path."""
+        done = ((key, digest) for key, digest in self._known.items() if not digest.exception())
+        return {path: KnownSource(identity, digest.result()) for (path, identity), digest in done}
