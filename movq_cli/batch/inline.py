@@ -72,4 +72,5 @@ class Inline:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._encoder.close()
+        if "_encoder" in vars(self):
+            self._encoder.close()

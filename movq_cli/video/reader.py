@@ -143,6 +143,7 @@ class FrameReader:
                 if self._process.serves(self._number):
                     return self._process.receive(self._alive)
             self._process.done(self._number, well=False)
+            self._request["more"] = False  # the next reader has joined the process that failed, or will find it gone
             self._begin(None)
         return self._process.receive(self._alive)
 
