@@ -230,15 +230,27 @@ def _column(values: dict[str, Any], name: str, number: int, shown: str) -> str |
     return str(value)
 
 
+def _fraction(text: str) -> Fraction | None:
+    """Return a number as written, exactly; None if the text is none."""
+    found = _SECONDS.fullmatch(text)
+    if found is None:
+        return None
+    decimal, _, exponent = found.groups()
+    if decimal and not exponent and text[0] != "-":  # twice as fast as below, and a list may have a million
+        whole, _, part = decimal.partition(".")
+        return Fraction(int(whole + part), 10 ** len(part))
+    try:
+        return Fraction(text)
+    except ZeroDivisionError:
+        return None
+
+
 def _seconds(values: dict[str, Any], name: str, number: int, shown: str) -> Fraction | None:
     """Return the seconds in a column, exactly as written; None if it is missing or empty, and for a start of 0."""
     value = _column(values, name, number, shown)
     if value is None:
         return None
-    try:
-        seconds = Fraction(value) if _SECONDS.fullmatch(value) else None
-    except ZeroDivisionError:
-        seconds = None
+    seconds = _fraction(value)
     if seconds is None:
         raise MovqError(f"line {number}: {name} {value[:40]!r} is not a number of seconds", shown)
     if seconds < 0 or (seconds == 0 and name == "duration"):
