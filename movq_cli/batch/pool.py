@@ -283,6 +283,7 @@ class Pool:
 
     def _replace(self, worker: Worker) -> None:
         worker.child.close()
+        self._tasks.release(worker.index)
         self.workers[self.workers.index(worker)] = self._start(worker.index)
 
     def _outcome(self, task: Task, outcome: Line, died: bool = False) -> Iterator[tuple[Task, Line]]:

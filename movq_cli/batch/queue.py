@@ -6,8 +6,8 @@ first of its spans has ended: then the digest of the video is known, and need no
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -49,24 +49,41 @@ class Queue:
     def __init__(self) -> None:
         self._runs = deque[deque[Task]]()
         self._taken: dict[int, deque[Task]] = {}
+        self._waiting = Counter[str]()
+        """The number of tasks of each video that has any."""
+        self._total = 0
         self._known: dict[str, KnownSource | None] = {}
         """What is known of videos of which a span has ended, and others wait."""
 
     def __len__(self) -> int:
-        return sum(map(len, self._runs)) + sum(map(len, self._taken.values()))
+        return self._total
 
     def extend(self, tasks: Iterable[Task]) -> None:
         """Add tasks at the end. Neighbours of one video become a run."""
-        self._runs.extend(deque(run) for _, run in groupby(tasks, key=lambda task: task.path))
+        self._runs.extend(self._in_runs(tasks))
 
     def put_back(self, tasks: Iterable[Task]) -> None:
         """Add tasks in front of all others."""
-        self._runs.extendleft(reversed([deque(run) for _, run in groupby(tasks, key=lambda task: task.path)]))
+        for run in reversed(list(self._in_runs(tasks))):
+            self._put_in_front(run)
+
+    def _in_runs(self, tasks: Iterable[Task]) -> Iterator[deque[Task]]:
+        for path, run in groupby(tasks, key=lambda task: task.path):
+            made = deque(run)
+            self._waiting[path] += len(made)
+            self._total += len(made)
+            yield made
+
+    def _put_in_front(self, run: deque[Task]) -> None:
+        if self._runs and self._runs[0][0].path == run[0].path:
+            run.extend(self._runs.popleft())
+        self._runs.appendleft(run)
 
     def clear(self) -> None:
         """Remove all tasks."""
-        self._runs.clear()
-        self._taken.clear()
+        for tasks in (self._runs, self._taken, self._waiting, self._known):
+            tasks.clear()
+        self._total = 0
 
     def next_for(self, worker: int, idle: bool) -> Task | None:
         """Return the next task for a worker, without taking it; None if it should wait. `idle`: it has nothing to do."""
@@ -84,16 +101,21 @@ class Queue:
             run = self._taken[worker] = self._runs.popleft() if self._runs else self._second_half()
             known, since = run[0].known, self._known.get(run[0].path)
             known = since if known is None else known.joined(since)
-        return run.popleft(), known, bool(run)
+        task = run.popleft()
+        self._total -= 1
+        self._waiting[task.path] -= 1
+        if not self._waiting[task.path]:
+            del self._waiting[task.path]
+        return task, known, bool(run)
 
     def release(self, worker: int) -> None:
         """Put the rest of a worker's run in front of all others: the worker is gone."""
         if run := self._taken.pop(worker, None):
-            self._runs.appendleft(run)
+            self._put_in_front(run)
 
     def note(self, path: str, known: KnownSource | None) -> None:
         """Note that a span of a video has ended, and what is known of the video since."""
-        if any(run and run[0].path == path for run in (*self._taken.values(), *self._runs)):
+        if path in self._waiting:
             before = self._known.get(path)
             self._known[path] = before if known is None else known.joined(before)
         else:

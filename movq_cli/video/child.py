@@ -15,6 +15,7 @@ import traceback
 from collections import deque
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import av.logging
@@ -27,6 +28,7 @@ from ..records import from_values, to_values
 from ..values import format_bytes
 from .container import USUAL_PIXELS, Source, open_video
 from .counting import has_variable_rate, read_times
+from .decoding import NoEntryError
 from .frames import FILTER_NAME, Decoder
 from .messages import Opened, Request
 from .times import FrameTimes
@@ -77,6 +79,7 @@ class _Served:
         self._requests = deque[dict[str, Any]]()
         self._taken = _taken()
         self._times: FrameTimes | None = None
+        self._opened: tuple[Any, ...] = ()
         self._kept = ExitStack()
         self._decoder: Decoder | None = None
 
@@ -151,13 +154,20 @@ class _Served:
     def _decoder_for(self, path: str, request: Request) -> Decoder:
         """Return an open video: the one that is open, if it can go on from where it is."""
         selection = request.selection
+        opened = path, selection.stream, selection.max_pixels, selection.allow_partial, request.threads
+        if opened != self._opened:
+            self._opened, self._times, self._decoder = opened, None, None
         if request.times:
             self._times = FrameTimes.unpacked(request.times)
         elif self._times is None and (selection.start or selection.skip) and not selection.allow_partial:
             self._times = _times_until(path, selection, request.more, self._talk)
         if self._decoder is not None and self._decoder.goes_on(selection, self._times):
             return self._decoder
-        self._close()
+        return self._open(path, request)
+
+    def _open(self, path: str, request: Request) -> Decoder:
+        self._kept.close()
+        selection = request.selection
         source = self._kept.enter_context(
             open_video(path, selection.stream, max_pixels=selection.max_pixels, threads=request.threads)
         )
@@ -165,10 +175,6 @@ class _Served:
         self._decoder = Decoder(source, selection.allow_partial, self._talk.alive, request.more)
         self._kept.callback(self._decoder.close)
         return self._decoder
-
-    def _close(self) -> None:
-        self._decoder = None
-        self._kept.close()
 
     def _send_frames(self, path: str, request: Request) -> None:
         talk, decoder = self._talk, self._decoder_for(path, request)
@@ -181,8 +187,14 @@ class _Served:
         talk.say("opened", **to_values(Opened(decoder.info, geometry, slots, FILTER_NAME)))
         ring = np.frombuffer(mmap.mmap(self._memory, slots * size, offset=request.place), np.uint8)
         ring = ring.reshape(slots, geometry.padded_height, geometry.padded_width, 3)
+        frames = decoder.frames(request.selection, self._times)
+        try:
+            first = next(frames, None)
+        except NoEntryError:
+            decoder = self._open(path, request)
+            frames, first = decoder.frames(request.selection), None
         sent = 0
-        for shown in decoder.frames(request.selection, self._times):
+        for shown in frames if first is None else chain([first], frames):
             if sent >= slots:
                 self._wait_for_slot(request.number)
             slot = sent % slots

@@ -24,7 +24,7 @@ from ..errors import MovqError, option
 from ..options import Picture, Selection
 from .colour import Colour, colour_of
 from .container import Source, av_errors, open_video, stream_list
-from .decoding import HarmlessError, NoEntryError, NoKeyError, Reading, from_tiles
+from .decoding import HarmlessError, NoKeyError, Reading, from_tiles
 from .exif import read_orientation, without_exif
 from .geometry import Geometry, Orientation, plan_geometry
 from .info import VideoInfo
@@ -151,12 +151,17 @@ class Decoder:
     def frames(self, selection: Selection, times: FrameTimes | None = None) -> Iterator[Shown[av.VideoFrame]]:
         """Yield the selected frames. If the file is read to its end, also check that it was whole.
 
-        With the `times` of the video, packets in front of the selection are not decoded if that changes no frame.
+        With the `times` of the video, packets in front of the selection are not decoded if that changes no frame. Raises
+        NoEntryError, before the first frame, if that turns out to be impossible: then another Decoder is needed, without
+        the times.
         """
         self.warnings[:] = self._early
+        entry = None
+        if self._reading is not None and times is not None:
+            entry = self._reading.entry = entry_of(times, selection)
+        if entry is None and self._next == 1:
+            times = None  # nothing has confirmed what packets promise
         begin, rest = self._begin(selection, times)
-        if self._reading is not None:
-            self._reading.entry = None if times is None else entry_of(times, selection, begin)
         rate = self.source.stated_rate
         if (
             selection.fps is not None
@@ -339,8 +344,6 @@ class Decoder:
                     wait_for_key = False
                 except HarmlessError:
                     explode = False
-                except NoEntryError:
-                    pass
                 again, self._clear = True, False
 
 

@@ -67,14 +67,14 @@ class _UnclearError(Exception):
     """Packets do not tell which frames the video has and in which order."""
 
 
-def entry_of(times: FrameTimes, selection: Selection, wanted: int) -> Entry | None:
+def entry_of(times: FrameTimes, selection: Selection) -> Entry | None:
     """Return the last entry at or before the selection's first frame; None if decoding must begin at the first packet."""
     if not (selection.start or selection.skip) or selection.allow_partial:
         return None
     key = times.key_of(selection)
     if key is None or 0 in key:
         return None
-    return Entry(times, *key, wanted)
+    return Entry(times, *key, wanted=times.begin(selection)[0])
 
 
 class KeyFinder:
