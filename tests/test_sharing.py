@@ -6,6 +6,7 @@ import signal
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -86,13 +87,10 @@ KINDS = {
     "irregular.mkv": dict(options={"g": "12"}, times=[i / 25 + 0.01 * (i % 3) for i in range(90)]),
     "mpeg4.avi": dict(codec="mpeg4"),
     "h264.ts": dict(options={"g": "12"}),
-    "alpha.mov": dict(codec="qtrle", pix_fmt="argb"),
 }
 
 
-@pytest.mark.parametrize(
-    "kind", [KINDS and pytest.param(k, marks=[] if k == "h264.mp4" else pytest.mark.slow) for k in KINDS]
-)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[] if k == "h264.mp4" else pytest.mark.slow) for k in KINDS])
 def test_spans_that_share_a_process_are_what_each_is_by_itself(tmp_path, kind):
     path = clips.write(tmp_path / kind, clips.pictures(90, 64, 64), **KINDS[kind])
     (found,) = survey([(str(path), Selection())])
@@ -103,10 +101,36 @@ def test_spans_that_share_a_process_are_what_each_is_by_itself(tmp_path, kind):
             assert in_turn(path, selections, times) == apart, name
 
 
+def test_a_warning_is_about_its_spans_alone(tmp_path):
+    """Frames 30 to 39 have transparent pixels."""
+    alphas = (np.full((64, 64, 1), 100 if 30 <= i < 40 else 255, np.uint8) for i in range(90))
+    images = [np.dstack(pair) for pair in zip(clips.pictures(90, 64, 64), alphas, strict=True)]
+    frames = [av.VideoFrame.from_ndarray(image, format="rgba").reformat(format="argb") for image in images]
+    path = clips.write(tmp_path / "a.mov", [], frames=frames, codec="qtrle", pix_fmt="argb")
+    selections = SELECTIONS["rows"]
+    apart = [taken(read_frames(path, selection)) for selection in selections]
+    assert [bool(warnings) for _, warnings in apart] == [6 <= i < 8 for i in range(16)]
+    assert in_turn(path, selections) == apart
+
+
+def test_a_warning_stays_with_all_spans_behind_it(tmp_path):
+    """The second cluster of a Matroska file claims to begin at 0, so that decoding begins with the file for each span."""
+    options = {"g": "12", "bf": "0", "sc_threshold": "0"}
+    clip = clips.write(tmp_path / "0.mkv", clips.pictures(150, 64, 64), options=options)
+    path = tmp_path / "a.mkv"
+    clips.copy_packets(clip, path, {"cluster_time_limit": "2800"})
+    data = bytearray(path.read_bytes())
+    at = data.index(b"\xe7\x82" + (2400).to_bytes(2), data.index(b"\x1f\x43\xb6\x75"))
+    data[at + 2 : at + 4] = bytes(2)
+    path.write_bytes(data)
+    selections = [Selection(skip=15 * i, frames=15) for i in range(10)]
+    apart = [taken(read_frames(path, selection)) for selection in selections]
+    assert [bool(warnings) for _, warnings in apart] == [i >= 4 for i in range(10)]
+    assert in_turn(path, selections) == apart
+
+
 def test_damage_is_an_error_of_its_spans_alone(tmp_path):
     path = clips.write(tmp_path / "a.mp4", clips.pictures(90, 64, 64), **KINDS["h264.mp4"])
-    import av
-
     with av.open(str(path)) as container:
         packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
     data = bytearray(path.read_bytes())
