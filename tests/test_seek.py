@@ -176,11 +176,11 @@ class Counted:
 
 def decoded(path, selection, times):
     """Return how many packets are decoded up to the first frame of a selection, as the decoding process does it."""
-    for known in (times, None):
+    for known, jumps in ((times, True), (times, False), (None, False)):
         with open_video(str(path)) as source:
             counted = replace(source, codec=Counted(source.codec))
             with suppress(NoEntryError):
-                next(Decoder(counted).frames(selection, known))
+                next(Decoder(counted).frames(selection, known, jumps))
                 return counted.codec.packets
 
 

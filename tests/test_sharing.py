@@ -171,6 +171,17 @@ def test_a_film_is_read_once_for_each_purpose(tmp_path, film):
     assert decoders() == []
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_what_is_in_front_of_a_late_span_is_not_read(tmp_path, film, suffix):
+    path = tmp_path / f"film{suffix}"
+    clips.copy_packets(film, path)
+    (found,) = survey([(str(path), Selection())])
+    before = bytes_read()
+    with read_frames(path, Selection(start=4, frames=5), times=found.times) as reader:
+        assert [frame.index for frame in reader] == list(range(100, 105))
+    assert (bytes_read() - before) / path.stat().st_size < 0.3
+
+
 def test_a_plan_looks_at_a_video_once(film):
     items = [Item(f"{i}", str(film), f"{i}", Fraction(i, 50), Fraction(1 + i % 3, 2)) for i in range(40)]
     list(read_frames(film, Selection(frames=1)))

@@ -15,7 +15,7 @@ import traceback
 from collections import deque
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import av.logging
@@ -187,14 +187,15 @@ class _Served:
         talk.say("opened", **to_values(Opened(decoder.info, geometry, slots, FILTER_NAME)))
         ring = np.frombuffer(mmap.mmap(self._memory, slots * size, offset=request.place), np.uint8)
         ring = ring.reshape(slots, geometry.padded_height, geometry.padded_width, 3)
-        frames = decoder.frames(request.selection, self._times)
-        try:
-            first = next(frames, None)
-        except NoEntryError:
-            decoder = self._open(path, request)
-            frames, first = decoder.frames(request.selection), None
+        for times, jumps in ((self._times, True), (self._times, False), (None, False)):
+            frames = decoder.frames(request.selection, times, jumps)
+            try:
+                first = list(islice(frames, 1))
+                break
+            except NoEntryError:
+                decoder = self._open(path, request)
         sent = 0
-        for shown in frames if first is None else chain([first], frames):
+        for shown in chain(first, frames):
             if sent >= slots:
                 self._wait_for_slot(request.number)
             slot = sent % slots

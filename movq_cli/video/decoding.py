@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _TRANSPORT = "mpegts"
 _CUTTABLE = (_TRANSPORT, "mpeg")  # streams that are routinely cut at any point
+_FAR = 32  # packets in front of an entry that are not worth seeking
 _REPEATING = (AVI, "ogg")  # have packets without bytes, which repeat the frame before
 
 
@@ -49,6 +50,8 @@ class NoEntryError(Exception):
 class Reading:
     """One pass over the packets of a stream. Packets in front of `entry` are not decoded, as far as that is right.
 
+    With `jumps`, they are not read either. Then NoEntryError may be due to seeking.
+
     `explode` is False if the decoder conceals damage; then all that it reports must be harmless. With `wait_for_key`,
     packets in front of the first key frame are not decoded: there is nothing to decode them from.
     """
@@ -64,6 +67,7 @@ class Reading:
     ) -> None:
         self._source, self._warn, self._passed = source, warn, passed
         self.entry: Entry | None = None
+        self.jumps = False
         self._prepared, self._explode, self._waiting = prepared, explode, wait_for_key and not source.picture
         self.timeline = Timeline(source, warn)
         self._demuxed = source.container.demux(source.stream)
@@ -95,11 +99,13 @@ class Reading:
         passing: Entry | None = None  # set while packets in front of it are skipped
         for packet in self._packets():
             if self.entry is not None and timeline.may_pass(self.entry):
+                if passing is None:
+                    self._jump(self.entry)
                 passing = self.entry
                 self._passed()
                 continue
             if passing is not None:
-                if not decodes_alone(source.codec, packet):
+                if not (_is_at(packet, passing) and decodes_alone(source.codec, packet)):
                     raise NoEntryError
                 log.clear()
                 source.codec.flush_buffers()
@@ -112,6 +118,15 @@ class Reading:
                 shown = timeline.place(frame)
                 if shown is not None:
                     yield shown
+
+    def _jump(self, entry: Entry) -> None:
+        """Seek to the packet of an entry, if it is far enough ahead. Where that leads to is for the caller to check."""
+        source, timeline = self._source, self.timeline
+        if self.jumps and entry.packets - timeline.packets >= _FAR:
+            with av_errors("cannot be entered"):
+                source.container.seek(int(entry.time / Fraction(source.stream.time_base or 1)), stream=source.stream)
+            self._demuxed = source.container.demux(source.stream)
+            timeline.packets = entry.packets
 
     def _packets(self) -> Iterator[Packet[VideoStream]]:
         """Yield the packets to decode, then one that flushes the decoder. Of a picture there is one to decode."""
@@ -203,6 +218,12 @@ class Reading:
             if self._source.format == AVI and (repeats := avi_repeats(self._source.data, self._source.stream.index)):
                 timeline.end = max(timeline.end, (timeline.packets + repeats) / timeline.rate)
             yield replace(held, end=timeline.end)
+
+
+def _is_at(packet: Packet[VideoStream], entry: Entry) -> bool:
+    """Return True if a packet is that of an entry. No other has its time."""
+    span = packet_span(packet, Fraction(0))
+    return packet.is_keyframe and span is not None and span[0] == entry.time
 
 
 def _flush_like(packet: Packet[VideoStream]) -> Packet[VideoStream]:

@@ -148,17 +148,20 @@ class Decoder:
         first = times.first(selection)
         return first is not None and first >= earliest and times.time(self._next - 1) == self._reading.timeline.last
 
-    def frames(self, selection: Selection, times: FrameTimes | None = None) -> Iterator[Shown[av.VideoFrame]]:
+    def frames(
+        self, selection: Selection, times: FrameTimes | None = None, jumps: bool = False
+    ) -> Iterator[Shown[av.VideoFrame]]:
         """Yield the selected frames. If the file is read to its end, also check that it was whole.
 
-        With the `times` of the video, packets in front of the selection are not decoded if that changes no frame. Raises
-        NoEntryError, before the first frame, if that turns out to be impossible: then another Decoder is needed, without
-        the times.
+        With the `times` of the video, packets in front of the selection are not decoded if that changes no frame, nor read
+        if the decoder `jumps`. Raises NoEntryError, before the first frame, if that turns out to be impossible: then
+        another Decoder is needed, which does less.
         """
         self.warnings[:] = self._early
         entry = None
         if self._reading is not None and times is not None:
             entry = self._reading.entry = entry_of(times, selection)
+            self._reading.jumps = jumps
         if entry is None and self._next == 1:
             times = None  # nothing has confirmed what packets promise
         begin, rest = self._begin(selection, times)
