@@ -126,8 +126,8 @@ class VideoEncoder:
         """Start to decode a video: the first of the three steps of `encode`, each of which may be in its own thread.
 
         `open_at_once` is the number of videos that are open at the same time, which all need memory. Without `latents`,
-        only the files of the first frame are made. `known` spares reading the source for that; `more` says that another
-        span of it is next.
+        only the files of the first frame are made. Facts that are `known` are not read from the source again; `more` says
+        that another span of it is next.
         """
         options = changed(self.options, overrides).beside(output)
         return Encoding(self, source, output, options, alive, open_at_once, latents, known, more)
@@ -135,7 +135,7 @@ class VideoEncoder:
     def shared(
         self, source: str | os.PathLike[str], identity: FileIdentity, known: KnownSource | None, more: bool
     ) -> SharedSource:
-        """Return what consecutive spans of a source share."""
+        """Return the digest, times and decoder that consecutive spans of a source share."""
         before, path = self._shared, os.path.abspath(source)
         if before is None or not before.is_of(path, identity):
             self.close()

@@ -128,7 +128,7 @@ class Encoder(Protocol):
     def shared(
         self, source: str | os.PathLike[str], identity: FileIdentity, known: KnownSource | None, more: bool
     ) -> SharedSource:
-        """Return what consecutive spans of a source share."""
+        """Return the digest, times and decoder that consecutive spans of a source share."""
 
 
 class Encoding:

@@ -14,7 +14,7 @@ from .video import FrameReader, FrameTimes, Survey, survey
 
 
 class KnownSource(NamedTuple):
-    """What is known of a file while it has this identity: its sha256, and the `times` of its frames, packed, or "" and b""."""
+    """Facts of a file while it has this identity: its sha256 or "", and the packed `times` of its frames or b""."""
 
     identity: FileIdentity
     sha256: str = ""

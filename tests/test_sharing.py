@@ -1,4 +1,4 @@
-"""Many spans of one video: it is read once for each purpose, and each span is what it would be by itself."""
+"""Many spans of one video: it is read once for each purpose, and each span is the same as from a file of its own."""
 
 import json
 import os
@@ -91,7 +91,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=[] if k == "h264.mp4" else pytest.mark.slow) for k in KINDS])
-def test_spans_that_share_a_process_are_what_each_is_by_itself(tmp_path, kind):
+def test_spans_that_share_a_process_equal_those_of_separate_ones(tmp_path, kind):
     path = clips.write(tmp_path / kind, clips.pictures(90, 64, 64), **KINDS[kind])
     (found,) = survey([(str(path), Selection())])
     for name, selections in SELECTIONS.items():
@@ -201,14 +201,14 @@ def test_a_plan_looks_at_a_video_once(film):
 @pytest.mark.parametrize(
     "workers", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
 )
-def test_spans_of_a_batch_are_what_each_is_by_itself(tmp_path, film, workers):
+def test_spans_of_a_batch_equal_those_encoded_separately(tmp_path, film, workers):
     """Also those that overlap, and those of another video between them; the order of the list does not matter."""
     other = clips.write(tmp_path / "other.mp4", clips.pictures(30))
     listed = [*rows(film, 4), *rows(film, 3), {"path": str(other), "start": 0.4}, {"path": str(other)}]
     batch(tmp_path, listed[::-1], workers=workers, **SMALL)
     lines = manifest(tmp_path / "out")
     assert len(lines) == len(listed)
-    are_as_alone(tmp_path, lines.values())
+    equal_separate_ones(tmp_path, lines.values())
 
 
 def test_a_video_that_is_replaced_between_two_spans_is_read_again(tmp_path, film):
@@ -223,18 +223,18 @@ def test_a_video_that_is_replaced_between_two_spans_is_read_again(tmp_path, film
     result = batch(tmp_path, rows(path, 3), workers=0, watch=replace, **SMALL)
     digests = [line["source_sha256"] for line in result.made]
     assert digests[0] != digests[1] == digests[2]
-    are_as_alone(tmp_path, result.made[1:])
+    equal_separate_ones(tmp_path, result.made[1:])
 
 
-def are_as_alone(folder, lines):
-    """Check that the outputs of lines of a manifest have the bytes that each gets when it is encoded by itself."""
+def equal_separate_ones(folder, lines):
+    """Check that the outputs of lines of a manifest have the bytes that each gets when it is encoded separately."""
     encoder = VideoEncoder(EncodeOptions(picture=Picture(height=SMALL["height"]), threads=1, precision="fp32"))
     for line in lines:
         span = {name: line["options"][name] for name in ("start", "duration") if name in line["options"]}
         source = os.path.join(folder, "out", line["path"])
-        encoder.encode(source, folder / "alone", force=True, every=SMALL["every"], **span)
+        encoder.encode(source, folder / "separate", force=True, every=SMALL["every"], **span)
         encoder.close()
-        assert (folder / "out" / line["output"]).read_bytes() == (folder / "alone").read_bytes()
+        assert (folder / "out" / line["output"]).read_bytes() == (folder / "separate").read_bytes()
 
 
 def task(path, number=0):

@@ -78,7 +78,7 @@ def probe_items(
 
 
 class _Looks:
-    """Looks at the videos of `items`, which get what is found. The numbers of those that wait for it are `unfinished`."""
+    """Looks at the videos of `items`, which get their facts. The numbers of those that wait for them are `unfinished`."""
 
     def __init__(self, items: Sequence[Item], options: EncodeOptions, known: Known | None, spans: bool) -> None:
         self.items = list(items)
@@ -113,7 +113,7 @@ class _Looks:
         return unknown
 
     def _share(self, numbers: list[int], found: Survey | MovqError) -> None:
-        """Give items of one video what was found of it."""
+        """Give items of one video their facts."""
         whole = replace(self._options.selection, frames=None)
         times = found.times if isinstance(found, Survey) and (self._spans or numbers[1:]) else b""
         for number in numbers:

@@ -18,7 +18,7 @@ from .item import Item
 
 @dataclass
 class Task:
-    """An item to encode, with its attempts. `source_bytes` is the size of its video, `known` what is known of that.
+    """An item to encode, with its attempts. `source_bytes` is the size of its video, `known` are facts of that.
 
     `force` allows replacing what is in the place of its files, `own` are those that it may replace anyway, as the manifest
     names them, relative to the folder. `overrides` are options for it alone. Without `latents`, only the files of its
@@ -53,7 +53,7 @@ class Queue:
         """The number of tasks of each video that has any."""
         self._total = 0
         self._known: dict[str, KnownSource | None] = {}
-        """What is known of videos of which a span has ended, and others wait."""
+        """Facts of videos of which a span has ended, and others wait; None if none are known."""
 
     def __len__(self) -> int:
         return self._total
@@ -95,7 +95,7 @@ class Queue:
         return None if half is None else half[0][half[1]]
 
     def take(self, worker: int) -> tuple[Task, KnownSource | None, bool]:
-        """Take the next task for a worker. Return it, what is new to the worker about its video, and if a span follows."""
+        """Take the next task for a worker. Return it, facts of its video that are new to the worker, and if a span follows."""
         run, known = self._taken.get(worker), None
         if not run:
             run = self._taken[worker] = self._runs.popleft() if self._runs else self._second_half()
@@ -114,7 +114,7 @@ class Queue:
             self._put_in_front(run)
 
     def note(self, path: str, known: KnownSource | None) -> None:
-        """Note that a span of a video has ended, and what is known of the video since."""
+        """Note that a span of a video has ended, and the facts of the video that it gave."""
         if path in self._waiting:
             before = self._known.get(path)
             self._known[path] = before if known is None else known.joined(before)

@@ -40,7 +40,7 @@ class ResumePlan:
     """The work that is left. `kept` are the lines of items that are not made again, `pending` are the other items.
 
     `first_frames` are the items that are kept but lack first frames, each with the kinds that it lacks.
-    `videos` is what is known of videos that were read.
+    `videos` are facts of videos that were read, by path.
     `differing` are the pending items whose outputs are finished and whole, and whose videos are not known to have
     changed, but which were made with other weights or options. `reasons` say, by id, why an item that the manifest
     knows is made again.

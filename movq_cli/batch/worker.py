@@ -44,7 +44,7 @@ class Work:
 
     Without `latents`, only the files of its first frame are made. Refusals go into the line, so only bugs raise. Files that
     movq wrote are replaced, and those of its `own` that the manifest names; any others only with the override `force`.
-    `known` is what is known of the video, and `more` says that another span of it is next.
+    `known` are facts of the video, and `more` says that another span of it is next.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Work:
 
     @property
     def learned(self) -> KnownSource | None:
-        """What is known of the video since the item is done, beyond what was known before."""
+        """Facts of the video that the batch may not know yet; None unless the item is done."""
         outcome = self._outcome
         if outcome.get("status") != "done":
             return None

@@ -1,7 +1,7 @@
 """Find where to begin decoding for a late part of a video: at the last key frame before it, if packets tell which one.
 
 They do in MP4 and Matroska, with codecs whose packets are frames. Other files are decoded from the beginning. The times
-of all packets tell where to seek, and what packet must be there. PyAV; runs in the decoding process.
+of all packets tell where to seek, and which packet to expect. PyAV; runs in the decoding process.
 """
 
 from __future__ import annotations

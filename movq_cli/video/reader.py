@@ -217,7 +217,7 @@ def count_frames(
 
 @dataclass(frozen=True)
 class Survey:
-    """What a batch needs to know about a video: its size as shown, in pixels, and the `times` of its frames, packed."""
+    """The size of a video as shown, in pixels, and the `times` of its frames, packed, which count any selection."""
 
     width: int
     height: int
