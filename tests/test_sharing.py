@@ -211,6 +211,22 @@ def test_spans_of_a_batch_equal_those_encoded_separately(tmp_path, film, workers
     equal_separate_ones(tmp_path, lines.values())
 
 
+@pytest.mark.slow
+def test_a_worker_that_dies_between_spans_costs_an_attempt_and_no_byte(tmp_path, film):
+    killed = []
+
+    def kill(state):
+        if len(state.made) == 2 and not killed:
+            killed.append(state.workers[0].child.pid)
+            os.kill(killed[0], signal.SIGSEGV)
+
+    result = batch(tmp_path, rows(film, 8), workers=1, watch=kill, **SMALL)
+    assert killed
+    assert [line["status"] for line in result.lines] == ["done"] * 8
+    assert sum(bool(line["warnings"]) for line in result.lines) <= 3
+    equal_separate_ones(tmp_path, [line for line in result.lines if not line["warnings"]])
+
+
 def test_a_video_that_is_replaced_between_two_spans_is_read_again(tmp_path, film):
     path = tmp_path / "a.mp4"
     path.write_bytes(film.read_bytes())
