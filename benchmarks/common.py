@@ -151,7 +151,7 @@ def watched(command):
     started, most = time.perf_counter(), [0, 0, 0]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while process.poll() is None:
-        own, *others = (_proportional(pid) for pid in [process.pid, *_descendants(process.pid)])
+        own, *others = (_proportional(pid) for pid in [process.pid, *descendants(process.pid)])
         most = [max(pair) for pair in zip(most, (own, own + sum(others), _nameless(process.pid)), strict=True)]
         time.sleep(0.05)
     seconds = time.perf_counter() - started
@@ -159,10 +159,10 @@ def watched(command):
     return seconds, *most
 
 
-def _descendants(pid):
+def descendants(pid):
     try:
         with open(f"/proc/{pid}/task/{pid}/children") as file:
-            return [one for child in file.read().split() for one in (int(child), *_descendants(child))]
+            return [one for child in file.read().split() for one in (int(child), *descendants(child))]
     except OSError:
         return []  # it has ended
 

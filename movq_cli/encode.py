@@ -9,7 +9,6 @@ import os
 import time
 import warnings as python_warnings
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -19,9 +18,10 @@ from .device import choose_device, choose_precision, dtype_of
 from .encoding import EncodeResult, Encoding
 from .errors import MovqWarning
 from .fields import changed, options_of
-from .files import FileIdentity, require_file, sha256_file
+from .files import FileIdentity, require_file
 from .options import EncodeOptions
 from .plan import open_weights
+from .shared import KnownSource, SharedSource
 from .targets import prepared
 from .threads import in_background
 
@@ -71,7 +71,7 @@ class VideoEncoder:
             self.checkpoint = open_weights(options)
         self.notes = [str(w.message) for w in caught if issubclass(w.category, MovqWarning)]
         self.weights_digest = in_background(lambda: self.checkpoint.digest)
-        self._digested: tuple[FileIdentity, Future[str]] | None = None
+        self._shared: SharedSource | None = None
 
     @cached_property
     def device(self) -> torch.device:
@@ -119,22 +119,33 @@ class VideoEncoder:
         alive: Callable[[], None] = lambda: None,
         open_at_once: int = 1,
         latents: bool = True,
+        known: KnownSource | None = None,
+        more: bool = False,
         **overrides: Any,
     ) -> Encoding:
         """Start to decode a video: the first of the three steps of `encode`, each of which may be in its own thread.
 
         `open_at_once` is the number of videos that are open at the same time, which all need memory. Without `latents`,
-        only the files of the first frame are made.
+        only the files of the first frame are made. Facts that are `known` are not read from the source again; `more` says
+        that another span of it is next.
         """
         options = changed(self.options, overrides).beside(output)
-        return Encoding(self, source, output, options, alive, open_at_once, latents)
+        return Encoding(self, source, output, options, alive, open_at_once, latents, known, more)
 
-    def digest_of(self, source: str | os.PathLike[str], identity: FileIdentity) -> Future[str]:
-        """Return the sha256 of a source. It is computed once for consecutive spans of the same file."""
-        if self._digested is not None:
-            before, digest = self._digested
-            if before == identity and not (digest.done() and digest.exception()):
-                return digest
-        digest = in_background(lambda: sha256_file(source))
-        self._digested = identity, digest
-        return digest
+    def shared(
+        self, source: str | os.PathLike[str], identity: FileIdentity, known: KnownSource | None, more: bool
+    ) -> SharedSource:
+        """Return the digest, times and decoder that consecutive spans of a source share."""
+        before, path = self._shared, os.path.abspath(source)
+        if before is None or not before.is_of(path, identity):
+            self.close()
+            self._shared = SharedSource(path, identity, known if known and known.identity == identity else None)
+        assert self._shared is not None
+        self._shared.more = more
+        return self._shared
+
+    def close(self) -> None:
+        """End a decoding process that waits for another span."""
+        if self._shared is not None:
+            self._shared.close()
+        self._shared = None

@@ -26,6 +26,7 @@ from .plan import Plan, expected_frames, least_frames, make_plan, must_count, re
 from .posterior import draw_latents
 from .provenance import metadata_of
 from .schedule import ChunkSchedule
+from .shared import KnownSource, SharedSource
 from .values import format_time
 from .video import FrameReader, count_frames
 
@@ -124,8 +125,10 @@ class Encoder(Protocol):
     def quantizer(self) -> Quantizer:
         """The quantiser, loaded, of weights that have one."""
 
-    def digest_of(self, source: str | os.PathLike[str], identity: FileIdentity) -> Future[str]:
-        """Return the sha256 of a source."""
+    def shared(
+        self, source: str | os.PathLike[str], identity: FileIdentity, known: KnownSource | None, more: bool
+    ) -> SharedSource:
+        """Return the digest, times and decoder that consecutive spans of a source share."""
 
 
 class Encoding:
@@ -144,6 +147,8 @@ class Encoding:
         alive: Callable[[], None],
         open_at_once: int,
         latents: bool,
+        known: KnownSource | None = None,
+        more: bool = False,
     ) -> None:
         self.by, self.source, self.output, self.options = by, source, output, options
         self._latents = latents
@@ -153,28 +158,34 @@ class Encoding:
         self._identity = FileIdentity.of(require_file(source))
         for path in (output, *(first_frame_path(output, kind) for kind in options.first_frames)):
             refuse_inputs(path, source, *by.checkpoint.files)
-        self._source_sha256 = by.digest_of(source, self._identity)
+        self.shared = by.shared(source, self._identity, known, more)
+        self._source_sha256 = self.shared.sha256
+        self.shared.look(self.options.selection, alive)
         self._notes: list[str] = []
         self._remarks: list[str] = []
         self._check = False
         self._frames: int | None = None if latents else 1
         self._recounted = False
         self._computed: _Computed | None = None
-        self._reader: FrameReader | None = self._start_reader()  # the decoding process starts while torch is imported
+        # The decoding process starts while torch is imported.
+        self._reader: FrameReader | None = self.shared.read(self._start_reader)
 
     @property
     def checkpoint(self) -> Checkpoint:
         """The weights that the video is encoded with."""
         return self.by.checkpoint
 
-    def _start_reader(self) -> FrameReader:
-        return start_reader(self.source, self.options, self.checkpoint.config, self._alive, self.by.decoder_threads)
+    def _start_reader(self, **more: Any) -> FrameReader:
+        config, threads = self.checkpoint.config, self.by.decoder_threads
+        return start_reader(self.source, self.options, config, self._alive, threads, **more)
 
     def count(self) -> None:
         """Count the frames, if the plan will need their number. `compute` does so if they are not counted yet."""
         if self._frames is None and must_count(self.options, self.checkpoint):
             with about(os.fspath(self.source)):
-                self._frames = count_frames(self.source, self.options.selection, self._alive)
+                selection = self.options.selection
+                counted = self.shared.count(selection)
+                self._frames = count_frames(self.source, selection, self._alive) if counted is None else counted
 
     def compute(self, progress: Progress = silent) -> None:
         """Encode all frames. The latents are then on disk, in a file without a name."""

@@ -107,10 +107,11 @@ def start_reader(
     config: AutoencoderConfig,
     alive: Callable[[], None] = lambda: None,
     threads: int | None = None,
+    **more: Any,
 ) -> FrameReader:
     """Start to decode a video as these options ask, with frames padded or cropped to a size that the network takes.
 
-    Decoding may take `threads` CPU threads (None: those of the options).
+    Decoding may take `threads` CPU threads (None: those of the options). `more` are other arguments of `read_frames`.
     """
     return read_frames(
         source,
@@ -120,6 +121,7 @@ def start_reader(
         ahead=AHEAD_FRAMES,
         threads=threads or options.threads or usable_cores(),
         alive=alive,
+        **more,
     )
 
 

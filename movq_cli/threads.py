@@ -12,7 +12,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _PART = 64
-"""The number of things a thread gets at a time."""
+"""The most things that a thread gets at a time."""
+_PARTS = 10
+"""The least parts that each thread gets, so that all have work until the end."""
 
 
 def in_background(work: Callable[[], str]) -> Future[str]:
@@ -36,9 +38,10 @@ def in_threads(work: Callable[[Sequence[T]], list[R]], things: Sequence[T], thre
     """
     pool = ThreadPoolExecutor(threads)
     ahead = deque[Future[list[R]]]()
+    size = max(1, min(_PART, len(things) // (threads * _PARTS)))
     try:
-        for start in range(0, len(things), _PART):
-            ahead.append(pool.submit(work, things[start : start + _PART]))
+        for start in range(0, len(things), size):
+            ahead.append(pool.submit(work, things[start : start + size]))
             if len(ahead) > 2 * threads:
                 yield from ahead.popleft().result()
         while ahead:

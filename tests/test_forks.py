@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from movq_cli import MovqError, read_frames
-from movq_cli.video import reader as reader_module
+from movq_cli.video import decoders as decoders_module
 
 from .helpers import clips
 from .helpers.clips import CITY
@@ -137,9 +137,9 @@ def test_decoders_of_one_that_is_gone_are_not_asked_of_another(forker):
 
 
 def test_one_that_hangs_is_an_error_of_the_video(monkeypatch):
-    monkeypatch.setattr("movq_cli.video.reader.HANG_SECONDS", 1.0)
+    monkeypatch.setattr("movq_cli.video.decoders.HANG_SECONDS", 1.0)
     monkeypatch.setattr("movq_cli.forks._PATIENCE_SECONDS", 3.0)
-    reader_module._decoders.close()
+    decoders_module._decoders.close()
     with read_frames(CITY, ahead=2) as reader:
         next(reader)
         (forker,), (decoder,) = forkers(), decoders()
@@ -149,7 +149,7 @@ def test_one_that_hangs_is_an_error_of_the_video(monkeypatch):
             list(reader)
     wait_for(lambda: not alive(forker) and not alive(decoder), 5)
     monkeypatch.undo()
-    reader_module._decoders.close()
+    decoders_module._decoders.close()
     with read_frames(CITY) as reader:
         assert sum(1 for _ in reader) == 120
 

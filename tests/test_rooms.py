@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parents[1] / "movq_cli"
 
 # Each may import from those after it; rooms also import from themselves.
 _ROOMS = """
-    __main__ cli describe export sampling dataset reading batch evaluate decode encode encoding provenance first_frame plan
+    __main__ cli describe export sampling dataset reading batch evaluate decode encode encoding shared provenance first_frame plan
     budget memory codec schedule transfers posterior scaling device video latents int8 metadata checkpoints model headers targets
     options fields values files difference metrics forks processes threads records errors _lazy _version
 """
@@ -19,11 +19,11 @@ INSIDE = {
     "batch": """
         __init__ prune run dry_run merge prepare record state
         discover folders captions lists parsing probe cut names replace reuse orphans presence resume choices settings
-        inline pool worker ray_engine engines pack card summary tars locks manifest item paths
+        inline pool queue worker ray_engine engines pack card summary tars locks manifest item paths
     """,
     "video": """
-        __init__ reader child write pictures clock frames decoding counting keyframes integrity sidedata container stills
-        transport raw exif messages selection colour geometry info
+        __init__ reader decoders child write pictures clock frames decoding counting keyframes integrity sidedata container stills
+        transport raw exif messages times selection colour geometry info
     """,
     "checkpoints": "__init__ convert checkpoint locate cache folders layouts configs",
     "model": "__init__ encoder decoder quantizers blocks stages norms causal strips store convolution cost config",

@@ -1,6 +1,8 @@
 """Late parts of a video: decoding from a key frame gives the same as decoding everything."""
 
 import struct
+from contextlib import suppress
+from dataclasses import replace
 from fractions import Fraction
 from itertools import count
 
@@ -11,7 +13,11 @@ import pytest
 from movq_cli.errors import MovqError
 from movq_cli.options import Selection
 from movq_cli.video import read_frames
-from movq_cli.video.keyframes import find_entry
+from movq_cli.video.container import open_video
+from movq_cli.video.counting import read_times
+from movq_cli.video.decoding import NoEntryError
+from movq_cli.video.frames import Decoder
+from movq_cli.video.keyframes import entry_of
 from movq_cli.video.selection import Shown, select
 
 from .faults import hostile
@@ -154,6 +160,30 @@ def read(path, selection=None):
         return [Shown(f.index, f.time, f.end, f.image) for f in reader], reader.warnings
 
 
+class Counted:
+    """A decoder that counts the packets it is given."""
+
+    def __init__(self, codec):
+        self.codec_context, self.packets = codec, 0
+
+    def __getattr__(self, name):
+        return getattr(self.codec_context, name)
+
+    def decode(self, packet):
+        self.packets += packet.size > 0
+        return self.codec_context.decode(packet)
+
+
+def decoded(path, selection, times):
+    """Return how many packets are decoded up to the first frame of a selection, as the decoding process does it."""
+    for known, jumps in ((times, True), (times, False), (None, False)):
+        with open_video(str(path)) as source:
+            counted = replace(source, codec=Counted(source.codec))
+            with suppress(NoEntryError):
+                next(Decoder(counted).frames(selection, known, jumps))
+                return counted.codec.packets
+
+
 QUICK = ("h264.mp4", "h264.mkv", "hevc.mp4", *WHOLE)
 
 
@@ -174,17 +204,23 @@ def test_frames_are_those_of_decoding_everything(video, name):
 @pytest.mark.parametrize("name", [*ENTERED, *WHOLE])
 def test_the_entry_is_the_last_key_frame_in_front(video, name):
     path, everything, _ = video(name)
-    entry = find_entry(str(path), Selection(skip=50))
-    assert find_entry(str(path), Selection()) is None
-    assert find_entry(str(path), Selection(skip=3)) is None
+    with open_video(str(path)) as source:
+        times = read_times(source)
+    entry = entry_of(times, Selection(skip=50))
+    assert entry_of(times, Selection()) is None
+    assert entry_of(times, Selection(skip=3)) is None
     if name in WHOLE:
-        assert entry is None
+        assert decoded(path, Selection(skip=50), times) >= 50
         return
-    assert 50 - GOP < len(entry.before) <= 50
-    assert everything[len(entry.before)].time == entry.time
-    assert [(f.index, f.time, f.end) for f in entry.before] == [
-        (f.index, f.time, f.end) for f in everything[: len(entry.before)]
+    assert decoded(path, Selection(skip=50), times) < 50 - GOP
+    assert 50 - GOP < entry.frames <= 50
+    assert everything[entry.frames].time == entry.time
+    assert [(f.index, f.time, f.end) for f in map(times.frame, range(entry.frames))] == [
+        (f.index, f.time, f.end) for f in everything[: entry.frames]
     ]
+    with open_video(str(path)) as source:
+        early = read_times(source, until=Selection(skip=50))
+    assert entry_of(early, Selection(skip=50)).frames == entry.frames
 
 
 def test_what_is_in_front_is_not_decoded(tmp_path, video):
@@ -232,4 +268,5 @@ def test_times_that_jump_back_behind_the_entry(tmp_path):
     found, said = read(tmp_path / "a.mkv", Selection(skip=20))
     assert [(f.index, f.time) for f in found] == [(f.index, f.time) for f in everything[20:]]
     assert said == warnings
-    assert find_entry(str(tmp_path / "a.mkv"), Selection(skip=20)) is not None
+    with open_video(str(tmp_path / "a.mkv")) as source:
+        assert entry_of(read_times(source), Selection(skip=20)) is None

@@ -441,7 +441,7 @@ def test_a_crash_of_the_decoder_is_an_error_of_its_file(number):
 
 
 def test_a_decoder_that_hangs_is_an_error_of_its_file(monkeypatch):
-    monkeypatch.setattr("movq_cli.video.reader.HANG_SECONDS", 3.0)  # longer than it takes to start on a busy machine
+    monkeypatch.setattr("movq_cli.video.decoders.HANG_SECONDS", 3.0)  # longer than it takes to start on a busy machine
     before = set(decoders())
     with read_frames(CITY, ahead=2) as reader:
         next(reader)
@@ -456,7 +456,7 @@ def test_a_decoder_that_takes_too_much_memory_is_an_error_of_its_file(tmp_path, 
     wide = np.tile(clips.picture(64, 48), (40, 40, 1))
     clip = clips.write(tmp_path / "a.mp4", [wide] * 3, options={"preset": "ultrafast"})
     for megabytes in (4, 10, 18, 25, 40):
-        monkeypatch.setattr("movq_cli.video.reader.DECODER_BYTES", megabytes << 20)
+        monkeypatch.setattr("movq_cli.video.decoders.DECODER_BYTES", megabytes << 20)
         with pytest.raises(MovqError, match=r"a.mp4: .*(needs more memory|not a video|cannot be|is damaged|crashed)"):
             read(clip)
     monkeypatch.undo()

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 from ..codec import fit_tail
@@ -111,7 +112,7 @@ def _cut_item(item: Item, batch: BatchOptions, options: EncodeOptions, config: A
     assert facts is not None
     if not facts.frames:
         raise MovqError("has no frame in the range asked for")
-    length, size, picture = item.encode_options(options).selection.frames, None, options.picture
+    length, size, picture = item.frames or options.selection.frames, None, options.picture
     if length is not None and facts.frames < length and batch.short != "pad":
         raise too_short(facts.frames, length)
     if batch.buckets:
@@ -120,17 +121,22 @@ def _cut_item(item: Item, batch: BatchOptions, options: EncodeOptions, config: A
         picture = Picture(*size, **picture.allowing)
     kept = min(facts.frames, length or facts.frames)
     pad = length is not None and kept < length
-    geometry = plan_geometry(
-        facts.width, facts.height, Fraction(1), Orientation(), picture, picture.padding(config.spatial_factor)
-    )
     padded, dropped = fit_tail(kept, options.tail, config.temporal_factor, length or 0)
-    shape = kept - dropped + padded, geometry.padded_height, geometry.padded_width
+    height, width = _encoded_size(facts.width, facts.height, picture, config.spatial_factor)
+    shape = kept - dropped + padded, height, width
     item = item.updated(frames=length, size=size, pad=pad, shape=shape, padded=padded)
     if batch.pick is None:
         return [item]
     assert length is not None
     starts = batch.pick.starts(facts.frames, length, f"{options.seed} {item.id}")
     return [_span(item, start, length) for start in starts]
+
+
+@lru_cache(1024)
+def _encoded_size(width: int, height: int, picture: Picture, factor: int) -> tuple[int, int]:
+    """Return the height and width that a video of width x height is encoded in. Raises MovqError if it is too small."""
+    geometry = plan_geometry(width, height, Fraction(1), Orientation(), picture, picture.padding(factor))
+    return geometry.padded_height, geometry.padded_width
 
 
 def _at(options: EncodeOptions) -> str:

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 from ..device import memory_errors
 from ..encode import VideoEncoder
 from ..options import EncodeOptions
 from .engines import Ready
 from .manifest import Line
-from .pool import Task, WorkerState
+from .pool import WorkerState
+from .queue import Task
 from .worker import Work, describe
 
 
@@ -53,7 +55,9 @@ class Inline:
                 tick()
 
             overrides = {"force": task.force, **task.overrides}
-            work = Work(self._encoder, task.item, self._folder, tick, latents=task.latents, own=task.own, **overrides)
+            how: dict[str, Any] = {"latents": task.latents, "own": task.own, "known": task.known}
+            more = bool(self._tasks) and self._tasks[0].path == task.path
+            work = Work(self._encoder, task.item, self._folder, tick, more=more, **how, **overrides)
             work.compute(progress)
             outcome = work.finish()
             state.task = None
@@ -68,4 +72,5 @@ class Inline:
         return self
 
     def __exit__(self, *error: object) -> None:
-        pass
+        if "_encoder" in vars(self):
+            self._encoder.close()

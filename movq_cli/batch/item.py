@@ -24,7 +24,7 @@ class Item(Struct, frozen=True, gc=False):
     id of the whole video's item if this is a span, which begins `skip` frames into it; `frames` is how many it takes,
     repeating the last if `pad`; `size` is the (height, width) of its bucket; `shape` is (frames, height, width) as
     encoded, with padded frames and edges; `padded` is how many of these frames are padding. `refusal` is why the item
-    cannot be encoded, if that is known already.
+    cannot be encoded, if that is known already. `times` are those of the video's frames, packed, if others share them.
     """
 
     id: str
@@ -44,6 +44,7 @@ class Item(Struct, frozen=True, gc=False):
     shape: tuple[int, int, int] | None = None
     padded: int = 0
     refusal: MovqError | None = None
+    times: bytes = b""
 
     def updated(self, **fields: Any) -> Item:
         """Return a copy of the item with these fields changed."""

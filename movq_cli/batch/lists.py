@@ -274,12 +274,25 @@ class _Reader(NamedTuple):
 
 def _seconds(text: str) -> Fraction | None:
     """Return the seconds of 63.5, 0:01:03.5 or PT1M3.5S, exactly; None for another text."""
-    try:
-        if _CLOCK.fullmatch(text):
+    if (found := _SECONDS.fullmatch(text)) is not None:
+        return _fraction(text, *found.groups())
+    if _CLOCK.fullmatch(text):
+        try:
             return parse_seconds(text)
-        if (match := _ISO.fullmatch(text)) and any(match.groups()):
-            hours, minutes, seconds = (Fraction(part or 0) for part in match.groups())
-            return hours * 3600 + minutes * 60 + seconds
-        return Fraction(text) if _SECONDS.fullmatch(text) else None
-    except (ZeroDivisionError, MovqUsageError):
+        except MovqUsageError:
+            return None
+    if (found := _ISO.fullmatch(text)) is not None and any(found.groups()):
+        hours, minutes, seconds = (Fraction(part or 0) for part in found.groups())
+        return hours * 3600 + minutes * 60 + seconds
+    return None
+
+
+def _fraction(text: str, decimal: str | None, _: str | None, exponent: str | None) -> Fraction | None:
+    """Return a number as written, exactly, from the groups of _SECONDS; None if it divides by zero."""
+    if decimal and not exponent and text[0] != "-":  # twice as fast as below, and a list may have a million
+        whole, _, part = decimal.partition(".")
+        return Fraction(int(whole + part), 10 ** len(part))
+    try:
+        return Fraction(text)
+    except ZeroDivisionError:
         return None

@@ -1,5 +1,7 @@
 """Workers: processes that load the weights once and encode one item after the other. An engine decides where they run.
 
+queue.py decides which item a worker gets.
+
 A worker already has the next item while it encodes one, and may still be writing the one before. If it dies, or shows
 no progress for too long, it is replaced, and the items it had begun get a second attempt, each with a worker to itself,
 so that no item fails because of another. A worker that holds too much memory is replaced when its tasks are done. Items
@@ -20,35 +22,15 @@ from typing import Any
 from ..errors import MovqCrashError, MovqError, MovqHangError, MovqMemoryError, MovqWarning
 from ..options import BatchOptions, EncodeOptions
 from ..records import from_values, to_values
+from ..shared import KnownSource
 from .engines import Engine, Handle, LocalEngine, Ready
-from .item import Item
 from .manifest import Line, unmade
+from .queue import Queue, Task
 
 _TICK_SECONDS = 0.5
 _START_SECONDS = 180.0
 _AWAY_SECONDS = 20.0
 _MOST_ATTEMPTS = 5  # if machines are lost, which is not the fault of the item
-
-
-@dataclass
-class Task:
-    """An item to encode, with its attempts. `source_bytes` is the size of its video.
-
-    `force` allows replacing what is in the place of its files, `own` are those that it may replace anyway, as the manifest
-    names them, relative to the folder. `overrides` are options for it alone. Without `latents`, only the files of its
-    first frame are made. `attempts` counts those made, of at most `allowed` if workers die of the item; `first` is why
-    the first failed.
-    """
-
-    item: Item
-    source_bytes: int = 0
-    force: bool = False
-    own: tuple[str, ...] = ()
-    overrides: dict[str, Any] = field(default_factory=dict)
-    latents: bool = True
-    attempts: int = 0
-    allowed: int = 2
-    first: str = ""
 
 
 @dataclass
@@ -103,7 +85,7 @@ class Pool:
         self._wanted, self._timeout = batch.workers, batch.timeout
         self._engine = _engine(batch, self._options)
         self._least_memory = least_memory
-        self._tasks: deque[Task] = deque()
+        self._tasks = Queue()
         self._later: list[Task] = []
         self._deaths = 0
         self._looked = time.monotonic()
@@ -167,21 +149,24 @@ class Pool:
         """Give a task to each worker with nothing to compute, and one more to each while enough are left for all."""
         for ahead, left in ((0, 1), (1, self.count)):
             for worker in self.workers:
-                if len(self._tasks) >= left and worker.takes(self._tasks[0], ahead):
+                task = self._tasks.next_for(worker.index, idle=ahead == 0) if len(self._tasks) >= left else None
+                if task is not None and worker.takes(task, ahead):
                     self._give(worker)
 
     def _give(self, worker: Worker) -> None:
-        task = self._tasks.popleft()
+        task, known, more = self._tasks.take(worker.index)
         if not worker.tasks:
             worker.heard = time.monotonic()
         worker.tasks.append(task)
         overrides = {"force": task.force, "memory_budget": self._share(), **task.overrides}
         worker.child.send(
             {
-                "item": to_values(task.item.updated(caption=None, extra={})),
+                "item": to_values(task.item.updated(caption=None, extra={}, times=b"")),
                 "folder": self._folder,
                 "latents": task.latents,
                 "own": task.own,
+                "known": to_values(known),
+                "more": more,
                 "overrides": overrides,
             }
         )
@@ -248,6 +233,7 @@ class Pool:
             worker.first_resident = worker.first_resident or message["resident"]
             if message["resident"] > max((self._share() or 0) // 2, 2 * worker.first_resident):
                 worker.leaving = True
+            self._tasks.note(task.path, from_values(KnownSource | None, message["known"]))  # type: ignore[arg-type]
             if message["over"]:
                 self._take_back(worker)
             if message["over"] or (worker.leaving and not worker.tasks):
@@ -278,11 +264,12 @@ class Pool:
 
     def _take_back(self, worker: Worker) -> None:
         """Put the tasks that a worker will not do back in front of the others. They do not count as attempted."""
-        while worker.tasks:
-            task = worker.tasks.pop()
-            task.attempts -= len(worker.tasks) < worker.begun
-            if not self._stopped:
-                self._tasks.appendleft(task)
+        self._tasks.release(worker.index)
+        for number, task in enumerate(worker.tasks):
+            task.attempts -= number < worker.begun
+        if not self._stopped:
+            self._tasks.put_back(worker.tasks)
+        worker.tasks.clear()
 
     def _do_without(self, worker: Worker, error: MovqError) -> None:
         """Go on without this worker. Raise `error` if it was the last one."""
@@ -290,11 +277,13 @@ class Pool:
             raise error
         warnings.warn(MovqWarning(f"one worker less: {error}"), stacklevel=2)
         worker.child.close()
+        self._tasks.release(worker.index)
         self.workers.remove(worker)
         self._deaths = 0
 
     def _replace(self, worker: Worker) -> None:
         worker.child.close()
+        self._tasks.release(worker.index)
         self.workers[self.workers.index(worker)] = self._start(worker.index)
 
     def _outcome(self, task: Task, outcome: Line, died: bool = False) -> Iterator[tuple[Task, Line]]:
@@ -306,7 +295,7 @@ class Pool:
                 task.overrides |= self._least_memory
             self._later.append(task)
         elif again and cause in (MovqCrashError.cause, MovqHangError.cause) and task.attempts < task.allowed:
-            self._tasks.append(task)
+            self._tasks.extend([task])
         else:
             if task.first and outcome["status"] == "done":
                 outcome["warnings"].append(f"made at attempt {task.attempts}; at the first: {task.first}")

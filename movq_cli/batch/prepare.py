@@ -19,6 +19,7 @@ from ..files import os_reason, sweep
 from ..model.config import AutoencoderConfig
 from ..options import CODES, FIRST_FRAMES, INT8, NO_FIRST_FRAME, PRECISIONS, BatchOptions, EncodeOptions, batch_options
 from ..plan import open_weights, representation
+from ..shared import KnownSource
 from ..targets import prepared_batch
 from .cut import check_cut, cut_item, cut_to_dict, in_order, is_cut, spread_buckets
 from .discover import Found, find_items
@@ -45,7 +46,8 @@ class Job:
     """A batch that is ready to begin.
 
     `found` has its videos, `items` the items cut out of them, in the order of encoding, `resume` those of them that are
-    left to do, `reuse` which of these need not be encoded, and `record` what the command was.
+    left to do, `reuse` which of these need not be encoded, `videos` what is known of videos that were read, by path, and
+    `record` what the command was.
     """
 
     folder: str
@@ -59,6 +61,7 @@ class Job:
     items: list[Item]
     resume: ResumePlan
     reuse: ReusePlan
+    videos: dict[str, KnownSource]
     record: Record
 
 
@@ -105,7 +108,10 @@ def prepare(
         refuse_to_replace(resume, items, manifest, settings, tars, presence, batch.replace)
         reuse = plan_reuse(resume.pending, items, manifest, settings, tars, digests, presence, verify=batch.verify)
         record = record_of(names, *typed, checkpoint, known_record(folder))
-        yield Job(folder, batch, checkpoint, found, state, manifest, settings, tars, items, resume, reuse, record)
+        known = digests.known()
+        yield Job(
+            folder, batch, checkpoint, found, state, manifest, settings, tars, items, resume, reuse, known, record
+        )
 
 
 def _find(names: Sequence[str], batch: BatchOptions, folder: str) -> Found:
@@ -199,7 +205,7 @@ def cut_items(
     passed: Callable[[], None] = lambda: None,
 ) -> Iterator[Item]:
     """Probe the videos and yield the items cut out of each, in order. `passed` is called after each video."""
-    for item in probe_items(items, options, known):
+    for item in probe_items(items, options, known, spans=batch.pick is not None):
         yield from cut_item(item, batch, options, config)
         passed()
 

@@ -14,7 +14,7 @@ from ..errors import MovqError
 from ..files import FileIdentity, require_file, text_of
 from ..options import EncodeOptions
 from ..threads import in_threads
-from ..video import VideoFacts, survey
+from ..video import Survey, VideoFacts, survey
 from .choices import ALLOWING
 from .item import Item
 from .manifest import Line
@@ -55,33 +55,80 @@ def _text(values: dict[str, Any], names: tuple[str, ...]) -> str:
     return json.dumps({name: values[name] for name in names if name in values}, sort_keys=True)
 
 
-def probe_items(items: Sequence[Item], options: EncodeOptions, known: Known | None = None) -> Iterator[Item]:
-    """Yield each item with the identity and the facts of its video, or with the reason why it has none, in order."""
-    refusals: dict[tuple[type[MovqError], str], MovqError] = {}
+def probe_items(
+    items: Sequence[Item], options: EncodeOptions, known: Known | None = None, spans: bool = False
+) -> Iterator[Item]:
+    """Yield each item with the identity and the facts of its video, or with the reason why it has none, in order.
 
-    def found(item: Item, facts: VideoFacts | MovqError | None) -> Item:
+    A video is looked at once for all of its items. They keep the times of its frames if they are several, or if `spans`
+    will be cut out of them.
+    """
+    looks = _Looks(items, options, known, spans)
+    of_one_video: dict[str, list[int]] = {}
+    for number, item in enumerate(items):
+        if item.refusal is None:
+            of_one_video.setdefault(item.source_path, []).append(number)
+    place = 0
+    for numbers in in_threads(looks.look, list(of_one_video.items()), _PROCESSES):
+        looks.unfinished.difference_update(numbers)
+        while place < len(items) and place not in looks.unfinished:
+            yield looks.items[place]
+            place += 1
+    yield from looks.items[place:]
+
+
+class _Looks:
+    """Looks at the videos of `items`, which get their facts. The numbers of those that wait for them are `unfinished`."""
+
+    def __init__(self, items: Sequence[Item], options: EncodeOptions, known: Known | None, spans: bool) -> None:
+        self.items = list(items)
+        self.unfinished = {number for number, item in enumerate(items) if item.refusal is None}
+        self._options, self._known, self._spans = options, known, spans
+        self._refusals: dict[tuple[type[MovqError], str], MovqError] = {}
+
+    def look(self, part: Sequence[tuple[str, list[int]]]) -> list[list[int]]:
+        """Look at videos by their paths, each with the numbers of its items. Return these numbers."""
+        unknown = [(path, others) for path, numbers in part if (others := self._identify(path, numbers))]
+        surveys = survey((path, self._options.selection) for path, _ in unknown)
+        for (_, numbers), found in zip(unknown, surveys, strict=True):
+            self._share(numbers, found)
+        return [numbers for _, numbers in part]
+
+    def _identify(self, path: str, numbers: list[int]) -> list[int]:
+        """Give items of one video its identity, and the facts that are known. Return the numbers of the others."""
+        try:
+            identity = FileIdentity.of(require_file(path))
+        except MovqError as error:
+            for number in numbers:
+                self._give(number, error)
+            return []
+        unknown = []
+        for number in numbers:
+            item = self.items[number] = self.items[number].updated(identity=identity)
+            facts = None if self._known is None else self._known.of(item, identity, self._options)
+            if facts is None:
+                unknown.append(number)
+            else:
+                self._give(number, facts)
+        return unknown
+
+    def _share(self, numbers: list[int], found: Survey | MovqError) -> None:
+        """Give items of one video their facts."""
+        whole = replace(self._options.selection, frames=None)
+        times = found.times if isinstance(found, Survey) and (self._spans or numbers[1:]) else b""
+        for number in numbers:
+            item = self.items[number]
+            try:
+                facts = found if isinstance(found, MovqError) else found.facts(whole, item.start, item.duration)
+            except MovqError as error:
+                facts = error
+            self._give(number, facts, times)
+
+    def _give(self, number: int, facts: VideoFacts | MovqError, times: bytes = b"") -> None:
+        item = self.items[number]
         if isinstance(facts, MovqError):
             # Items refused for the same reason share one error: there may be a million.
-            refusal = refusals.setdefault((type(facts), facts.marked), facts.bare())
-            return item.updated(facts=item.identity and VideoFacts(), refusal=refusal)
-        return item.updated(facts=facts)
-
-    def identified(item: Item) -> Item:
-        if item.refusal is not None:
-            return item
-        try:
-            identity = FileIdentity.of(require_file(item.source_path))
-        except MovqError as error:
-            return found(item, error)
-        return found(item.updated(identity=identity), None if known is None else known.of(item, identity, options))
-
-    def look(part: Sequence[Item]) -> list[Item]:
-        checked = list(map(identified, part))
-        unknown = [number for number, item in enumerate(checked) if item.facts is None and item.refusal is None]
-        wanted = ((checked[n].source_path, checked[n].encode_options(options).selection) for n in unknown)
-        surveyed = survey((path, replace(selection, frames=None)) for path, selection in wanted)
-        for number, facts in zip(unknown, surveyed, strict=True):
-            checked[number] = found(checked[number], facts)
-        return checked
-
-    return in_threads(look, items, _PROCESSES)
+            refusal = self._refusals.setdefault((type(facts), facts.marked), facts.bare())
+            self.items[number] = item.updated(facts=item.identity and VideoFacts(), refusal=refusal)
+        else:
+            self.items[number] = item.updated(facts=facts, times=times)

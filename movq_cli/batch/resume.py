@@ -24,6 +24,7 @@ from ..errors import CHOSEN, MovqError, MovqWarning, option, printable
 from ..files import FileIdentity, require_file, sha256_file, text_of
 from ..latents import open_latents
 from ..metadata import FORMAT_VERSIONS
+from ..shared import KnownSource
 from ..threads import in_threads
 from .choices import MADE_BY, choices_of, describe_difference, options_of
 from .item import Item
@@ -339,13 +340,13 @@ class Digests:
     """The digests of videos, each computed once for all threads, because many spans may come from one video."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, ...], Future[str]] = {}
+        self._known: dict[tuple[str, FileIdentity], Future[str]] = {}
         self._lock = Lock()
 
     def of(self, path: str, identity: FileIdentity) -> str:
         """Return the sha256 of a file in hex. The file is read once for each identity."""
         with self._lock:
-            key = path, *map(str, identity)
+            key = path, identity
             known = self._known.get(key)
             digest = self._known.setdefault(key, Future())
         if known is None:
@@ -354,3 +355,8 @@ class Digests:
             except BaseException as error:
                 digest.set_exception(error)
         return digest.result()
+
+    def known(self) -> dict[str, KnownSource]:
+        """Return the digests that could be computed, by path."""
+        done = ((key, digest) for key, digest in self._known.items() if not digest.exception())
+        return {path: KnownSource(identity, digest.result()) for (path, identity), digest in done}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..budget import least_memory
 from ..errors import CHOSEN, MovqDiskError, MovqError
 from ..options import FIRST_FRAMES, TAR_BYTES, BatchOptions, EncodeOptions
+from ..shared import KnownSource
 from .card import write_card
 from .discover import Found
 from .item import Item
@@ -19,12 +20,13 @@ from .manifest import Line, count_described, files_of, first_frames_of, unmade
 from .orphans import count_unnamed, find_orphans, mark_orphans, removable
 from .pack import Packer
 from .paths import remove_empty_folders
-from .pool import Pool, Task
+from .pool import Pool
 from .prepare import Job, prepare
 from .presence import Presence
+from .queue import Task
 from .record import record_run, write_record
 from .reuse import Reuse, ReusePlan, Twins, drop_files, take_over
-from .state import Watch, ignore, size_of
+from .state import Watch, ignore
 
 if TYPE_CHECKING:
     from .inline import Inline
@@ -276,17 +278,25 @@ class _Run:
         return Pool(job.settings.options, job.folder, job.batch, least_memory(job.checkpoint.config))
 
     def _tasks(self, items: Iterable[Item]) -> list[Task]:
-        """Return the tasks. Items that failed for lack of disk space in an earlier batch come last."""
-        lines = self._job.manifest.lines
+        """Return the tasks, those of one video together and in its order.
+
+        Items that failed for lack of disk space in an earlier batch come last.
+        """
+        lines, items = self._job.manifest.lines, list(items)
         full = {id for id, line in lines.items() if line.get("cause") == MovqDiskError.cause}
-        return [self._task(item) for item in sorted(items, key=lambda item: item.id in full)]
+        places = {path: place for place, path in enumerate(dict.fromkeys(item.source_path for item in items))}
+        items.sort(key=lambda item: (item.id in full, places[item.source_path], item.start or 0, item.skip))
+        return [self._task(item) for item in items]
 
     def _task(self, item: Item) -> Task:
         line = self._job.manifest.lines.get(item.id, Line(status="failed"))
         own = (
             tuple(said["output"] for said in files_of(line) if "member" not in said) if line["status"] == "done" else ()
         )
-        return Task(item, size_of(item.source_path), force=self._settings.options.force, own=own)
+        state, known = self._job.state, self._job.videos.get(item.source_path)
+        if item.identity is not None and item.times:
+            known = KnownSource(item.identity, times=item.times).joined(known)
+        return Task(item, state.size_of(item.source_path), known, force=self._settings.options.force, own=own)
 
     def _refuse(self, items: Iterable[Item]) -> None:
         for item in items:

@@ -44,6 +44,7 @@ class BatchState:
     added: int = 0
     reused: int = 0
     workers: Sequence[WorkerState] = ()
+    _sizes: dict[str, int] = field(default_factory=dict)
 
     @property
     def left(self) -> int:
@@ -68,7 +69,13 @@ class BatchState:
         """Begin to encode these items."""
         self.phase, self.started = "encoding", time.monotonic()
         self.todo = len(items)
-        self.source_bytes = sum(size_of(item.source_path) for item in items)
+        self.source_bytes = sum(self.size_of(item.source_path) for item in items)
+
+    def size_of(self, path: str) -> int:
+        """Return the size of a video in bytes when it was first asked for; 0 if it cannot be read."""
+        if path not in self._sizes:
+            self._sizes[path] = _size_of(path)
+        return self._sizes[path]
 
     def item_ended(self, line: Line) -> None:
         """Count an item by the line of its outcome."""
@@ -109,8 +116,7 @@ def ignore(state: BatchState) -> None:
     """Do nothing: a Watch for batches that nobody watches."""
 
 
-def size_of(path: str) -> int:
-    """Return the size of a file in bytes; 0 if it cannot be read."""
+def _size_of(path: str) -> int:
     try:
         return os.path.getsize(path)
     except (OSError, ValueError):

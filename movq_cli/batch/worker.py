@@ -28,6 +28,7 @@ from ..first_frame import LATENT, FirstFrameFile, first_frame_path
 from ..options import EncodeOptions
 from ..processes import Talk
 from ..records import from_values, to_values
+from ..shared import KnownSource
 from ..video import warm_decoders
 from .engines import Ready
 from .item import Item
@@ -43,6 +44,7 @@ class Work:
 
     Without `latents`, only the files of its first frame are made. Refusals go into the line, so only bugs raise. Files that
     movq wrote are replaced, and those of its `own` that the manifest names; any others only with the override `force`.
+    `known` are facts of the video, and `more` says that another span of it is next.
     """
 
     def __init__(
@@ -54,11 +56,14 @@ class Work:
         open_at_once: int = 1,
         latents: bool = True,
         own: Collection[str] = (),
+        known: KnownSource | None = None,
+        more: bool = False,
         **overrides: Any,
     ) -> None:
         self._item, self._latents = item, latents
         self._outcome = Line()
         self._encoding: Encoding | None = None
+        self._times = b""
         self._output = output = os.path.join(folder, item.output)
         options = item.encode_options(changed(encoder.options, overrides))
         overrides |= {name: getattr(options, name) for name in ("selection", "picture", "short")}
@@ -70,8 +75,16 @@ class Work:
                 self._refuse_others(folder, options, own)
             overrides["force"] = True
             self._encoding = encoder.begin(
-                item.source_path, output, alive=alive, open_at_once=open_at_once, latents=latents, **overrides
+                item.source_path,
+                output,
+                alive=alive,
+                open_at_once=open_at_once,
+                latents=latents,
+                known=known,
+                more=more,
+                **overrides,
             )
+            self._times = self._encoding.shared.news()
             self._encoding.count()
 
     def _refuse_others(self, folder: str, options: EncodeOptions, own: Collection[str]) -> None:
@@ -92,6 +105,14 @@ class Work:
             with self._refusing(), self._encoding as encoding:
                 self._outcome |= self._made(encoding.finish()) if self._latents else self._added(encoding)
         return self._outcome
+
+    @property
+    def learned(self) -> KnownSource | None:
+        """Facts of the video that the batch may not know yet; None unless the item is done."""
+        outcome = self._outcome
+        if outcome.get("status") != "done":
+            return None
+        return KnownSource(outcome["source"], outcome["source_sha256"], self._times)
 
     def _made(self, result: EncodeResult) -> Line:
         m = result.metadata
@@ -186,7 +207,7 @@ def _last_words(talk: Talk) -> Iterator[None]:
     except Exception as error:
         reason = f"a bug of movq: {type(error).__name__}: {error} (movq --debug encode shows where)"
         with suppress(BrokenPipeError):
-            talk.say("end", outcome=unmade(MovqCrashError(reason)), resident=0, over=True)
+            talk.say("end", outcome=unmade(MovqCrashError(reason)), resident=0, over=True, known=None)
         os._exit(0)
 
 
@@ -195,12 +216,14 @@ def _take_turns(talk: Talk, encoder: VideoEncoder) -> None:
 
     def opened(message: dict[str, Any]) -> Work:
         item = from_values(Item, message["item"])
-        how = {name: message[name] for name in ("latents", "own")}
+        how = {name: message[name] for name in ("latents", "own", "more")}
+        how["known"] = from_values(KnownSource | None, message["known"])  # type: ignore[arg-type]
         return Work(encoder, item, message["folder"], talk.alive, _OPEN_AT_ONCE, **how, **message["overrides"])
 
     def finish(work: Work, resident: int) -> None:
         with _last_words(talk):
-            talk.say("end", outcome=work.finish(), resident=resident, over=False)
+            outcome, known = work.finish(), to_values(work.learned)
+            talk.say("end", outcome=outcome, resident=resident, over=False, known=known)
 
     def progress(done: int, total: int | None) -> None:
         talk.say("progress", done=done, total=total)

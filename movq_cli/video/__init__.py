@@ -3,11 +3,13 @@
 Decoding runs in a separate process.
 """
 
+from .decoders import AHEAD_BYTES, warm_decoders
 from .geometry import Geometry, part_kept, plan_geometry
 from .info import SUFFIXES, VideoFacts, VideoInfo
 from .pictures import write_png
-from .reader import AHEAD_BYTES, Frame, FrameReader, count_frames, probe, read_frames, survey, warm_decoders
+from .reader import Frame, FrameReader, Survey, count_frames, probe, read_frames, survey
 from .selection import is_same_rate
+from .times import FrameTimes
 from .write import FrameWriter, library_versions, open_writer
 
 __all__ = [
@@ -15,8 +17,10 @@ __all__ = [
     "SUFFIXES",
     "Frame",
     "FrameReader",
+    "FrameTimes",
     "FrameWriter",
     "Geometry",
+    "Survey",
     "VideoFacts",
     "VideoInfo",
     "count_frames",

@@ -1,4 +1,4 @@
-"""Read the times of packets without decoding them: how many frames there are, and how far apart. PyAV."""
+"""Read the times of packets without decoding them: when each frame is shown, and how far apart frames are. PyAV."""
 
 from __future__ import annotations
 
@@ -6,29 +6,38 @@ from collections.abc import Callable
 from contextlib import suppress
 from fractions import Fraction
 from itertools import islice, pairwise
+from math import lcm
 
 from ..errors import MovqError
 from ..options import Selection
-from .container import AVI, TIMELESS, Source, av_errors, packet_span, refuse_encrypted
-from .selection import Shown, select
+from .container import AVI, TIMELESS, Source, av_errors, refuse_encrypted
+from .keyframes import KeyFinder
+from .times import FrameTimes
 
 _SAMPLE = 500  # packets whose times show if frames are equally far apart
 _REORDERED = 32  # the last of a sample, between which frames may be missing
 _MILLISECOND = Fraction(1, 1000)  # times of Matroska and FLV are rounded to it
 
 
-def count_frames(source: Source, selection: Selection, passed: Callable[[], None], until_gap: bool = False) -> int:
-    """Return how many frames the selection has, from the times of packets, without decoding them.
+def read_times(source: Source, passed: Callable[[], None] = lambda: None, until: Selection | None = None) -> FrameTimes:
+    """Return the times of all frames, from one pass over the packets, none of which is decoded.
 
-    The number is right if the file is whole and its packets are frames. Only decoding can confirm it. A video that is too
-    slow for the selection's rate raises MovqError; `until_gap`, the frames before the first gap are counted if they fill
-    a second.
+    A damaged file has the frames before the damage, and an `error`. With `until`, the pass ends when it has told where
+    decoding for this selection may begin.
     """
     if source.picture:
-        return 1
-    rate = source.rate
-    spans: list[tuple[Fraction, Fraction]] = []
-    some_key = False
+        return FrameTimes(1, [0], [1], source.stated_rate, picture=True)
+    rate, base = source.rate, Fraction(source.stream.time_base or 1)
+    scale = lcm(base.denominator, rate.numerator)
+    tick, usual = base.numerator * scale // base.denominator, scale * rate.denominator // rate.numerator
+    by_place, spans, some_key = source.format == AVI, list[tuple[int, int]](), False
+    keys, error, enough = KeyFinder(source), None, _SAMPLE
+
+    def found(whole: bool) -> FrameTimes:
+        frames = sorted(spans)
+        times, ends = [time for time, _ in frames], [end for _, end in frames]
+        return FrameTimes(scale, times, ends, source.stated_rate, False, *keys.found(times, whole), error)
+
     try:
         with av_errors("is damaged"):
             for packet in source.container.demux(source.stream):
@@ -37,22 +46,23 @@ def count_frames(source: Source, selection: Selection, passed: Callable[[], None
                 if packet.is_keyframe and not some_key:
                     some_key = True
                     spans.clear()  # frames in front of the first key frame cannot be decoded
+                ticks = packet.dts if by_place else packet.pts
+                time = None if ticks is None else ticks * tick
+                if packet.size:
+                    keys.look(packet, time)
                 if packet.size == 0 or packet.is_discard:
                     continue
-                place = len(spans)
-                spans.append(packet_span(packet, 1 / rate, source.format == AVI) or (place / rate, (place + 1) / rate))
-    except MovqError as error:
-        if not selection.allow_partial or error.cause != MovqError.cause:
-            raise
-    shown = (Shown(i, time, end, None) for i, (time, end) in enumerate(sorted(spans)))
-    count = 0
-    try:
-        for _ in select(shown, selection, source.stated_rate):
-            count += 1
-    except MovqError:
-        if not (until_gap and selection.fps is not None and count >= selection.fps):
-            raise
-    return count
+                if time is None:
+                    spans.append((len(spans) * usual, (len(spans) + 1) * usual))
+                else:
+                    spans.append((time, time + (packet.duration * tick if packet.duration else usual)))
+                if until is not None and len(spans) == enough:
+                    enough *= 2
+                    if (times := found(whole=False)).key_of(until) is not None:
+                        return times
+    except MovqError as damage:
+        error = damage.bare()
+    return found(whole=error is None)
 
 
 def has_variable_rate(source: Source) -> bool:

@@ -19,7 +19,7 @@ from av.filter import Graph
 from ..errors import MovqError
 from .container import AVI, TIMELESS, Source, av_errors, packet_span, refuse_encrypted
 from .integrity import Totals, check_whole
-from .keyframes import Entry
+from .keyframes import Entry, decodes_alone
 from .raw import avi_repeats
 from .selection import Shown
 from .stills import SEQUENCE, Grid
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _TRANSPORT = "mpegts"
 _CUTTABLE = (_TRANSPORT, "mpeg")  # streams that are routinely cut at any point
+_FAR = 32  # packets in front of an entry that are not worth seeking
 _REPEATING = (AVI, "ogg")  # have packets without bytes, which repeat the frame before
 
 
@@ -42,8 +43,14 @@ class NoKeyError(Exception):
     """No packet of the stream is marked as a key frame."""
 
 
+class NoEntryError(Exception):
+    """Decoding cannot begin at the entry, whatever its packet promises."""
+
+
 class Reading:
-    """One pass over the packets of a stream.
+    """One pass over the packets of a stream. Packets in front of `entry` are not decoded, as far as that is right.
+
+    With `jumps`, they are not read either. Then NoEntryError may be due to seeking.
 
     `explode` is False if the decoder conceals damage; then all that it reports must be harmless. With `wait_for_key`,
     packets in front of the first key frame are not decoded: there is nothing to decode them from.
@@ -52,23 +59,24 @@ class Reading:
     def __init__(
         self,
         source: Source,
-        entry: Entry | None,
         warn: Callable[[str], None],
         passed: Callable[[], None],
         prepared: Callable[[Packet[VideoStream]], Packet[VideoStream]],
         explode: bool,
         wait_for_key: bool,
     ) -> None:
-        self._source, self._entry, self._warn, self._passed = source, entry, warn, passed
+        self._source, self._warn, self._passed = source, warn, passed
+        self.entry: Entry | None = None
+        self.jumps = False
         self._prepared, self._explode, self._waiting = prepared, explode, wait_for_key and not source.picture
-        self._timeline = Timeline(source, warn)
+        self.timeline = Timeline(source, warn)
         self._demuxed = source.container.demux(source.stream)
         self._carriers = TransportPackets(source.data, source.stream.id) if source.format == _TRANSPORT else None
         self._lost = 0  # packets in front of the first key frame
         self._wanted = set[Fraction]()  # the times of packets that should give a frame each
 
     def frames(self) -> Iterator[Shown[av.VideoFrame | None]]:
-        """Yield the frames. Raises MovqError, HarmlessError and NoKeyError."""
+        """Yield the frames. Raises MovqError, HarmlessError, NoKeyError and NoEntryError."""
         level = av.logging.get_level()
         if not self._explode:
             av.logging.set_level(av.logging.WARNING)  # HEVC reports lost units as warnings
@@ -80,35 +88,49 @@ class Reading:
                     yield from self._decoded(log)
         finally:
             av.logging.set_level(level)
-        timeline = self._timeline
+        timeline = self.timeline
         wanted = sum(time >= timeline.start for time in self._wanted)  # earlier ones refer to what is not in the file
         if timeline.index < wanted:
             raise MovqError(f"is damaged: packets for {wanted} frames give only {timeline.index}")
         check_whole(self._source, timeline.totals(), self._passed)
 
     def _decoded(self, log: list[tuple[int, str, str]]) -> Iterator[Shown[av.VideoFrame | None]]:
-        source, entry, timeline = self._source, self._entry, self._timeline
-        passing = False  # True while packets in front of the entry are skipped
+        source, timeline = self._source, self.timeline
+        passing: Entry | None = None  # set while packets in front of it are skipped
         for packet in self._packets():
-            if entry is not None and timeline.may_pass(entry):
-                passing = True
+            if self.entry is not None and timeline.may_pass(self.entry):
+                if passing is None:
+                    self._jump(self.entry)
+                passing = self.entry
                 self._passed()
                 continue
-            if passing:
+            if passing is not None:
+                if not (_is_at(packet, passing) and decodes_alone(source.codec, packet)):
+                    raise NoEntryError
+                log.clear()
                 source.codec.flush_buffers()
             decoded = self._decode(packet, log)
             self._check_log(log)
-            if entry is not None and passing:
-                yield from timeline.enter(entry)
-                passing = False
+            if passing is not None:
+                yield from timeline.enter(passing)
+                passing = None
             for frame in decoded:
                 shown = timeline.place(frame)
                 if shown is not None:
                     yield shown
 
+    def _jump(self, entry: Entry) -> None:
+        """Seek to the packet of an entry, if it is far enough ahead. Where that leads to is for the caller to check."""
+        source, timeline = self._source, self.timeline
+        if self.jumps and entry.packets - timeline.packets >= _FAR:
+            with av_errors("cannot be entered"):
+                source.container.seek(int(entry.time / Fraction(source.stream.time_base or 1)), stream=source.stream)
+            self._demuxed = source.container.demux(source.stream)
+            timeline.packets = entry.packets
+
     def _packets(self) -> Iterator[Packet[VideoStream]]:
         """Yield the packets to decode, then one that flushes the decoder. Of a picture there is one to decode."""
-        timeline = self._timeline
+        timeline = self.timeline
         while True:
             with av_errors(f"cannot be decoded after {timeline.index} frames"):
                 packet = next(self._demuxed, None)
@@ -147,13 +169,13 @@ class Reading:
         if carriers is None:
             return
         lost = carriers.lost_until(self._source.data.size if at_end else packet.pos or 0)
-        if lost and (self._entry is None or not self._timeline.may_pass(self._entry)):
+        if lost and (self.entry is None or not self.timeline.may_pass(self.entry)):
             self._warn("has lost or damaged packets: frames may be missing or damaged")
         if at_end and carriers.open_ended and self._source.codec.name == "hevc":
             self._warn("may end inside its last frame, which would be damaged then")
 
     def _decode(self, packet: Packet[VideoStream], log: list[tuple[int, str, str]]) -> list[av.VideoFrame]:
-        timeline = self._timeline
+        timeline = self.timeline
         with av_errors(f"cannot be decoded after {timeline.index} frames"):
             try:
                 return self._source.codec.decode(self._prepared(packet) if packet.size else packet)
@@ -168,7 +190,7 @@ class Reading:
 
     def _check_log(self, log: list[tuple[int, str, str]]) -> None:
         """Raise MovqError for what the decoder reports but does not raise."""
-        done = self._timeline.index
+        done = self.timeline.index
         for line in log:
             if "ended prematurely" in line[2]:
                 raise MovqError(f"is cut off: the file ends early, after about {done} frames")
@@ -191,11 +213,17 @@ class Reading:
                 yield held
             raise
         if held is not None:
-            timeline = self._timeline
+            timeline = self.timeline
             timeline.end = max(held.end, timeline.repeated_until)
             if self._source.format == AVI and (repeats := avi_repeats(self._source.data, self._source.stream.index)):
                 timeline.end = max(timeline.end, (timeline.packets + repeats) / timeline.rate)
             yield replace(held, end=timeline.end)
+
+
+def _is_at(packet: Packet[VideoStream], entry: Entry) -> bool:
+    """Return True if a packet is that of an entry. No other has its time."""
+    span = packet_span(packet, Fraction(0))
+    return packet.is_keyframe and span is not None and span[0] == entry.time
 
 
 def _flush_like(packet: Packet[VideoStream]) -> Packet[VideoStream]:
@@ -240,7 +268,7 @@ class Timeline:
 
     `packets` is the number of packets with bytes read so far, `repeats` that of packets without, and `last_byte` is where
     the last of them ends in the file. `index` is that of the next frame, `start` the time of the first,
-    `end` the end of the last one. A stream that is
+    `last` the time of the last one and `end` its end. A stream that is
     `cuttable` may be cut at any point.
     """
 
@@ -254,7 +282,7 @@ class Timeline:
         self.packets = self.repeats = self.last_byte = self.index = 0
         self.start = self.end = self.repeated_until = Fraction(0)
         self._places = deque[Fraction | None]()  # the times of packets of an AVI, whose frames have none
-        self._last: Fraction | None = None  # time of the last frame
+        self.last: Fraction | None = None
         self._entered: Fraction | None = None  # time of the entry, until its frame is placed
         self._size: tuple[int, int] | None = None
         if source.format == SEQUENCE:
@@ -282,12 +310,12 @@ class Timeline:
 
     def may_pass(self, entry: Entry) -> bool:
         """Return True if the last packet is in front of the entry, and the entry was right about the last frame."""
-        return self.packets <= entry.packets and self.index > 0 and entry.agrees(self.index - 1, self._last)
+        return self.packets <= entry.packets and self.index > 0 and entry.agrees(self.index - 1, self.last)
 
     def enter(self, entry: Entry) -> list[Shown[None]]:
         """Continue at an entry. Return the frames in front of it that were not decoded."""
-        passed = entry.before[self.index :]
-        self.index, self._last, self._entered = len(entry.before), entry.before[-1].time, entry.time
+        passed = entry.passed(self.index)
+        self.index, self.last, self._entered = entry.frames, entry.times.time(entry.frames - 1), entry.time
         return passed
 
     def place(self, frame: av.VideoFrame) -> Shown[av.VideoFrame | None] | None:
@@ -298,11 +326,11 @@ class Timeline:
         if self._entered is not None and time < self._entered:
             return None  # it follows the entry's packet in the file but is shown before the entry
         self._entered = None
-        if self._last is not None and time <= self._last:
+        if self.last is not None and time <= self.last:
             self._warn(f"has frame times that do not grow, first at frame {self.index}")
         if self.index == 0:
             self.start = time
-        self._last, self.end = time, time + (frame.duration * base if frame.duration else 1 / self.rate)
+        self.last, self.end = time, time + (frame.duration * base if frame.duration else 1 / self.rate)
         self.index += 1
         return Shown(self.index - 1, time, self.end, frame)
 

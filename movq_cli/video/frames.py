@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import array
 import sys
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from fractions import Fraction
-from itertools import islice
 from typing import TYPE_CHECKING, cast
 
 import av
@@ -27,9 +29,10 @@ from .exif import read_orientation, without_exif
 from .geometry import Geometry, Orientation, plan_geometry
 from .info import VideoInfo
 from .integrity import stated_frames
-from .keyframes import Entry
+from .keyframes import entry_of
 from .selection import Shown, is_same_rate, select
 from .sidedata import display_matrix, stream_facts
+from .times import FrameTimes
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -38,14 +41,16 @@ if TYPE_CHECKING:
 FILTER = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 FILTER_NAME = "swscale bicubic, full chroma, accurate, bit-exact"
 _RGB = Colour("rgb", "full", "unknown", None, None, ())
+_HELD_BYTES = 128 << 20
+"""Decoded frames that are held for the next selection, which may begin before the end of this one."""
 
 
 class Decoder:
-    """An open video that is read once: first `info`, then `frames`.
+    """An open video that is read once: first `info`, then `frames` of one selection or, if they are in order, of several.
 
     `warnings` lists what was not handled, each once, in order of appearance. With `allow_partial`, frames end where the
-    file is cut off or damaged, and `partial` is set. `passed` is called often, as a sign of life. Packets in front of
-    `entry` are not decoded, except those needed for the first frame; the selection must begin at the entry or later.
+    file is cut off or damaged, and `partial` is set. `passed` is called often, as a sign of life. With `several`
+    selections, the last frames are held for the next one.
     """
 
     def __init__(
@@ -53,15 +58,20 @@ class Decoder:
         source: Source,
         allow_partial: bool = False,
         passed: Callable[[], None] = lambda: None,
-        entry: Entry | None = None,
+        several: bool = False,
     ) -> None:
-        self.source, self._passed, self._entry = source, passed, entry
+        self.source, self._passed, self._several = source, passed, several
         self.warnings: list[str] = list(source.notes)
         self.partial = False
+        self._reading: Reading | None = None
+        self._held = deque[Shown[av.VideoFrame | None]]()  # decoded, the last of them in front of the next
+        self._next = 0  # the index of the next frame to come
+        self._seen: list[Fraction] = []  # the times of all before it, unless some were passed over
         self._exif: Orientation | None = None  # set when the packet of a picture is read
         self._shown = self._decode_to_damage(allow_partial)
         try:
-            self._first = _decoded(next(self._shown))
+            self._first = _decoded(self._hold(next(self._shown)))
+            self._held.append(self._first)
         except StopIteration:
             others = [stream for stream in source.container.streams.video if stream.index != source.stream.index]
             way_out = f"; {option('stream', stream_list(others))} takes another" if others else ""
@@ -78,6 +88,8 @@ class Decoder:
         self.colour = self._colour(frame)
         self.orientation = self._orientation(frame)
         self._reformatter = VideoReformatter()
+        self._early = tuple(self.warnings)
+        self._clear = not (allow_partial or source.picture or source.grid)
 
     @property
     def info(self) -> VideoInfo:
@@ -107,7 +119,7 @@ class Decoder:
             stream=stream.index,
             bytes=source.container.size,
             is_picture=source.picture,
-            warnings=tuple(self.warnings),
+            warnings=self._early,
         )
 
     def geometry(self, picture: Picture, multiple: int) -> Geometry:
@@ -121,13 +133,38 @@ class Decoder:
         frame, facts = self._first.payload, self.facts
         return frame.width - facts.left - facts.right, frame.height - facts.top - facts.bottom
 
-    def frames(self, selection: Selection) -> Iterator[Shown[av.VideoFrame]]:
-        """Yield the selected frames. If the file is read to its end, also check that it was whole."""
+    def goes_on(self, selection: Selection, times: FrameTimes | None) -> bool:
+        """Return True if `frames` gives another selection as a new Decoder would, without decoding anything again.
 
-        def all_frames() -> Iterator[Shown[av.VideoFrame | None]]:
-            yield self._first
-            yield from self._shown
+        It does not after a warning, which would be about another selection.
+        """
+        if not self._clear:
+            return False
+        earliest = self._held[0].index if self._held else self._next
+        if times is None or not times.promised:
+            return self._begin(selection, None)[0] >= earliest
+        if self._reading is None or times.key_of(selection) is None:
+            return False
+        first = times.first(selection)
+        return first is not None and first >= earliest and times.time(self._next - 1) == self._reading.timeline.last
 
+    def frames(
+        self, selection: Selection, times: FrameTimes | None = None, jumps: bool = False
+    ) -> Iterator[Shown[av.VideoFrame]]:
+        """Yield the selected frames. If the file is read to its end, also check that it was whole.
+
+        With the `times` of the video, packets in front of the selection are not decoded if that changes no frame, nor read
+        if the decoder `jumps`. Raises NoEntryError, before the first frame, if that turns out to be impossible: then
+        another Decoder is needed, which does less.
+        """
+        self.warnings[:] = self._early
+        entry = None
+        if self._reading is not None and times is not None:
+            entry = self._reading.entry = entry_of(times, selection)
+            self._reading.jumps = jumps
+        if entry is None and self._next == 1:
+            times = None  # nothing has confirmed what packets promise
+        begin, rest = self._begin(selection, times)
         rate = self.source.stated_rate
         if (
             selection.fps is not None
@@ -135,8 +172,53 @@ class Decoder:
             and is_same_rate(selection.fps, rate)
             and rate != selection.fps
         ):
-            self._warn(f"has {float(rate):.6g} frames per second, taken as the {float(selection.fps):.6g} asked for")
-        return map(_decoded, select(all_frames(), selection, rate, self._passed))
+            self.warnings.append(
+                f"has {float(rate):.6g} frames per second, taken as the {float(selection.fps):.6g} asked for"
+            )
+        return map(_decoded, select(self._from(begin, times), rest, rate, self._passed, self._first.time))
+
+    def _begin(self, selection: Selection, times: FrameTimes | None) -> tuple[int, Selection]:
+        """Return the index of a frame in front of which the selection needs none, and what is left to select from there."""
+        if times is not None and times.promised:
+            return times.begin(selection)
+        seen, skipped = self._seen, 0
+        begin = bisect_left(seen, seen[0] + selection.start) if selection.start and seen else 0
+        if selection.fps is None and begin < len(seen):
+            skipped = min(selection.skip, (len(seen) - begin) // selection.every)
+        return begin + skipped * selection.every, replace(selection, skip=selection.skip - skipped)
+
+    def _from(self, begin: int, times: FrameTimes | None) -> Iterator[Shown[av.VideoFrame | None]]:
+        """Yield all frames from the index `begin` on; those that are not decoded again have no payload."""
+        held = list(self._held)
+        earliest = held[0].index if held else self._next
+        if times is not None:
+            yield from map(times.frame, range(begin, earliest))
+        for frame in held:
+            if frame.index >= begin:
+                yield frame
+        for frame in self._shown:
+            if self._hold(frame).index >= begin:
+                yield frame
+
+    def _hold(self, frame: Shown[av.VideoFrame | None]) -> Shown[av.VideoFrame | None]:
+        """Hold a frame that has come, and return it."""
+        if self._several:
+            if frame.payload is None or frame.index != self._next:
+                self._held.clear()
+                self._seen.clear()
+            elif frame.index:
+                self._held.append(frame)
+                size = sum(plane.buffer_size for plane in frame.payload.planes)
+                while len(self._held) > 1 and size * len(self._held) > _HELD_BYTES:
+                    self._held.popleft()
+            if frame.index == len(self._seen):
+                self._seen.append(frame.time)
+        self._next = frame.index + 1
+        return frame
+
+    def close(self) -> None:
+        """End reading, before the video is closed."""
+        self._shown.close()
 
     def rgb(self, frame: av.VideoFrame, scaled: tuple[int, int]) -> np.ndarray:
         """Return a stored frame as RGB uint8 (height, width, 3), resampled once to `scaled` (width, height)."""
@@ -181,6 +263,7 @@ class Decoder:
         return self._colours[key]
 
     def _warn(self, text: str) -> None:
+        self._clear = False
         if text not in self.warnings:
             self.warnings.append(text)
 
@@ -217,7 +300,7 @@ class Decoder:
         changed.pts, changed.dts = packet.pts, packet.dts
         return changed
 
-    def _decode_to_damage(self, allow_partial: bool) -> Iterator[Shown[av.VideoFrame | None]]:
+    def _decode_to_damage(self, allow_partial: bool) -> Generator[Shown[av.VideoFrame | None]]:
         """Yield every frame that is shown, up to the first missing one.
 
         With `allow_partial` that is the end, and frames that the decoder had not given out by then are left out. Without,
@@ -246,23 +329,25 @@ class Decoder:
         if source.grid is not None:
             yield from_tiles(source, source.grid)
             return
-        given = 0
-        wait_for_key = explode = True
+        given = -1  # the index of the last frame
+        again, wait_for_key, explode = False, True, True
         while True:
             with ExitStack() as stack:
-                if not (wait_for_key and explode):
+                if again:
                     source = stack.enter_context(_reopened(self.source, explode))
-                entry = self._entry if wait_for_key and explode else None
-                reading = Reading(source, entry, self._warn, self._passed, self._prepared, explode, wait_for_key)
+                reading = Reading(source, self._warn, self._passed, self._prepared, explode, wait_for_key)
+                self._reading = None if again else reading
                 try:
-                    for frame in islice(reading.frames(), given, None):
-                        yield frame
-                        given += 1
+                    for frame in reading.frames():
+                        if frame.index > given:
+                            given = frame.index
+                            yield frame
                     return
                 except NoKeyError:
                     wait_for_key = False
                 except HarmlessError:
                     explode = False
+                again, self._clear = True, False
 
 
 def _reopened(source: Source, explode: bool) -> AbstractContextManager[Source]:

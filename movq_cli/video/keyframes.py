@@ -1,25 +1,29 @@
 """Find where to begin decoding for a late part of a video: at the last key frame before it, if packets tell which one.
 
-They do in MP4 and Matroska, with codecs whose packets are frames. Other files are decoded from the beginning. There is
-no seeking by time: packets are still read in order, which costs next to nothing compared with decoding them. PyAV; runs
-in the decoding process.
+They do in MP4 and Matroska, with codecs whose packets are frames. Other files are decoded from the beginning. The times
+of all packets tell where to seek, and which packet to expect. PyAV; runs in the decoding process.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from ..errors import MovqError
+import av
+import av.error
+
 from ..options import Selection
-from .container import Source, av_errors, open_video, packet_span
-from .selection import Shown, select
+from .container import Source
+from .selection import Shown
+from .times import FrameTimes
 
 if TYPE_CHECKING:
     from av.packet import Packet
+    from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
 
 _CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
@@ -29,117 +33,100 @@ _H264_PICTURE, _H264_IDR = range(1, 6), 5  # H.264, table 7-1
 _HEVC_PICTURE, _HEVC_KEY = range(32), range(19, 22)  # H.265, table 7-1; IDR and CRA
 _HEVC_ENDS = (16, 17, 18, 36, 37)  # BLA, end of sequence, end of bitstream
 _NO_OUTPUT_OF_PRIOR = 0x40  # in the byte after a unit's two-byte header (H.265, 7.3.6.1)
-_MOST_WAITING = 5000  # frames to hold back; a file with key frames farther apart is decoded from its beginning
 
 
 @dataclass(frozen=True)
 class Entry:
     """A key frame that decoding may begin at: from its `time` on, frames come out as if all had been decoded.
 
-    `packets` is the number of the stream's packets in front of it; `before` are the frames that are shown before it.
+    `packets` is the number of the stream's packets in front of it. Of the frames that are shown before it, of which there
+    are `frames`, those from the index `wanted` on are shown without having been decoded.
     """
 
+    times: FrameTimes
     packets: int
-    time: Fraction
-    before: list[Shown[None]]
+    frames: int
+    wanted: int
+
+    @property
+    def time(self) -> Fraction:
+        """The time of its frame."""
+        return self.times.time(self.frames)
 
     def agrees(self, index: int, time: Fraction | None) -> bool:
         """Return True if packets promised the frame at this index for the time that decoding gave it."""
-        return index < len(self.before) and self.before[index].time == time
+        return index < self.frames and self.times.time(index) == time
 
-
-@dataclass(frozen=True)
-class _Key:
-    """The packet of a key frame, the number of packets in front of it, and its time."""
-
-    packet: Packet[VideoStream]
-    packets: int
-    time: Fraction
+    def passed(self, index: int) -> list[Shown[None]]:
+        """Return the wanted frames before it, from `index` on."""
+        return [self.times.frame(i) for i in range(max(index, self.wanted), self.frames)]
 
 
 class _UnclearError(Exception):
     """Packets do not tell which frames the video has and in which order."""
 
 
-def find_entry(path: str, selection: Selection, passed: Callable[[], None] = lambda: None) -> Entry | None:
-    """Return the last entry at or before the selection's first frame; None if decoding must begin at the first packet.
-
-    A damaged file gives None: what is wrong with it is for decoding to report.
-    """
+def entry_of(times: FrameTimes, selection: Selection) -> Entry | None:
+    """Return the last entry at or before the selection's first frame; None if decoding must begin at the first packet."""
     if not (selection.start or selection.skip) or selection.allow_partial:
         return None
-    before: list[Shown[None]] = []
-
-    def promised(source: Source) -> Iterator[Shown[_Key]]:
-        for time, end, key in _promised(source, passed):
-            if before and time <= before[-1].time:
-                raise _UnclearError
-            before.append(Shown(len(before), time, end, None))
-            yield Shown(before[-1].index, time, end, key)
-
-    with open_video(path, selection.stream, max_pixels=selection.max_pixels) as source:
-        if (
-            source.container.format.name not in _CONTAINERS
-            or source.stream.codec_context.codec.canonical_name not in _CODECS
-        ):
-            return None
-        try:
-            with av_errors("is damaged"):
-                first = next(select(promised(source), selection, source.stated_rate), None)
-                if first is None or first.payload.packets == 0 or not _decodes_alone(source, first.payload):
-                    return None
-        except (_UnclearError, MovqError):
-            return None
-    key = first.payload
-    return Entry(key.packets, key.time, before[: bisect_left(before, key.time, key=lambda frame: frame.time)])
+    key = times.key_of(selection)
+    if key is None or 0 in key:
+        return None
+    return Entry(times, *key, wanted=times.begin(selection)[0])
 
 
-def _promised(source: Source, passed: Callable[[], None]) -> Iterator[tuple[Fraction, Fraction, _Key]]:
-    """Yield (time, end, key frame) of each frame in presentation order, from packets in decode order.
+class KeyFinder:
+    """Finds the key frames that decoding may begin at, from the packets of a stream in their order.
 
-    The key frame is the last one at or before the frame. Frames that follow a key frame in the file but are shown
-    before it come before the next key frame in the file. Raises _UnclearError.
+    Frames that follow a key frame in the file but are shown before it come before the next key frame in the file. When
+    a packet breaks this rule or another, what was found until then remains.
     """
-    units, usual = _Units(source), 1 / source.rate
-    key: _Key | None = None  # the next frames to yield begin here
-    following: _Key | None = None  # and end before this one
-    waiting: list[tuple[Fraction, Fraction]] = []
-    latest: Fraction | None = None
-    packets = 0
-    for packet in source.container.demux(source.stream):
-        passed()
-        if packet.size == 0:
-            continue
-        span = packet_span(packet, usual)
-        if span is None or packet.is_corrupt or len(waiting) > _MOST_WAITING:
+
+    def __init__(self, source: Source) -> None:
+        self._packets = 0
+        self._latest: int | None = None
+        self._keys: list[tuple[int, int]] = []  # packets in front and time
+        self._units: _Units | None = None
+        context = source.stream.codec_context
+        if source.container.format.name in _CONTAINERS and context.codec.canonical_name in _CODECS:
+            with suppress(_UnclearError):
+                self._units = _Units(source)
+
+    def look(self, packet: Packet[VideoStream], time: int | None) -> None:
+        """Take the next packet that has bytes. `time` is that of its frame, in any unit."""
+        if self._units is not None:
+            try:
+                self._look(packet, time, self._units)
+            except _UnclearError:
+                self._units = None
+        elif self._keys[1:] and (time is None or time < self._keys[-2][1]):
+            self._keys.clear()  # a frame among those that were clear
+        self._packets += 1
+
+    def _look(self, packet: Packet[VideoStream], time: int | None, units: _Units) -> None:
+        if time is None or packet.is_corrupt:
             raise _UnclearError
-        time = span[0]
         if units.is_key(packet):
-            if latest is not None and time <= latest:
+            if self._latest is not None and time <= self._latest:
                 raise _UnclearError
-            yield from _taken(waiting, key, following)
-            key, following = following, _Key(packet, packets, time)
-        if not packet.is_discard:
-            waiting.append(span)
-        latest = time if latest is None else max(latest, time)
-        packets += 1
-    yield from _taken(waiting, key, following)
-    yield from _taken(waiting, following, None)
+            self._keys.append((self._packets, time))
+        elif not packet.is_discard and (not self._keys or time < self._keys[max(0, len(self._keys) - 2)][1]):
+            raise _UnclearError
+        self._latest = time if self._latest is None else max(self._latest, time)
 
+    def found(self, times: list[int], whole: bool) -> tuple[int, tuple[tuple[int, int], ...]]:
+        """Return how many of the frames at these sorted times are clear, and (packets, frames) in front of each key frame.
 
-def _taken(
-    waiting: list[tuple[Fraction, Fraction]], key: _Key | None, until: _Key | None
-) -> list[tuple[Fraction, Fraction, _Key]]:
-    """Remove from `waiting` the frames that are shown before `until`, and return them in order, each with `key`."""
-    waiting.sort()
-    count = len(waiting) if until is None else bisect_left(waiting, (until.time,))
-    if not count:
-        return []
-    if key is None:  # no key frame is in front of these frames
-        raise _UnclearError
-    taken = [(time, end, key) for time, end in waiting[:count]]
-    del waiting[:count]
-    return taken
+        Frames at the same time are not clear. Nor are those after the last key frame but one, unless the `whole` file was
+        read and all packets are clear.
+        """
+        clear = len(times)
+        if self._units is None or not whole:
+            clear = bisect_left(times, self._keys[-2][1]) if self._keys[1:] else 0
+        clear = next((i + 1 for i in range(clear - 1) if times[i] == times[i + 1]), clear)
+        keys = ((packets, bisect_left(times, time)) for packets, time in self._keys)
+        return clear, tuple(key for key in keys if key[1] < clear)
 
 
 class _Units:
@@ -191,13 +178,20 @@ def _ends(head: memoryview) -> bool:
     return kind in _HEVC_ENDS or (kind in _HEVC_KEY and len(head) > 2 and bool(head[2] & _NO_OUTPUT_OF_PRIOR))
 
 
-def _decodes_alone(source: Source, key: _Key) -> bool:
-    """Return True if a key frame's packet gives its own frame and no other, not interlaced and not damaged."""
-    context = source.stream.codec_context
-    frames = [*context.decode(key.packet), *context.decode(None)]
+def decodes_alone(like: VideoCodecContext, packet: Packet[VideoStream]) -> bool:
+    """Return True if a key frame's packet gives its own frame and no other, not interlaced and not damaged.
+
+    It is decoded by a decoder of its own, set up `like` the one that will go on from it.
+    """
+    context = cast("VideoCodecContext", av.CodecContext.create(like.codec, "r"))
+    context.extradata, context.options = like.extradata, like.options
+    try:
+        frames = [*context.decode(packet), *context.decode(None)]
+    except av.error.FFmpegError:
+        return False
     return (
         len(frames) == 1
-        and frames[0].pts == key.packet.pts
+        and frames[0].pts == packet.pts
         and frames[0].key_frame
         and not (frames[0].interlaced_frame or frames[0].is_corrupt)
     )

@@ -16,9 +16,11 @@ Mode = Literal["probe", "count", "survey", "frames"]
 class Request:
     """A request about the video at `path`, which may be relative to `folder`.
 
-    Mode "probe" opens it, "count" counts the frames of the selection, "survey" does both. "frames" decodes the frames
-    with `threads` threads and makes height and width multiples of `multiple`; up to `ahead` frames wait in `ahead_bytes` of
-    shared memory. Decoding itself may take `memory_limit` bytes.
+    Mode "probe" opens it, "count" counts the frames of the selection, "survey" reads the times of all frames and the size
+    of the first. "frames" decodes the frames with `threads` threads and makes height and width multiples of `multiple`; up to
+    `ahead` frames wait in `ahead_bytes` of shared memory, from byte `place` on. Decoding itself may take `memory_limit`
+    bytes. `times` are those of a survey, if there was one; `number` counts the requests to this process. With `more`,
+    requests for other selections of the same video follow.
     """
 
     mode: Mode
@@ -31,6 +33,10 @@ class Request:
     threads: int = 1
     multiple: int = 1
     ahead: int = 1
+    place: int = 0
+    number: int = 0
+    times: bytes = b""
+    more: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,43 +1,35 @@
 """The side of video decoding that the rest of movq sees: `read_frames`, `probe`, `count_frames`, `survey`. No PyAV.
 
 Decoding happens in a separate process (child.py), so that a crash or a hang of libav is an error of one file. It runs
-ahead of the code that takes the frames, by a limited number of frames.
+ahead of the code that takes the frames, by a limited number of frames. Spans of one video, in order, may share a process,
+which goes on from where it is.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from ..errors import MovqCrashError, MovqError, MovqHangError
-from ..forks import Forker
 from ..options import Picture, Selection
-from ..records import from_values, to_values
+from ..records import from_values
+from .decoders import DecodingProcess, FrameProcess
 from .geometry import Geometry
 from .info import VideoFacts, VideoInfo
-from .messages import Mode, Opened, Request
-
-HANG_SECONDS = 120.0
-"""A decoder that gives neither a frame nor a sign of life for this long is taken to hang."""
-
-AHEAD_BYTES = 128 << 20
-"""Shared memory that decoded frames may take, unless two of them need more."""
-
-DECODER_BYTES = 4 << 30
-"""Memory that decoding may take besides (8192x4320 of HEVC in 10 bits takes 1 GB)."""
+from .messages import Mode, Opened
+from .times import FrameTimes
 
 _MOST_THREADS = 4
 """The most CPU threads that the decoding of one video takes."""
-
-_decoders = Forker("movq_cli.video.child")
 
 
 @dataclass(frozen=True)
@@ -58,6 +50,7 @@ class FrameReader:
 
     The constructor starts the decoding process and returns at once. `info`, `geometry` and `filter` wait until it has
     opened the file. `warnings` and `partial` are set after the last frame; `partial` is True if more were to follow.
+    Frames come from the process of the reader `after`, if it was made with `more` and has gone well so far.
     """
 
     def __init__(
@@ -69,25 +62,33 @@ class FrameReader:
         ahead: int,
         threads: int,
         alive: Callable[[], None] = lambda: None,
+        times: bytes = b"",
+        more: bool = False,
+        after: FrameReader | None = None,
     ) -> None:
         self.path = os.fspath(path)
         self.warnings: tuple[str, ...] = ()
         self.partial = False
-        self._memory_fd = _anonymous_memory()
         self._memory: mmap.mmap | None = None
-        self._worker = _Worker(self._memory_fd)
-        self._worker.ask(
-            self.path,
-            "frames",
-            selection,
+        self._alive = alive
+        self._request: dict[str, Any] = dict(
+            selection=selection,
             picture=picture,
             threads=min(threads, _MOST_THREADS),
             multiple=multiple,
             ahead=ahead,
+            times=times,
+            more=more,
         )
-        self._worker.alive = alive
         self._opened: Opened | None = None
-        self._over = False
+        self._over = self._joined = False
+        self._begin(None if after is None else after._process)
+
+    def _begin(self, before: FrameProcess | None) -> None:
+        """Send the request, to the process `before` if it takes another one."""
+        self._joined = before is not None and before.takes_more
+        self._process = before if before is not None and self._joined else FrameProcess()
+        self._number = self._process.ask_for_frames(self.path, **self._request)
 
     @property
     def info(self) -> VideoInfo:
@@ -112,7 +113,7 @@ class FrameReader:
             raise StopIteration
         try:
             self._open()
-            message = self._worker.receive()
+            message = self._process.receive(self._alive)
         except BaseException:
             self.close()
             raise
@@ -122,27 +123,45 @@ class FrameReader:
             self.close()
             raise StopIteration
         image = self._slots[message["slot"]].copy()
-        self._worker.free_slot()
+        self._process.free_slot(self._number)
         return Frame(image, Fraction(message["time"]), Fraction(message["end"]), message["index"])
 
     def _open(self) -> Opened:
         if self._opened is None:
-            self._opened = opened = from_values(Opened, self._worker.receive())
+            self._opened = opened = from_values(Opened, self._first_answer())
             shape = opened.slots, opened.geometry.padded_height, opened.geometry.padded_width, 3
-            self._memory = mmap.mmap(self._memory_fd, int(np.prod(shape)))
+            self._memory = mmap.mmap(
+                self._process.memory, int(np.prod(shape)), offset=self._process.place(self._number)
+            )
             self._slots = np.frombuffer(self._memory, np.uint8).reshape(shape)
         return self._opened
 
+    def _first_answer(self) -> dict[str, Any]:
+        """Return the answer to the request. If a shared process fails, which may be due to others, a new one gets it."""
+        if self._joined:
+            with suppress(MovqError):
+                if self._process.serves(self._number):
+                    return self._process.receive(self._alive)
+            self._process.done(self._number, well=False)
+            self._request["more"] = False  # the next reader has joined the process that failed, or will find it gone
+            self._begin(None)
+        return self._process.receive(self._alive)
+
+    def follows(self, other: FrameReader) -> bool:
+        """Return True if its frames come from the same process as those of another reader."""
+        return self._process is other._process
+
+    def end_process(self) -> None:
+        """End the decoding process as soon as no reader needs it."""
+        self._process.end()
+
     def close(self) -> None:
-        """End the decoding process and free its memory."""
-        self._worker.close()
+        """End the decoding process, unless it goes on for another reader, and free its memory."""
         if self._memory is not None:
             del self._slots
             self._memory.close()
             self._memory = None
-        if self._memory_fd >= 0:
-            os.close(self._memory_fd)
-            self._memory_fd = -1
+        self._process.done(self._number, well=self._over)
 
     def __enter__(self) -> FrameReader:
         return self
@@ -162,6 +181,9 @@ def read_frames(
     ahead: int = 8,
     threads: int = 2,
     alive: Callable[[], None] = lambda: None,
+    times: bytes = b"",
+    more: bool = False,
+    after: FrameReader | None = None,
 ) -> FrameReader:
     """Return the frames of a video as a viewer shows them: turned, with square pixels, in RGB by their colour tags.
 
@@ -169,13 +191,13 @@ def read_frames(
     in front, at most 128 MB of them, but at least two. `threads`: threads of the decoder. `alive` is called now and then
     while the decoder works and has no frame to give. Raises MovqError, when frames are taken, for a file that is missing,
     not a video, damaged or cut off in the range read.
+
+    Many spans of one video take little more time than decoding it once if each reader but the last is made with `more`,
+    and each but the first `after` the one before. A reader is read to its end before the next. `times` are those that
+    `survey` gave.
     """
-    return FrameReader(path, selection or Selection(), picture or Picture(), multiple, ahead, threads, alive)
-
-
-def warm_decoders() -> None:
-    """Start the process that decoding processes are forked from. Without this call, it starts when first needed."""
-    _decoders.warm()
+    selection, picture = selection or Selection(), picture or Picture()
+    return FrameReader(path, selection, picture, multiple, ahead, threads, alive, times, more, after)
 
 
 def probe(path: str | os.PathLike[str], max_pixels: int | None = None) -> VideoInfo:
@@ -193,101 +215,60 @@ def count_frames(
     return int(_ask(path, "count", selection or Selection(), alive)["frames"])
 
 
-def survey(wanted: Iterable[tuple[str, Selection]]) -> Iterator[VideoFacts | MovqError]:
-    """Yield the facts of each video, or the error if it cannot be read. Decodes the first frame and counts the others.
+@dataclass(frozen=True)
+class Survey:
+    """The size of a video as shown, in pixels, and the `times` of its frames, packed, which count any selection."""
 
-    One process reads all videos, unless it has to be replaced, so that thousands of files take little time each.
+    width: int
+    height: int
+    times: bytes
+
+    @cached_property
+    def _unpacked(self) -> FrameTimes:
+        return FrameTimes.unpacked(self.times)
+
+    def facts(
+        self, selection: Selection, start: Fraction | None = None, duration: Fraction | None = None
+    ) -> VideoFacts:
+        """Return the facts for a selection, with another start and duration if these are given.
+
+        Raises MovqError if it is too fast for the video, or the video is damaged.
+        """
+        return VideoFacts(self._unpacked.count(selection, start, duration, until_gap=True), self.width, self.height)
+
+
+def survey(
+    wanted: Iterable[tuple[str, Selection]], alive: Callable[[], None] = lambda: None
+) -> Generator[Survey | MovqError]:
+    """Yield the survey of each video, or the error if it cannot be read. Decodes the first frame and reads all packets.
+
+    Only the options of a selection that say how a video is opened matter. One process reads all videos, unless it has to
+    be replaced, so that thousands of files take little time each.
     """
-    worker: _Worker | None = None
+    process: DecodingProcess | None = None
     try:
         for path, selection in wanted:
-            worker = worker or _Worker()
-            worker.ask(path, "survey", selection)
+            process = process or DecodingProcess()
+            process.ask(path, "survey", selection)
             try:
-                yield from_values(VideoFacts, worker.receive()["facts"])
+                found = process.receive(alive)
+                yield Survey(found["width"], found["height"], from_values(bytes, found["times"]))
             except MovqError as error:
                 if isinstance(error, MovqCrashError | MovqHangError):
-                    worker.close()
-                    worker = None
+                    process.close()
+                    process = None
                 yield error
     finally:
-        if worker is not None:
-            worker.close()
+        if process is not None:
+            process.close()
 
 
 def _ask(
     path: str | os.PathLike[str], mode: Mode, selection: Selection, alive: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
-    worker = _Worker()
-    worker.alive = alive
+    process = DecodingProcess()
     try:
-        worker.ask(os.fspath(path), mode, selection)
-        return worker.receive()
+        process.ask(os.fspath(path), mode, selection)
+        return process.receive(alive)
     finally:
-        worker.close()
-
-
-class _Worker:
-    """A decoding process and the conversation with it. `alive` is called for messages that are only signs of life."""
-
-    alive: Callable[[], None] = staticmethod(lambda: None)
-
-    def __init__(self, memory: int | None = None) -> None:
-        self._child = _decoders.start(*(() if memory is None else (memory,)))
-
-    def ask(self, path: str, mode: Mode, selection: Selection, **more: Any) -> None:
-        """Send a request, with `more` of its fields. A process answers one, or several surveys."""
-        self._path = path
-        folder = _as_text(_working_folder())
-        request = Request(mode, folder, _as_text(path), AHEAD_BYTES, DECODER_BYTES, selection=selection, **more)
-        self._child.send(to_values(request))
-
-    def free_slot(self) -> None:
-        self._child.send(b".")
-
-    def receive(self) -> dict[str, Any]:
-        """Return the next message that is more than a sign of life.
-
-        Raises MovqError for what went wrong with the file, RuntimeError for a bug.
-        """
-        while True:
-            try:
-                message = self._child.receive(HANG_SECONDS)
-            except TimeoutError:
-                self.close()
-                raise MovqHangError(f"the decoder hung: nothing came for {HANG_SECONDS:.0f} s", self._path) from None
-            except EOFError:
-                how = self._child.death()
-                if how == "SIGKILL":
-                    how += ", as the system does where memory runs out"
-                raise MovqCrashError(f"the decoder crashed on it ({how})", self._path) from None
-            if message["kind"] == "error":
-                raise MovqError.from_dict(message).named(self._path)
-            if message["kind"] == "bug":
-                raise RuntimeError(f"in the decoding process of {self._path}:\n{message['trace']}")
-            if message["kind"] != "alive":
-                return message
-            self.alive()
-
-    def close(self) -> None:
-        self._child.close()
-
-
-def _as_text(path: str) -> str:
-    return os.fsencode(path).decode("utf-8", "surrogateescape")
-
-
-def _working_folder() -> str:
-    """Return the folder that relative paths begin at; "/" if it was removed, as then no relative path exists."""
-    try:
-        return os.getcwd()
-    except FileNotFoundError:
-        return "/"
-
-
-def _anonymous_memory() -> int:
-    """Return the descriptor of an empty file that only processes with this descriptor can see."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("movq-frames", os.MFD_CLOEXEC)
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
+        process.close()

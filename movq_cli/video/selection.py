@@ -42,14 +42,17 @@ def select(
     selection: Selection,
     rate: Fraction | None = None,
     passed: Callable[[], None] = lambda: None,
+    origin: Fraction | None = None,
 ) -> Iterator[Shown[T]]:
     """Yield the frames of the selection, in order, taking no more of `shown` than needed.
+
+    `origin` is the time of the video's first frame, if `shown` begins later.
 
     `rate` is the video's, if it has one: a selection of the same rate follows the video's clock, which takes the frames
     of a constant rate one by one. `passed` is called for each frame taken. Raises MovqError if `fps` needs a frame twice
     and repeating is not allowed.
     """
-    kept = _span(shown, selection, passed)
+    kept = _span(shown, selection, passed, origin)
     if selection.fps is not None:
         followed = rate if is_same_rate(selection.fps, rate) else None
         kept = _nearest(kept, selection.fps, selection.fps_repeat, followed)
@@ -58,13 +61,15 @@ def select(
     return islice(kept, selection.skip, None if selection.frames is None else selection.skip + selection.frames)
 
 
-def _span(shown: Iterable[Shown[T]], selection: Selection, passed: Callable[[], None]) -> Iterator[Shown[T]]:
+def _span(
+    shown: Iterable[Shown[T]], selection: Selection, passed: Callable[[], None], origin: Fraction | None
+) -> Iterator[Shown[T]]:
     start: Fraction | None = None
     stop: Fraction | None = None
     for frame in shown:
         passed()
         if start is None:
-            start = frame.time + selection.start
+            start = (frame.time if origin is None else origin) + selection.start
             stop = None if selection.duration is None else start + selection.duration
         if stop is not None and frame.time >= stop:
             return
