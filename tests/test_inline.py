@@ -17,7 +17,7 @@ from .helpers.batches import tree
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "in").mkdir()
-    for name, count in (("a.mp4", 5), ("b.mp4", 40), ("c.mp4", 5)):
+    for name, count in (("a.mp4", 5), ("b.mp4", 40), ("c.mp4", 6)):
         clips.write(tmp_path / "in" / name, clips.pictures(count))
     return tmp_path
 
@@ -33,7 +33,7 @@ def test_an_interrupt_leaves_nothing_half_written_and_the_same_command_goes_on(f
 
     with pytest.raises(KeyboardInterrupt):
         batch(folder, chunk_frames=4, watch=interrupt)
-    assert sorted(os.listdir(folder / "out")) == ["a.mp4.safetensors", "manifest.jsonl"]
+    assert sorted(os.listdir(folder / "out")) == ["a.mp4.safetensors", "manifest.jsonl", "run.json"]
     assert sorted(batch(folder)) == ["b.mp4", "c.mp4"]
     batch(folder, "undisturbed")
     made, wanted = tree(folder / "out"), tree(folder / "undisturbed")
@@ -56,5 +56,5 @@ def test_a_bug_in_the_encoder_is_raised_where_it_is(folder, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         batch(folder)
     monkeypatch.undo()
-    assert os.listdir(folder / "out") == []
+    assert os.listdir(folder / "out") == ["run.json"]
     assert sorted(batch(folder)) == ["a.mp4", "b.mp4", "c.mp4"]

@@ -19,8 +19,8 @@ from .helpers import clips
 def batch(tmp_path):
     """Make `out` from `in/a.mp4` and `in/b.mp4`, as files or as tars: `batch(layout="tar")`."""
     (tmp_path / "in").mkdir()
-    for name in "ab":
-        clips.write(tmp_path / "in" / f"{name}.mp4", clips.pictures(5))
+    for name, count in (("a", 5), ("b", 6)):
+        clips.write(tmp_path / "in" / f"{name}.mp4", clips.pictures(count))
 
     def make(**options):
         return encode_batch([tmp_path / "in"], tmp_path / "out", workers=0, **options)
