@@ -17,7 +17,19 @@ COMMANDS = {
     "decode": [DecodeOptions, ForeignOptions],
     "export": [ExportOptions],
 }
-OWN = {"--output", "--dry-run", "--json", "--verbose", "--quiet", "--max-failures", "--merge", "--again", "--prune", "--yes", "--help"}
+OWN = {
+    "--output",
+    "--dry-run",
+    "--json",
+    "--verbose",
+    "--quiet",
+    "--max-failures",
+    "--merge",
+    "--again",
+    "--prune",
+    "--yes",
+    "--help",
+}
 """Flags of commands that are not options of the library."""
 
 

@@ -92,6 +92,74 @@ def test_other_batches_and_other_files_below_it_are_left_alone(batch):
     )
 
 
+def gone(folder, *sources, **options):
+    result = encode_batch([*sources], folder, workers=0, **options)
+    return sorted(prune_batch(folder, result.removable))
+
+
+def test_a_disk_that_is_away_takes_nothing_along(batch):
+    """An empty folder may be where it was mounted."""
+    os.mkdir("other")
+    clips.write("other/z.mp4", clips.pictures(9))
+    os.rename("in", "away")
+    os.mkdir("in")
+    assert gone("out", "other", "in") == []
+    os.rmdir("in")
+    os.rename("away", "in")
+    os.symlink("../nas/n.mp4", "other/n.mp4")
+    os.mkdir("nas")
+    clips.write("nas/n.mp4", clips.pictures(10))
+    encode_batch(["other"], "out", workers=0)
+    os.rename("nas", "away")
+    assert gone("out", "in") == []
+    assert sorted(manifest("out")) == ["a.mp4", "b.mp4", "c.mp4", "n.mp4", "z.mp4"]
+
+
+def test_spans_of_a_video_that_cannot_be_read_stay(batch):
+    options = {"lists": ["list.txt"], "buckets": ["5x32x48"], "pick": "slide:1"}
+    (batch / "list.txt").write_text("in/c.mp4\n")
+    encode_batch([], "spans", workers=0, **options)
+    os.rename("in", "away")
+    result = encode_batch([], "spans", workers=0, **options)
+    assert (result.removable, result.orphans) == ([], [])
+
+
+def test_a_video_that_came_back_is_no_leftover(batch):
+    os.mkdir("in2")
+    clips.write("in2/z.mp4", clips.pictures(9))
+    os.rename("in/a.mp4", "a.mp4")
+    encode_batch(["in"], "out", workers=0)
+    os.rename("a.mp4", "in/a.mp4")
+    assert gone("out", "in2") == []
+    assert "orphan" not in manifest("out")["a.mp4"]
+
+
+def test_latents_that_were_never_of_the_batch_are_listed_and_stay(batch):
+    shutil.copy("out/a.mp4.safetensors", "out/mine.safetensors")
+    result = encode_batch(["in"], "out", workers=0)
+    assert (result.orphans, result.removable) == (["mine.safetensors"], [])
+    assert prune_batch("out", result.orphans) == []
+    os.unlink("out/mine.safetensors")
+    os.mkdir("out/val")
+    for shard in ("0/2", "1/2"):
+        encode_batch(["in"], "out/val", workers=0, shard=shard)
+    assert encode_batch(["in"], "out", workers=0).orphans == []
+
+
+def test_a_damaged_video_keeps_its_last_latents(batch):
+    with open("in/a.mp4", "r+b") as file:
+        file.truncate(900)
+    result = encode_batch(["in"], "out", workers=0)
+    assert (result.failed, result.removable) == (1, [])
+    assert "a.mp4.safetensors" in os.listdir("out")
+
+
+def test_what_is_not_named_is_counted(batch):
+    (batch / "list.txt").write_text("a.mp4\nb.mp4\n")
+    os.rename("list.txt", "in/list.txt")
+    assert encode_batch([], "out", lists=["in/list.txt"], workers=0).unnamed == 1
+
+
 def test_nobody_is_asked_where_nobody_can_answer(batch, capsys, monkeypatch):
     (batch / "in" / "a.mp4").unlink()
     monkeypatch.setattr("sys.stdin", io.StringIO())

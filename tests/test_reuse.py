@@ -1,11 +1,13 @@
 """Latents that are taken over: of renamed videos, of equal ones, and of outputs under other names."""
 
+import json
 import os
 import shutil
 
 import pytest
 
-from movq_cli import LatentDataset, encode_batch, open_latents, plan_batch
+from movq_cli import LatentDataset, MovqError, encode_batch, open_latents, plan_batch
+from movq_cli.encode import VideoEncoder
 
 from .helpers import clips
 from .helpers.batches import manifest, tree
@@ -187,6 +189,123 @@ def test_spans_of_equal_videos(batch):
     made, _, copied = batch(batch.folder / "spans", buckets=["5x32x48"], pick="slide:4", replace=True)
     assert made == {"p.mp4_0-5", "p.mp4_4-5"}
     assert copied == {"q.mp4_0-5", "q.mp4_4-5"}
+
+
+def test_a_renamed_folder_below_the_source(batch):
+    for name in "ab":
+        rename(batch, f"{name}.mp4", f"p/{name}.mp4")
+    assert batch() == (set(), {"p/a.mp4", "p/b.mp4"}, set())
+    os.rename(batch.folder / "in" / "p", batch.folder / "in" / "q")
+    assert batch() == (set(), {"q/a.mp4", "q/b.mp4"}, set())
+    assert len(LatentDataset(batch.folder / "out", scale=1.0)) == 3
+    assert not (batch.folder / "out" / "p").exists()
+
+
+def test_another_video_with_size_time_and_inode_of_a_lost_one(batch):
+    """Not evidence for a file of another name: it is read."""
+    path = batch.folder / "in" / "a.mp4"
+    data, found = bytearray(path.read_bytes()), path.stat()
+    data[-9] ^= 1
+    with open(path, "r+b") as file:
+        file.write(data)
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    rename(batch, "a.mp4", "new.mp4")
+    assert batch() == ({"new.mp4"}, set(), set())
+
+
+def test_a_manifest_from_others_moves_no_files_of_others(batch):
+    """Its first frame is a video of somebody."""
+    shutil.copy(batch.folder / "in" / "c.mp4", batch.folder / "out" / "video.mp4")
+    path = batch.folder / "out" / "manifest.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    size = (batch.folder / "out" / "video.mp4").stat().st_size
+    for kind in ("png", "other"):
+        lines[0].setdefault("first_frame", {})[kind] = {"output": "video.mp4", "bytes": size, "sha256": "0" * 64}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rename(batch, "a.mp4", "new.mp4")
+    assert batch() == (set(), {"new.mp4"}, set())
+    assert (batch.folder / "out" / "video.mp4").exists()
+    assert "first_frame" not in manifest(batch.folder / "out")["new.mp4"]
+
+
+def test_first_frames_that_are_lost_are_made_again(batch):
+    batch(first_frame="png")
+    os.unlink(batch.folder / "out" / "a.mp4.first_frame.png")
+    rename(batch, "a.mp4", "new.mp4")
+    assert batch() == (set(), {"new.mp4"}, set())
+    assert (batch.result.added, batch.result.stopped) == (1, "")
+    same(tree(batch.folder / "out"), fresh(batch, first_frame="png"))
+
+
+def test_first_frames_of_moved_latents_go_into_tars_with_them(batch):
+    for name in "abc":
+        rename(batch, f"{name}.mp4", f"new {name}.mp4")
+    batch(layout="tar", first_frame="png")
+    assert (len(batch.result.moved), batch.result.added, batch.result.orphans) == (3, 3, [])
+    assert all(
+        "member" in line["first_frame"]["png"]
+        for line in manifest(batch.folder / "out").values()
+        if line["status"] == "done"
+    )
+    assert batch(verify=True) == ({"bad.mp4"}, set(), set())
+
+
+def test_latents_that_were_packed_meanwhile_are_copied(batch):
+    for number in range(2):
+        shutil.copy(batch.folder / "in" / "a.mp4", batch.folder / "in" / f"twin{number}.mp4")
+    assert batch(layout="tar", tar_size=10_000) == (set(), set(), {"twin0.mp4", "twin1.mp4"})
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_in_the_way_of_one_is_not_in_the_way_of_its_twin(batch, force):
+    for name in ("x.mp4", "y.mp4"):
+        clips.write(batch.folder / "in" / name, clips.pictures(9))
+    (batch.folder / "out" / "x.mp4.safetensors").write_text("precious")
+    made, _, _ = batch(force=force)
+    lines = manifest(batch.folder / "out")
+    assert {"x.mp4", "y.mp4"} <= made
+    assert [lines[name]["status"] for name in ("x.mp4", "y.mp4")] == ["done" if force else "failed", "done"]
+
+
+def test_a_video_that_changes_before_its_turn_gives_nothing_to_its_twin(batch, monkeypatch):
+    for name in ("x.mp4", "y.mp4"):
+        clips.write(batch.folder / "in" / name, clips.pictures(9))
+
+    clips.write(batch.folder / "changed", clips.pictures(11), format="mp4")
+
+    def begin(encoder, source, *arguments, **options):
+        if os.path.basename(source) == "x.mp4":
+            shutil.copy(batch.folder / "changed", source)
+        return original(encoder, source, *arguments, **options)
+
+    original = VideoEncoder.begin
+    monkeypatch.setattr(VideoEncoder, "begin", begin)
+    assert batch()[0] == {"x.mp4", "y.mp4"}
+    lines = manifest(batch.folder / "out")
+    assert (lines["x.mp4"]["frames"], lines["y.mp4"]["frames"]) == (11, 9)
+
+
+def test_sources_in_another_order_exchange_names(batch):
+    """The latents go with their videos."""
+    for folder, count in (("one", 9), ("two", 10)):
+        (batch.folder / folder).mkdir()
+        clips.write(batch.folder / folder / "x.mp4", clips.pictures(count))
+    one, two = batch.folder / "one", batch.folder / "two"
+    assert batch(one, two)[0] == {"x.mp4", "two/x.mp4"}
+    batch(two, one)
+    lines = manifest(batch.folder / "out")
+    assert (lines["x.mp4"]["frames"], lines["one/x.mp4"]["frames"]) == (10, 9)
+    assert batch(two, one) == NOTHING
+
+
+def test_a_disk_that_is_away_loses_no_output_to_a_video_of_the_same_name(batch):
+    for folder, count in (("m1/one", 9), ("m2/two", 10)):
+        (batch.folder / folder).mkdir(parents=True)
+        clips.write(batch.folder / folder / "x.mp4", clips.pictures(count))
+    batch(batch.folder / "m1" / "one")
+    os.rename(batch.folder / "m1" / "one", batch.folder / "away")
+    with pytest.raises(MovqError, match=r"would replace x\.mp4\.safetensors, which is of .*m1/one/x\.mp4"):
+        batch(batch.folder / "m2" / "two")
 
 
 def test_an_output_in_another_place_is_moved(batch):

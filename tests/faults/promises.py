@@ -390,7 +390,7 @@ PROMISES = {
             ),
             Break(
                 "a first frame replaces a picture of others",
-                "batch/worker.py",
+                "batch/paths.py",
                 " and name not in own and not is_first_frame(path, kind):",
                 " and False:",
                 "test_first_frame.py::test_files_of_others_are_neither_written_over_nor_deleted_nor_packed",
@@ -453,7 +453,7 @@ PROMISES = {
             Break(
                 "a damaged output counts as whole",
                 "batch/resume.py",
-                "if _is_whole(case.tars, case.line, case.verify) else",
+                "if is_whole(case.tars, case.line, case.verify) else",
                 "if True else",
                 "test_resume.py::test_damaged_outputs_are_found_and_made_again",
             ),
