@@ -189,14 +189,15 @@ class RowList:
         if name is not None and not is_plain(name):
             raise MovqError(f"line {number}: the id {name!r} cannot be a path below the output folder", self.name)
         caption, others = read.caption()
+        start = read.seconds("start")
         used = self.columns.values()
         return Row(
             line=number,
             path=absolute(written, self._folder),
             written=written,
             id=name,
-            start=read.seconds("start"),
-            duration=read.duration(),
+            start=start,
+            duration=read.duration(start),
             caption=caption,
             # A null is left out: `datasets` takes a column that begins with nulls for one without texts.
             extra={key: value for key, value in values.items() if key not in used and value is not None} | others,
@@ -262,14 +263,14 @@ class _Reader(NamedTuple):
             raise MovqError(f"{self.line}: a {field} of {value} seconds is impossible", self.name)
         return seconds or None
 
-    def duration(self) -> Fraction | None:
-        """Return the seconds from start to end, or of the duration; None if the row has neither."""
-        end, start = self.seconds("end"), self.seconds("start") or Fraction(0)
+    def duration(self, start: Fraction | None) -> Fraction | None:
+        """Return the seconds from a start to the end, or of the duration; None if the row has neither."""
+        end = self.seconds("end")
         if end is None:
             return self.seconds("duration")
-        if end <= start:
+        if end <= (start or 0):
             raise MovqError(f"{self.line}: the end, {self.text('end')}, is not after the start", self.name)
-        return end - start
+        return end - (start or 0)
 
 
 def _seconds(text: str) -> Fraction | None:
