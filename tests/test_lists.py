@@ -316,7 +316,7 @@ def test_metadata_in_a_folder_describes_its_videos(tmp_path):
     takes = "takes file_name as path and text as caption"
     assert found.remarks == [
         (f"{tmp_path}/metadata.jsonl", f"{takes}; cuts no spans: named as a list it would"),
-        (f"{tmp_path}/sub/metadata.csv", f"{takes}; has 1 rows, of 2, for videos that are not among the sources"),
+        (f"{tmp_path}/sub/metadata.csv", f"{takes}; 1 of its 2 rows name no video among the sources"),
     ]
     assert found.ignored == []
 
@@ -335,7 +335,7 @@ def test_metadata_with_spans_describes_no_video(tmp_path):
     (tmp_path / "metadata.csv").write_text("file_name,start,text\na.mp4,0,one\na.mp4,5,two\nb.mp4,0,B\n")
     found = find(tmp_path)
     assert [(item.id, item.caption) for item in found.items] == [("a.mp4", None), ("b.mp4", "B")]
-    assert "has several rows for 1 videos, and describes none of these" in found.remarks[0][1]
+    assert "names 1 of the videos in several rows, and describes none of these" in found.remarks[0][1]
     assert [item.id for item in find(lists=[tmp_path / "metadata.csv"]).items] == ["a.mp4", "a.mp4_5-", "b.mp4"]
 
 

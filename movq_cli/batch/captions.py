@@ -55,10 +55,10 @@ def read_metadata(
         remarks.append(f"has no captions, but texts in {column}: {option('columns', f'caption={column}')} takes them")
     if several:
         remarks.append(
-            f"has several rows for {several:,} videos, and describes none of these: {option('lists')} takes spans"
+            f"names {several:,} of the videos in several rows, and describes none of these: {option('lists')} takes spans"
         )
     if unknown:
-        remarks.append(f"has {unknown:,} rows, of {len(rows):,}, for videos that are not among the sources")
+        remarks.append(f"{unknown:,} of its {len(rows):,} rows name no video among the sources")
     return {row.path: row for row in rows if row.path in videos and times[row.path] == 1}, "; ".join(remarks)
 
 

@@ -53,10 +53,11 @@ class BatchPlan:
     columns now; `planned` are the other items, cut out of their videos, each with a shape or with the reason why it would be
     refused. `frames` counts the frames to encode, without padding. `moments_bytes` and `mean_bytes` are the bytes of the
     latents to be made, for each of the two representations. `first_frames` are the items that are kept and get first
-    frames, each with their kinds. `reuses` are items that get latents that are there, and `twins` those that get the
-    latents of a planned item, by its id. `latent_sizes` are the different (height, width) of these latents. `orphans` are
-    outputs that no item would have any more, and `removable` those that `--prune` would remove. `unnamed` counts finished
-    items that this batch does not name, `to_pack` those that would go into tars. The method `reason` reads `reasons`.
+    frames, each with their kinds; `first_frame` are the kinds that items to encode get. `reuses` are items that get latents
+    that are there, and `twins` those that get the latents of a planned item, by its id. `latent_sizes` are the different
+    (height, width) of these latents. `orphans` are outputs that no item would have any more, and `removable` those that
+    `prune_batch` would remove. `unnamed` counts finished items that this batch does not name, `to_pack` those that would go
+    into tars. The method `reason` reads `reasons`.
     """
 
     found: Found
@@ -71,6 +72,7 @@ class BatchPlan:
     latent_sizes: list[tuple[int, int]]
     reasons: dict[str, str]
     first_frames: list[tuple[Item, tuple[str, ...]]]
+    first_frame: tuple[str, ...]
     reuses: list[Reuse]
     twins: dict[str, list[Item]]
     orphans: list[str]
@@ -151,6 +153,7 @@ def plan_batch(
         latent_sizes=[config.latent_shape(*shape)[3:] for shape in dict.fromkeys(shapes)],
         reasons=job.resume.reasons,
         first_frames=job.resume.first_frames,
+        first_frame=options.first_frames,
         reuses=job.reuse.reuses,
         twins=twins,
         orphans=orphans,

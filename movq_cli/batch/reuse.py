@@ -34,7 +34,7 @@ _THREADS = 6
 
 
 class _Key(NamedTuple):
-    """What must be the same: the content, the suffix, by which FFmpeg may choose how to read it, and the options."""
+    """Latents with one key may be shared: content, options, and the suffix, by which FFmpeg may choose how to read a file."""
 
     sha256: str
     suffix: str

@@ -253,6 +253,9 @@ def _report(result: BatchResult, output: str, quiet: bool, options: EncodeOption
         return
     if batch.shard is not None and not result.stopped:
         complain("when all shards are done, batch-encode --merge makes one manifest of theirs", output)
+    packed = sum("member" in line for line in result.lines)
+    if batch.layout == "files" and packed:
+        complain(f"{plural(packed, 'item')} in tars, which stay packed: --layout files is for new ones", output)
     if result.made:
         say_whose_weights(options)
         say_shapes(options, [line for line in result.lines if line["status"] == "done"])

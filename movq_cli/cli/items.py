@@ -1,4 +1,4 @@
-"""What commands say of the items of a batch, and of those of one that is planned."""
+"""Words for the items of a batch, of one that ran and of one that is planned."""
 
 from __future__ import annotations
 

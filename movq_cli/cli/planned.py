@@ -112,7 +112,9 @@ def _rows(plan: BatchPlan) -> Iterator[tuple[str, str]]:
     yield "described anew", f"{plan.described:,} finished, with other captions or columns" if plan.described else ""
     yield "to encode", f"{len(good):,}, of {plural(plan.frames, 'frame')}"
     yield "shapes", ", ".join(shapes[:_SHAPES]) + (f", and {len(shapes) - _SHAPES:,} more" if shapes[_SHAPES:] else "")
-    yield "first frames", f"to add to {plural(len(plan.first_frames), 'finished item')}" if plan.first_frames else ""
+    first = [f"{' and '.join(plan.first_frame)} of each item to encode"] if plan.first_frame and good else []
+    first += [f"to add to {plural(len(plan.first_frames), 'finished item')}"] if plan.first_frames else []
+    yield "first frames", "; ".join(first)
     yield "to pack", f"{plan.to_pack:,} into tars" if plan.to_pack else ""
     yield "again", "; ".join(f"{count:,}: {name_of(reason)}" for reason, count in again.most_common())
     yield (

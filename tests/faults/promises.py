@@ -653,6 +653,67 @@ PROMISES = {
             ),
         ],
     ),
+    25: (
+        "Nothing finished is lost, or made twice",
+        [
+            Break(
+                "the videos of a disk that is not mounted count as gone",
+                "batch/presence.py",
+                "                return any(True for _ in entries)",
+                "                return True",
+                "test_prune.py::test_a_disk_that_is_away_takes_nothing_along",
+            ),
+            Break(
+                "outputs are removed that no line names",
+                "batch/prune.py",
+                "gone = set(removable(manifest.lines.values(), find_orphans(manifest, folder))) & set(orphans)",
+                "gone = set(find_orphans(manifest, folder)) & set(orphans)",
+                "test_prune.py::test_latents_that_were_never_of_the_batch_are_listed_and_stay",
+            ),
+            Break(
+                "damaged latents are copied",
+                "batch/reuse.py",
+                'if whole.hexdigest() != part["sha256"]:',
+                "if False:",
+                "test_reuse.py::test_latents_that_are_damaged_are_not_copied",
+            ),
+            Break(
+                "latents are replaced before another video took them over",
+                "batch/reuse.py",
+                "    needed = Counter(sources)\n",
+                "    needed = Counter[str]()\n",
+                "test_reuse.py::test_videos_that_exchange_their_names",
+            ),
+            Break(
+                "a file of others is moved as a first frame",
+                "batch/reuse.py",
+                "    elif not is_first_frame(source, kind or LATENT):",
+                "    elif False:",
+                "test_reuse.py::test_a_manifest_from_others_moves_no_files_of_others",
+            ),
+            Break(
+                "an equal video gets the latents of what the other has become",
+                "batch/run.py",
+                'if line["status"] == "done" and line["source_sha256"] == twins.sha256:',
+                'if line["status"] == "done":',
+                "test_reuse.py::test_a_video_that_changes_before_its_turn_gives_nothing_to_its_twin",
+            ),
+            Break(
+                "the record of another user is read",
+                "batch/record.py",
+                "if os.lstat(path).st_uid != os.geteuid():",
+                "if False:",
+                "test_record.py::test_records_that_are_not_read",
+            ),
+            Break(
+                "a duration that describes a video cuts it",
+                "batch/lists.py",
+                "                found.pop(field, None)\n",
+                "                pass\n",
+                "test_lists.py::test_a_duration_cuts_only_with_a_start",
+            ),
+        ],
+    ),
 }
 
 
