@@ -49,12 +49,16 @@ def _refuse_other_videos(
     A video that may come back counts, unless others of its folder are recognized in the folder of the new one: then the
     folder was moved, and this video has changed as well.
     """
+    done = [
+        (item, line) for item in plan.pending if (line := manifest.lines.get(item.id, Line())).get("status") == "done"
+    ]
+    if not done:
+        return
     paths = {text_of(item.source_path) for item in items}
     moves = {(_folder(manifest.lines[line["id"]]), _folder(line)) for line in plan.kept}
     others: list[tuple[Item, Line]] = []
-    for item in plan.pending:
-        line = manifest.lines.get(item.id, Line(status="failed"))
-        if line["status"] != "done" or line["path"] in paths or presence.is_gone(line):
+    for item, line in done:
+        if line["path"] in paths or presence.is_gone(line):
             continue
         moved = (_folder(line), os.path.dirname(text_of(item.source_path))) in moves and not os.path.lexists(
             line["path"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..errors import MovqError
-from ..files import FileIdentity, WholeFile, file_name, require_file, sync, text_of
+from ..files import FileIdentity, WholeFile, file_name, sync, text_of
 from ..first_frame import LATENT, PNG, first_frame_path, is_first_frame
 from ..headers import header_at, header_bytes, parse_header
 from ..metadata import FORMAT_VERSIONS
@@ -86,7 +87,7 @@ def plan_reuse(
     With the option `force`, all of them are pending. Only videos that have the size of another are read, and not those whose
     file is the same in another folder, except with `verify`.
     """
-    if settings.options.force:
+    if settings.options.force or not pending:
         return ReusePlan([*pending])
     finished = _finished(manifest, settings)
     known = _identified(pending)
@@ -146,9 +147,12 @@ def _identified(items: Sequence[Item]) -> list[Item]:
             return item
         if found[item.source_path] is None:
             try:
-                found[item.source_path] = FileIdentity.of(require_file(item.source_path))
-            except MovqError:  # it is refused when its turn comes
+                state = os.stat(item.source_path)
+            except (OSError, ValueError):
                 return item
+            if not stat.S_ISREG(state.st_mode):  # it is refused when its turn comes
+                return item
+            found[item.source_path] = FileIdentity.of(state)
         return item.updated(identity=found[item.source_path])
 
     return list(map(identified, items))
