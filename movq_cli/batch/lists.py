@@ -109,7 +109,7 @@ class RowList:
 
         Without a start, a duration or an end describes the video, and does not cut it. An end counts before a duration.
         """
-        have = dict.fromkeys(column for _, values in self._parsed() for column in values)
+        have = self._have
         folded = {fold(column): column for column in reversed(have)}
         found = {}
         for field in self._fields:
@@ -161,8 +161,15 @@ class RowList:
         longest = max(called or means, key=means.__getitem__, default="")
         return longest if called or means.get(longest, 0) >= _CAPTION_WORDS else ""
 
+    @cached_property
+    def _have(self) -> dict[str, None]:
+        """All columns of the list, in order."""
+        if self._suffix == ".txt":
+            return {"path": None}
+        return dict.fromkeys(column for _, values in self._parsed() for column in values)
+
     def _has(self, column: str) -> bool:
-        return any(column in map(fold, values) for _, values in self._parsed())
+        return column in map(fold, self._have)
 
     def _parsed(self) -> Iterator[tuple[int, Columns]]:
         """Yield (line, columns) of each row."""
