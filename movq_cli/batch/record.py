@@ -255,7 +255,11 @@ def _read(path: str) -> Record | None:
 
 
 def _versions() -> dict[str, str]:
-    return {"movq": __version__, "torch": metadata.version("torch"), **library_versions()}
+    try:
+        torch = metadata.version("torch")
+    except metadata.PackageNotFoundError:  # a build without metadata
+        torch = ""
+    return {"movq": __version__, "torch": torch, **library_versions()}
 
 
 def _values(options: Any, once: bool = False) -> dict[str, Any]:
@@ -322,11 +326,11 @@ def _written(source: str, relative: Callable[[str], str]) -> Any:
     return _but_input(relative)(source)
 
 
-def _from_written(source: Any, absolute: Callable[[str], str]) -> str:
+def _from_written(source: Any, located: Callable[[str], str]) -> str:
     """Return a source that a file has. Raises TypeError or KeyError if it is none."""
     if isinstance(source, str):
-        return _but_input(absolute)(source)
-    return os.path.join(glob.escape(absolute(source["folder"])), source["glob"])
+        return _but_input(located)(source)
+    return os.path.join(glob.escape(located(source["folder"])), source["glob"])
 
 
 def _but_input(turn: Callable[[str], str]) -> Callable[[str], str]:
