@@ -138,6 +138,12 @@ def test_lists_of_cogvideo_are_two_files(tmp_path):
     assert found.remarks == []
 
 
+def test_videos_in_a_folder_are_found_though_the_first_is_missing(tmp_path):
+    make(tmp_path, "videos/b.mp4")
+    found = listed(tmp_path, "a.mp4\nb.mp4\n", "l.txt").items
+    assert [item.source_path for item in found] == [f"{tmp_path}/videos/a.mp4", f"{tmp_path}/videos/b.mp4"]
+
+
 def test_all_of_several_captions_are_kept(tmp_path):
     (item,) = listed(tmp_path, '[{"path": "a.mp4", "cap": ["one", "two"]}]', "l.json").items
     assert (item.caption, item.extra) == ("one", {"cap": ["one", "two"]})

@@ -124,6 +124,35 @@ def test_spans_of_a_video_that_cannot_be_read_stay(batch):
     assert (result.removable, result.orphans) == ([], [])
 
 
+def test_spans_of_a_video_of_the_same_name_stay(batch):
+    for folder, count in (("one", 9), ("two", 12)):
+        os.mkdir(folder)
+        clips.write(f"{folder}/x.mp4", clips.pictures(count))
+    encode_batch(["one"], "spans", workers=0, buckets=["5x32x48"], pick="slide:4")
+    assert gone("spans", "two", buckets=["9x32x48"], pick="slide:2") == []
+    assert encode_batch(["two"], "spans", workers=0, buckets=["9x32x48"], pick="slide:2").unnamed == 2
+
+
+def test_a_prune_that_is_killed_goes_on(batch, monkeypatch):
+    encode_batch(["in"], "out", workers=0, layout="tar")
+    clips.write("in/d.mp4", clips.pictures(9))
+    encode_batch(["in"], "out", workers=0, layout="files")
+    for name in ("a", "d"):
+        os.unlink(f"in/{name}.mp4")
+    result = encode_batch(["in"], "out", workers=0)
+    for target in ("append", "put_in_order"):
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                f"movq_cli.batch.manifest.Manifest.{target}", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt)
+            )
+            with pytest.raises(KeyboardInterrupt):
+                prune_batch("out", result.removable)
+    result = encode_batch(["in"], "out", workers=0)
+    prune_batch("out", result.removable)
+    assert encode_batch(["in"], "out", workers=0).orphans == []
+    assert list(manifest("out")) == ["b.mp4", "c.mp4"]
+
+
 def test_a_video_that_came_back_is_no_leftover(batch):
     os.mkdir("in2")
     clips.write("in2/z.mp4", clips.pictures(9))

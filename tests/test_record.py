@@ -81,6 +81,19 @@ def test_paths_are_those_of_the_record_wherever_it_is_read(folder, monkeypatch, 
     assert (result.made, len(result.lines)) == ([], 2)
 
 
+def test_globs_and_names_that_look_like_globs(folder):
+    for name in ("set [1]", "in[1]", "in1"):
+        shutil.copytree("clips", name)
+    encode_batch(["set [[]1]/*.mp4", "in[1]"], "out", workers=0)
+    ids = list(manifest("out"))
+    record = read_record("out")
+    assert encode_batch(record.sources, "out", *record.again(EncodeOptions(), BatchOptions())).made == []
+    assert list(manifest("out")) == ids
+    shutil.rmtree("in[1]")
+    with pytest.raises(MovqError, match="matches no file"):  # and not what in1 has
+        encode_batch(read_record("out").sources, "out", workers=0)
+
+
 def test_what_may_differ_and_what_may_not(folder):
     encode_batch(["clips"], "out", selection=Selection(frames=5), workers=0)
     record = read_record("out")

@@ -20,6 +20,7 @@ from movq_cli.files import FileIdentity
 from movq_cli.video import VideoFacts
 
 from .helpers import clips
+from .helpers.batches import manifest
 
 
 @pytest.fixture
@@ -328,3 +329,25 @@ def test_a_slower_video_is_made_again_where_frames_may_repeat(batch):
     assert batch(selection=rate) == EVERYTHING
     with pytest.raises(MovqError, match="no fps_repeat; this command says fps_repeat=True"):
         batch(selection=Selection(fps=Fraction(50, 3), fps_repeat=True))
+
+
+@pytest.mark.parametrize("options", [{"buckets": ["5x32x48"]}, {"buckets": ["5x32x48"], "pick": "head"}])
+def test_spans_that_were_cut_otherwise_are_not_left_over_unasked(batch, options):
+    spans = batch(buckets=["5x32x48"], pick="slide:4")
+    assert len(spans) == 6
+    with pytest.raises(MovqError, match="finished spans here were cut with pick=slide:4; this command says"):
+        batch(**options)
+    assert not any(line.get("orphan") for line in manifest(batch.folder / "out").values())
+    batch(replace=True, **options)
+    assert any(line.get("orphan") for line in manifest(batch.folder / "out").values())
+
+
+def test_a_folder_was_moved_and_all_videos_of_a_part_of_it_changed(batch):
+    source = batch.folder / "in"
+    (source / "sub").mkdir()
+    os.rename(source / "c.mp4", source / "sub" / "c.mp4")
+    batch()
+    os.rename(source, batch.folder / "elsewhere")
+    clips.write(batch.folder / "elsewhere" / "sub" / "c.mp4", clips.pictures(12))
+    result = encode_batch([batch.folder / "elsewhere"], batch.folder / "out", workers=0)
+    assert [line["id"] for line in result.made] == ["sub/c.mp4"]

@@ -74,6 +74,57 @@ def test_videos_that_are_numbered_anew(batch):
     assert batch() == NOTHING
 
 
+def test_videos_that_are_numbered_anew_in_tars(batch):
+    batch(layout="tar")
+    for before, after in (("c.mp4", "d.mp4"), ("b.mp4", "c.mp4"), ("a.mp4", "b.mp4")):
+        rename(batch, before, after)
+    assert batch() == (set(), set(), {"b.mp4", "c.mp4", "d.mp4"})
+    assert batch(verify=True) == ({"bad.mp4"}, set(), set())
+    same_latents(batch, fresh(batch))
+
+
+def same_latents(batch, other):
+    """Compare the latents of a batch, in either layout, with those of another by their frames and digests of videos."""
+    ours = [
+        line for line in manifest(batch.folder / "out").values() if line["status"] == "done" and "orphan" not in line
+    ]
+    wanted = [line for line in other["manifest"] if line["status"] == "done"]
+    names = ("id", "source_sha256", "frames", "sha256")
+    assert [[line[name] for name in names] for line in ours] == [[line[name] for name in names] for line in wanted]
+    dataset = LatentDataset(batch.folder / "out", scale=1.0)
+    assert [dataset.row(i)["id"] for i in range(len(dataset))] == [line["id"] for line in wanted]
+    assert all(dataset[i]["latents"].isfinite().all() for i in range(len(dataset)))
+
+
+def test_an_output_that_is_not_called_as_its_item(batch):
+    path = batch.folder / "out" / "manifest.jsonl"
+    path.write_text(path.read_text().replace('"a.mp4.safetensors"', '"z.safetensors"'))
+    os.rename(batch.folder / "out" / "a.mp4.safetensors", batch.folder / "out" / "z.safetensors")
+    rename(batch, "a.mp4", "n.mp4")
+    rename(batch, "b.mp4", "a.mp4")
+    assert batch()[0] == set()
+    same_latents(batch, fresh(batch))
+
+
+def test_names_of_earlier_movqs_in_tars_double_nothing(batch):
+    shutil.rmtree(batch.folder / "out")
+    (batch.folder / "list.txt").write_text("in/a.mp4\nin/b.mp4\nin/c.mp4\nin/bad.mp4\n")
+    encode_batch([], batch.folder / "out", workers=0, layout="tar", lists=[str(batch.folder / "list.txt")])
+    assert batch() == ({"bad.mp4"}, set(), {"a.mp4", "b.mp4", "c.mp4"})
+    same_latents(batch, fresh(batch))
+    assert len(batch.result.removable) == 3
+
+
+def test_latents_beside_their_videos_go_along_with_a_folder(batch):
+    for name in ("a.mp4", "b.mp4"):
+        rename(batch, name, f"p/{name}")
+    encode_batch([batch.folder / "in"], batch.folder / "in", workers=0)
+    os.rename(batch.folder / "in" / "p", batch.folder / "in" / "q")
+    result = encode_batch([batch.folder / "in"], batch.folder / "in", workers=0)
+    assert ([line["id"] for line in result.moved], result.made) == (["q/a.mp4", "q/b.mp4"], [])
+    assert encode_batch([batch.folder / "in"], batch.folder / "in", workers=0).orphans == []
+
+
 def test_videos_that_exchange_their_names(batch):
     for before, after in (("a.mp4", "x"), ("b.mp4", "a.mp4"), ("x", "b.mp4")):
         rename(batch, before, after)

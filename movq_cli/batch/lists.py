@@ -34,7 +34,7 @@ _NAMES = 12
 _CAPTION_WORDS = 5
 _CAPTION_NAMES = ("caption", "prompt", "descri", "summary", "text")
 _LOOKED_AT = 100
-"""In a list without captions, a column with this many words, on average over this many rows, may have them."""
+"""In a list without captions, a column with this many words, on average over the first rows, may have them."""
 
 
 class Row(NamedTuple):
@@ -66,7 +66,7 @@ class RowList:
     """A list, held as bytes. Each iteration parses its rows again, so that a million rows take little memory.
 
     "-" is standard input. Paths are relative to the list's folder, or to the current folder for "-"; or to `videos` in that
-    folder, if the first row's video is there and not here. `named` maps fields of COLUMNS to the columns that have them,
+    folder, if the first video that is found is there. `named` maps fields of COLUMNS to the columns that have them,
     where the user has named one. With `describing`, only paths and captions are used, all other columns are extra, and a
     column that is named need not be there.
 
@@ -178,10 +178,16 @@ class RowList:
     @cached_property
     def _folder(self) -> str:
         """The folder that paths are relative to."""
-        first = next((values.get(self.columns["path"]) for _, values in self._parsed()), None)
         below = os.path.join(self._beginning, _VIDEOS)
-        if isinstance(first, str) and "\0" not in first and not os.path.lexists(os.path.join(self._beginning, first)):
-            return below if os.path.lexists(os.path.join(below, first)) else self._beginning
+        if not os.path.isdir(below):
+            return self._beginning
+        for _, values in islice(self._parsed(), _LOOKED_AT):
+            path = values.get(self.columns["path"])
+            if not isinstance(path, str) or "\0" in path:
+                continue
+            for folder in (self._beginning, below):
+                if os.path.lexists(os.path.join(folder, path)):
+                    return folder
         return self._beginning
 
     def _row(self, values: Columns, number: int) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
@@ -67,24 +68,33 @@ def find_orphans(manifest: Manifest, folder: str) -> list[str]:
 
 
 def mark_orphans(manifest: Manifest, items: Sequence[Item], folder: str, presence: Presence) -> None:
-    """Mark as orphans the lines of items that were not named, if their videos are gone or are cut into other items now.
+    """Mark as orphans the lines of items that were not named, if nothing needs their outputs any more.
 
-    Such lines are deleted if they have no output, and so is the line of a whole video without output that is an item under
-    another name now. All other lines stay, and are no orphans.
+    Their video is gone, or is cut into other items now, or is an item under another name that has the same latents. Such
+    lines are deleted if they have no output. All other lines stay, and are no orphans.
     """
+    named = {item.id for item in items}
+    cut = {(item.video, text_of(item.source_path)) for item in items if item.refusal is None}
     refused = {item.id for item in items if item.refusal is not None}  # not cut, as it cannot be looked at
-    named, cut = {item.id for item in items}, {item.video for item in items} - refused
     whole = {text_of(item.source_path) for item in items if item.start is None and item.duration is None}
+    made = {_made_of(line) for id, line in manifest.lines.items() if id in named and line["status"] == "done"}
     for name in set(manifest.lines) - named:
         line = manifest.lines[name]
-        gone = video_of(line) in cut or (video_of(line) not in refused and presence.is_gone(line))
         has_output = line["status"] == "done" and os.path.exists(os.path.join(folder, line["output"]))
-        if has_output and gone:
+        gone = (video_of(line), line["path"]) in cut or (video_of(line) not in refused and presence.is_gone(line))
+        renamed = _made_of(line) in made if has_output else _is_whole(line) and line["path"] in whole
+        if has_output and (gone or renamed):
             line["orphan"] = True
         elif has_output:
             line.pop("orphan", None)
-        elif gone or (_is_whole(line) and line["path"] in whole):
+        elif gone or renamed:
             del manifest.lines[name]
+
+
+def _made_of(line: Line) -> tuple[str, str, str]:
+    """Return the values that two finished items of one video share if they have the same latents."""
+    options = json.dumps(line.get("options"), sort_keys=True)
+    return line["path"], line.get("source_sha256", ""), f"{options} {line.get('weights_digest')}"
 
 
 def count_unnamed(manifest: Manifest, items: Iterable[Item]) -> int:

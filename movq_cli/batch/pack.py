@@ -96,7 +96,7 @@ class Packer:
                 remove_empty_folders(self._folder, folder)
 
     def drop(self, tar: str, ids: Collection[str]) -> None:
-        """Rewrite a tar without these items, which have no line any more, or delete it if it has no others."""
+        """Rewrite a tar without these items, or delete it if it has no others."""
         members = self._tars.members(tar).values()
         self._write(tar, [self._kept(member, tar) for member in members if member.id not in ids], new=False)
 

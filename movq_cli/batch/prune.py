@@ -10,7 +10,7 @@ from ..errors import MovqError, option
 from ..files import sync
 from .card import write_card
 from .locks import only_one
-from .manifest import Manifest, shard_manifests
+from .manifest import Manifest, files_of, shard_manifests
 from .orphans import find_orphans, place_of, removable
 from .pack import Packer
 from .paths import refuse_links, remove_empty_folders
@@ -21,9 +21,9 @@ def prune_batch(folder: str | os.PathLike[str], orphans: Collection[str]) -> lis
     """Remove these orphans from the folder of a batch, with the lines that name them, and return those that were removed.
 
     `orphans` are named as in `BatchResult.orphans`. Only those are removed that a line names, and names as an orphan still:
-    other latents in the folder may never have been of this batch. The lines go first: what a process leaves behind that is
-    killed is in nobody's way. Raises MovqError if another batch is at work in the folder, or if it has shards that are not
-    merged.
+    other latents in the folder may never have been of this batch. The lines go last, so that a process that is killed
+    leaves nothing behind that could not be removed later. Raises MovqError if another batch is at work in the folder, or if
+    it has shards that are not merged.
     """
     folder = os.fspath(folder)
     with only_one(folder):
@@ -31,14 +31,15 @@ def prune_batch(folder: str | os.PathLike[str], orphans: Collection[str]) -> lis
             raise MovqError(f"is of a batch in shards: put them together first, by {option('merge')}", folder)
         manifest = Manifest(folder)
         try:
-            gone = set(removable(manifest.lines.values(), find_orphans(manifest, folder))) & set(orphans)
-            for id, line in list(manifest.lines.items()):
-                if line.get("orphan") and place_of(line) in gone:
-                    del manifest.lines[id]
-            manifest.put_in_order()
+            present = find_orphans(manifest, folder)
+            gone = set(removable(manifest.lines.values(), present)) & set(orphans)
             in_tars = {place for place in gone if _is_in_tar(place)}
             _remove_files(folder, gone - in_tars)
             _rewrite_tars(manifest, in_tars, folder)
+            left = set(present) - gone
+            for id, line in list(manifest.lines.items()):
+                if line.get("orphan") and left.isdisjoint(map(place_of, files_of(line))):
+                    del manifest.lines[id]
             manifest.put_in_order()
         finally:
             manifest.close()
@@ -61,7 +62,7 @@ def _remove_files(folder: str, names: Collection[str]) -> None:
 
 
 def _rewrite_tars(manifest: Manifest, places: Collection[str], folder: str) -> None:
-    """Rewrite the tars that hold these places without them; their items have no line any more."""
+    """Rewrite the tars that hold these places without them."""
     if not places:
         return
     tars = Tars(folder)

@@ -329,7 +329,8 @@ def _written(source: str, relative: Callable[[str], str]) -> Any:
 def _from_written(source: Any, located: Callable[[str], str]) -> str:
     """Return a source that a file has. Raises TypeError or KeyError if it is none."""
     if isinstance(source, str):
-        return _but_input(located)(source)
+        path = _but_input(located)(source)
+        return path if os.path.lexists(path) else glob.escape(path)  # or it would be taken for a glob
     return os.path.join(glob.escape(located(source["folder"])), source["glob"])
 
 

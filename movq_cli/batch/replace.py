@@ -6,6 +6,7 @@ import mmap
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from ..errors import MovqError, option
 from ..files import short, text_of
@@ -36,6 +37,7 @@ def refuse_to_replace(
         return
     allowed = replace or settings.options.force
     if not allowed:
+        _refuse_other_cuts(items, manifest, settings, tars.folder)
         _refuse_other_videos(plan, items, manifest, tars, presence)
     if plan.differing and not allowed:
         _refuse_other_options(plan.differing, settings, tars)
@@ -55,14 +57,12 @@ def _refuse_other_videos(
     if not done:
         return
     paths = {text_of(item.source_path) for item in items}
-    moves = {(_folder(manifest.lines[line["id"]]), _folder(line)) for line in plan.kept}
+    moves = {_move(manifest.lines[line["id"]]["path"], line["path"]) for line in plan.kept}
     others: list[tuple[Item, Line]] = []
     for item, line in done:
         if line["path"] in paths or presence.is_gone(line):
             continue
-        moved = (_folder(line), os.path.dirname(text_of(item.source_path))) in moves and not os.path.lexists(
-            line["path"]
-        )
+        moved = _move(line["path"], text_of(item.source_path)) in moves and not os.path.lexists(line["path"])
         if not moved and is_usable(line, tars, verify=False):
             others.append((item, line))
     if others:
@@ -75,8 +75,37 @@ def _refuse_other_videos(
         )
 
 
-def _folder(line: Line) -> str:
-    return os.path.dirname(line["path"])
+def _move(before: str, now: str) -> tuple[str, str]:
+    """Return the folders in which two paths differ, without their common end."""
+    while os.path.basename(before) == os.path.basename(now) != "":
+        before, now = os.path.dirname(before), os.path.dirname(now)
+    return before, now
+
+
+def _refuse_other_cuts(items: Iterable[Item], manifest: Manifest, settings: Settings, folder: str) -> None:
+    """Raise MovqError if finished spans of these videos were cut otherwise, and would belong to no item any more."""
+    names, paths = {item.id for item in items}, {text_of(item.source_path) for item in items if item.refusal is None}
+    spans = [
+        line
+        for id, line in manifest.lines.items()
+        if "of" in line and id not in names and line["path"] in paths and line["status"] == "done"
+        if not line.get("orphan") and line.get("cut") != settings.cut
+    ]
+    if spans:
+        cut = spans[0].get("cut", {})
+        differing = [name for name in cut | settings.cut if cut.get(name) != settings.cut.get(name)]
+        before, now = (" ".join(_in_words(name, each.get(name)) for name in differing) for each in (cut, settings.cut))
+        raise MovqError(
+            f"{len(spans):,} finished spans here were cut with {before}; this command says {now}, and would leave them over. "
+            f"Use {option('replace', True)} for that, another folder, or {option('again')} to go on as before",
+            folder,
+        )
+
+
+def _in_words(name: str, value: Any) -> str:
+    if value is None:
+        return f"no {option(name)}"
+    return " ".join(option(name, one) for one in (value if isinstance(value, list) else [value]))
 
 
 def _refuse_other_options(differing: list[tuple[Item, Line]], settings: Settings, tars: Tars) -> None:

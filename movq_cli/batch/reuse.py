@@ -111,8 +111,10 @@ def plan_reuse(
         if key is None:
             left.append(item)
             continue
-        usable = (line for line in donors.get(key, ()) if is_usable(line, tars, verify))
-        if (found := next(usable, None)) is not None:
+        places = (place for line in donors.get(key, ()) for place in (line, _beside(line, item, tars)))
+        if (
+            found := next((line for line in places if line is not None and is_usable(line, tars, verify)), None)
+        ) is not None:
             is_move = found["id"] not in taken and _is_free(found, item, names, presence)
             taken |= {found["id"]} if is_move else set()
             reuses.append(Reuse(item, found, is_move))
@@ -191,10 +193,15 @@ def _key(sha256: str, path: str, line: Line) -> _Key:
     return _Key(sha256, os.path.splitext(path)[1].lower(), json.dumps(options_of(line), sort_keys=True))
 
 
+def _beside(line: Line, item: Item, tars: Tars) -> Line | None:
+    """Return a line with the output of an item, if nothing is where it says: latents may have been moved with their videos."""
+    if "member" in line or os.path.lexists(os.path.join(tars.folder, line["output"])):
+        return None
+    return line | Line(output=item.output)
+
+
 def _is_free(line: Line, item: Item, names: set[str], presence: Presence) -> bool:
-    """Return True if nothing but this item needs the files of a line: its video is gone, or is the item's own."""
-    if "member" in line:
-        return False
+    """Return True if nothing but this item needs the latents of a line: its video is gone, or is the item's own."""
     if line["id"] in names:
         return line["id"] == item.id
     renamed = item.identity == line["source"] and not os.path.lexists(line["path"])
@@ -206,23 +213,36 @@ def _in_order(reuses: list[Reuse]) -> tuple[list[Reuse], list[Item]]:
 
     Two videos that have exchanged their names are such a circle.
     """
-    sources = [reuse.line["output"] if reuse.line["output"] != reuse.item.output else "" for reuse in reuses]
-    needed = Counter(sources)
-    waiting = {reuse.item.output: number for number, reuse in enumerate(reuses) if needed[reuse.item.output]}
-    ready = deque(number for number, reuse in enumerate(reuses) if not needed[reuse.item.output])
+    makes = [_used(reuse.item.id, Line(output=reuse.item.output)) for reuse in reuses]
+    takes = [_used(reuse.line["id"], reuse.line) - made for reuse, made in zip(reuses, makes, strict=True)]
+    needed = Counter(use for uses in takes for use in uses)
+    makers: dict[tuple[str, str], list[int]] = {}
+    for number, uses in enumerate(makes):
+        for use in uses:
+            makers.setdefault(use, []).append(number)
+    waiting = dict.fromkeys(range(len(reuses)))
+    ready = deque(number for number in waiting if not any(needed[use] for use in makes[number]))
     ordered, circular = list[Reuse](), list[Item]()
-    while ready or waiting:
+    while waiting:
         if ready:
             number = ready.popleft()
+            if number not in waiting:
+                continue
             ordered.append(reuses[number])
         else:
-            _, number = waiting.popitem()
+            number = next(iter(waiting))
             circular.append(reuses[number].item)
-        source = sources[number]
-        needed[source] -= 1
-        if not needed[source] and source in waiting:
-            ready.append(waiting.pop(source))
+        del waiting[number]
+        for use in takes[number]:
+            needed[use] -= 1
+            free = makers.get(use, []) if not needed[use] else []
+            ready.extend(other for other in free if not any(needed[one] for one in makes[other]))
     return ordered, circular
+
+
+def _used(id: str, line: Line) -> set[tuple[str, str]]:
+    """Return the line and the file that a finished item has, or gets: neither may be replaced while others need it."""
+    return {("id", id), ("file", line["output"])} if "member" not in line else {("id", id)}
 
 
 def take_over(

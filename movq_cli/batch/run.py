@@ -196,8 +196,14 @@ class _Run:
         left, lacking = list[Item](), list[tuple[Item, tuple[str, ...]]]()
         for reuse in reuses:
             id = reuse.line["id"]
-            line = moved.get(id) or lines[id]  # it may have been packed since
-            new = self._reuse(reuse.item, line, reuse.is_move and "member" not in line)
+            line = moved.get(id) or lines[id]
+            line = (
+                line
+                if "member" in line
+                else line | Line(output=moved[id]["output"] if id in moved else reuse.line["output"])
+            )
+            same = line["source_sha256"] == reuse.line["source_sha256"]
+            new = self._reuse(reuse.item, line, reuse.is_move and "member" not in line) if same else None
             if new is None:
                 left.append(reuse.item)
                 continue
@@ -306,7 +312,7 @@ class _Run:
 
     def _end(self, item: Item, outcome: Line) -> None:
         line = self._settings.line(item) | outcome
-        if item.identity is not None and line.get("source") != item.identity:
+        if item.facts is not None and line.get("source") != item.identity:
             line.pop("seen", None)  # so that it is probed again
             line["warnings"] = [
                 *line.get("warnings", []),

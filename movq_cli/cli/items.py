@@ -30,8 +30,8 @@ def by_cause(counts: Mapping[str, int]) -> str:
 
 
 def taken_over(moved: int, copied: int) -> str:
-    """Return how many items got latents that were there: `1 moved with its video, 2 copied from equal videos`."""
-    words = [f"{moved:,} moved with {'its video' if moved == 1 else 'their videos'}"] if moved else []
+    """Return how many items got latents that were there: `1 renamed, 2 copied from equal videos`."""
+    words = [f"{moved:,} renamed"] if moved else []
     words += [f"{copied:,} copied from {'an equal video' if copied == 1 else 'equal videos'}"] if copied else []
     return ", ".join(words)
 

@@ -666,8 +666,8 @@ PROMISES = {
             Break(
                 "outputs are removed that no line names",
                 "batch/prune.py",
-                "gone = set(removable(manifest.lines.values(), find_orphans(manifest, folder))) & set(orphans)",
-                "gone = set(find_orphans(manifest, folder)) & set(orphans)",
+                "gone = set(removable(manifest.lines.values(), present)) & set(orphans)",
+                "gone = set(present) & set(orphans)",
                 "test_prune.py::test_latents_that_were_never_of_the_batch_are_listed_and_stay",
             ),
             Break(
@@ -680,9 +680,9 @@ PROMISES = {
             Break(
                 "latents are replaced before another video took them over",
                 "batch/reuse.py",
-                "    needed = Counter(sources)\n",
-                "    needed = Counter[str]()\n",
-                "test_reuse.py::test_videos_that_exchange_their_names",
+                "    needed = Counter(use for uses in takes for use in uses)\n",
+                "    needed = Counter[tuple[str, str]]()\n",
+                "test_reuse.py::test_videos_that_are_numbered_anew_in_tars",
             ),
             Break(
                 "a file of others is moved as a first frame",
