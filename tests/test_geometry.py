@@ -104,6 +104,7 @@ def test_latents_are_those_of_the_video_cropped_beforehand(encoded):
     assert pictures[0] == pictures[1]
 
 
+@pytest.mark.slow
 def test_decoding_gives_the_cropped_picture_and_scores_are_against_it(encoded):
     for name in ("whole", "before"):
         decode_video(encoded / name, encoded / f"{name}.npy", threads=1)

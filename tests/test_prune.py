@@ -28,7 +28,7 @@ def again(*arguments):
     return run(["batch-encode", "in", "-o", "out", "--workers", "0", *arguments])
 
 
-@pytest.mark.parametrize("layout", ["files", "tar"])
+@pytest.mark.parametrize("layout", [pytest.param("files", marks=pytest.mark.slow), "tar"])
 def test_what_is_left_over_is_removed_with_its_line(batch, capsys, layout):
     encode_batch(["in"], "out", workers=0, layout=layout, first_frame=("png", "latent"))
     (batch / "in" / "a.mp4").unlink()

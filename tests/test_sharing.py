@@ -90,7 +90,8 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=[] if k == "h264.mp4" else pytest.mark.slow) for k in KINDS])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_spans_that_share_a_process_equal_those_of_separate_ones(tmp_path, kind):
     path = clips.write(tmp_path / kind, clips.pictures(90, 64, 64), **KINDS[kind])
     (found,) = survey([(str(path), Selection())])
@@ -157,6 +158,7 @@ def test_a_crash_costs_the_span_that_is_decoded_and_no_other(film):
     assert decoders() == []
 
 
+@pytest.mark.slow
 def test_a_film_is_read_once_for_each_purpose(tmp_path, film):
     """Once for its digest, once for the times of its frames, and once to decode it."""
     small = clips.write(tmp_path / "small.mp4", clips.pictures(FRAMES))
