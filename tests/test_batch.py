@@ -87,7 +87,7 @@ def test_a_second_run_does_nothing_and_says_so(done, movq):
 def test_a_batch_without_workers_makes_the_same_bytes(done, tmp_path):
     folder, _, reasons = done
     result = encode_batch([folder / "in"], tmp_path / "out", workers=0)
-    assert (result.workers, len(result.made)) == (0, 24 + len(reasons))
+    assert (result.workers, len(result.made) + len(result.copied)) == (0, 24 + len(reasons))
     assert tree(tmp_path / "out") == tree(folder / "out")
 
 
@@ -122,14 +122,16 @@ def test_info_sums_it_up(done, movq):
 def test_dry_run_counts_and_does_nothing(done, movq, tmp_path):
     folder, _, reasons = done
     result = movq("batch-encode", folder / "in", "-o", "new", "--dry-run")
-    assert result.returncode == 0
+    assert result.returncode == 1
     assert os.listdir(tmp_path) == []
     lines = [line for line in manifest(folder / "out").values() if line["status"] == "done"]
-    assert f"24, of {sum(line['frames'] for line in lines):,} frames" in result.stdout
+    encoded = {(line["source_sha256"], os.path.splitext(line["path"])[1].lower()): line for line in lines}.values()
+    assert f"{len(encoded)}, of {sum(line['frames'] for line in encoded):,} frames" in result.stdout
+    assert f"{24 - len(encoded)} copied from equal videos" in result.stdout
     assert f"would fail   {len(reasons)}" in result.stdout
     for line in lines:
         name = line["output"].replace("\n", "\\n")
-        assert f"{name}: {line['frames']} frame" in result.stdout
+        assert f"{name}: {line['frames']} frame" in result.stdout or f"{name}: copied from " in result.stdout
     again = movq("batch-encode", folder / "in", "-o", folder / "out", "--dry-run")
     assert f"failed before  {len(reasons)}" in again.stdout
 

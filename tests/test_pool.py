@@ -146,8 +146,8 @@ def test_a_worker_that_leaks_is_replaced(start, tmp_path):
         "if 'movq_cli.batch.worker' in sys.orig_argv: threading.Thread(target=leak, daemon=True).start()\n"
     )
     names = [f"{i}.mp4" for i in range(8)]
-    for name in names:
-        clips.write(tmp_path / name, clips.pictures(30, 160, 128))
+    for number, name in enumerate(names):
+        clips.write(tmp_path / name, clips.pictures(30 + number, 160, 128)[number:])
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     process = start(tmp_path, *names, "-o", "out", "--workers", 1, "--memory-budget", "1.5GB", env=environment)
     seen = set()
@@ -260,8 +260,8 @@ def test_two_batches_on_one_folder_the_second_is_refused(start, folder, tmp_path
 @pytest.mark.slow
 def test_a_full_disk_stops_the_batch_and_loses_nothing(tmp_path):
     """The disk, mounted for the command alone, has 700 kB: one clip of 330 kB fits, and needs that space twice."""
-    for name in "013456789":
-        clips.write(tmp_path / f"{name}.mp4", clips.pictures(17, 256, 256))
+    for number in (0, 1, 3, 4, 5, 6, 7, 8, 9):
+        clips.write(tmp_path / f"{number}.mp4", clips.pictures(17 + number, 256, 256)[number:])
     clips.write(tmp_path / "2 small.mp4", clips.pictures(5))
     (tmp_path / "out").mkdir()
     command = (
@@ -418,7 +418,8 @@ def ended(process, folder):
     wait_for(lambda: not group(process.pid), 5)
     lines = manifest(folder / "out")
     assert {line["status"] for line in lines.values()} == {"done"}, talk
-    assert set(os.listdir(folder / "out")) == {"README.md", "manifest.jsonl", "a.mp4.safetensors", "b.mp4.safetensors"}
+    written = {"README.md", "manifest.jsonl", "run.json", "a.mp4.safetensors", "b.mp4.safetensors"}
+    assert set(os.listdir(folder / "out")) == written
     return lines
 
 
@@ -480,8 +481,8 @@ def test_a_bug_costs_its_own_item_wherever_it_is(start, tmp_path):
         "    broken(Encoding, 'compute', 'c.mp4', lambda self, arguments: self.source)\n"
         "    broken(Encoding, 'finish', 'd.mp4', lambda self, arguments: self.source)\n"
     )
-    for name in "abcde":
-        clips.write(tmp_path / f"{name}.mp4", clips.pictures(10))
+    for number, name in enumerate("abcde"):
+        clips.write(tmp_path / f"{name}.mp4", clips.pictures(10 + number)[number:])
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     names = [f"{name}.mp4" for name in "abcde"]
     process = start(tmp_path, *names, "-o", "out", "--workers", 1, env=environment)
@@ -499,4 +500,5 @@ def test_a_bug_costs_its_own_item_wherever_it_is(start, tmp_path):
         "e.mp4.safetensors",
         "README.md",
         "manifest.jsonl",
+        "run.json",
     }

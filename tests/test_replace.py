@@ -88,7 +88,7 @@ def test_other_weights_are_named(batch, make_weights, layout, capsys):
         assert run([*command, *more]) == 1
         assert (
             f"movq: {batch.folder / 'out'}: 3 finished outputs here were made with small, --frames 5; this command says "
-            f"{EMBEDDED}, all frames. Use --replace to make them again, or another folder\n"
+            f"{EMBEDDED}, all frames. Use --replace to make them again, another folder, or --again to go on as before\n"
         ) in capsys.readouterr().err
     assert files(batch.folder) == there
     assert run([*command, "--replace", "--dry-run"]) == 0

@@ -91,8 +91,7 @@ def test_merged_shards_are_one_batch(zygote, folder):
     talk = [shard.communicate(timeout=120)[1] for shard in shards]
     assert sorted(shard.returncode for shard in shards) == [0, 1], talk  # one has the bad video
     assert {path.name for path in (folder / "two").iterdir() if path.suffix != ".safetensors"} == {
-        "manifest.0-of-2.jsonl",
-        "manifest.1-of-2.jsonl",
+        *("manifest.0-of-2.jsonl", "manifest.1-of-2.jsonl", "run.0-of-2.json", "run.1-of-2.json")
     }
     with pytest.raises(MovqError, match="merge"):
         batch(folder, "two", shard="0/3")

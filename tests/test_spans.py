@@ -331,14 +331,14 @@ def test_spans_are_resumed_by_content_and_captions_edited_without_encoding(folde
     assert after == before
     clips.write(tmp_path / "in" / "tall.mp4", clips.pictures(26, 64, 96))
     assert made(again(tmp_path)) == {"tall.mp4_0-17", "tall.mp4_8-17"}
-    result = again(tmp_path, pick="slide:16")
+    result = again(tmp_path, pick="slide:16", replace=True)
     assert made(result) == set()
     assert result.orphans == ["tall.mp4_8-17.safetensors", "wide.mp4_8-17.safetensors"]  # spans no longer wanted
     assert {name for name, line in manifest(tmp_path / "out").items() if line.get("orphan")} == {
         "tall.mp4_8-17",
         "wide.mp4_8-17",
     }
-    assert made(again(tmp_path, picture=Picture(upscale=True))) >= {"small.mp4_0-17"}
+    assert made(again(tmp_path, picture=Picture(upscale=True), replace=True)) >= {"small.mp4_0-17"}
 
 
 def test_short_videos_are_said_or_padded(tmp_path, movq):
@@ -412,7 +412,7 @@ def test_orphans_stay_orphans_when_other_sources_are_added(tmp_path):
     clips.write(tmp_path / "b.mp4", clips.pictures(9))
     options = {"selection": Selection(frames=5), "workers": 0}
     encode_batch([tmp_path / "in"], tmp_path / "out", pick="slide:4", **options)
-    encode_batch([tmp_path / "in"], tmp_path / "out", pick="slide:3", **options)
+    encode_batch([tmp_path / "in"], tmp_path / "out", pick="slide:3", replace=True, **options)
     encode_batch([tmp_path / "b.mp4"], tmp_path / "out", pick="slide:3", **options)
     orphans = {name for name, line in manifest(tmp_path / "out").items() if line.get("orphan")}
     assert orphans == {"a.mp4_4-5", "a.mp4_8-5"}

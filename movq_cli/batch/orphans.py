@@ -77,7 +77,9 @@ def mark_orphans(manifest: Manifest, items: Sequence[Item], folder: str, presenc
     cut = {(item.video, text_of(item.source_path)) for item in items if item.refusal is None}
     refused = {item.id for item in items if item.refusal is not None}  # not cut, as it cannot be looked at
     whole = {text_of(item.source_path) for item in items if item.start is None and item.duration is None}
-    made = {_made_of(line) for id, line in manifest.lines.items() if id in named and line["status"] == "done"}
+    living = [line for line in manifest.lines.values() if line["status"] == "done" and not line.get("orphan")]
+    made = {_made_of(line) for line in living if line["id"] in named}
+    replaced = {key for line in living for key in (_made_of(line), (video_of(line), line["path"]))}
     for name in set(manifest.lines) - named:
         line = manifest.lines[name]
         has_output = line["status"] == "done" and os.path.exists(os.path.join(folder, line["output"]))
@@ -85,9 +87,9 @@ def mark_orphans(manifest: Manifest, items: Sequence[Item], folder: str, presenc
         renamed = _made_of(line) in made if has_output else _is_whole(line) and line["path"] in whole
         if has_output and (gone or renamed):
             line["orphan"] = True
-        elif has_output:
-            line.pop("orphan", None)
-        elif gone or renamed:
+        elif has_output and replaced.isdisjoint((_made_of(line), (video_of(line), line["path"]))):
+            line.pop("orphan", None)  # its video has come back
+        elif not has_output and (gone or renamed):
             del manifest.lines[name]
 
 
