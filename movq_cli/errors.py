@@ -162,6 +162,9 @@ class MovqDiskError(MovqOutputError):
 CHOSEN = (MovqTooShortError, MovqTooSmallError)
 """The errors of videos that the options leave out: in a batch they are skipped, and did not fail."""
 
+LASTING_CAUSES = (MovqError.cause, *(kind.cause for kind in CHOSEN))
+"""The causes that the same input and options meet every time."""
+
 PASSING = (MovqCrashError, MovqHangError, MovqMemoryError, MovqOutputError, MovqDiskError)
 """The errors that may not happen another time, with the same input and options."""
 

@@ -55,7 +55,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 class SamplerState(TypedDict):
-    """Where a BucketBatchSampler is: `batches` of `epoch` were taken. `order` is what the order of batches depends on."""
+    """The place of a BucketBatchSampler: `batches` of `epoch` were taken. `order` is what their order depends on."""
 
     epoch: int
     batches: int

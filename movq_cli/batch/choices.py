@@ -18,6 +18,11 @@ ALLOWING = ("allow_partial", "max_pixels")
 MADE_BY = ("weights_digest", "semantics", "precision")
 
 
+def made_alike(line: Line, other: Line) -> bool:
+    """Return whether two lines name the same weights, semantics and precision."""
+    return all(line.get(name) == other.get(name) for name in MADE_BY)
+
+
 def options_of(line: Line, without: Line | None = None) -> dict[str, Any]:
     """Return the options of a line that matter to its latents.
 

@@ -20,13 +20,13 @@ from functools import cached_property
 from threading import Lock
 from typing import Literal, NamedTuple
 
-from ..errors import CHOSEN, MovqError, MovqWarning, option, printable
+from ..errors import LASTING_CAUSES, MovqError, MovqWarning, option, printable
 from ..files import FileIdentity, require_file, sha256_file, text_of
 from ..latents import open_latents
 from ..metadata import FORMAT_VERSIONS
 from ..shared import KnownSource
 from ..threads import in_threads
-from .choices import MADE_BY, choices_of, describe_difference, options_of
+from .choices import choices_of, describe_difference, made_alike, options_of
 from .item import Item
 from .manifest import Line, Manifest
 from .settings import Settings
@@ -184,7 +184,7 @@ def _made_differently(case: _Case) -> str:
 
     What differs must matter to the item: another bucket may be offered that it does not fit.
     """
-    same = all(case.line.get(name) == case.wanted.get(name) for name in MADE_BY)
+    same = made_alike(case.line, case.wanted)
     if same and case.item.refusal is None and options_of(case.line) == options_of(case.wanted, case.line):
         return ""
     made = choices_of(case.line, case.item)
@@ -219,8 +219,7 @@ FINISHED = (
 
 
 def _tried_differently(case: _Case) -> str:
-    same = all(case.line.get(name) == case.wanted.get(name) for name in MADE_BY)
-    if same and case.line.get("options", {}) == case.wanted["options"]:
+    if made_alike(case.line, case.wanted) and case.line.get("options", {}) == case.wanted["options"]:
         return ""
     return "it was tried with other weights or options"
 
@@ -232,8 +231,7 @@ def _retry_asked_for(case: _Case) -> str:
 
 
 def _may_go_better(case: _Case) -> str:
-    lasting = (MovqError.cause, *(kind.cause for kind in CHOSEN))
-    return "" if case.line.get("cause", MovqError.cause) in lasting else "what failed may go better now"
+    return "" if case.line.get("cause", MovqError.cause) in LASTING_CAUSES else "what failed may go better now"
 
 
 def _refused_otherwise(case: _Case) -> str:

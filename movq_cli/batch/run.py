@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..budget import least_memory
-from ..errors import CHOSEN, MovqDiskError, MovqError
+from ..errors import LASTING_CAUSES, MovqDiskError, MovqError
 from ..options import FIRST_FRAMES, TAR_BYTES, BatchOptions, EncodeOptions
 from ..shared import KnownSource
 from .card import write_card
@@ -40,12 +40,11 @@ class BatchResult:
     """The result of a batch. `lines` are those of its items, `made` those that this run wrote.
 
     `orphans` are outputs that no item has any more, relative to the folder, and `removable` those that `prune_batch`
-    removes, as a line of the manifest names them. `unnamed` counts the finished items that
-    this batch did not name. `stopped` is why the batch ended early,
-    with `left` items not tried. `described` is how many items that were kept have another caption or other columns now,
-    `added` how many of them got first frames. Those that could not get theirs are failed in `lines`, and stay done in the
-    manifest. `moved` are lines of renamed videos, and `copied` those of videos equal to others: nothing was encoded for
-    them. `tars` is how many tars were written.
+    removes, as a line of the manifest names them. `unnamed` counts the finished items that this batch did not name.
+    `stopped` is why the batch ended early, with `left` items not tried. `described` is how many items that were kept
+    have another caption or other columns now, `added` how many of them got first frames. Those that could not get
+    theirs are failed in `lines`, and stay done in the manifest. `moved` are lines of renamed videos, and `copied` those
+    of videos equal to others: nothing was encoded for them. `tars` is how many tars were written.
     """
 
     lines: list[Line]
@@ -197,11 +196,8 @@ class _Run:
         for reuse in reuses:
             id = reuse.line["id"]
             line = moved.get(id) or lines[id]
-            line = (
-                line
-                if "member" in line
-                else line | Line(output=moved[id]["output"] if id in moved else reuse.line["output"])
-            )
+            if id not in moved and "member" not in line:
+                line = line | Line(output=reuse.line["output"])
             same = line["source_sha256"] == reuse.line["source_sha256"]
             new = self._reuse(reuse.item, line, reuse.is_move and "member" not in line) if same else None
             if new is None:
@@ -337,7 +333,7 @@ class _Run:
             if new is not None:
                 self._end_reused(new)
                 return
-        lasting = line.get("cause") in (MovqError.cause, *(kind.cause for kind in CHOSEN))
+        lasting = line.get("cause") in LASTING_CAUSES
         if line["status"] != "done" and lasting and line.get("source") == twins.identity:
             refused = Line(source=twin.identity, status=line["status"], reason=line["reason"], cause=line["cause"])
             self._end(twin, refused)
